@@ -1,0 +1,27 @@
+# From meshes to triplets: `snakemake --cores all triplets`. Settings: config.yaml, overlays in configs/.
+from snakemake.utils import min_version
+
+min_version("9.9")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/catalog.smk"
+include: "workflow/rules/meshes.smk"
+include: "workflow/rules/splats.smk"
+include: "workflow/rules/triplets.smk"
+
+
+localrules:
+    triplets,
+
+
+# Packed triplets of every object, their index and dataset card.
+rule triplets:
+    default_target: True
+    input:
+        out("catalog/objects.parquet"),
+        out("triplets/index.parquet"),
+        out("triplets/README.md"),

@@ -1,0 +1,5 @@
+import sys
+
+from clipgs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Which objects there are: append-only, in frozen shards."""

@@ -1,0 +1,36 @@
+"""Tables of the catalog: what is frozen with an object, and what may be mended later."""
+
+from typing import Any
+
+FROZEN_COLUMNS = ("uid", "source", "locator", "sha256", "group", "split", "note")
+LABEL_COLUMNS = ("uid", "category", "text", "license", "credit", "page")
+SPLITS = ("train", "validation", "test")
+
+
+def _strings(columns: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+
+    return pa.schema([(column, pa.string()) for column in columns])
+
+
+def frozen_schema() -> Any:
+    """Rows of `catalog/shards/S.parquet`. `note` is why an object can never be used, else null."""
+    return _strings(FROZEN_COLUMNS)
+
+
+def labels_schema() -> Any:
+    """Rows of `catalog/labels/S.parquet`: what may be mended without making anything of the object again."""
+    return _strings(LABEL_COLUMNS)
+
+
+def objects_schema() -> Any:
+    """Rows of `catalog/objects.parquet`: all frozen rows with their shard."""
+    return _strings(("shard", *FROZEN_COLUMNS))
+
+
+def stage_schema(extra: dict[str, Any] | None = None) -> Any:
+    """Rows that every stage writes: uid, status (`ok` or `failed`), error, then the stage's own columns."""
+    import pyarrow as pa
+
+    columns = [("uid", pa.string()), ("status", pa.string()), ("error", pa.string())]
+    return pa.schema(columns + list((extra or {}).items()))

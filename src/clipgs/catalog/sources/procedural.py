@@ -1,0 +1,76 @@
+"""The built-in source: any number of parametric objects, each with a caption that is true of it, as GLB files.
+
+An object is a function of its category, its number and a seed: nothing is downloaded or kept.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clipgs.catalog.sources.shapes import furniture, things
+from clipgs.catalog.sources.shapes.design import Design, Dice
+from clipgs.catalog.sources.shapes.glb import write_glb
+
+DESIGNS: dict[str, Callable[[Dice], Design]] = {
+    "chair": furniture.chair,
+    "lamp": furniture.lamp,
+    "table": furniture.table,
+    "bookshelf": furniture.bookshelf,
+    "sofa": furniture.sofa,
+    "bed": furniture.bed,
+    "mug": things.mug,
+    "bottle": things.bottle,
+    "teapot": things.teapot,
+    "umbrella": things.umbrella,
+    "guitar": things.guitar,
+    "cake": things.cake,
+    "robot": things.robot,
+}
+CATEGORIES: tuple[str, ...] = tuple(DESIGNS)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the catalog keeps of an object; `group` is the uid, since no two objects are one shape."""
+
+    uid: str
+    category: str
+    text: str
+    group: str
+    license: str = "CC0-1.0"
+    credit: str = "clipgs procedural"
+
+
+def locator(index: int, seed: int) -> str:
+    """Names the object at a place of the endless sequence of a seed: "chair/17/0" is category/number/seed.
+
+    The categories take turns, so that any n objects in a row hold each as often as another, to one.
+    """
+    if index < 0 or seed < 0:
+        raise ValueError(f"index and seed are 0 or more, not {index} and {seed}")
+    return f"{CATEGORIES[index % len(CATEGORIES)]}/{index // len(CATEGORIES)}/{seed}"
+
+
+def describe(locator: str) -> Description:
+    """The object's row, without building it. Raises ValueError for what `locator` does not give."""
+    category, number, seed = parse(locator)
+    uid = f"{category}-{seed}-{number:05d}"
+    return Description(uid=uid, category=category, text=design(locator).caption, group=uid)
+
+
+def build(locator: str) -> bytes:
+    """The object's GLB: Y up, front toward +Z, metres; the same bytes in any process. Raises as `describe`."""
+    return write_glb(describe(locator).uid, design(locator).pieces())
+
+
+def design(locator: str) -> Design:
+    category, _, _ = parse(locator)
+    return DESIGNS[category](Dice(locator))
+
+
+def parse(locator: str) -> tuple[str, int, int]:
+    """Category, number and seed."""
+    match = re.fullmatch(r"([a-z]+)/(0|[1-9]\d{0,17})/(0|[1-9]\d{0,19})", locator)
+    if match is None or match[1] not in DESIGNS:
+        raise ValueError(f"{locator!r} is not category/number/seed with a category of {', '.join(CATEGORIES)}")
+    return match[1], int(match[2]), int(match[3])

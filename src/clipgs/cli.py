@@ -1,0 +1,153 @@
+"""One command a stage: parse, call, exit code."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from clipgs import __version__
+from clipgs import config as configuration
+from clipgs.storage import ClipgsError, UsageError
+
+log = logging.getLogger("clipgs")
+
+# Stage to the module with its function; each takes (config, shard, threads).
+_SHARD_STAGES = {
+    "label": ("clipgs.catalog.shards", "write the labels (category, text, licence, credit) of a shard's objects"),
+    "fetch": ("clipgs.meshes.stages", "make every object's mesh file lie on disk"),
+    "sample": ("clipgs.meshes.stages", "sample coloured surface points"),
+    "view": ("clipgs.meshes.stages", "render posed pictures of the meshes"),
+    "fit": ("clipgs.splats.stages", "fit one Gaussian splat an object"),
+    "render": ("clipgs.splats.stages", "render the splats from the canonical cameras"),
+    "caption": ("clipgs.triplets.stages", "give every object its caption"),
+    "pack": ("clipgs.triplets.stages", "pack splat, pictures and caption into WebDataset tars"),
+}
+# Stages over many shards: (config), and for `freeze` the names of the shards.
+_MERGE_STAGES = {
+    "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),    "objects": ("clipgs.catalog.shards", "write one table of all objects"),
+    "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clipgs",
+        description="From 3D meshes to triplets of a Gaussian splat, 36 pictures and a caption. "
+        "Each stage of the workflow is a command; `snakemake triplets` runs them all.",
+        epilog="example: snakemake --cores all triplets",
+    )
+    parser.add_argument("--version", action="version", version=f"clipgs {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: clipgs {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    for name, (_, text) in _SHARD_STAGES.items():
+        command = add(name, text, f"{name} 00000 --config config.yaml --threads 8")
+        command.add_argument("shard", help="name of the shard, such as 00000")
+        command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="most processes to use")
+        _add_config(command)
+    for name, (_, text) in _MERGE_STAGES.items():
+        command = add(name, text, f"{name} {'00000 ' * (name == 'freeze')}--config config.yaml")
+        _add_config(command)
+        if name == "freeze":
+            command.add_argument("shards", nargs="+", metavar="shard", help="names or files of the new shards")
+    command = add("summary", "print what was made: objects, failures, quality, places", "summary")
+    _add_config(command)
+    command = add("config", "print the whole configuration with units and meanings", "config > config.yaml")
+    command.add_argument("--schema", action="store_true", help="as JSON schema, for editors")
+    command = add("doctor", "check what this machine has, with a remedy for what it lacks", "doctor")
+    _add_config(command)
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="YAML over the defaults, later ones win (default: config.yaml, where there is one)",
+    )
+    command.add_argument("--settings", action="append", metavar="JSON", help="settings as the workflow gives them")
+    command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _config(options: argparse.Namespace) -> configuration.Config:
+    runtime = os.environ.get("CLIPGS_RUNTIME")  # set by the workflow, together with --settings
+    if options.settings or (runtime and not options.config):
+        return configuration.from_settings(*(options.settings or ()), runtime or "{}")
+    files = options.config or [file for file in ("config.yaml",) if Path(file).exists()]
+    return configuration.read(*files)
+
+
+def _run(options: argparse.Namespace) -> int:
+    name = options.command
+    if name == "config":
+        text = configuration.schema() if options.schema else configuration.to_yaml()
+        sys.stdout.write(text)
+        return 0
+    config = _config(options)
+    if name in _SHARD_STAGES:
+        function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name)
+        function(config, options.shard, options.threads)
+        return 0
+    if name in _MERGE_STAGES:
+        shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []
+        getattr(import_module(_MERGE_STAGES[name][0]), name)(config, *shards)
+        return 0
+    if name == "summary":
+        sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))
+        return 0
+    doctor = import_module("clipgs.doctor")
+    checks = doctor.doctor(config.output_path)
+    sys.stdout.write(doctor.format(checks) + "\n")
+    return 1 if any(check.status == "missing" for check in checks) else 0
+
+
+def _log_to(file: Path | None) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, mode="w"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers)
+    log.setLevel(logging.INFO)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `clipgs` command. Exit code 0; 1 for a failed run; 2 for wrong usage or configuration."""
+    options = _parser().parse_args(arguments)
+    try:
+        _log_to(getattr(options, "log", None))
+        return _run(options)
+    except UsageError as error:
+        log.error("clipgs %s: %s", options.command, error)
+        return 2
+    except ClipgsError as error:
+        log.error("clipgs %s: %s", options.command, error)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        log.error("clipgs %s: %s: %s; free some space or choose another `output`", options.command,
+                  error.filename or "the output", error.strerror)
+        return 1
+    except KeyboardInterrupt:
+        return 130

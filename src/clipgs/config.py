@@ -1,0 +1,379 @@
+"""Every setting, typed and checked: one frozen section a stage.
+
+`config.yaml` and the overlays in `configs/` are read here; a wrong key or value is one line that names the key, what is
+allowed and the nearest right name. A key marked `runtime` (device, workers, limits, places) cannot change a result, so
+it is in no stage's settings and changing it reruns nothing.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from clipgs.storage import ClipgsError, UsageError, canonical_json
+
+
+def _key(
+    default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any
+) -> Any:
+    """A setting: default, unit (or kind) and meaning; `assumed` where the paper leaves it open."""
+    extra = {"unit": unit, "assumed": assumed, "runtime": runtime}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def _section(model: type[BaseModel]) -> Any:
+    return Field(default_factory=model, description=(model.__doc__ or "").strip())
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Procedural(Section):
+    """Built-in objects, made from a seed."""
+
+    objects: int = _key(24, "objects", "how many; more can be added later", runtime=True, ge=1, le=10_000_000)
+
+
+class Folder(Section):
+    """A folder of mesh files: .glb .gltf .obj .ply .stl .off."""
+
+    path: str | None = _key(None, "path", "the folder, or a glob such as meshes/**/*.glb", runtime=True)
+    manifest: str | None = _key(
+        None,
+        "path",
+        "CSV with any of file, uid, category, text, license, credit, page, group, split",
+        runtime=True,
+    )
+    columns: dict[str, str] = _key(
+        {}, "names", "our name: the manifest's name, for instance text: caption", runtime=True
+    )
+    up_axis: Literal["y", "z"] = _key(
+        "y", "axis", "which axis of .obj .ply .stl .off files points up; glTF is always y"
+    )
+
+
+class Catalog(Section):
+    """Which objects there are. Frozen shards keep what they were frozen with."""
+
+    source: Literal["procedural", "folder"] = _key("procedural", "name", "where objects come from", runtime=True)
+    shard_objects: int = _key(1024, "objects", "objects in a new shard", runtime=True, ge=1, le=100_000)
+    validation_fraction: float = _key(
+        0.1, "fraction", "share of groups for choosing checkpoints", assumed=True, runtime=True, ge=0, lt=0.5
+    )
+    test_fraction: float = _key(
+        0.2, "fraction", "share of groups never trained on", assumed=True, runtime=True, ge=0, lt=0.5
+    )
+    procedural: Procedural = _section(Procedural)
+    folder: Folder = _section(Folder)
+
+
+class Meshes(Section):
+    """What is read from a mesh file, and what is refused."""
+
+    max_file_mb: int = _key(512, "MB", "larger files are failed rows", ge=1)
+    max_faces: int = _key(2_000_000, "triangles", "meshes with more are failed rows", ge=1)
+    max_texture_pixels: int = _key(
+        67_108_864, "pixels", "larger textures (8192 x 8192) are failed rows", ge=1
+    )
+    neutral_color: tuple[float, float, float] = _key(
+        (0.7, 0.7, 0.7), "sRGB in [0, 1]", "colour of a mesh that has none", assumed=True, strict=False
+    )
+
+
+class PointCloud(Section):
+    """Points on the surface, which a fit starts from."""
+
+    count: int = _key(20_000, "points", "points an object", assumed=True, ge=100, le=1_000_000)
+
+
+class Views(Section):
+    """Posed pictures of the mesh, which a fit learns from."""
+
+    pixels: int = _key(256, "pixels", "width and height of a picture", assumed=True, ge=16, le=2048)
+    count: int = _key(36, "views", "pictures to fit", ge=4, le=360)
+    held_out: int = _key(4, "views", "pictures between them, to measure quality", ge=1, le=100)
+    fov_degrees: float = _key(40.0, "degrees", "field of view", assumed=True, gt=5, lt=120)
+    distance: float = _key(
+        2.54, "longest sides", "camera to centre; nothing is cut off from 2.54 on", assumed=True, gt=1, lt=20
+    )
+
+
+class Fit(Section):
+    """One splat an object, by gradient descent on its views."""
+
+    gaussians: int = _key(10_000, "Gaussians", "a fixed number an object", ge=16, le=200_000)
+    steps: int = _key(5_000, "steps", "steps of Adam, one view each", ge=1, le=100_000)
+    ssim_weight: float = _key(0.2, "weight", "loss (1 - w) L1 + w (1 - SSIM)", assumed=True, ge=0, le=1)
+    alpha_weight: float = _key(0.2, "weight", "of the L1 between the alphas", assumed=True, ge=0)
+    random_ground: bool = _key(
+        True, "switch", "a random ground colour each step, against floaters", assumed=True
+    )
+    schedule: Literal["cosine", "constant"] = _key(
+        "cosine", "name", "of the learning rates; cosine ends at 5 %", assumed=True
+    )
+    lr_factor: float = _key(1.0, "factor", "on all learning rates", assumed=True, gt=0)
+    lr_means: float = _key(1.6e-4, "a step", "learning rate of the positions", assumed=True, gt=0)
+    lr_scales: float = _key(5e-3, "a step", "learning rate of the log-scales", assumed=True, gt=0)
+    lr_quats: float = _key(1e-3, "a step", "learning rate of the quaternions", assumed=True, gt=0)
+    lr_opacities: float = _key(5e-2, "a step", "learning rate of the opacity logits", assumed=True, gt=0)
+    lr_colors: float = _key(1e-2, "a step", "learning rate of the colour logits", assumed=True, gt=0)
+    disc_spacing: float = _key(0.8, "spacings", "first radius of a Gaussian", assumed=True, gt=0)
+    disc_thickness: float = _key(
+        0.1, "of the radius", "first thickness along the normal", assumed=True, gt=0, le=1
+    )
+    disc_opacity: float = _key(0.9, "alpha", "first opacity", assumed=True, gt=0, lt=1)
+    relocate_below: float = _key(
+        0.005, "alpha", "more transparent Gaussians are moved to where they help", assumed=True, ge=0, lt=1
+    )
+    prune_below: float = _key(
+        0.02, "alpha", "more transparent Gaussians are not written", assumed=True, ge=0, lt=1
+    )
+    min_psnr: float = _key(20.0, "dB", "held-out quality below this is a failed row", assumed=True, ge=0)
+
+
+class Render(Section):
+    """The 36 pictures of the splat."""
+
+    pixels: int = _key(256, "pixels", "width and height", assumed=True, ge=16, le=2048)
+    webp_quality: int = _key(90, "0 to 100", "of the WebP", assumed=True, ge=0, le=100)
+
+
+class Caption(Section):
+    """Where the text of a triplet comes from."""
+
+    captioner: str = _key("catalog", "name", "catalog: the source's own text")
+    max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
+
+
+class Pack(Section):
+    """The dataset: tars, index, card."""
+
+    title: str = _key("clipgs triplets", "text", "heading of the dataset card")
+    samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
+
+
+class Workers(Section):
+    """Processes and limits. Nothing here changes a result."""
+
+    threads: int = _key(
+        0, "processes", "most a job uses; 0: all cores of the run", runtime=True, ge=0, le=1024
+    )
+    load_timeout_seconds: int = _key(
+        300, "s", "for loading, sampling or rendering one mesh", runtime=True, ge=1
+    )
+    load_memory_mb: int = _key(1500, "MB", "one mesh may take", runtime=True, ge=400)
+    fit_timeout_seconds: int = _key(7200, "s", "for fitting one object on a CPU", runtime=True, ge=1)
+    fit_memory_mb: int = _key(1000, "MB", "one fit on a CPU may take", runtime=True, ge=500)
+    max_failed_fraction: float = _key(
+        0.9, "fraction", "a shard of 100 objects or more fails as a whole above it", runtime=True, gt=0, le=1
+    )
+
+
+class Config(Section):
+    """All settings."""
+
+    output: str = _key("results", "path", "everything that is made goes here", runtime=True, min_length=1)
+    cache: str | None = _key(
+        None, "path", "downloads and generated meshes; default: cache/ in the output", runtime=True
+    )
+    seed: int = _key(0, "seed", "of every random choice, together with stage and uid", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = _key("auto", "name", "auto: cuda where there is one", runtime=True)
+    catalog: Catalog = _section(Catalog)
+    meshes: Meshes = _section(Meshes)
+    points: PointCloud = _section(PointCloud)
+    views: Views = _section(Views)
+    fit: Fit = _section(Fit)
+    render: Render = _section(Render)
+    caption: Caption = _section(Caption)
+    pack: Pack = _section(Pack)
+    workers: Workers = _section(Workers)
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def cache_path(self) -> Path:
+        return Path(self.cache) if self.cache else self.output_path / "cache"
+
+
+# What each stage's result depends on: a version, raised when the code of the stage changes what it makes, and keys.
+# Objects, views and captions of earlier stages reach a stage through its input files.
+STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "label": (1, ()),
+    "fetch": (1, ("seed", "meshes.max_file_mb")),
+    "sample": (1, ("seed", "catalog.folder.up_axis", "meshes", "points")),
+    "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
+    "fit": (1, ("seed", "views", "fit")),
+    "render": (1, ("render", "views.count", "views.fov_degrees", "views.distance")),
+    "caption": (1, ("caption",)),
+    "pack": (1, ()),
+    "index": (1, ("pack",)),
+}
+
+
+def stage_settings(config: Config, stage: str, **more: str) -> str:
+    """The part of the configuration that a stage's result depends on, as canonical JSON with the stage's version.
+
+    It is the only param of the stage's rule, and `from_settings` reads it back.
+    """
+    version, keys = STAGES[stage]
+    picked: dict[str, Any] = {}
+    values = config.model_dump(mode="json")
+    for key in keys:
+        *parents, last = key.split(".")
+        target, source = picked, values
+        for parent in parents:
+            target, source = target.setdefault(parent, {}), source[parent]
+        target[last] = source[last]
+    return canonical_json({"stage": stage, "version": version, **more, **picked})
+
+
+def runtime_settings(config: Config) -> str:
+    """The keys that change no result, as canonical JSON: what a command needs besides its stage's settings."""
+
+    def pick(section: Section) -> dict[str, Any]:
+        picked = {}
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, Section):
+                picked[name] = pick(value)
+            elif field.json_schema_extra["runtime"]:  # type: ignore[index]
+                picked[name] = value
+        return {name: value for name, value in picked.items() if value != {} or name == "columns"}
+
+    return canonical_json(pick(config))
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings; later layers win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def check(values: dict[str, Any], where: str = "config") -> Config:
+    """Makes a `Config` of nested mappings.
+
+    Raises:
+        UsageError: one line with the key, what is allowed and the nearest right name.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
+
+
+def from_settings(*layers: str) -> Config:
+    """Reads what `stage_settings` and `runtime_settings` wrote."""
+    values = merge(*(json.loads(layer) for layer in layers))
+    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels")})
+
+
+def read(*paths: str | Path) -> Config:
+    """Reads YAML files over the defaults, later ones winning.
+
+    Raises:
+        UsageError: a file is missing, is not YAML, or has a wrong key or value.
+    """
+    layers = []
+    for path in paths:
+        try:
+            layer = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(layer, dict):
+            raise UsageError(f"{path} must hold keys and values, not a {type(layer).__name__}")
+        layers.append(layer)
+    return check(merge(*layers), where=" + ".join(str(path) for path in paths) or "config")
+
+
+def _field(path: tuple[str, ...]) -> FieldInfo | None:
+    model: Any = Config
+    field = None
+    for name in path:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
+            break
+        field = model.model_fields[name]
+        model = field.annotation
+    return field
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    names = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _explain(error: Any) -> str:
+    path = tuple(str(part) for part in error["loc"])
+    dotted = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = keys()
+        sections = {name.rsplit(".", i)[0] for name in known for i in range(name.count(".") + 1)}
+        near = difflib.get_close_matches(dotted, sorted(sections | set(known)), n=1, cutoff=0.3)
+        same = [name for name in known if name.rsplit(".", 1)[-1] == path[-1]]  # right key, wrong section
+        nearest = same[:1] or near
+        siblings = sorted({name[len(dotted) - len(path[-1]) :].split(".")[0] for name in known if name.startswith(dotted[: len(dotted) - len(path[-1])])})
+        return f"{dotted} is not a key" + (f"; did you mean {nearest[0]}?" if nearest else "") + f" (allowed here: {', '.join(siblings)})"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    field = _field(path)
+    extra = (field.json_schema_extra if field else None) or {}
+    text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message}"
+    if field is not None and field.description and extra:
+        text += f" ({extra['unit']}: {field.description})"
+    allowed = get_args(field.annotation) if field is not None else ()
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = difflib.get_close_matches(error["input"], [str(value) for value in allowed], n=1)
+        text += f"; did you mean {near[0]}?" if near else ""
+    return text
+
+
+def schema() -> str:
+    """The JSON schema of the configuration, for editors that check YAML against one."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def to_yaml(overrides: dict[str, Any] | None = None) -> str:
+    """The whole configuration as commented YAML: every key with its value, unit and meaning.
+
+    A value in `overrides` (nested) stands instead of the default, with the default in its comment.
+    """
+    lines = []
+
+    def write(model: type[BaseModel], depth: int, override: dict[str, Any]) -> None:
+        for name, field in model.model_fields.items():
+            indent = "  " * depth
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                lines.append(f"{indent}{name}:  # {field.description}" if depth else f"\n{name}:  # {field.description}")
+                write(field.annotation, depth + 1, override.get(name, {}))
+                continue
+            default = field.get_default(call_default_factory=True)
+            default = list(default) if isinstance(default, tuple) else default
+            extra: Any = field.json_schema_extra
+            comment = f"{extra['unit']}: {field.description}"
+            choices = [str(value) for value in get_args(field.annotation) if isinstance(value, str)]
+            comment += f" ({' | '.join(choices)})" if choices else ""
+            if name in override:
+                comment += f"; default {json.dumps(default)}"
+            comment += "  # assumed" if extra["assumed"] else ""
+            lines.append(f"{indent}{name}: {json.dumps(override.get(name, default))}  # {comment}")
+
+    write(Config, 0, overrides or {})
+    return "\n".join(lines).lstrip() + "\n"
+

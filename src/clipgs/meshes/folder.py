@@ -1,0 +1,108 @@
+"""The only way from an object's file to the files that it names: never out of its own folder, never to a network."""
+
+import io
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipgs.storage import ObjectError
+
+# What mesh formats name as textures. Pillow knows more, some of which start other programs or read other files.
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "GIF", "TIFF")
+
+# A frame shows an object in 2,048 pixels at most, so texels beyond this side cost memory and show nothing.
+_MAX_TEXTURE_SIDE = 2048
+
+
+class Folder:
+    """Opens the files that lie beside an object's file, or below it.
+
+    `get` is what trimesh expects of a resolver. trimesh's loaders go on without a texture that cannot be read, so the
+    first refusal is kept in `refusal` for the caller to raise.
+    """
+
+    def __init__(self, path: Path, max_texture_pixels: int) -> None:
+        self.root = path.parent.resolve()
+        self.max_texture_pixels = max_texture_pixels
+        self.refusal: ObjectError | None = None
+
+    def get(self, name: str) -> bytes:
+        """Bytes of the file `name`.
+
+        Raises:
+            ObjectError: `name` is a URL, is absolute, leaves the folder (links included), or is no file.
+        """
+        try:
+            return self._read(name)
+        except ObjectError as error:
+            self.refusal = self.refusal or error
+            raise
+
+    __getitem__ = get
+
+    def image(self, name: str) -> np.ndarray:
+        """The picture in the file `name`, as `decode_image` gives it."""
+        try:
+            return decode_image(self._read(name), name, self.max_texture_pixels)
+        except ObjectError as error:
+            self.refusal = self.refusal or error
+            raise
+
+    def _read(self, name: str) -> bytes:
+        shown = repr(name if len(name) <= 100 else name[:97] + "...")
+        relative = name.strip().replace("\\", "/")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative) or ".." in relative.split("/") or "\0" in relative:
+            raise ObjectError(f"it names {shown}, which is not a file in its own folder, so it was not opened")
+        path = self.root / relative
+        try:
+            if not path.resolve().is_relative_to(self.root):
+                raise ObjectError(f"it names {shown}, a link that leaves its own folder, so it was not opened")
+            if not path.is_file():
+                raise ObjectError(f"it names {shown}, which is missing from its folder")
+            return path.read_bytes()
+        except (OSError, RuntimeError) as error:  # a name that is too long, a ring of links, no permission
+            raise ObjectError(f"it names {shown}, which could not be read: {error}") from error
+
+
+def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """Decodes a texture, after its header has been checked.
+
+    Returns uint8 [H, W, 3] or, with transparency, [H, W, 4]; sides over 2,048 are reduced by a whole factor.
+
+    Raises:
+        ObjectError: no picture of a known format, damaged, or of more than `max_pixels` pixels.
+    """
+    shown = repr(name if len(name) <= 100 else name[:97] + "...")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the limit here is ours
+            with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ObjectError(
+                        f"its texture {shown} has {width} x {height} pixels, more than the limit of {max_pixels}"
+                    )
+                # An exact fraction lets the JPEG decoder skip what would be thrown away.
+                image.draft(None, (min(width, _MAX_TEXTURE_SIDE), min(height, _MAX_TEXTURE_SIDE)))
+                image.load()
+                return np.asarray(_reduced(_eight_bit(image)))
+    except Image.DecompressionBombError as error:
+        raise ObjectError(f"its texture {shown} has more pixels than the limit of {max_pixels}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        reason = "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
+        raise ObjectError(f"its texture {shown} {reason}") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    factor = -(-max(image.size) // _MAX_TEXTURE_SIDE)
+    return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image

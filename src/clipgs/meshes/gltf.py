@@ -1,0 +1,464 @@
+"""Reads glTF 2.0, .glb and .gltf, as the parts of a mesh.
+
+trimesh reads glTF too, but drops what gives many real files their colour or shape: normalised integers, sparse
+accessors, triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex colours. And
+every count here is held against the bytes that are there before memory is taken for it.
+
+Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes, skins), 3.9
+(materials).
+"""
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+
+from clipgs.meshes.folder import Folder, decode_image
+from clipgs.meshes.materials import Material, Part, Texture, Wrap
+from clipgs.storage import ObjectError
+
+_DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
+_TRIANGLES, _STRIP, _FAN = 4, 5, 6
+
+# Extensions that a file may require. Materials beyond base colour and emission change gloss, not colour; lights are ours.
+_SUPPORTED = {
+    "KHR_draco_mesh_compression",
+    "KHR_mesh_quantization",
+    "KHR_texture_transform",
+    "KHR_lights_punctual",
+    "KHR_animation_pointer",
+    "KHR_xmp_json_ld",
+    "EXT_texture_webp",
+}
+_SUPPORTED_PREFIX = "KHR_materials_"
+
+
+class _Layout(NamedTuple):
+    """Where a texture's coordinates come from: the set, and the affine map of KHR_texture_transform."""
+
+    uv_set: int
+    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+_IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+
+
+def read(path: Path, folder: Folder, max_faces: int) -> list[Part]:
+    """Parts of the default scene, in its world coordinates (float64), one for each primitive of each node.
+
+    A skinned mesh stands as its joints stand in the file.
+
+    Raises:
+        ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces` triangles.
+    """
+    try:
+        return list(_Document(path, folder, max_faces).parts())
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, RecursionError) as error:
+        raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
+
+
+class _Document:
+    def __init__(self, path: Path, folder: Folder, max_faces: int) -> None:
+        self.folder, self.max_faces = folder, max_faces
+        data = path.read_bytes()
+        text, self.binary = _chunks(data) if data[:4] == b"glTF" else (data, None)
+        try:
+            self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json)
+        except (ValueError, RecursionError) as error:
+            raise ObjectError(f"its glTF header is not valid JSON: {error}") from error
+        if not isinstance(self.header, dict) or not isinstance(self.header.get("asset"), dict):
+            raise ObjectError("it has no glTF header with an asset version")
+        version = str(self.header["asset"].get("version"))
+        if version.split(".")[0] != "2":
+            raise ObjectError(f"it is glTF {version[:20]}; only glTF 2.0 is read")
+        for name in self.header.get("extensionsRequired", []):
+            if name not in _SUPPORTED and not str(name).startswith(_SUPPORTED_PREFIX):
+                raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
+        self.buffers: dict[int, bytes] = {}
+        self.images: dict[int, np.ndarray] = {}
+        self.materials: dict[int, tuple[Material, _Layout | None, _Layout | None]] = {}
+        self.primitives: dict[tuple[int, int], Part | None] = {}
+        self.face_count = 0
+
+    # --- buffers -----------------------------------------------------------------------------------------------------
+
+    def item(self, kind: str, index: Any) -> dict[str, Any]:
+        """Element of one of the header's lists; Python's negative indices are not glTF's."""
+        items = self.header.get(kind, [])
+        if not isinstance(index, int) or not 0 <= index < len(items):
+            raise ObjectError(f"it refers to {kind}[{index}], of which there are {len(items)}")
+        return items[index]
+
+    def buffer(self, index: int) -> bytes:
+        if index not in self.buffers:
+            described = self.item("buffers", index)
+            if "uri" in described:
+                data = self.uri(described["uri"])
+            elif index == 0 and self.binary is not None:
+                data = self.binary
+            else:
+                raise ObjectError(f"its buffer {index} has no data")
+            if len(data) < described["byteLength"]:
+                raise ObjectError(f"its buffer {index} has {len(data)} bytes instead of {described['byteLength']}")
+            self.buffers[index] = data
+        return self.buffers[index]
+
+    def uri(self, uri: str) -> bytes:
+        if not uri.startswith("data:"):
+            return self.folder.get(unquote(uri))
+        kind, _, payload = uri.partition(",")
+        try:
+            return base64.b64decode(payload, validate=True) if kind.endswith(";base64") else unquote(payload).encode()
+        except binascii.Error as error:
+            raise ObjectError(f"one of its data URIs is damaged: {error}") from error
+
+    def view(self, index: int) -> bytes:
+        described = self.item("bufferViews", index)
+        if "EXT_meshopt_compression" in described.get("extensions", {}):
+            raise ObjectError("it needs the glTF extension EXT_meshopt_compression, which is not read")
+        data = self.buffer(described["buffer"])
+        start, length = described.get("byteOffset", 0), described["byteLength"]
+        if start < 0 or length < 0 or start + length > len(data):
+            raise ObjectError(f"its buffer view {index} lies outside its buffer of {len(data)} bytes")
+        return data[start : start + length]
+
+    # --- accessors ---------------------------------------------------------------------------------------------------
+
+    def accessor(self, index: int) -> np.ndarray:
+        """Values as [count, width]: integers as they are, or floats where the accessor is normalised."""
+        described = self.item("accessors", index)
+        dtype, width = np.dtype(_DTYPES[described["componentType"]]), _WIDTHS[described["type"]]
+        count = described["count"]
+        if not isinstance(count, int) or count < 0:
+            raise ObjectError(f"its accessor {index} has {count} elements")
+        if "bufferView" in described:
+            stride = self.item("bufferViews", described["bufferView"]).get("byteStride", 0)
+            values = self.elements(described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width)
+        else:
+            # All zeros, declared without a byte of data: only the face limit says what is too much.
+            if count > 3 * self.max_faces:
+                raise ObjectError(f"its accessor {index} claims {count} elements without data")
+            values = np.zeros((count, width), dtype)
+        if "sparse" in described:
+            sparse = described["sparse"]
+            where, what = sparse["indices"], sparse["values"]
+            index_type = np.dtype(_DTYPES[where["componentType"]])
+            rows = self.elements(where["bufferView"], where.get("byteOffset", 0), 0, sparse["count"], index_type, 1)
+            new = self.elements(what["bufferView"], what.get("byteOffset", 0), 0, sparse["count"], dtype, width)
+            values = values.copy()
+            values[rows[:, 0]] = new
+        if described.get("normalized") and dtype.kind in "iu":
+            values = np.maximum(values / np.iinfo(dtype).max, -1.0)
+        return values
+
+    def elements(self, view: int, offset: int, stride: int, count: int, dtype: np.dtype, width: int) -> np.ndarray:
+        data = self.view(view)
+        row_bytes = dtype.itemsize * width
+        stride = stride or row_bytes
+        needed = offset + (count - 1) * stride + row_bytes if count else 0
+        if offset < 0 or stride < row_bytes or needed > len(data):
+            raise ObjectError(f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}")
+        return np.ndarray((count, width), dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize))
+
+    # --- materials ---------------------------------------------------------------------------------------------------
+
+    def texture(self, described: dict[str, Any]) -> tuple[Texture, _Layout]:
+        texture = self.item("textures", described["index"])
+        webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
+        source = webp.get("source", texture.get("source"))
+        if source is None:
+            names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
+            raise ObjectError(f"a texture can only be read through the glTF extension {names}, which is not read")
+        if source not in self.images:
+            image = self.item("images", source)
+            data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
+            name = str(image.get("uri") or image.get("name") or f"images[{source}]")
+            name = f"images[{source}]" if name.startswith("data:") else name
+            if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
+                raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
+            self.images[source] = decode_image(data, name, self.folder.max_texture_pixels)
+        sampler = self.item("samplers", texture["sampler"]) if "sampler" in texture else {}
+        wraps = (_WRAPS[sampler.get("wrapS", 10497)], _WRAPS[sampler.get("wrapT", 10497)])
+        transform = described.get("extensions", {}).get("KHR_texture_transform", {})
+        uv_set = transform.get("texCoord", described.get("texCoord", 0))
+        return Texture(self.images[source], *wraps), _Layout(uv_set, _texture_transform(transform))
+
+    def material(self, index: int | None) -> tuple[Material, _Layout | None, _Layout | None]:
+        if index is None:
+            return Material(), None, None
+        if index not in self.materials:
+            described = self.item("materials", index)
+            glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
+            surface = glossy if glossy is not None else described.get("pbrMetallicRoughness", {})
+            factor, texture = ("baseColorFactor", "baseColorTexture") if glossy is None else ("diffuseFactor", "diffuseTexture")
+            base = self.texture(surface[texture]) if texture in surface else (None, None)
+            emissive_factor = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
+            glows = max(emissive_factor) > 0 and "emissiveTexture" in described
+            emissive = self.texture(described["emissiveTexture"]) if glows else (None, None)
+            mode = described.get("alphaMode", "OPAQUE")
+            if mode not in ("OPAQUE", "MASK", "BLEND"):
+                raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
+            material = Material(
+                base_color_factor=_floats(surface.get(factor, (1, 1, 1, 1)), 4),
+                base_color_texture=base[0],
+                emissive_factor=emissive_factor,
+                emissive_texture=emissive[0],
+                alpha_mode=mode,
+                alpha_cutoff=float(described.get("alphaCutoff", 0.5)),
+            )
+            self.materials[index] = material, base[1], emissive[1]
+        return self.materials[index]
+
+    # --- meshes ------------------------------------------------------------------------------------------------------
+
+    def attributes(self, primitive: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Attributes by name, and indices [I]."""
+        accessors = primitive["attributes"]
+        draco = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
+        decoded, indices = (None, None) if draco is None else self.draco(draco)
+        wanted = [name for name in accessors if name.startswith(("POSITION", "NORMAL", "TEXCOORD", "COLOR_0", "JOINTS", "WEIGHTS"))]
+        values = {}
+        for name in wanted:
+            if decoded is not None and name in decoded:
+                described = self.item("accessors", accessors[name])
+                array = decoded[name].reshape(len(decoded[name]), -1)
+                integer = array.dtype.kind in "iu" and described.get("normalized")
+                values[name] = np.maximum(array / np.iinfo(array.dtype).max, -1.0) if integer else array
+            else:
+                values[name] = self.accessor(accessors[name])
+        if indices is None and "indices" in primitive:
+            indices = self.accessor(primitive["indices"])[:, 0]
+        return values, indices
+
+    def draco(self, extension: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        import DracoPy
+
+        try:
+            mesh = DracoPy.decode(self.view(extension["bufferView"]))
+        except Exception as error:  # the decoder's own classes differ between its versions
+            if isinstance(error, ObjectError):
+                raise
+            raise ObjectError(f"its Draco data could not be decoded: {error}") from error
+        names = {number: name for name, number in extension["attributes"].items()}
+        decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
+        return decoded, np.asarray(mesh.faces).reshape(-1)
+
+    def primitive(self, mesh: int, index: int) -> tuple[Part, np.ndarray | None, np.ndarray | None] | None:
+        """Part in the mesh's own coordinates (float64), joints [V, J] and weights [V, J]; None without triangles."""
+        described = self.item("meshes", mesh)["primitives"][index]
+        mode = described.get("mode", _TRIANGLES)
+        if mode not in (_TRIANGLES, _STRIP, _FAN):
+            return None
+        if "POSITION" not in described["attributes"]:
+            raise ObjectError("a primitive has no POSITION, so nothing says where its triangles are")
+        material, base, emissive = self.material(described.get("material"))
+        values, indices = self.attributes(described)
+        count = len(values["POSITION"])
+        if indices is None:
+            indices = np.arange(count)
+        if len(indices) and (indices.max() >= count or indices.min() < 0):
+            raise ObjectError(f"a face names vertex {int(indices.max())}, of which there are {count}")
+        faces = _triangles(indices.astype(np.int64), mode)
+        if not len(faces):
+            return None
+        for name, array in values.items():
+            if len(array) != count:
+                raise ObjectError(f"a primitive has {count} positions but {len(array)} of {name}")
+
+        layout = base or emissive
+        name = f"TEXCOORD_{layout.uv_set}" if layout else None
+        uv = None
+        if name in values:
+            uv = np.asarray(values[name], np.float64) @ np.array(layout.matrix)[:, :2].T + np.array(layout.matrix)[:, 2]
+        if emissive is not None and emissive != layout:
+            # One set of coordinates a part: a glow laid out in another way than the colour is left out.
+            material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
+        colors = values.get("COLOR_0")
+        if colors is not None and colors.dtype.kind in "iu":
+            colors = colors / np.iinfo(colors.dtype).max  # the standard asks for normalised; some writers forget to say so
+        if colors is not None and colors.shape[1] == 3:
+            colors = np.column_stack([colors, np.ones(count)])
+        normals = values.get("NORMAL")
+        part = Part(
+            vertices=np.asarray(values["POSITION"], np.float64),
+            faces=faces,
+            normals=None if normals is None else np.asarray(normals, np.float64),
+            uv=uv,
+            colors=None if colors is None else np.asarray(colors, np.float64).clip(0, 1),
+            material=material,
+        )
+        sets = [i for i in range(8) if f"JOINTS_{i}" in values and f"WEIGHTS_{i}" in values]
+        if not sets:
+            return part, None, None
+        joints = np.column_stack([values[f"JOINTS_{i}"] for i in sets]).astype(np.int64)
+        return part, joints, np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
+
+    # --- scene -------------------------------------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        placed = self.placed_nodes()
+        for node, matrix in placed.items():
+            described = self.item("nodes", node)
+            if "mesh" not in described:
+                continue
+            for index in range(len(self.item("meshes", described["mesh"])["primitives"])):
+                # Held until the end: instances share what was read once.
+                key = (described["mesh"], index)
+                if key not in self.primitives:
+                    self.primitives[key] = self.primitive(*key)
+                if self.primitives[key] is None:
+                    continue
+                part, joints, weights = self.primitives[key]
+                self.face_count += len(part.faces)
+                if self.face_count > self.max_faces:
+                    raise ObjectError(f"it has more triangles than the limit of {self.max_faces}")
+                matrices = matrix[None]
+                if "skin" in described and joints is not None:
+                    skinned = self.skinned(described["skin"], placed, joints, weights)
+                    matrices = matrices if skinned is None else skinned
+                yield _transformed(part, matrices)
+
+    def placed_nodes(self) -> dict[int, np.ndarray]:
+        """Node to world matrix, for the nodes of the default scene (the first if none is named; else all roots)."""
+        nodes = self.header.get("nodes", [])
+        if self.header.get("scenes"):
+            roots = self.item("scenes", self.header.get("scene", 0)).get("nodes", [])
+        else:
+            children = {child for node in nodes for child in node.get("children", [])}
+            roots = [index for index in range(len(nodes)) if index not in children]
+        placed: dict[int, np.ndarray] = {}
+        queue = [(root, np.eye(4)) for root in reversed(roots)]
+        while queue:
+            index, parent = queue.pop()
+            if index in placed:
+                # The standard asks for a tree. A ring would never end and shared branches multiply without bound.
+                raise ObjectError(f"its node {index} is reached by two ways; the nodes of glTF form a tree")
+            node = self.item("nodes", index)
+            if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
+                raise ObjectError("it needs the glTF extension EXT_mesh_gpu_instancing, which is not read")
+            placed[index] = parent @ _local_matrix(node)
+            queue.extend((child, placed[index]) for child in reversed(node.get("children", [])))
+        return placed
+
+    def skinned(
+        self,
+        skin: int,
+        placed: dict[int, np.ndarray],
+        joints: np.ndarray,  # [V, J] int
+        weights: np.ndarray,  # [V, J]
+    ) -> np.ndarray | None:
+        """A matrix for each vertex [V, 4, 4]; None if the weights make no sense, and the mesh stands at its node."""
+        described = self.item("skins", skin)
+        world = np.stack([placed.get(joint, np.eye(4)) for joint in described["joints"]])
+        if "inverseBindMatrices" in described:
+            stored = self.accessor(described["inverseBindMatrices"])[: len(world)]
+            world = world @ stored.reshape(-1, 4, 4).transpose(0, 2, 1).astype(np.float64)
+        total = weights.sum(axis=1, keepdims=True)
+        if not np.isfinite(world).all() or not (np.isfinite(total) & (total > 0)).all() or joints.max() >= len(world):
+            return None
+        return np.einsum("vj,vjab->vab", weights / total, world[joints])
+
+
+def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
+    """JSON and binary chunk of a GLB file."""
+    if len(data) < 12:
+        raise ObjectError("the GLB file ends within its header")
+    _, version, length = struct.unpack_from("<4sII", data)
+    if version != 2:
+        raise ObjectError(f"it is binary glTF {version}; only glTF 2.0 is read")
+    if length > len(data):
+        raise ObjectError(f"the GLB file has {len(data)} bytes instead of {length}: it is cut short")
+    found: dict[bytes, bytes] = {}
+    offset = 12
+    while offset + 8 <= length:
+        size, kind = struct.unpack_from("<I4s", data, offset)
+        if offset + 8 + size > length:
+            raise ObjectError(f"a chunk of the GLB file claims {size} bytes, more than are left")
+        found.setdefault(kind, data[offset + 8 : offset + 8 + size])
+        offset += 8 + size
+    if b"JSON" not in found:
+        raise ObjectError("the GLB file has no JSON chunk")
+    return found[b"JSON"], found.get(b"BIN\0")
+
+
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _floats(values: Any, count: int) -> tuple[float, ...]:
+    array = np.asarray(values, np.float64)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise ObjectError(f"a material has a colour of {values!r} where {count} numbers are needed")
+    return tuple(array.clip(0, 1).tolist())
+
+
+def _texture_transform(transform: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """KHR_texture_transform: translation * rotation * scale."""
+    if not transform:
+        return _IDENTITY
+    (x, y), (u, v) = transform.get("offset", (0, 0)), transform.get("scale", (1, 1))
+    cos, sin = np.cos(transform.get("rotation", 0.0)), np.sin(transform.get("rotation", 0.0))
+    return (float(cos * u), float(sin * v), float(x)), (float(-sin * u), float(cos * v), float(y))
+
+
+def _triangles(
+    indices: np.ndarray,  # [I]
+    mode: int,
+) -> np.ndarray:
+    """Faces [F, 3] of a list, strip or fan; those that name a vertex twice, as strips do to turn, are left out."""
+    if mode == _TRIANGLES:
+        faces = indices[: len(indices) // 3 * 3].reshape(-1, 3)
+    elif len(indices) < 3:
+        return np.zeros((0, 3), np.int64)
+    elif mode == _STRIP:
+        faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
+        faces[1::2, :2] = faces[1::2, 1::-1]
+    else:
+        faces = np.stack([np.broadcast_to(indices[0], len(indices) - 2), indices[1:-1], indices[2:]], axis=1)
+    a, b, c = faces.T
+    return faces[(a != b) & (b != c) & (c != a)]
+
+
+def _local_matrix(node: dict[str, Any]) -> np.ndarray:
+    if "matrix" in node:
+        matrix = np.asarray(node["matrix"], np.float64).reshape(4, 4).T
+    else:
+        x, y, z, w = np.asarray(node.get("rotation", (0, 0, 0, 1)), np.float64)
+        matrix = np.eye(4)
+        matrix[:3, :3] = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+        matrix[:3, :3] *= np.asarray(node.get("scale", (1, 1, 1)), np.float64)
+        matrix[:3, 3] = node.get("translation", (0, 0, 0))
+    if not np.isfinite(matrix).all():
+        raise ObjectError("a node's transform is not finite")
+    return matrix
+
+
+def _transformed(
+    part: Part,
+    matrices: np.ndarray,  # [V or 1, 4, 4]
+) -> Part:
+    linear = matrices[:, :3, :3]
+    vertices = np.einsum("vab,vb->va", np.broadcast_to(linear, (len(part.vertices), 3, 3)), part.vertices)
+    faces, normals = part.faces, part.normals
+    determinant = np.linalg.det(linear)
+    if normals is not None:
+        # Cofactors turn normals as the inverse transpose does, and exist for a flattened mesh too.
+        cofactors = np.stack([np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1)
+        normals = np.einsum("vab,vb->va", np.broadcast_to(cofactors, (len(vertices), 3, 3)), normals)
+        normals = normals * np.sign(determinant)[:, None]
+    if determinant.mean() < 0:  # a mirror turns the winding round
+        faces = faces[:, ::-1]
+    return replace(part, vertices=vertices + matrices[:, :3, 3], faces=faces, normals=normals)

@@ -1,0 +1,356 @@
+"""Reads a mesh file and puts it into the frame that everything else uses."""
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clipgs.meshes import gltf
+from clipgs.meshes.folder import Folder
+from clipgs.meshes.materials import Material, Part, Texture, srgb_to_linear
+from clipgs.storage import ObjectError
+
+# No real thing is smaller or larger in any unit; beyond it float32 and its squares end.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+
+_PLY_BYTES = {
+    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
+    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
+    **dict.fromkeys(("int", "uint", "int32", "uint32", "float", "float32"), 4),
+    **dict.fromkeys(("double", "float64"), 8),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A mesh in the canonical frame: right-handed, Y up, centred, the longest side of its bounding box 1.
+
+    normalised = (y_up(original) - centre) * scale, where y_up turns a Z-up file upright and is the identity otherwise.
+    """
+
+    parts: tuple[Part, ...]
+    centre: np.ndarray  # [3] float64
+    scale: float
+
+    @property
+    def face_count(self) -> int:
+        return sum(len(part.faces) for part in self.parts)
+
+
+def load(
+    path: Path,
+    *,
+    up_axis: Literal["y", "z"] = "y",
+    max_faces: int,
+    max_texture_pixels: int,
+    neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
+) -> Mesh:
+    """Reads .glb, .gltf, .obj, .ply, .stl or .off.
+
+    Nothing is opened that does not lie in the file's own folder or below it. A texture or material file that is named
+    and missing or damaged is an error, since the colours without it would be taken for true; only what gives no colour
+    (normal maps, gloss) may be missing. `neutral_color` (sRGB) is given to meshes that have no colour at all.
+
+    Parts of one material become one part, in the order of the file. glTF is read by `clipgs.meshes.gltf`, the others
+    by trimesh, after the counts in their headers have been held against the size of the file.
+
+    Raises:
+        ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
+            limit; one plain sentence.
+    """
+    path = Path(path)
+    readers: dict[str, Callable[[], list[Part]]] = {
+        ".glb": lambda: gltf.read(path, folder, max_faces),
+        ".gltf": lambda: gltf.read(path, folder, max_faces),
+        ".obj": lambda: _read_obj(path, folder, neutral),
+        ".ply": lambda: _read_ply(path, folder, neutral),
+        ".stl": lambda: _read_stl(path, neutral),
+        ".off": lambda: _read_off(path, neutral),
+    }
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
+    if not path.is_file():
+        raise ObjectError("the file is missing")
+    folder = Folder(path, max_texture_pixels)
+    neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
+    try:
+        parts = readers[suffix]()
+    except (ObjectError, MemoryError):
+        raise
+    except Exception as error:  # trimesh raises whatever its parsing runs into
+        raise folder.refusal or ObjectError(
+            f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}"
+        ) from error
+    if folder.refusal is not None:  # trimesh goes on without the files that it cannot get
+        raise folder.refusal
+    face_count = sum(len(part.faces) for part in parts)
+    if face_count > max_faces:
+        raise ObjectError(f"it has {face_count} triangles, more than the limit of {max_faces}")
+    return _normalised(_merged(parts), up_axis)
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _read_obj(path: Path, folder: Folder, neutral: Material) -> list[Part]:
+    from trimesh.exchange.obj import load_obj
+
+    text = _text(path)
+    used = re.search(r"^\s*usemtl\b", text, re.MULTILINE) is not None
+    # A material file that no face uses says nothing about colour, and is often not shipped.
+    loaded = load_obj(io.BytesIO(text.encode()), resolver=_Textures(folder), skip_materials=not used)
+    return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
+
+
+def _read_ply(path: Path, folder: Folder, neutral: Material) -> list[Part]:
+    from trimesh.exchange.ply import load_ply
+
+    data = path.read_bytes()
+    _check_ply_header(data)
+    return [_part(load_ply(io.BytesIO(data), resolver=_Textures(folder)), neutral)]
+
+
+def _read_stl(path: Path, neutral: Material) -> list[Part]:
+    from trimesh.exchange.stl import load_stl
+
+    data = path.read_bytes()
+    claimed = int.from_bytes(data[80:84], "little")
+    if len(data) != 84 + 50 * claimed and not data.lstrip()[:5].lower() == b"solid":
+        raise ObjectError(f"the STL file claims {claimed} triangles, which do not fit its {len(data)} bytes")
+    loaded = load_stl(io.BytesIO(data))
+    solids = loaded["geometry"].values() if "geometry" in loaded else [loaded]
+    return [_part(kwargs, neutral) for kwargs in solids]
+
+
+def _read_off(path: Path, neutral: Material) -> list[Part]:
+    """OFF and COFF, with the colours that trimesh leaves out: of vertices (COFF), else of faces."""
+    lines = [line.partition("#")[0].split() for line in _text(path).splitlines()]
+    words = [line for line in lines if line]
+    if not words or not words[0][0].upper().startswith(("OFF", "COFF")):
+        raise ObjectError("the OFF file does not begin with OFF")
+    # Some files, as ModelNet's, carry the counts on the first line, even without a space.
+    first = re.sub(r"^C?OFF", "", words[0][0], flags=re.IGNORECASE)
+    head = ([first] if first else []) + words[0][1:]
+    body = words[1:]
+    if not head:
+        head, body = body[0], body[1:]
+    vertex_count, face_count = int(head[0]), int(head[1])
+    if vertex_count < 0 or face_count < 0 or vertex_count + face_count > len(body):
+        raise ObjectError(f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines")
+    rows = body[:vertex_count]
+    vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
+    polygons = [(row[1 : 1 + int(row[0])], row[1 + int(row[0]) :]) for row in body[vertex_count : vertex_count + face_count]]
+    faces = [(polygon[0], b, c) for polygon, _ in polygons for b, c in zip(polygon[1:], polygon[2:], strict=False)]
+    kwargs: dict[str, Any] = {"vertices": vertices, "faces": np.array(faces, np.int64).reshape(-1, 3)}
+    if rows and all(len(row) in (6, 7) for row in rows):
+        kwargs["vertex_colors"] = _off_colors([row[3:] for row in rows])
+    elif polygons and all(len(color) in (3, 4) for _, color in polygons):
+        kwargs["face_colors"] = _off_colors([c for polygon, c in polygons for _ in polygon[2:]])
+    return [_part(kwargs, neutral)]
+
+
+def _off_colors(rows: list[list[str]]) -> np.ndarray:
+    """Whole numbers up to 255, or fractions: told apart by the decimal point, as Geomview does."""
+    fractions = any("." in word for row in rows for word in row)
+    colors = np.array([row[:3] for row in rows], np.float64)
+    return colors if fractions else colors / 255
+
+
+class _Textures:
+    """A `Folder` whose pictures have been checked before trimesh opens them."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> bytes:
+        data = self.folder.get(name)
+        if Path(name.strip()).suffix.lower() != ".mtl":
+            from PIL import Image
+
+            buffer = io.BytesIO()
+            Image.fromarray(self.folder.image(name)).save(buffer, "PNG", compress_level=0)
+            return buffer.getvalue()
+        return data
+
+    __getitem__ = get
+
+
+def _text(path: Path) -> str:
+    """A text file in whatever encoding it is."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        import charset_normalizer
+
+        best = charset_normalizer.from_bytes(data).best()
+        if best is None:
+            raise ObjectError("the file is no text in a known encoding") from None
+        return str(best)
+
+
+def _check_ply_header(data: bytes) -> None:
+    end = data.find(b"end_header")
+    if not data.startswith(b"ply") or end < 0:
+        raise ObjectError("the PLY file has no header")
+    ascii_format, needed, count = False, 0, 0
+    for words in (line.split() for line in data[:end].decode("latin-1").splitlines()):
+        if words[:1] == ["format"]:
+            ascii_format = words[1] == "ascii"
+        elif words[:1] == ["element"]:
+            count = int(words[2])
+            if count < 0:
+                raise ObjectError(f"the PLY file claims {count} elements")
+        elif words[:1] == ["property"]:
+            # A list takes the bytes of its length at least; in text, a digit and a space.
+            needed += count * (2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]])
+    if needed > len(data) - end:
+        raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
+
+
+def _part(kwargs: dict[str, Any], neutral: Material) -> Part:
+    """A part from what trimesh's format readers give (arguments of `trimesh.Trimesh`)."""
+    vertices = np.asarray(kwargs.get("vertices", ()), np.float64).reshape(-1, 3)
+    faces = kwargs.get("faces")
+    faces = np.zeros((0, 3), np.int64) if faces is None else np.asarray(faces)
+    if faces.ndim != 2 or faces.shape[1] != 3:
+        from trimesh.geometry import triangulate_quads
+
+        faces = triangulate_quads(faces)
+    if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
+        raise ObjectError(f"a face names vertex {int(faces.max())}, of which there are {len(vertices)}")
+    normals = kwargs.get("vertex_normals")
+    visual = kwargs.get("visual")
+    uv = None if visual is None or visual.uv is None else np.asarray(visual.uv, np.float64) * (1, -1) + (0, 1)
+    material = None if visual is None else _simple_material(visual.material)
+    colors = kwargs.get("vertex_colors")
+    if colors is None and kwargs.get("face_colors") is not None:
+        colors = np.repeat(np.asarray(kwargs["face_colors"]), 3, axis=0)
+        order = faces.reshape(-1)
+        vertices, faces = vertices[order], np.arange(len(order)).reshape(-1, 3)
+        uv = None if uv is None else uv[order]
+        normals = None if normals is None else np.asarray(normals)[order]
+    if colors is not None:
+        colors = _srgb_colors(np.asarray(colors), len(vertices))
+    if material is None:
+        material = neutral if colors is None else Material()
+    return Part(vertices, faces, None if normals is None else np.asarray(normals), uv, colors, material)
+
+
+def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
+    """Linear [V, 4] of colours in sRGB, as bytes or fractions; None where they are no colours."""
+    if len(colors) != count or colors.ndim != 2 or colors.shape[1] not in (3, 4):
+        return None
+    fractions = colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
+    if fractions.max(initial=0) > 1:  # OBJ files give either, without saying which
+        fractions = fractions / 255
+    if not np.isfinite(fractions).all():
+        return None
+    return np.column_stack([srgb_to_linear(fractions[:, :3].clip(0, 1)), np.ones(count)])
+
+
+def _simple_material(material: Any) -> Material | None:
+    """MTL and PLY materials. Kd is a display colour (sRGB) and gives way to a texture, whose Kd exporters set at will."""
+    image = getattr(material, "image", None)
+    if image is not None:
+        pixels = np.asarray(image)
+        cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
+        return Material(base_color_texture=Texture(pixels), alpha_mode="MASK" if cut_out else "OPAQUE")
+    diffuse = getattr(material, "kwargs", {}).get("kd")
+    if not isinstance(diffuse, list) or len(diffuse) < 3 or not np.isfinite(diffuse).all():
+        return None
+    return Material(base_color_factor=(*srgb_to_linear(np.clip(diffuse[:3], 0, 1)).tolist(), 1.0))
+
+
+# --- the canonical frame ---------------------------------------------------------------------------------------------
+
+
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """One part for each material and set of attributes: hundreds of small draws are what makes rendering slow."""
+    groups: dict[tuple[Any, ...], list[Part]] = {}
+    for part in parts:
+        if len(part.faces):
+            key = (part.material, part.normals is None, part.uv is None, part.colors is None)
+            groups.setdefault(key, []).append(_compacted(part))
+    return [_joined(group) for group in groups.values()]
+
+
+def _compacted(part: Part) -> Part:
+    """Only the vertices that a face names: the others have no say in the bounding box."""
+    used = np.zeros(len(part.vertices), bool)
+    used[part.faces] = True
+    if used.all():
+        return part
+    number = np.cumsum(used) - 1
+    fields = {name: getattr(part, name) for name in ("normals", "uv", "colors")}
+    kept = {name: values if values is None else values[used] for name, values in fields.items()}
+    return replace(part, vertices=part.vertices[used], faces=number[part.faces], **kept)
+
+
+def _joined(group: list[Part]) -> Part:
+    starts = np.cumsum([0, *(len(part.vertices) for part in group)])
+
+    def stacked(name: str) -> np.ndarray | None:
+        return None if getattr(group[0], name) is None else np.concatenate([getattr(part, name) for part in group])
+
+    faces = np.concatenate([part.faces + start for part, start in zip(group, starts, strict=False)])
+    return Part(stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
+
+
+def _normalised(parts: list[Part], up_axis: str) -> Mesh:
+    if not parts:
+        raise ObjectError("it has no faces")
+    if up_axis not in ("y", "z"):
+        raise ValueError(f"up_axis is {up_axis!r}, not 'y' or 'z'")
+    if not all(np.isfinite(part.vertices).all() for part in parts):
+        raise ObjectError("some vertices are not finite numbers")
+    # A quarter turn about X takes Z up to Y up; it is no reflection.
+    turn = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]] if up_axis == "z" else np.eye(3), np.float64)
+    turned = [part.vertices @ turn.T for part in parts]
+    low = np.min([vertices.min(axis=0) for vertices in turned], axis=0)
+    high = np.max([vertices.max(axis=0) for vertices in turned], axis=0)
+    largest = max(np.abs(low).max(), np.abs(high).max())
+    if largest > _LARGEST:
+        raise ObjectError(f"it reaches to {largest:.3g}, which is no size of an object")
+    size = float((high - low).max())
+    if size < _SMALLEST or size < largest * 1e-12:
+        raise ObjectError("it has no size: all its vertices lie at one point")
+    centre, scale = (low + high) / 2, 1.0 / size
+    finished = tuple(
+        Part(
+            vertices=((vertices - centre) * scale).astype(np.float32),
+            faces=np.ascontiguousarray(part.faces, np.int32),
+            normals=_unit_normals(part.normals, turn),
+            uv=_finite_uv(part.uv),
+            colors=None if part.colors is None else np.nan_to_num(part.colors).astype(np.float32),
+            material=part.material,
+        )
+        for part, vertices in zip(parts, turned, strict=True)
+    )
+    if not any(_has_area(part) for part in finished):
+        raise ObjectError("it has no surface: all its triangles are lines or points")
+    return Mesh(finished, centre, scale)
+
+
+def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | None:
+    """Unit normals; zero where the file's are no direction, which the shader takes for a flat face."""
+    if normals is None:
+        return None
+    normals = np.nan_to_num(normals.astype(np.float64), nan=0, posinf=0, neginf=0) @ turn.T
+    normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(1e-300)  # squares of tiny ones would vanish
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return (normals / length.clip(1e-12)).astype(np.float32)
+
+
+def _finite_uv(uv: np.ndarray | None) -> np.ndarray | None:
+    return None if uv is None else np.nan_to_num(uv, nan=0, posinf=0, neginf=0).astype(np.float32)
+
+
+def _has_area(part: Part) -> bool:
+    a, b, c = (part.vertices[part.faces[:, i]].astype(np.float64) for i in range(3))
+    return bool((np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any())

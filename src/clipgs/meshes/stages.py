@@ -1,0 +1,161 @@
+"""The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed pictures."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipgs.catalog.shards import shard_path
+from clipgs.catalog.sources import source
+from clipgs.config import Config
+from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
+from clipgs.storage import ObjectError, TarWriter, check, read_table, seed_of, sha256_of, write_arrays, write_table
+
+
+def fetch(config: Config, shard: str, threads: int) -> None:
+    """Makes every object's mesh file lie on disk and checks it against what was frozen.
+
+    Writes `meshes/S.parquet`: uid, status, error, path, sha256, bytes.
+    """
+    import pyarrow as pa
+
+    from clipgs.catalog.records import stage_schema
+
+    check(shard_path(config, shard))
+    rows = read_table(shard_path(config, shard))
+    compute = in_workers(
+        _fetch, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+    )
+    tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
+    done = [row for row, _ in over_objects(config, "fetch", shard, tasks, compute)]
+    extra = {"path": pa.string(), "sha256": pa.string(), "bytes": pa.int64()}
+    write_table(path(config, "meshes", shard, ".parquet"), done, stage_schema(extra))
+
+
+def _fetch(payload: tuple[Config, Row]) -> tuple[Row, Files]:
+    config, row = payload
+    if row["note"] is not None:
+        return {"status": "failed", "error": row["note"]}, []
+    objects = source(config, row["source"])
+    mesh = objects.fetch(row)
+    size = mesh.stat().st_size
+    if size > config.meshes.max_file_mb * 1_000_000:
+        raise ObjectError(f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}")
+    return {"path": _portable(config, mesh), "sha256": row["sha256"] or sha256_of(mesh), "bytes": size}, []
+
+
+def _portable(config: Config, mesh: Path) -> str:
+    for root in (config.output_path, config.cache_path):
+        if mesh.is_relative_to(root):
+            return mesh.relative_to(root).as_posix()
+    return mesh.name
+
+
+def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
+    """One task an object whose mesh is there: its file, its up axis and its seed."""
+    meshes = good(table(config, "meshes", shard))
+    frozen = {row["uid"]: row for row in read_table(shard_path(config, shard))}
+    tasks = []
+    for uid, mesh in meshes.items():
+        objects = source(config, frozen[uid]["source"])
+        file = objects.path(frozen[uid])
+        payload = (config, uid, file, objects.up_axis(frozen[uid]), seed_of(config.seed, stage, uid))
+        tasks.append(Task(uid, mesh["sha256"], payload))
+    return tasks
+
+
+def _load(config: Config, file: Path, up_axis: str) -> Any:
+    from clipgs.meshes.load import load
+
+    limits = config.meshes
+    return load(
+        file,
+        up_axis=up_axis,
+        max_faces=limits.max_faces,
+        max_texture_pixels=limits.max_texture_pixels,
+        neutral_color=limits.neutral_color,
+    )
+
+
+def sample(config: Config, shard: str, threads: int) -> None:
+    """Samples coloured points with normals on every object's surface.
+
+    Writes `points/S.npz` (per uid: xyz, rgb, normals, all [P, 3] float32) and `points/S.parquet` (uid, status, error,
+    centre and scale that normalised the mesh, faces).
+    """
+    import pyarrow as pa
+
+    from clipgs.catalog.records import stage_schema
+
+    tasks = _mesh_tasks(config, shard, "sample")
+    compute = in_workers(
+        _sample, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+    )
+    rows: list[Row] = []
+
+    def arrays() -> Any:
+        for row, files in over_objects(config, "sample", shard, tasks, compute):
+            rows.append(row)
+            for name, data in files:
+                yield f"{row['uid']}/{name}", np.load(io.BytesIO(data), allow_pickle=False)
+
+    write_arrays(path(config, "points", shard, ".npz"), arrays())
+    extra = {"centre": pa.list_(pa.float64()), "scale": pa.float64(), "faces": pa.int64()}
+    write_table(path(config, "points", shard, ".parquet"), rows, stage_schema(extra))
+
+
+def _sample(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
+    from clipgs.meshes.points import sample as sample_points
+
+    config, _, file, up_axis, seed = payload
+    mesh = _load(config, file, up_axis)
+    arrays = dict(zip(("xyz", "rgb", "normals"), sample_points(mesh, config.points.count, seed), strict=True))
+    files = []
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        files.append((name, buffer.getvalue()))
+    faces = sum(len(part.faces) for part in mesh.parts)
+    return {"centre": [float(value) for value in mesh.centre], "scale": float(mesh.scale), "faces": faces}, files
+
+
+def view(config: Config, shard: str, threads: int) -> None:
+    """Renders every object: pictures to fit, then pictures held out.
+
+    Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error).
+    """
+    from clipgs.catalog.records import stage_schema
+
+    tasks = _mesh_tasks(config, shard, "view")
+    compute = in_workers(
+        _view, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+    )
+    rows = []
+    with TarWriter(path(config, "views", shard, ".tar")) as tar:
+        for row, files in over_objects(config, "view", shard, tasks, compute):
+            rows.append(row)
+            for name, data in files:
+                tar.add(f"{row['uid']}/{name}", data)
+    write_table(path(config, "views", shard, ".parquet"), rows, stage_schema())
+
+
+def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
+    from PIL import Image
+
+    from clipgs.meshes import cameras, views
+
+    config, _, file, up_axis, _ = payload
+    settings = config.views
+    lens = {"fov_degrees": settings.fov_degrees, "distance": settings.distance, "pixels": settings.pixels}
+    canonical = cameras.canonical(settings.count, **lens)
+    held_out = cameras.held_out(settings.held_out, **lens)
+    viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
+    rgba = views.render(_load(config, file, up_axis), viewmats, Ks, settings.pixels)
+    views.check(rgba)
+    files = [("cameras.json", views.cameras_json(viewmats, Ks, settings.pixels))]
+    for index, picture in enumerate(rgba):
+        buffer = io.BytesIO()
+        Image.fromarray(picture, "RGBA").save(buffer, "PNG", compress_level=1)
+        files.append((f"{index:03d}.png", buffer.getvalue()))
+    return {}, files

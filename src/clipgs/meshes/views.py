@@ -1,0 +1,138 @@
+"""Posed pictures of a mesh, drawn by pyrender through EGL."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipgs.meshes.cameras import cameras_json, parse_cameras
+from clipgs.meshes.headless import import_pyrender
+from clipgs.meshes.load import Mesh
+from clipgs.meshes.materials import Part, render_material
+from clipgs.storage import ObjectError
+
+__all__ = ["AMBIENT", "LIGHTS", "cameras_json", "check", "parse_cameras", "render"]
+
+# Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with the
+# camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every direction, so
+# that white never clips; AMBIENT is what the darkest side gets, 0.75 of white as sRGB encodes it.
+AMBIENT = 0.52
+LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to the light, strength
+    ((1.0, 1.5, 1.0), 0.46),
+    ((-1.0, 0.8, -1.2), 0.38),
+    ((0.0, -1.0, 0.3), 0.2),
+)
+
+_SHADERS = Path(__file__).parent / "shaders"
+_OPENGL_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV to OpenGL: y up, z backward
+_VISIBLE_ALPHA = 26  # of 255: fainter than a tenth everywhere is a ghost, not an object
+
+
+def render(
+    mesh: Mesh,
+    viewmats: np.ndarray,  # [V, 4, 4], world to camera, OpenCV
+    Ks: np.ndarray,  # [V, 3, 3], pixels
+    pixels: int,
+    *,
+    ambient: float = AMBIENT,
+    lights: Sequence[tuple[tuple[float, float, float], float]] = LIGHTS,
+) -> np.ndarray:
+    """Draws the mesh from every camera: uint8 [V, H, W, 4], sRGB with straight alpha, H = W = `pixels`.
+
+    Four samples a pixel. The ground is black and clear, so a pixel at the rim comes out as colour times coverage and is
+    divided by its alpha: composited over any ground it is right. Where something is translucent, pyrender's blending
+    gives a wrong alpha, so the mesh is drawn over black and over white and alpha is what the difference leaves (Smith
+    and Blinn 1996, "Blue screen matting"). Faces are drawn and lit from both sides. A renderer serves one object: one
+    that is kept grows with every scene.
+    """
+    pyrender = import_pyrender()
+    scene = pyrender.Scene(ambient_light=[ambient] * 3)
+    for part in mesh.parts:
+        _add_part(pyrender, scene, part)
+    for direction, strength in lights:
+        scene.add(pyrender.DirectionalLight(color=np.ones(3), intensity=strength), pose=_shining_from(direction))
+    nodes = []
+    for viewmat, K in zip(np.asarray(viewmats, np.float64), np.asarray(Ks, np.float64), strict=True):
+        distance = np.linalg.norm(viewmat[:3, 3])
+        near = max(distance - 1.0, 0.01)  # the mesh lies within 0.87 of the origin
+        camera = pyrender.IntrinsicsCamera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0)
+        nodes.append(scene.add(camera, pose=np.linalg.inv(viewmat) @ _OPENGL_CAMERA))
+
+    translucent = any(part.alpha_mode == "BLEND" for part in mesh.parts)
+    renderer = pyrender.OffscreenRenderer(pixels, pixels)
+    try:
+        renderer._renderer._program_cache = pyrender.shader_program.ShaderProgramCache(str(_SHADERS))
+        views = []
+        for node in nodes:
+            scene.main_camera_node = node
+            over_black = _draw(pyrender, renderer, scene, ground=0.0)
+            if translucent:
+                over_white = _draw(pyrender, renderer, scene, ground=1.0)
+                light_through = (over_white[..., :3].astype(np.int16) - over_black[..., :3]).max(axis=-1)
+                alpha = 255 - light_through.clip(0, 255)
+            else:
+                alpha = over_black[..., 3].astype(np.int16)
+            views.append(_straight(over_black[..., :3], alpha))
+    finally:
+        renderer.delete()
+    return np.stack(views)
+
+
+def check(
+    rgba: np.ndarray,  # [V, H, W, 4] uint8
+) -> None:
+    """Holds views against what a fit can learn from.
+
+    Raises:
+        ObjectError: the object is invisible in all of them, or one of them is blank or cut off by the frame.
+    """
+    alpha = rgba[..., 3]
+    if alpha.max(initial=0) < _VISIBLE_ALPHA:
+        raise ObjectError("it is invisible in every view: all its surfaces are transparent")
+    for index, view in enumerate(alpha):
+        if view.max() < _VISIBLE_ALPHA:
+            raise ObjectError(f"view {index} is blank")
+        if max(view[0].max(), view[-1].max(), view[:, 0].max(), view[:, -1].max()) > 0:
+            raise ObjectError(f"view {index} is cut off by the edge of the frame")
+
+
+def _add_part(pyrender, scene, part: Part) -> None:
+    # pyrender draws translucent parts from far to near by where their nodes stand.
+    middle = (part.vertices.min(axis=0) + part.vertices.max(axis=0)) / 2
+    primitive = pyrender.Primitive(
+        positions=part.vertices - middle,
+        normals=part.normals,
+        texcoord_0=None if part.uv is None else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
+        color_0=part.colors,
+        indices=part.faces,
+        material=render_material(part),
+        mode=4,
+    )
+    pose = np.eye(4)
+    pose[:3, 3] = middle
+    scene.add(pyrender.Mesh([primitive]), pose=pose)
+
+
+def _shining_from(direction: Sequence[float]) -> np.ndarray:
+    """Pose of a light, whose -Z is where it shines to."""
+    backward = np.asarray(direction, np.float64) / np.linalg.norm(direction)
+    right = np.cross([0.0, 0.0, 1.0] if abs(backward[1]) > 0.9 else [0.0, 1.0, 0.0], backward)
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(backward, right), backward], axis=1)
+    return pose
+
+
+def _draw(pyrender, renderer, scene, ground: float) -> np.ndarray:
+    scene.bg_color = np.array([ground, ground, ground, 0.0])
+    return renderer.render(scene, flags=pyrender.RenderFlags.RGBA)[0]
+
+
+def _straight(
+    premultiplied: np.ndarray,  # [H, W, 3] uint8
+    alpha: np.ndarray,  # [H, W] integers in 0..255
+) -> np.ndarray:
+    """Straight alpha, uint8 [H, W, 4]; black where nothing is."""
+    color = premultiplied.astype(np.float32) * (255 / np.maximum(alpha, 1))[..., None]
+    color = np.rint(color).clip(0, 255) * (alpha > 0)[..., None]
+    return np.concatenate([color, alpha[..., None]], axis=-1).astype(np.uint8)

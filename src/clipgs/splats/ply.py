@@ -1,0 +1,182 @@
+"""Splats as PLY files, in the layout that splat viewers read."""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement
+
+from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.order import farthest_point_order
+from clipgs.storage import whole
+
+logger = logging.getLogger(__name__)
+
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, sqrt(1 / (4 pi))
+COMMENT = "clipgs 1 order=fps frame=y-up"
+
+POSITION = ("x", "y", "z")
+COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
+SCALE = ("scale_0", "scale_1", "scale_2")
+ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
+PROPERTIES = (*POSITION, *COLOR, "opacity", *SCALE, *ROTATION)
+
+MAX_HEADER_BYTES = 1 << 20
+BYTES_OF_TYPE = {
+    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
+    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
+    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("double", "float64"), 8),
+}
+
+
+def save(gaussians: Gaussians, path: Path | str) -> None:
+    """Write one object's Gaussians to `path`, whole or not at all; the rows are put in farthest-point order.
+
+    Raises:
+        ValueError: a batch, no Gaussians, or a value that is not finite.
+    """
+    data = to_bytes(gaussians)
+    with whole(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+def load(path: Path | str) -> Gaussians:
+    """Read one splat, [N, ...] on the CPU, its rows in farthest-point order.
+
+    Files of other programs are read too: any order and number type of the properties, text or binary of
+    either byte order, with normals. Spherical harmonics above degree 0 are dropped, with a line in the log.
+
+    Raises:
+        ValueError: not a splat, cut short, empty, or with a value that is not finite; the message begins
+            with the path.
+        OSError: the file cannot be opened.
+    """
+    return from_bytes(Path(path).read_bytes(), str(path))
+
+
+def to_bytes(gaussians: Gaussians) -> bytes:
+    """The PLY of one object, its rows in farthest-point order.
+
+    Binary little-endian float32 `x y z f_dc_0..2 opacity scale_0..2 rot_0..3`, raw values; equal Gaussians give
+    equal bytes.
+
+    Raises:
+        ValueError: a batch, no Gaussians, or a value that is not finite.
+    """
+    if gaussians.means.ndim != 2:
+        raise ValueError(f"A PLY holds one object, not a batch {list(gaussians.means.shape)}.")
+    if len(gaussians) == 0:
+        raise ValueError("There are no Gaussians to save.")
+    columns = np.concatenate(
+        [
+            values.detach().cpu().double().numpy().reshape(len(gaussians), -1)
+            for values in (
+                gaussians.means,
+                (gaussians.colors.double() - 0.5) / SH_C0,
+                gaussians.opacity_logits,
+                gaussians.log_scales,
+                gaussians.quats_wxyz,
+            )
+        ],
+        axis=1,
+    )
+    rows = _finite_float32(columns, PROPERTIES, "the Gaussians")
+    rows = rows[farthest_point_order(rows[:, :3])]
+    vertices = np.ascontiguousarray(rows, "<f4").view([(name, "<f4") for name in PROPERTIES])[:, 0]
+    buffer = io.BytesIO()
+    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<", comments=[COMMENT]).write(buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes, name: str = "PLY") -> Gaussians:
+    """The inverse of `to_bytes`, for any splat PLY; `name` stands first in the errors. See `load`."""
+    vertex_types = _check_header(data, name)
+    try:
+        ply = PlyData.read(io.BytesIO(data))
+    except Exception as error:  # plyfile's own errors, and numpy's for what it did not foresee
+        raise ValueError(f"{name}: the PLY cannot be read ({error}).") from error
+    vertices = ply["vertex"].data
+    with np.errstate(over="ignore"):  # a double too large for float32 is caught as not finite
+        rows = np.stack([vertices[column].astype(np.float32) for column in PROPERTIES], axis=1)
+    rows = _finite_float32(rows, PROPERTIES, name)
+    if not np.abs(rows[:, -4:]).max(axis=1).min() > 0:
+        raise ValueError(f"{name}: a rotation is all zeros.")
+    higher = sum(column.startswith("f_rest_") for column in vertex_types)
+    if higher:
+        logger.info("%s: %d spherical harmonics above degree 0 are dropped.", name, higher)
+    if not any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in ply.comments):
+        rows = rows[farthest_point_order(rows[:, :3])]
+    means, f_dc, logits, log_scales, quats = np.split(rows, (3, 6, 7, 10), axis=1)
+    return Gaussians(
+        means=torch.from_numpy(means.copy()),
+        quats_wxyz=torch.from_numpy(quats.copy()),
+        log_scales=torch.from_numpy(log_scales.copy()),
+        opacity_logits=torch.from_numpy(logits[:, 0].copy()),
+        colors=torch.from_numpy((0.5 + SH_C0 * f_dc.astype(np.float64)).astype(np.float32)),
+    )
+
+
+def _check_header(data: bytes, name: str) -> list[str]:
+    """Names of the vertices' properties, if this is a splat and the file can hold the rows that it claims."""
+    if not data:
+        raise ValueError(f"{name}: the file is empty.")
+    if data[:3] != b"ply":
+        raise ValueError(f"{name}: not a PLY file.")
+    head, end, _ = data[:MAX_HEADER_BYTES].partition(b"end_header")
+    if not end:
+        raise ValueError(f"{name}: the PLY header does not end; the file is cut short.")
+    body_bytes = len(data) - len(head) - len(end) - 1
+    text = False
+    elements: list[tuple[str, int, list[str], int]] = []  # name, rows, properties, least bytes of a row
+    try:
+        for line in head.decode("ascii").splitlines():
+            match line.split():
+                case ["format", kind, *_]:
+                    text = kind == "ascii"
+                case ["element", element, count]:
+                    elements.append((element, int(count), [], 0))
+                case ["property", "list", length_type, _, column]:
+                    element, count, columns, size = elements[-1]
+                    elements[-1] = (element, count, [*columns, column], size + BYTES_OF_TYPE[length_type])
+                case ["property", number_type, column]:
+                    element, count, columns, size = elements[-1]
+                    elements[-1] = (element, count, [*columns, column], size + BYTES_OF_TYPE[number_type])
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{name}: the PLY header cannot be read ({error}).") from error
+    columns = next((columns for element, _, columns, _ in elements if element == "vertex"), [])
+    missing = [column for column in PROPERTIES if column not in columns]
+    if "packed_position" in columns:
+        raise ValueError(f"{name}: a compressed splat PLY; export it as an uncompressed PLY.")
+    if missing:
+        raise ValueError(
+            f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)}"
+            " (a mesh or a point cloud?)."
+        )
+    for element, count, columns_of, size in elements:
+        least = 2 * len(columns_of) - 1 if text else size  # in text a digit and a space each
+        if count < 0 or count * least > body_bytes:
+            raise ValueError(
+                f"{name}: the header claims {count} rows of {element}, but only {max(body_bytes, 0)} bytes"
+                " follow: it is cut short or damaged."
+            )
+        if element == "vertex" and count == 0:
+            raise ValueError(f"{name}: the splat has no Gaussians.")
+    return columns
+
+
+def _finite_float32(
+    columns: np.ndarray,  # [N, C]
+    names: tuple[str, ...],
+    what: str,
+) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        columns = columns.astype(np.float32)
+    bad = ~np.isfinite(columns)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        rows = int(bad.any(axis=1).sum())
+        raise ValueError(f"{what}: {names[column]} of row {row} is not a finite number ({rows} such rows).")
+    return columns

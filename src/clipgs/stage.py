@@ -1,0 +1,161 @@
+"""What every stage has in common: the way over one shard's objects, from input rows to a table and a bundle.
+
+A stage turns each object of a shard into a row and a few files. Finished objects are kept in a journal, so that a stage
+that was killed goes on where it was; failed ones become rows; the shard's own files are assembled at the end.
+"""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipgs.config import Config, stage_settings
+from clipgs.storage import ClipgsError, Journal, check, read_table
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Files = list[tuple[str, bytes]]
+_SHARD_TO_FAIL_AS_A_WHOLE = 100  # objects; in smaller shards a high share of failures may be chance
+_LOG_EVERY_SECONDS = 15.0
+
+
+class Task(NamedTuple):
+    """One object's work: `function(payload)` gives its row and files; `inputs` is a hash of all that goes in."""
+
+    uid: str
+    inputs: str
+    payload: Any
+
+
+def path(config: Config, stage: str, shard: str, suffix: str) -> Path:
+    """Where a stage's file of a shard lies."""
+    return config.output_path / stage / f"{shard}{suffix}"
+
+
+def table(config: Config, folder: str, shard: str) -> list[Row]:
+    """All rows of an earlier stage, its file checked."""
+    where = path(config, folder, shard, ".parquet")
+    check(where)
+    return read_table(where)
+
+
+def good(rows: list[Row]) -> dict[str, Row]:
+    """Uid to row, of the objects that did not fail."""
+    return {row["uid"]: row for row in rows if row["status"] == "ok"}
+
+
+def failed(uid: str, error: str) -> Row:
+    """The row of an object that failed."""
+    return {"uid": uid, "status": "failed", "error": error}
+
+
+class Progress:
+    """A bar on a terminal, else a line of the log every few seconds."""
+
+    def __init__(self, what: str, total: int, unit: str = "object") -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+        self._what, self._total, self._unit = what, total, unit
+        self._done = self._failed = 0
+        self._start = self._last = time.monotonic()
+
+    def step(self, ok: bool = True) -> None:
+        """One more is done."""
+        self._done += 1
+        self._failed += not ok
+        self._bar.update()
+        if self._failed:
+            self._bar.set_postfix(failed=self._failed)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._last > _LOG_EVERY_SECONDS):
+            self._last = now
+            left = (now - self._start) / self._done * (self._total - self._done)
+            log.info("%s: %d of %d %ss, %d failed, %.0f s left", self._what, self._done, self._total, self._unit,
+                     self._failed, left)
+
+    def close(self) -> None:
+        """Ends the bar and logs what was done."""
+        self._bar.close()
+        if self._done:
+            log.info("%s: %d %ss in %.1f s, %d failed", self._what, self._done, self._unit,
+                     time.monotonic() - self._start, self._failed)
+
+
+def over_objects(
+    config: Config,
+    stage: str,
+    shard: str,
+    tasks: list[Task],
+    compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
+) -> Iterator[tuple[Row, Files]]:
+    """Yields row and files of each task in their order, computing what the journal does not have.
+
+    Args:
+        compute: gets the tasks to do and yields each with its result, or with its error as text.
+
+    Raises:
+        ClipgsError: more than `workers.max_failed_fraction` of a shard of 100 objects or more failed.
+    """
+    journal = Journal(config.output_path / "work" / stage / shard, stage_settings(config, stage))
+    todo = [task for task in tasks if (task.uid, task.inputs) not in journal]
+    if len(todo) < len(tasks):
+        log.info("%s %s: %d of %d objects are done already", stage, shard, len(tasks) - len(todo), len(tasks))
+    errors: dict[str, str] = {}
+    progress = Progress(f"{stage} {shard}", len(todo))
+    for task, result in compute(todo):
+        if isinstance(result, str):
+            errors[task.uid] = result
+            log.warning("%s %s: %s failed: %s", stage, shard, task.uid, result)
+        else:
+            row, files = result
+            journal.put(task.uid, task.inputs, row, files)
+        progress.step(ok=not isinstance(result, str) and result[0].get("status", "ok") == "ok")
+    progress.close()
+    fail_as_a_whole(config, f"{stage} {shard}", errors, len(tasks))
+    for task in tasks:
+        if task.uid in errors:
+            yield failed(task.uid, errors[task.uid]), []
+            continue
+        entry = journal.get(task.uid, task.inputs)
+        if entry is None:
+            raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")
+        row, files = entry
+        yield {"uid": task.uid, "status": "ok", "error": None, **row}, files
+    journal.clear()
+
+
+def fail_as_a_whole(config: Config, what: str, errors: dict[str, str], total: int) -> None:
+    """Stops a stage whose objects nearly all failed: then the fault is hardly theirs."""
+    if total >= _SHARD_TO_FAIL_AS_A_WHOLE and len(errors) > config.workers.max_failed_fraction * total:
+        common = Counter(errors.values()).most_common(3)
+        reasons = "; ".join(f"{count} x {error}" for error, count in common)
+        raise ClipgsError(f"{what}: {len(errors)} of {total} objects failed: {reasons}")
+
+
+def in_workers(
+    function: Callable[[Any], tuple[Row, Files]],
+    *,
+    threads: int,
+    timeout_seconds: float,
+    memory_mb: int,
+) -> Callable[[list[Task]], Iterator[tuple[Task, tuple[Row, Files] | str]]]:
+    """A `compute` that runs `function` in processes with limits of time and memory; a crash is the object's error."""
+
+    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+        from clipgs.meshes import workers
+
+        if not tasks:
+            return
+        count = min(workers.usable_workers(threads, memory_mb), len(tasks))
+        payloads = (task.payload for task in tasks)
+        for index, result in workers.run(
+            function, payloads, workers=count, timeout_seconds=timeout_seconds, memory_mb=memory_mb
+        ):
+            yield tasks[index], result.error if isinstance(result, workers.Failure) else result
+
+    return compute

@@ -1,0 +1,303 @@
+"""The dataset card: what the triplets are, how good, whose, and what failed."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clipgs.config import Pack
+from clipgs.splats.render import from_image
+from clipgs.storage import Members, tar_objects, write_bytes
+from clipgs.triplets.contact_sheet import Sample, contact_sheet
+from clipgs.triplets.dataset import TripletDataset
+from clipgs.triplets.pack import all_rows
+
+Row = dict[str, Any]
+
+SHOWN_CATEGORIES = 60
+SHOWN_FAILURES = 30
+SHOWN_CREDITS = 500  # a page that still opens; CREDITS.csv has all of them
+SAMPLE_DIRECTION = (0.62, 0.42, 0.66)  # from the front, to the right and a little above
+
+# The names that the Hugging Face hub knows licences by; Objaverse writes them without "CC" and version.
+HUB_LICENSES: Mapping[str, str] = MappingProxyType(
+    {
+        **{f"{name}{version}": f"cc-{name}-{version[1:] or '4.0'}"
+           for name in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
+           for version in ("", "-4.0", "-3.0", "-2.0")},
+        **dict.fromkeys(("cc0", "cc0-1.0", "0", "zero", "public-domain"), "cc0-1.0"),
+        **{name: name for name in ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0")},
+    }
+)  # fmt: skip
+
+
+def write_card(
+    folder: Path,
+    tables: Sequence[Path],
+    views: Mapping[str, Path],
+    settings: Pack,
+) -> None:
+    """Write README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
+
+    Args:
+        folder: `triplets/` of the output; its index has been merged.
+        tables: `triplets/S.parquet` of every shard.
+        views: `views/S.tar` of every shard; its first pictures of an object are from the canonical cameras.
+
+    Raises:
+        ClipgsError: a tar is missing or damaged.
+    """
+    folder = Path(folder)
+    rows = (
+        all_rows(tables)
+        .select(
+            ["uid", "status", "stage", "error", "split", "category", "license", "credit", "page"]
+            + ["psnr", "psnr_foreground", "ssim", "alpha_iou", "gaussians", "bytes", "shard"]
+        )
+        .sort_by([("shard", "ascending"), ("uid", "ascending")])
+        .to_pylist()
+    )
+    packed = [row for row in rows if row["status"] == "ok"]
+    write_bytes(folder / "CREDITS.csv", _credits(packed))
+    write_bytes(folder / "quality.png", _histogram([row["psnr"] for row in packed]))
+    sheet = io.BytesIO()
+    contact_sheet(list(_samples(folder, packed, views, settings.samples)), settings.title).save(sheet, "PNG")
+    write_bytes(folder / "contact_sheet.png", sheet.getvalue())
+    write_bytes(folder / "README.md", readme(rows, settings.title).encode())
+
+
+def readme(rows: Sequence[Row], title: str) -> str:
+    """The card's text, for the rows of all shards' tables."""
+    packed = [row for row in rows if row["status"] == "ok"]
+    failed = [row for row in rows if row["status"] != "ok"]
+    licenses = Counter(row["license"] or "not stated" for row in packed)
+    front = {
+        "pretty_name": title,
+        "license": sorted({hub_license(row["license"]) for row in packed}) or ["unknown"],
+        "language": ["en"],
+        "task_categories": ["text-to-3d", "image-to-3d"],
+        "tags": ["3d", "gaussian-splatting", "webdataset", "clipgs"],
+        "size_categories": [_size_category(len(packed))],
+    }
+    sections = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        f"# {escape(title)}",
+        "Triplets of a 3D Gaussian splat, its pictures from 36 cameras and a caption, made from 3D meshes by clipgs.",
+        _table(["", ""], _facts(rows, packed)),
+        "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
+        "## Quality\n\nOn views that no splat was fitted to, over a white ground.\n\n"
+        "![Histogram of the PSNR](quality.png)\n\n" + _table(*_quality(packed)),
+        "## Categories\n\n"
+        + _counts("category", Counter(row["category"] or "none" for row in packed), SHOWN_CATEGORIES),
+        "## Failures\n\n" + _failures(failed),
+        "## Licences\n\n"
+        "The splats and pictures are derived from the meshes and stand under the licence of each mesh.\n\n"
+        + _counts("licence", licenses, len(licenses)),
+        "## Credit\n\n" + _credit_list(packed),
+        HOW_TO_READ,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+HOW_TO_READ = """## How to read it
+
+`index.parquet` has a row for every object. Each shard is a WebDataset tar with, for every object, `uid.ply` (the
+splat, as viewers read it; rows in farthest-point order), `uid.00.webp` and so on (pictures from the canonical
+cameras), `uid.txt` (the caption) and `uid.json` (licence, credit, quality, cameras and how the mesh was normalised).
+
+```python
+from clipgs.triplets import TripletDataset
+
+triplet = TripletDataset("triplets", split="train")[0]
+triplet["gaussians"].means  # [N, 3]
+triplet["images"]  # [36, H, W, 3] uint8
+triplet["text"]
+```
+
+```python
+import webdataset
+
+for sample in webdataset.WebDataset("triplets/00000.tar", shardshuffle=False):
+    sample["__key__"], sample["ply"], sample["00.webp"], sample["txt"], sample["json"]
+```"""
+
+
+def escape(text: object) -> str:
+    """Text from the data as Markdown that shows it as it is: no markup, no HTML, no line break."""
+    plain = " ".join(str(text).split())
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", plain)
+    return re.sub(r"(?i)\b(https?|ftp|www)(?=[:.])", r"\1&#8203;", plain)  # no link that the data chose
+
+
+def hub_license(name: str | None) -> str:
+    """The Hugging Face hub's identifier of a licence; `other` where it has none, `unknown` for no licence."""
+    if not (name or "").strip():
+        return "unknown"
+    key = re.sub(r"[\s_]+", "-", name.strip().lower())
+    key = re.sub(r"^(creative-commons|cc)-(?=by|0|zero)", "", key)
+    return HUB_LICENSES.get(key, "other")
+
+
+def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
+    """Stage, reason and number of objects, the commonest first; reasons that differ in numbers only are one."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        reason = row["error"] or "no reason given"
+        key = (row["stage"], re.sub(r"\b[0-9a-f]{16}\b|\d+(?:\.\d+)?", "\N{HORIZONTAL ELLIPSIS}", reason))
+        groups.setdefault(key, []).append(reason)
+    found = [
+        (stage, reasons[0] if len(set(reasons)) == 1 else pattern, len(reasons))
+        for (stage, pattern), reasons in groups.items()
+    ]
+    return sorted(found, key=lambda failure: (-failure[2], failure[0], failure[1]))
+
+
+def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> list[list[str]]:
+    splits = Counter(row["split"] or "none" for row in packed)
+    facts = [
+        ["objects in the catalog", f"{len(rows):,}"],
+        ["triplets", f"{len(packed):,}"],
+        ["failed", f"{len(rows) - len(packed):,}"],
+        ["splits", ", ".join(f"{escape(name)} {count:,}" for name, count in sorted(splits.items()))],
+        ["shards", f"{len({row['shard'] for row in packed}):,}"],
+    ]
+    if packed:
+        counts = [row["gaussians"] for row in packed]
+        facts += [
+            ["Gaussians an object", f"{np.mean(counts):,.0f} ({min(counts):,} to {max(counts):,})"],
+            ["size", f"{sum(row['bytes'] for row in packed) / 1e6:,.1f} MB"],
+        ]
+    return facts
+
+
+def _quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    columns = {
+        "PSNR, dB": ("psnr", ".2f"),
+        "PSNR of the foreground, dB": ("psnr_foreground", ".2f"),
+        "SSIM": ("ssim", ".4f"),
+        "overlap of the silhouettes (IoU)": ("alpha_iou", ".4f"),
+    }
+    lines = []
+    for label, (name, form) in columns.items():
+        values = [row[name] for row in packed if row[name] is not None]
+        if values:
+            numbers = (np.mean(values), *np.percentile(values, (5, 50, 95)))
+            lines.append([label, *(format(number, form) for number in numbers)])
+    return ["", "mean", "5 % below", "median", "5 % above"], lines
+
+
+def _failures(failed: Sequence[Row]) -> str:
+    found = failures(failed)
+    if not found:
+        return "None."
+    lines = [[escape(stage), escape(reason), f"{count:,}"] for stage, reason, count in found[:SHOWN_FAILURES]]
+    text = _table(["stage", "reason", "objects"], lines)
+    rest = sum(count for _, _, count in found[SHOWN_FAILURES:])
+    return text + (
+        f"\n\nand {rest:,} objects for {len(found) - SHOWN_FAILURES:,} rarer reasons." if rest else ""
+    )
+
+
+def _credit_list(packed: Sequence[Row]) -> str:
+    credits = Counter((row["license"] or "not stated", row["credit"]) for row in packed if row["credit"])
+    text = "`CREDITS.csv` has licence, credit and page of every object."
+    if not credits:
+        return text + " No object states whom to credit."
+    if len(credits) > SHOWN_CREDITS:
+        return text + f" Its {len(credits):,} different credits are too many for this page."
+    by_name = sorted(credits.items(), key=lambda item: (item[0][0], item[0][1].casefold(), item[0][1]))
+    lines = [[escape(credit), escape(license), f"{count:,}"] for (license, credit), count in by_name]
+    return text + "\n\n" + _table(["credit", "licence", "objects"], lines)
+
+
+def _counts(what: str, counts: Counter[str], shown: int) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = _table([what, "objects"], [[escape(name), f"{count:,}"] for name, count in ordered[:shown]])
+    rest = ordered[shown:]
+    return text + (f"\n\nand {len(rest):,} more with {sum(n for _, n in rest):,} objects." if rest else "")
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def _size_category(count: int) -> str:
+    if count < 1000:
+        return "n<1K"
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M"]
+    step = min(int(np.log10(count)) - 3, len(steps) - 2)
+    return f"{steps[step]}<n<{steps[step + 1]}"
+
+
+def _credits(packed: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    columns = ("uid", "category", "license", "credit", "page")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(packed)
+    return text.getvalue().encode()
+
+
+def _histogram(psnr: Sequence[float]) -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(), io.BytesIO() as buffer:
+        matplotlib.rcdefaults()  # a user's own style would change the bytes
+        figure = Figure(figsize=(6.4, 3.2), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        if psnr:
+            low, high = np.floor(min(psnr)), max(np.ceil(max(psnr)), np.floor(min(psnr)) + 1)
+            axes.hist(
+                psnr, bins=np.arange(low, high + 0.5), color="#4c78a8", edgecolor="white", linewidth=0.6
+            )
+            mean = float(np.mean(psnr))
+            axes.axvline(mean, color="#333333", linewidth=1, linestyle="--")
+            axes.annotate(
+                f"mean {mean:.1f} dB", (mean, 1), xycoords=("data", "axes fraction"), xytext=(4, -12),
+                textcoords="offset points", fontsize=9,
+            )  # fmt: skip
+            axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("PSNR on held-out views, dB")
+        axes.set_ylabel("objects")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _samples(folder: Path, packed: Sequence[Row], views: Mapping[str, Path], limit: int) -> Iterable[Sample]:
+    """At most `limit` objects, evenly spread over the categories."""
+    by_category = sorted(packed, key=lambda row: (row["category"] or "", row["uid"]))
+    spread = np.linspace(0, len(by_category) - 1, min(limit, len(by_category))).round().astype(int)
+    chosen = [by_category[i] for i in spread]
+    dataset = TripletDataset(folder)
+    place_of = {uid: i for i, uid in enumerate(dataset.uids)}
+    views_of: dict[str, Members] = {}
+    for shard in sorted({row["shard"] for row in chosen}):
+        in_shard = tar_objects(views[shard])
+        views_of |= {row["uid"]: in_shard[row["uid"]] for row in chosen if row["shard"] == shard}
+    for row in chosen:
+        uid = row["uid"]
+        members = dataset.members(place_of[uid])
+        meta = json.loads(members[f"{uid}.json"])
+        view = _nearest_view(np.array(meta["cameras"]["viewmats"]))
+        mesh = from_image(views_of[uid].read()[f"{view:03d}.png"])
+        splat = from_image(members[f"{uid}.{view:02d}.webp"])
+        yield Sample(mesh, splat, meta["caption"], row["psnr"])
+
+
+def _nearest_view(
+    viewmats: np.ndarray,  # [V, 4, 4], world to camera
+) -> int:
+    positions = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    directions = positions / np.linalg.norm(positions, axis=1, keepdims=True)
+    return int((directions @ np.array(SAMPLE_DIRECTION)).argmax())

@@ -1,0 +1,134 @@
+"""Packed triplets as a torch dataset."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.render import from_image
+from clipgs.storage import ClipgsError
+from clipgs.triplets.pack import digest
+
+Item = dict[str, Any]
+
+
+class TripletDataset(Dataset[Item]):
+    """The triplets of a folder that holds `index.parquet` and the shards' tars.
+
+    An item is a dict of
+        uid: str
+        gaussians: Gaussians [N, *], rows in farthest-point order
+        images: [V, H, W, 3] uint8, the splat from its V cameras
+        text: str, the caption
+        meta: dict, what `uid.json` holds: category, licence, credit, quality, cameras and the like
+
+    Objects have different numbers of Gaussians: give a `DataLoader` the `collate` of this module.
+
+    Args:
+        path: the folder, `triplets/` of the output.
+        split: train, validation or test; None for all.
+
+    Raises:
+        ClipgsError: the index is missing or damaged, has no such split, or a tar is missing or cut short; and
+            from an item, if its bytes are not those that were packed.
+    """
+
+    def __init__(self, path: Path | str, split: str | None = None) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        self.path = Path(path)
+        index = self.path / "index.parquet"
+        columns = ["uid", "shard", "split", "offset", "bytes", "sha256"]
+        try:
+            rows = pq.ParquetFile(index).read(columns=columns)
+        except FileNotFoundError:
+            raise ClipgsError(f"{index} is missing; make it with: snakemake triplets") from None
+        except (OSError, pa.ArrowException) as error:
+            raise ClipgsError(
+                f"{index} cannot be read ({error}); make it again: snakemake --force {index}"
+            ) from None
+        if split is not None:
+            splits = sorted(value for value in rows["split"].unique().to_pylist() if value is not None)
+            if split not in splits:
+                raise ClipgsError(f"{index} has no split {split} (it has: {', '.join(splits) or 'none'})")
+            rows = rows.filter(pc.equal(rows["split"], split))
+        # Arrays instead of dicts: a worker process of a DataLoader then shares their memory with its parent.
+        self.uids = np.array(rows["uid"].to_pylist(), dtype=np.str_)
+        self._shards = np.array(rows["shard"].to_pylist(), dtype=np.str_)
+        self._digests = np.array(rows["sha256"].to_pylist(), dtype=np.str_)
+        self._offsets, self._bytes = rows["offset"].to_numpy(), rows["bytes"].to_numpy()
+        for shard in np.unique(self._shards):
+            mine = self._shards == shard
+            self._check_size(self._tar(shard), int((self._offsets[mine] + self._bytes[mine]).max()))
+
+    def _tar(self, shard: str) -> Path:
+        return self.path / f"{shard}.tar"
+
+    @staticmethod
+    def _check_size(tar: Path, least: int) -> None:
+        try:
+            size = tar.stat().st_size
+        except OSError:
+            raise ClipgsError(f"{tar} is missing; make it with: snakemake {tar}") from None
+        if size < least:
+            raise ClipgsError(
+                f"{tar} is cut short: it has {size} bytes and its objects end at {least}; "
+                f"make it again: snakemake --force {tar}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def members(self, i: int) -> dict[str, bytes]:
+        """The files of one object as they stand in the tar, by name."""
+        uid, tar = str(self.uids[i]), self._tar(self._shards[i])
+        try:
+            with open(tar, "rb") as file:
+                file.seek(self._offsets[i])
+                block = io.BytesIO(file.read(self._bytes[i]))
+            with tarfile.open(fileobj=block, mode="r:") as bundle:
+                members = [(info.name, bundle.extractfile(info).read()) for info in bundle if info.isreg()]
+            intact = digest(members) == self._digests[i]
+        except (OSError, tarfile.TarError):
+            intact = False
+        if not intact:
+            raise ClipgsError(
+                f"{tar}: the files of {uid} are not those that the index names, one of the two is damaged or "
+                f"from another run; make them again: snakemake --force {tar} {self.path / 'index.parquet'}"
+            )
+        return dict(members)
+
+    def __getitem__(self, i: int) -> Item:
+        uid = str(self.uids[i])
+        members = self.members(i)
+        meta = json.loads(members[f"{uid}.json"])
+        views = range(len(meta["cameras"]["viewmats"]))
+        images = [from_image(members[f"{uid}.{view:02d}.webp"]) for view in views]
+        return {
+            "uid": uid,
+            "gaussians": ply.from_bytes(members[f"{uid}.ply"], f"{uid}.ply"),
+            "images": torch.from_numpy(np.stack(images)),
+            "text": members[f"{uid}.txt"].decode(),
+            "meta": meta,
+        }
+
+
+def collate(items: Sequence[Item]) -> Item:
+    """A batch of items: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
+    return {
+        "uid": [item["uid"] for item in items],
+        "gaussians": Gaussians.stack([item["gaussians"] for item in items]),
+        "images": torch.stack([item["images"] for item in items]),
+        "text": [item["text"] for item in items],
+        "meta": [item["meta"] for item in items],
+    }

@@ -1,0 +1,108 @@
+"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset, and what is said of it at the end."""
+
+import statistics
+from pathlib import Path
+
+from clipgs.catalog.shards import frozen_shards, labels_path, shard_path
+from clipgs.catalog.sources import source
+from clipgs.config import Config
+from clipgs.stage import fail_as_a_whole, good, path, table
+from clipgs.storage import check, read_table, write_table
+
+
+def caption(config: Config, shard: str, threads: int) -> None:
+    """Gives every object its caption, with the captioner that the configuration names.
+
+    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores.
+    """
+    del threads
+    from clipgs.triplets.captions import captioner, schema
+
+    check(labels_path(config, shard))
+    meshes = good(table(config, "meshes", shard))
+    frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
+    rows = captioner(config.caption.captioner)(frozen, read_table(labels_path(config, shard)), config.caption)
+    errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
+    fail_as_a_whole(config, f"caption {shard}", errors, len(rows))
+    write_table(path(config, "captions", shard, ".parquet"), rows, schema())
+
+
+def pack(config: Config, shard: str, threads: int) -> None:
+    """Packs splat, pictures, caption and everything known of each object.
+
+    Writes `triplets/S.tar` (WebDataset) and `triplets/S.parquet` (a row an object, failed ones with stage and error).
+    """
+    del threads
+    from clipgs.splats.stages import canonical_cameras
+    from clipgs.triplets.pack import Cameras, MeshToSplat, pack_shard
+
+    for file in (shard_path(config, shard), labels_path(config, shard)):
+        check(file)
+    for stage in ("splats", "renders"):
+        check(path(config, stage, shard, ".tar"))
+    frozen = read_table(shard_path(config, shard))
+    stages = {
+        "fetch": table(config, "meshes", shard),
+        "sample": table(config, "points", shard),
+        "view": table(config, "views", shard),
+        "fit": table(config, "splats", shard),
+        "render": table(config, "renders", shard),
+        "caption": table(config, "captions", shard),
+    }
+    # The hash of what was really read: that of a generated mesh is not known when its row is frozen.
+    hashes = {uid: row["sha256"] for uid, row in good(stages["fetch"]).items()}
+    objects = [{**row, "sha256": hashes.get(row["uid"], row["sha256"])} for row in frozen]
+    up_axes = {row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes}
+    normalised = {
+        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid]) for uid, row in good(stages["sample"]).items()
+    }
+    pack_shard(
+        path(config, "triplets", shard, ".tar"),
+        path(config, "triplets", shard, ".parquet"),
+        shard=shard,
+        objects=objects,
+        labels=read_table(labels_path(config, shard)),
+        stages=stages,
+        splats=path(config, "splats", shard, ".tar"),
+        renders=path(config, "renders", shard, ".tar"),
+        mesh_to_splat=normalised,
+        cameras=Cameras(*canonical_cameras(config), config.render.pixels),
+    )
+
+
+def index(config: Config) -> None:
+    """Writes what is said of all shards: `triplets/index.parquet`, README.md, contact_sheet.png, quality.png."""
+    from clipgs.triplets.card import write_card
+    from clipgs.triplets.pack import merge_index
+
+    shards = frozen_shards(config)
+    tables = [path(config, "triplets", shard, ".parquet") for shard in shards]
+    for file in tables:
+        check(file)
+    folder = config.output_path / "triplets"
+    merge_index(tables, folder / "index.parquet")
+    write_card(folder, tables, {shard: path(config, "views", shard, ".tar") for shard in shards}, config.pack)
+
+
+def summary(config: Config) -> str:
+    """A few lines on what was made: objects, failures with their reasons, quality, and where everything lies."""
+    folder = config.output_path / "triplets"
+    rows = [row for shard in frozen_shards(config) for row in _packed(folder / f"{shard}.parquet")]
+    done = [row for row in rows if row["status"] == "ok"]
+    lines = [f"objects    {len(rows)}", f"triplets   {len(done)}", f"failures   {len(rows) - len(done)}"]
+    lines += [f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"][:10]
+    if done:
+        psnr = sorted(row["psnr"] for row in done)
+        lines.append(
+            f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, on held-out views"
+            f" ({config.fit.gaussians} Gaussians, {config.fit.steps} steps, {config.views.pixels} px)"
+        )
+    places = {"triplets": "[0-9]*.tar", "index": "index.parquet", "card": "README.md", "pictures": "contact_sheet.png"}
+    lines += [f"{name:<10} {folder / pattern}" for name, pattern in places.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _packed(file: Path) -> list[dict]:
+    return read_table(file, ["uid", "status", "stage", "error", "psnr"]) if file.exists() else []
+
+

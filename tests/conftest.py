@@ -1,0 +1,33 @@
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The folder that holds pyproject.toml, the Snakefile and src/."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real meshes and reference vectors that are kept outside the repository."""
+    folder = Path(os.environ.get("CLIPGS_SHARED") or CHECKOUT.parent / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no test data at {folder}: set CLIPGS_SHARED to where data/ and vectors/ are")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked `gpu` is skipped where torch sees no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

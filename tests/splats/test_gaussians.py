@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from clipgs.splats.gaussians import Gaussians, Views
+from clipgs.splats.order import farthest_point_order
+
+
+def gaussians(rows: int, seed: int = 0) -> Gaussians:
+    generator = torch.Generator().manual_seed(seed)
+    widths = {"means": 3, "quats_wxyz": 4, "log_scales": 3, "colors": 3}
+    tensors = {name: torch.randn(rows, width, generator=generator) for name, width in widths.items()}
+    return Gaussians(**tensors, opacity_logits=torch.randn(rows, generator=generator))
+
+
+def slow_farthest_point_order(points: torch.Tensor) -> list[int]:  # [N, 3]
+    distances = torch.cdist(points.double(), points.double())
+    order = [0]
+    while len(order) < len(points):
+        nearest = distances[order].amin(dim=0)
+        nearest[order] = -1
+        order.append(int(nearest.argmax()))
+    return order
+
+
+def test_properties_are_activated():
+    one = gaussians(5)
+    assert torch.equal(one.scales, one.log_scales.exp())
+    assert torch.equal(one.opacities, one.opacity_logits.sigmoid())
+
+
+def test_stack_pads_with_invisible_gaussians_and_indexing_removes_them():
+    short, long = gaussians(3, 1), gaussians(7, 2)
+    batch = Gaussians.stack([short, long])
+    assert batch.means.shape == (2, 7, 3)
+    assert batch.count.tolist() == [3, 7]
+    assert (batch.opacities[0, 3:] == 0).all()
+    assert torch.equal(batch.means.amax(dim=1)[0], short.means.amax(dim=0))  # the box stays
+    for original, back in zip((short, long), (batch[0], batch[1]), strict=True):
+        assert back.count is None
+        assert torch.equal(original.means, back.means)
+        assert torch.equal(original.opacity_logits, back.opacity_logits)
+    assert batch[1:].count.tolist() == [7]
+
+
+def test_stack_of_equal_sizes_has_no_count():
+    assert Gaussians.stack([gaussians(4), gaussians(4)]).count is None
+
+
+def test_stack_of_what_cannot_be_stacked():
+    with pytest.raises(ValueError, match="no objects"):
+        Gaussians.stack([])
+    with pytest.raises(ValueError, match="at least one Gaussian"):
+        Gaussians.stack([gaussians(3), gaussians(0)])
+    with pytest.raises(ValueError, match="single objects"):
+        Gaussians.stack([Gaussians.stack([gaussians(3)])])
+
+
+def test_prune_keeps_the_order_of_the_visible():
+    one = gaussians(50)
+    kept = one.prune(0.5)
+    assert torch.equal(kept.means, one.means[one.opacity_logits >= 0])
+    with pytest.raises(ValueError, match="not a batch"):
+        Gaussians.stack([one]).prune(0.5)
+
+
+def test_to_and_index_keep_every_field():
+    rgba = torch.zeros(2, 3, 4, 4, 4, dtype=torch.uint8)
+    views = Views(rgba, torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 3, 3))
+    assert views[1].to("cpu").viewmats.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 300])
+def test_farthest_point_order_is_that_of_the_slow_reference(rows):
+    one = gaussians(rows)
+    assert one.farthest_point_order().tolist() == slow_farthest_point_order(one.means)
+
+
+def test_farthest_point_order_is_idempotent_and_takes_equals_in_order():
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)  # nothing but ties
+    points = torch.cat([grid, grid[:5]]).numpy()  # and copies
+    order = farthest_point_order(points)
+    assert sorted(order) == list(range(len(points)))
+    assert order[-5:].tolist() == sorted(order[-5:])  # copies have distance 0 and come last
+    assert farthest_point_order(points[order]).tolist() == list(range(len(points)))
+
+
+def test_farthest_point_order_far_from_the_origin():
+    points = gaussians(200).means.double()
+    assert farthest_point_order((points + 1e6).numpy()).tolist() == slow_farthest_point_order(points)
+    assert farthest_point_order((points * 1e30).numpy()).tolist() == slow_farthest_point_order(points)
+
+
+def test_farthest_point_order_of_nan():
+    with pytest.raises(ValueError, match="finite"):
+        farthest_point_order(torch.tensor([[0.0, 0.0, float("nan")]]).numpy())

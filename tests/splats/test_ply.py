@@ -1,0 +1,166 @@
+import io
+import logging
+import re
+import struct
+
+import numpy as np
+import pytest
+import torch
+from plyfile import PlyData, PlyElement
+
+from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
+
+NAMES = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2")
+NAMES += ("rot_0", "rot_1", "rot_2", "rot_3")
+FIELDS = ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors")
+
+
+@pytest.fixture
+def splat() -> Gaussians:
+    generator = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(20, width, generator=generator) for width in (3, 4, 3)]
+    return Gaussians(*tensors, torch.randn(20, generator=generator), torch.rand(20, 3, generator=generator))
+
+
+def vertices(splat: Gaussians, names=NAMES, number="f4") -> np.ndarray:
+    """The splat's rows as another program would write them, other columns filled with 7."""
+    table = np.zeros(len(splat), [(name, number) for name in names])
+    for name in names:
+        table[name] = 7
+    for i in range(3):
+        table["xyz"[i]] = splat.means[:, i]
+        table[f"f_dc_{i}"] = (splat.colors[:, i].double() - 0.5) / 0.28209479177387814
+        table[f"scale_{i}"] = splat.log_scales[:, i]
+    for i in range(4):
+        table[f"rot_{i}"] = splat.quats_wxyz[:, i]
+    table["opacity"] = splat.opacity_logits
+    return table
+
+
+def assert_same(one: Gaussians, other: Gaussians) -> None:
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-6)
+
+
+def test_layout_byte_by_byte(tmp_path, splat):
+    splat.save(tmp_path / "a.ply")
+    data = (tmp_path / "a.ply").read_bytes()
+    header, body = data.split(b"end_header\n")
+    lines = header.decode().splitlines()
+    assert lines[:3] == ["ply", "format binary_little_endian 1.0", "comment clipgs 1 order=fps frame=y-up"]
+    assert lines[3] == "element vertex 20"
+    assert lines[4:] == [f"property float {name}" for name in NAMES]
+    first = struct.unpack_from("<14f", body)
+    assert first[:3] == tuple(splat.means[0].tolist())
+    assert first[6] == splat.opacity_logits[0].item()
+    assert first[10:] == tuple(splat.quats_wxyz[0].tolist())  # w first
+    np.testing.assert_allclose(0.5 + 0.28209479 * np.array(first[3:6]), splat.colors[0], atol=1e-6)
+
+
+def test_round_trip_in_farthest_point_order(tmp_path, splat):
+    splat.save(tmp_path / "a.ply")
+    loaded = Gaussians.load(tmp_path / "a.ply")
+    assert_same(splat[splat.farthest_point_order()], loaded)
+    assert loaded.farthest_point_order().tolist() == list(range(20))
+    assert ply.to_bytes(splat) == (tmp_path / "a.ply").read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_our_file_is_not_ordered_again(splat):
+    rows = vertices(splat)[::-1].copy()
+    reversed_rows = PlyData([PlyElement.describe(rows, "vertex")], comments=[ply.COMMENT])
+    assert torch.equal(ply.from_bytes(written(reversed_rows)).means, splat.means.flip(0))
+
+
+def written(data: PlyData) -> bytes:
+    stream = io.BytesIO()
+    data.write(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("number", ["f4", "f8"])
+@pytest.mark.parametrize("form", [{"text": True}, {"byte_order": "<"}, {"byte_order": ">"}])
+def test_files_of_other_programs(splat, form, number, caplog):
+    names = [*reversed(NAMES), "nx", "ny", "nz", *(f"f_rest_{i}" for i in range(9))]
+    other = PlyData([PlyElement.describe(vertices(splat, names, number), "vertex")], **form)
+    with caplog.at_level(logging.INFO):
+        loaded = ply.from_bytes(written(other), "other.ply")
+    assert_same(splat[splat.farthest_point_order()], loaded)
+    assert "other.ply: 9 spherical harmonics above degree 0 are dropped" in caplog.text
+
+
+def test_another_element_beside_the_vertices(splat):
+    faces = np.array([([0, 1, 2],)], dtype=[("vertex_indices", "i4", (3,))])
+    for elements in (["vertex", "face"], ["face", "vertex"]):
+        parts = {"vertex": vertices(splat), "face": faces}
+        data = PlyData([PlyElement.describe(parts[name], name) for name in elements], byte_order="<")
+        assert len(ply.from_bytes(written(data))) == 20
+
+
+def test_crlf_header(splat):
+    header, body = ply.to_bytes(splat).split(b"end_header\n")
+    data = (header + b"end_header\n").replace(b"\n", b"\r\n") + body
+    assert torch.equal(ply.from_bytes(data).means, ply.from_bytes(ply.to_bytes(splat)).means)
+
+
+def damaged(splat: Gaussians) -> dict[str, tuple[bytes, str]]:
+    good = ply.to_bytes(splat)
+    mesh = np.zeros(3, [("x", "f4"), ("y", "f4"), ("z", "f4")])
+    packed = np.zeros(3, [("packed_position", "u4"), ("packed_color", "u4")])
+    nan, zero = vertices(splat), vertices(splat)
+    nan["scale_1"][4] = np.nan
+    for i in range(4):
+        zero[f"rot_{i}"][2] = 0
+    huge = vertices(splat, number="f8")
+    huge["x"][1] = 1e300
+    text = written(PlyData([PlyElement.describe(vertices(splat), "vertex")], text=True))
+    listed = good.replace(b"property float x", b"property list uchar float x")
+
+    def of(table: np.ndarray) -> bytes:
+        return written(PlyData([PlyElement.describe(table, "vertex")], byte_order="<"))
+
+    return {
+        "empty file": (b"", "empty"),
+        "text": (b"# not a ply\n", "not a PLY"),
+        "header only": (good[:100], "cut short"),
+        "truncated": (good[:-1], "cut short"),
+        "truncated text": (text[:-400], "PLY cannot be read"),
+        "a claim of 2^31": (good.replace(b"vertex 20", b"vertex 2147483647"), "claims 2147483647 rows"),
+        "a negative claim": (good.replace(b"vertex 20", b"vertex -5"), "claims -5 rows"),
+        "no number": (good.replace(b"vertex 20", b"vertex many"), "header cannot be read"),
+        "unknown type": (good.replace(b"float y", b"vec3 y"), "header cannot be read"),
+        "not ascii": (good.replace(b"comment clipgs", b"comment cl\xffpgs"), "header cannot be read"),
+        "no rows": (of(vertices(splat[:0])), "no Gaussians"),
+        "mesh": (of(mesh), "no f_dc_0, f_dc_1, f_dc_2, opacity, scale_0"),
+        "compressed": (of(packed), "compressed"),
+        "nan": (of(nan), "scale_1 of row 4 is not a finite number"),
+        "too large": (of(huge), "x of row 1 is not a finite"),
+        "zero rotation": (of(zero), "rotation is all zeros"),
+        "list": (listed, "cannot be read"),
+    }
+
+
+ANY = Gaussians(*[torch.ones(20, width) for width in (3, 4, 3)], torch.ones(20), torch.ones(20, 3))
+
+
+@pytest.mark.parametrize("case", damaged(ANY))
+def test_bad_files_say_why(case, splat, tmp_path):
+    data, message = damaged(splat)[case]
+    (tmp_path / "bad.ply").write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "bad.ply")) + f".*({message})"):
+        Gaussians.load(tmp_path / "bad.ply")
+
+
+def test_a_bad_splat_is_not_saved_and_leaves_the_old_file(tmp_path, splat):
+    splat.save(tmp_path / "a.ply")
+    before = (tmp_path / "a.ply").read_bytes()
+    splat.means[3, 1] = float("inf")
+    with pytest.raises(ValueError, match="y of row 3"):
+        splat.save(tmp_path / "a.ply")
+    with pytest.raises(ValueError, match="not a batch"):
+        Gaussians.stack([splat]).save(tmp_path / "b.ply")
+    with pytest.raises(ValueError, match="no Gaussians"):
+        splat[:0].save(tmp_path / "b.ply")
+    assert (tmp_path / "a.ply").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ply"]

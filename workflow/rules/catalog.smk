@@ -1,0 +1,48 @@
+localrules:
+    freeze,
+    label,
+    objects,
+
+
+if PLAN.pending:
+
+    # New objects go into new shards. A frozen shard has no rule: nothing makes it again.
+    rule freeze:
+        output:
+            expand(out("catalog/shards/{shard}.parquet"), shard=PLAN.pending),
+        log:
+            out("logs/freeze.log"),
+        conda:
+            ENV
+        shell:
+            "clipgs freeze {output:q} --log {log:q}"
+
+
+rule label:
+    input:
+        out("catalog/shards/{shard}.parquet"),
+    output:
+        out("catalog/labels/{shard}.parquet"),
+    log:
+        out("logs/label/{shard}.log"),
+    conda:
+        ENV
+    params:
+        settings=lambda wildcards: stage(
+            "label", labels=PLAN.label_digests.get(wildcards.shard, "")
+        ),
+    shell:
+        "clipgs label {wildcards.shard} --settings {params.settings:q} --log {log:q}"
+
+
+rule objects:
+    input:
+        expand(out("catalog/shards/{shard}.parquet"), shard=PLAN.shards),
+    output:
+        out("catalog/objects.parquet"),
+    log:
+        out("logs/objects.log"),
+    conda:
+        ENV
+    shell:
+        "clipgs objects --log {log:q}"

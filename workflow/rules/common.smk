@@ -1,0 +1,58 @@
+# What all rules share: the checked configuration, the plan of shards, and the words of a command.
+import os
+import sys
+from pathlib import Path
+
+from clipgs import config as settings
+from clipgs.catalog.shards import plan
+from clipgs.cores import usable_cores
+from clipgs.storage import ClipgsError
+
+
+def stop(error):
+    """One line and exit code 2, before any job starts."""
+    sys.stderr.write(f"clipgs: {error}\n")
+    sys.stderr.flush()
+    os._exit(
+        2
+    )  # Snakemake would print where in the Snakefile, which is not where the fault is
+
+
+try:
+    CONFIG = settings.check(config)
+    PLAN = plan(CONFIG)
+except ClipgsError as error:
+    stop(error)
+
+if workflow.is_main_process:
+    for note in PLAN.notes:
+        sys.stderr.write(f"clipgs: note: {note}\n")
+
+# Asked for more cores than there are, Snakemake would start jobs that only wait for each other and fill the memory.
+if workflow.local_exec and workflow._cores is not None:
+    workflow.register_resource("_cores", min(workflow._cores, usable_cores()))
+
+# What changes no result (places, device, limits) reaches a command here, where no rule depends on it; and the commands
+# are those of the Python that runs Snakemake, activated or not.
+os.environ |= {
+    "CLIPGS_RUNTIME": settings.runtime_settings(CONFIG),
+    "PATH": os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+    ),
+}
+THREADS = CONFIG.workers.threads or workflow._cores or 1
+ENV = str(Path(workflow.basedir, "envs", "clipgs.yaml"))
+
+
+wildcard_constraints:
+    shard=r"\d+",
+
+
+def out(name):
+    """A file of the output."""
+    return os.path.join(CONFIG.output, name)
+
+
+def stage(name, **more):
+    """What the result of a stage depends on, as one string."""
+    return settings.stage_settings(CONFIG, name, **more)

@@ -1,0 +1,46 @@
+rule fit:
+    input:
+        points=out("points/{shard}.npz"),
+        points_table=out("points/{shard}.parquet"),
+        views=out("views/{shard}.tar"),
+        views_table=out("views/{shard}.parquet"),
+    output:
+        splats=out("splats/{shard}.tar"),
+        table=out("splats/{shard}.parquet"),
+    log:
+        out("logs/fit/{shard}.log"),
+    benchmark:
+        out("benchmarks/fit/{shard}.tsv")
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        mem_mb=2000,
+    params:
+        settings=stage("fit"),
+    shell:
+        "clipgs fit {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"
+
+
+rule render:
+    input:
+        splats=out("splats/{shard}.tar"),
+        table=out("splats/{shard}.parquet"),
+    output:
+        pictures=out("renders/{shard}.tar"),
+        table=out("renders/{shard}.parquet"),
+    log:
+        out("logs/render/{shard}.log"),
+    benchmark:
+        out("benchmarks/render/{shard}.tsv")
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        mem_mb=2000,
+    params:
+        settings=stage("render"),
+    shell:
+        "clipgs render {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"

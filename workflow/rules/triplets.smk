@@ -1,0 +1,75 @@
+rule caption:
+    input:
+        labels=out("catalog/labels/{shard}.parquet"),
+        meshes=out("meshes/{shard}.parquet"),
+    output:
+        table=out("captions/{shard}.parquet"),
+    log:
+        out("logs/caption/{shard}.log"),
+    benchmark:
+        out("benchmarks/caption/{shard}.tsv")
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        settings=stage("caption"),
+    shell:
+        "clipgs caption {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"
+
+
+rule pack:
+    input:
+        labels=out("catalog/labels/{shard}.parquet"),
+        meshes=out("meshes/{shard}.parquet"),
+        points=out("points/{shard}.parquet"),
+        views=out("views/{shard}.parquet"),
+        splats=out("splats/{shard}.tar"),
+        splats_table=out("splats/{shard}.parquet"),
+        renders=out("renders/{shard}.tar"),
+        renders_table=out("renders/{shard}.parquet"),
+        captions=out("captions/{shard}.parquet"),
+    output:
+        triplets=out("triplets/{shard}.tar"),
+        table=out("triplets/{shard}.parquet"),
+    log:
+        out("logs/pack/{shard}.log"),
+    benchmark:
+        out("benchmarks/pack/{shard}.tsv")
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        settings=stage("pack"),
+    shell:
+        "clipgs pack {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"
+
+
+rule index:
+    input:
+        tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
+        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
+        views=expand(out("views/{shard}.tar"), shard=PLAN.shards),
+    output:
+        index=out("triplets/index.parquet"),
+        card=report(out("triplets/README.md"), category="Dataset"),
+        sheet=report(out("triplets/contact_sheet.png"), category="Dataset"),
+        quality=report(out("triplets/quality.png"), category="Dataset"),
+    log:
+        out("logs/index.log"),
+    benchmark:
+        out("benchmarks/index.tsv")
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        settings=stage("index"),
+    shell:
+        "clipgs index --settings {params.settings:q} --log {log:q}"
