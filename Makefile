@@ -40,8 +40,9 @@ help:  ## these lines
 	$(BIN)/uv pip install --python $(BIN)/python -c requirements.lock -e ".[$$extras]"
 	if ! $(BIN)/python -m clipgs.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-	    echo "make: no OpenGL through EGL yet: installing $(OPENGL)"
-	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(OPENGL) > /dev/null; } || true
+	    # Only what is lacking: an OpenGL that is there but does not work is the machine's owner's to upgrade.
+    echo "make: no OpenGL through EGL yet: installing $(OPENGL)"
+	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-upgrade --no-install-recommends $(OPENGL) > /dev/null; } || true
 	  fi
 	  $(BIN)/python -m clipgs.doctor opengl > /dev/null || {
 	    echo "make: meshes cannot be drawn until OpenGL's EGL libraries are there; run: sudo apt-get install -y $(OPENGL)" >&2; }

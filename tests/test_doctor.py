@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from clipgs import doctor
-from clipgs.config import Config
 from clipgs.doctor import Check
 
 NAMES = [
@@ -55,13 +54,13 @@ def machine(tmp_path, monkeypatch):
         ]
         python = program(tmp_path / "python", "\n".join(['case "$3" in', *cases, "esac"]))
         monkeypatch.setattr(sys, "executable", python)
-        return {check.name: check for check in doctor.doctor(Config(output=str(tmp_path)))}
+        return {check.name: check for check in doctor.doctor(tmp_path)}
 
     return answer
 
 
 def test_this_machine_is_looked_at_for_real(tmp_path):
-    checks = {check.name: check for check in doctor.doctor(Config(output=str(tmp_path / "not" / "yet")))}
+    checks = {check.name: check for check in doctor.doctor(tmp_path / "not" / "yet")}
 
     assert list(checks) == NAMES
     import torch
@@ -150,7 +149,7 @@ def test_a_driver_that_hangs_is_a_row(machine, monkeypatch):
 def test_whatever_a_probe_does_the_doctor_goes_on(tmp_path, monkeypatch, python, found):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
     monkeypatch.setattr(sys, "executable", program(tmp_path / "python", python))
-    checks = {check.name: check for check in doctor.doctor(Config(output=str(tmp_path)))}
+    checks = {check.name: check for check in doctor.doctor(tmp_path)}
 
     assert list(checks) == NAMES
     assert checks["torch"].status == "missing"

@@ -78,23 +78,20 @@ def test_a_conda_environment_repeats_pyproject_at_the_locks_versions(checkout, p
 
 def test_every_rule_runs_in_one_of_the_environments(checkout):
     files = [checkout / "Snakefile", *sorted((checkout / "workflow" / "rules").glob("*.smk"))]
-    if len(files) == 1:
-        pytest.skip("no workflow/rules here")
+    text = {file: file.read_text() for file in files}
+    # A rule names its environment by a path, or by a constant: ENV = str(Path(..., "clipgs.yaml")).
+    constant = re.compile(r"^([A-Z_]+) = .*[\"'/]([\w-]+\.yaml)[\"']", flags=re.MULTILINE)
+    constants = dict(constant.findall("\n".join(text.values())))
     working = 0
     for file in files:
-        rules = re.split(r"^(?=rule \w+:|checkpoint \w+:)", file.read_text(), flags=re.MULTILINE)
-        for rule in rules:
-            if not re.search(r"^    (shell|script):", rule, flags=re.MULTILINE):
+        for rule in re.split(r"^\s*(?=(?:rule|checkpoint) \w+:)", text[file], flags=re.MULTILINE)[1:]:
+            if not re.search(r"^\s+(shell|script):", rule, flags=re.MULTILINE):
                 continue  # a target rule only gathers files
             working += 1
-            named = re.search(r"^    conda:\s*([^\n]+)", rule, flags=re.MULTILINE)
+            conda = re.search(r"^\s+conda:\s+(?:([A-Z_]+)|[\"'](.+)[\"'])$", rule, flags=re.MULTILINE)
             where = f"{file.name}: {rule.splitlines()[0]}"
-            assert named, f"{where} has no conda:"
-            path = re.search(r"[\"']([^\"']+)[\"']", named[1])
-            assert path, f"{where} conda: names no file"
-            assert (file.parent / path[1]).resolve() in {checkout / "envs" / name for name in ENVIRONMENTS}, (
-                where
-            )
+            assert conda, f"{where} has no conda:"
+            assert (constants.get(conda[1]) or Path(conda[2] or "").name) in ENVIRONMENTS, where
     assert working
 
 
@@ -110,6 +107,19 @@ def test_what_make_installed_is_the_lock(checkout, lock):
     }
     assert others == {}
     assert set(installed) - set(lock) <= {"pip", "uv", "clipgs"}
+
+
+def test_every_file_of_the_package_that_is_not_python_is_installed(checkout):
+    options = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = checkout / "src" / "clipgs"
+    data = {file for pattern in options["package-data"]["clipgs"] for file in package.glob(pattern)}
+    others = {
+        file
+        for file in package.rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc", ".nbc", ".nbi")
+    }
+    assert others - data == set()
+    assert package / "py.typed" in data
 
 
 def test_the_short_commands_need_nothing_but_make_and_python(checkout):

@@ -267,9 +267,42 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
         UsageError: one line with the key, what is allowed and the nearest right name.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_typed(Config, values))
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
+
+
+def _typed(model: type[BaseModel], values: Any) -> Any:
+    """The values with numbers, switches and nulls that came as text: Snakemake's `--config` nests only strings."""
+    if not isinstance(values, dict):
+        return values
+    typed = dict(values)
+    for name, field in model.model_fields.items():
+        value = typed.get(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if name in typed:
+                typed[name] = _typed(field.annotation, value)
+        elif isinstance(value, str) and (value in ("null", "None") or str not in _scalar_types(field.annotation)):
+            typed[name] = _scalar(value)
+        elif isinstance(value, list) and float in _scalar_types(field.annotation):
+            typed[name] = [_scalar(item) if isinstance(item, str) else item for item in value]
+    return typed
+
+
+def _scalar(text: str) -> Any:
+    for read in (int, float, yaml.safe_load):  # YAML takes 1e-3 for text
+        try:
+            return read(text)
+        except (ValueError, yaml.YAMLError):
+            continue
+    return text
+
+
+def _scalar_types(annotation: Any) -> set[Any]:
+    arguments = get_args(annotation)
+    if not arguments:
+        return {annotation}
+    return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
 def from_settings(*layers: str) -> Config:

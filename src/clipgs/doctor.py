@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import Config
+from .cores import usable_cores
 from .storage import describe_error
 
 GIB = 2**30
@@ -42,12 +42,11 @@ class Check:
     remedy: str = ""
 
 
-def doctor(config: Config | None = None) -> list[Check]:
-    """Look at this machine, and at the disk that a run with `config` (default: the defaults) would fill.
+def doctor(output: Path = Path("results")) -> list[Check]:
+    """Look at this machine, and at the disk that a run would fill; `output` need not exist yet.
 
     Never raises: a check that fails is itself a row.
     """
-    output = (config or Config()).output_path
     driver = _tried(_driver)
     torch = _tried(_probe, "torch")
     return [
@@ -74,7 +73,7 @@ def format(checks: list[Check]) -> str:
         lines.append(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
         if check.remedy:
             lines.append(f"{'':<7}  {'':<{width}}  -> {check.remedy}")
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join(lines)
 
 
 def _checked(name: str, check: Callable[..., tuple[Status, str, str]], *facts: Any) -> Check:
@@ -255,33 +254,24 @@ def _disk(output: Path) -> tuple[Status, str, str]:
     return "ok", found, ""
 
 
-def _cgroup(name: str) -> str | None:
-    """A limit that a container or a batch system set for this process (cgroup v2, then v1)."""
-    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cpu")):
-        if (file := root / name).is_file():
-            return file.read_text().strip()
-    return None
-
-
 def _cores() -> tuple[Status, str, str]:
-    machine = os.cpu_count() or 1
-    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine)
-    quota, _, period = (_cgroup("cpu.max") or "max").partition(" ")
-    if quota.isdigit():
-        usable = min(usable, int(quota) / int(period))
-    return "ok", f"{usable:g} of {machine} usable", ""
+    return "ok", f"{usable_cores()} of {os.cpu_count()} usable", ""
 
 
 def _memory() -> tuple[Status, str, str]:
     import psutil
 
-    memory = psutil.virtual_memory()
-    usable = memory.available
-    limits = (_cgroup("memory.max"), _cgroup("memory.limit_in_bytes"))
-    usable = min([usable, *(int(limit) for limit in limits if limit and limit.isdigit())]) / GIB
-    found = f"{usable:.1f} GiB usable of {memory.total / GIB:.0f}"
+    machine = psutil.virtual_memory()
+    free = [machine.available]
+    # What a container or a batch system leaves of it (control groups, version 2, then 1).
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = Path("/sys/fs/cgroup") / name
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            free.append(int(text))
+    usable = min(free) / GIB
+    found = f"{usable:.1f} GiB usable of {machine.total / GIB:.0f}"
     if usable < 2:
-        return "note", found, "close other programs, or run with --cores 1; a worker needs up to 1.5 GiB"
+        return "note", found, "close other programs, or run with --cores 1; a worker takes up to 1.5 GiB"
     return "ok", found, ""
 
 
@@ -327,16 +317,11 @@ def _probe_libcuda() -> dict[str, Any]:
 
 def _probe_opengl() -> dict[str, Any]:
     """Draw one red triangle with pyrender through EGL, and look at its middle."""
-    import types
-
-    os.environ["PYOPENGL_PLATFORM"] = "egl"
     import numpy as np
 
-    vars(np)["infty"] = np.inf  # pyrender 0.1.45 was written for numpy 1
-    viewer = types.ModuleType("pyrender.viewer")  # the real one opens a display when it is imported
-    viewer.Viewer = None
-    sys.modules["pyrender.viewer"] = viewer
-    import pyrender
+    from .meshes.headless import import_pyrender
+
+    pyrender = import_pyrender()
     from OpenGL import GL
 
     corners = np.array([[-1, -1, -1], [1, -1, -1], [0, 1, -1]], np.float32)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -93,3 +96,25 @@ def test_farthest_point_order_far_from_the_origin():
 def test_farthest_point_order_of_nan():
     with pytest.raises(ValueError, match="finite"):
         farthest_point_order(torch.tensor([[0.0, 0.0, float("nan")]]).numpy())
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import clipgs.splats.fit, clipgs.splats.rasterize.cpu", "from clipgs.splats.fit import fit"],
+)
+def test_names_of_the_package_whatever_was_imported_before(before):
+    code = f"""
+import sys
+import clipgs.splats
+assert "torch" not in sys.modules
+{before}
+for _ in range(2):
+    assert clipgs.splats.fit.__qualname__ == "fit"
+    assert clipgs.splats.rasterize.__qualname__ == "rasterize"
+    assert clipgs.splats.Gaussians.__module__ == "clipgs.splats.gaussians"
+from clipgs.splats import Gaussians, Points, Views, fit, rasterize
+import clipgs
+assert clipgs.Gaussians is Gaussians
+assert callable(fit)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

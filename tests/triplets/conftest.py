@@ -11,7 +11,7 @@ from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.splats.render import to_webp
 from clipgs.storage import TarWriter
-from clipgs.triplets.pack import Cameras, merge_index, pack_shard
+from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 32
 
@@ -58,24 +58,21 @@ def cameras() -> Cameras:
 
 def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
     """A shard of small objects: of five, the first three are whole, one failed in `fit`, one is a duplicate."""
+    frozen = {"source": "folder", "sha256": 64 * "a", "note": None}
     objects = [
-        {"uid": uid, "source": "folder", "sha256": 64 * "a", "group": uid, "split": ("train", "test")[i % 2], "note": None}
-        for i, uid in enumerate(uids)
-    ]  # fmt: skip
+        {"uid": uid, "group": uid, "split": ("train", "test")[i % 2], **frozen} for i, uid in enumerate(uids)
+    ]
     objects[4]["note"] = f"duplicate of {uids[0]}"
     whole, tried = uids[:3], uids[:4]
     quality = {"psnr": 35.5, "psnr_foreground": 30.25, "ssim": 0.98, "alpha_iou": 0.99}
-    fit = [
-        {"uid": uid, "status": "ok", "error": None, "gaussians": 5 + i, **quality}
-        for i, uid in enumerate(whole)
-    ]
+    ok = {"status": "ok", "error": None}
+    fit = [{"uid": uid, "gaussians": 5 + i, **ok, **quality} for i, uid in enumerate(whole)]
     fit.append(
         {"uid": uids[3], "status": "failed", "error": "held-out PSNR is 12.3 dB, fit.min_psnr is 20 dB"}
     )
     caption = [
-        {"uid": uid, "status": "ok", "error": None, "caption": f"a mug\N{LATIN SMALL LETTER E WITH ACUTE} {i}", "source": "catalog text"}
-        for i, uid in enumerate(tried)
-    ]  # fmt: skip
+        {"uid": uid, **ok, "caption": f"a mugé {i}", "source": "catalog text"} for i, uid in enumerate(tried)
+    ]
     for kind in ("splats", "renders", "views"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     with TarWriter(folder / "splats" / f"{name}.tar") as tar:
@@ -91,21 +88,20 @@ def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
                 buffer = io.BytesIO()
                 Image.fromarray(picture(10 * i + view)).convert("RGBA").save(buffer, "PNG")
                 tar.add(f"{uid}/{view:03d}.png", buffer.getvalue())
+    terms = {"category": "mug", "license": "CC-BY-4.0"}
     labels = [
-        {"uid": uid, "category": "mug", "license": "CC-BY-4.0", "credit": f"A. Maker {i}", "page": f"https://example.org/{i}"}
+        {"uid": uid, **terms, "credit": f"A. Maker {i}", "page": f"https://example.org/{i}"}
         for i, uid in enumerate(uids)
-    ]  # fmt: skip
-    sample = [
-        {"uid": uid, "status": "ok", "error": None, "centre": [1.0, 2.0, 3.0], "scale": 0.5} for uid in tried
     ]
-    stages = {"fetch": [dict(row) for row in sample], "sample": sample, "fit": fit, "caption": caption}
+    fetch = [{"uid": uid, **ok} for uid in tried]
+    stages = {"fetch": fetch, "fit": fit, "caption": caption}
     inputs = {
         "objects": objects,
         "labels": labels,
         "stages": stages,
         "splats": folder / "splats" / f"{name}.tar",
         "renders": folder / "renders" / f"{name}.tar",
-        "up_axes": dict.fromkeys(uids, "y"),
+        "mesh_to_splat": dict.fromkeys(tried, MeshToSplat([1.0, 2.0, 3.0], 0.5)),
         "cameras": cameras(),
     }
     return Shard(folder, name, inputs)

@@ -43,14 +43,14 @@ def test_clean_cuts_at_a_word():
     assert captions.clean("1.5 m", 5) == "1.5 m"
 
 
-@pytest.mark.parametrize(
-    "phrase",
-    (
-        "a chair|an apple|an hourglass|a unicycle|an umbrella|a university|an SUV|a TV|an LED lamp|a USB stick|"
-        "a horse|an uninflated ball|a ukulele|a one-piece|an onesie|a house|an igloo|a euro|an egg|an 8-ball|"
-        "a utensil|an urn|a urinal|an unimpressive car|an unidentified object"
-    ).split("|"),
-)
+PHRASES = """
+a chair, an apple, an hourglass, a unicycle, an umbrella, a university, an SUV, a TV, an LED lamp,
+a USB stick, a horse, an uninflated ball, a ukulele, a one-piece, an onesie, a house, an igloo, a euro, an egg, an 8-ball,
+a utensil, an urn, a urinal, an unimpressive car, an unidentified object
+"""
+
+
+@pytest.mark.parametrize("phrase", [phrase.strip() for phrase in PHRASES.split(",")])
 def test_article(phrase):
     assert captions.with_article(phrase.split(" ", 1)[1]) == phrase
 

@@ -44,6 +44,7 @@ def test_loader_with_workers_gives_the_same_batches(folder):
     assert torch.equal(batch["gaussians"][2].means, dataset[2]["gaussians"].means)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the library leaves its tar open
 def test_the_webdataset_library_reads_the_tars(folder):
     samples = list(webdataset.WebDataset(str(folder / "00000.tar"), shardshuffle=False).decode())
     dataset = TripletDataset(folder)
@@ -62,7 +63,7 @@ def test_a_tar_cut_short_is_found_at_once(folder):
         TripletDataset(folder)
 
 
-@pytest.mark.parametrize("place", [100, 512, 700, 3000])  # in a header, in data, in filling
+@pytest.mark.parametrize("place", [100, 512, 700, 3000])  # in headers and in data
 def test_a_damaged_tar_names_itself_and_the_command(folder, place):
     tar = folder / "00001.tar"
     dataset = TripletDataset(folder)

@@ -18,9 +18,10 @@ def canonical(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cameras on a spiral over the sphere that look at the origin.
 
-    Returns viewmats [V, 4, 4] and Ks [V, 3, 3] (pixels), float32. Heights are even and azimuths turn by the golden
-    angle (the Fibonacci lattice; Swinbank and Purser 2006, "Fibonacci grids"), so directions are spread evenly over the
-    sphere. At the default distance the half diagonal of a unit cube just fits into the field of view.
+    Returns viewmats [V, 4, 4] and Ks [V, 3, 3] (pixels), float32. Heights are even and azimuths turn by the
+    golden angle (the Fibonacci lattice; Swinbank and Purser 2006, "Fibonacci grids"), so directions are
+    spread evenly over the sphere. At the default distance the half diagonal of a unit cube just fits into the
+    field of view.
     """
     return _spiral(np.arange(count) + 0.5, count, fov_degrees, distance, pixels)
 
@@ -32,7 +33,9 @@ def held_out(
     pixels: int = 256,
     among: int = 36,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cameras halfway along the spiral of the `among` canonical ones, spread over its length; as `canonical`."""
+    """Cameras halfway along the spiral of the `among` canonical ones, spread over its length; as
+    `canonical`.
+    """
     steps = np.floor((np.arange(count) + 0.5) * among / count).clip(1, among - 1)
     return _spiral(steps, among, fov_degrees, distance, pixels)
 
@@ -62,7 +65,11 @@ def look_at_origin(
     Straight above or below, where up has no direction, -Z or Z is up in the picture.
     """
     forward = -eye / np.linalg.norm(eye)
-    up = np.array([0.0, 1.0, 0.0]) if abs(forward[1]) < 0.999 else np.array([0.0, 0.0, math.copysign(1, forward[1])])
+    up = (
+        np.array([0.0, 1.0, 0.0])
+        if abs(forward[1]) < 0.999
+        else np.array([0.0, 0.0, math.copysign(1, forward[1])])
+    )
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
     viewmat = np.eye(4)
@@ -90,7 +97,9 @@ def parse_cameras(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
     """Inverse of `cameras_json`: viewmats [V, 4, 4], Ks [V, 3, 3], float32, and pixels."""
     described = json.loads(data)
     if described.get("convention") != "opencv world-to-camera":
-        raise ObjectError(f"the cameras follow the convention {described.get('convention')!r}, which is not known")
+        raise ObjectError(
+            f"the cameras follow the convention {described.get('convention')!r}, which is not known"
+        )
     viewmats, Ks = (np.asarray(described[key], np.float32) for key in ("viewmats", "Ks"))
     if viewmats.shape[1:] != (4, 4) or Ks.shape[1:] != (3, 3) or len(viewmats) != len(Ks):
         raise ObjectError(f"the cameras have the shapes {viewmats.shape} and {Ks.shape}")

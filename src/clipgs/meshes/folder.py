@@ -1,4 +1,6 @@
-"""The only way from an object's file to the files that it names: never out of its own folder, never to a network."""
+"""The only way from an object's file to the files that it names: never out of its own folder, never to a
+network.
+"""
 
 import io
 import re
@@ -10,7 +12,8 @@ from PIL import Image
 
 from clipgs.storage import ObjectError
 
-# What mesh formats name as textures. Pillow knows more, some of which start other programs or read other files.
+# What mesh formats name as textures. Pillow knows more, some of which start other programs or read other
+# files.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "GIF", "TIFF")
 
 # A frame shows an object in 2,048 pixels at most, so texels beyond this side cost memory and show nothing.
@@ -20,8 +23,8 @@ _MAX_TEXTURE_SIDE = 2048
 class Folder:
     """Opens the files that lie beside an object's file, or below it.
 
-    `get` is what trimesh expects of a resolver. trimesh's loaders go on without a texture that cannot be read, so the
-    first refusal is kept in `refusal` for the caller to raise.
+    `get` is what trimesh expects of a resolver. trimesh's loaders go on without a texture that cannot be
+    read, so the first refusal is kept in `refusal` for the caller to raise.
     """
 
     def __init__(self, path: Path, max_texture_pixels: int) -> None:
@@ -54,12 +57,20 @@ class Folder:
     def _read(self, name: str) -> bytes:
         shown = repr(name if len(name) <= 100 else name[:97] + "...")
         relative = name.strip().replace("\\", "/")
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative) or ".." in relative.split("/") or "\0" in relative:
-            raise ObjectError(f"it names {shown}, which is not a file in its own folder, so it was not opened")
+        if (
+            re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative)
+            or ".." in relative.split("/")
+            or "\0" in relative
+        ):
+            raise ObjectError(
+                f"it names {shown}, which is not a file in its own folder, so it was not opened"
+            )
         path = self.root / relative
         try:
             if not path.resolve().is_relative_to(self.root):
-                raise ObjectError(f"it names {shown}, a link that leaves its own folder, so it was not opened")
+                raise ObjectError(
+                    f"it names {shown}, a link that leaves its own folder, so it was not opened"
+                )
             if not path.is_file():
                 raise ObjectError(f"it names {shown}, which is missing from its folder")
             return path.read_bytes()
@@ -78,13 +89,13 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     shown = repr(name if len(name) <= 100 else name[:97] + "...")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the limit here is ours
+            # Pillow warns of large pictures and odd metadata; the limit here is ours.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise ObjectError(
-                        f"its texture {shown} has {width} x {height} pixels, more than the limit of {max_pixels}"
-                    )
+                    size = f"{width} x {height} pixels"
+                    raise ObjectError(f"its texture {shown} has {size}, more than the limit of {max_pixels}")
                 # An exact fraction lets the JPEG decoder skip what would be thrown away.
                 image.draft(None, (min(width, _MAX_TEXTURE_SIDE), min(height, _MAX_TEXTURE_SIDE)))
                 image.load()
@@ -92,14 +103,18 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ObjectError(f"its texture {shown} has more pixels than the limit of {max_pixels}") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        reason = "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
+        reason = (
+            "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
+        )
         raise ObjectError(f"its texture {shown} {reason}") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
         values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            (values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
+        )
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

@@ -1,11 +1,11 @@
 """Reads glTF 2.0, .glb and .gltf, as the parts of a mesh.
 
-trimesh reads glTF too, but drops what gives many real files their colour or shape: normalised integers, sparse
-accessors, triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex colours. And
-every count here is held against the bytes that are there before memory is taken for it.
+trimesh reads glTF too, but drops what gives many real files their colour or shape: normalised integers,
+sparse accessors, triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex
+colours. And every count here is held against the bytes that are there before memory is taken for it.
 
-Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes, skins), 3.9
-(materials).
+Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes,
+skins), 3.9 (materials).
 """
 
 import base64
@@ -29,7 +29,8 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "
 _WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
-# Extensions that a file may require. Materials beyond base colour and emission change gloss, not colour; lights are ours.
+# Extensions that a file may require. Materials beyond base colour and emission change gloss, not colour;
+# lights are ours.
 _SUPPORTED = {
     "KHR_draco_mesh_compression",
     "KHR_mesh_quantization",
@@ -52,23 +53,32 @@ class _Layout(NamedTuple):
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
-def read(path: Path, folder: Folder, max_faces: int) -> list[Part]:
+def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     """Parts of the default scene, in its world coordinates (float64), one for each primitive of each node.
 
     A skinned mesh stands as its joints stand in the file.
 
     Raises:
-        ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces` triangles.
+        ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces`
+        triangles.
     """
     try:
-        return list(_Document(path, folder, max_faces).parts())
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, RecursionError) as error:
+        return list(_Document(path, folder, neutral, max_faces).parts())
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+    ) as error:
         raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
 
 
 class _Document:
-    def __init__(self, path: Path, folder: Folder, max_faces: int) -> None:
-        self.folder, self.max_faces = folder, max_faces
+    def __init__(self, path: Path, folder: Folder, neutral: Material, max_faces: int) -> None:
+        self.folder, self.neutral, self.max_faces = folder, neutral, max_faces
         data = path.read_bytes()
         text, self.binary = _chunks(data) if data[:4] == b"glTF" else (data, None)
         try:
@@ -89,7 +99,7 @@ class _Document:
         self.primitives: dict[tuple[int, int], Part | None] = {}
         self.face_count = 0
 
-    # --- buffers -----------------------------------------------------------------------------------------------------
+    # --- buffers --------------------------------------------------------------------------------------------
 
     def item(self, kind: str, index: Any) -> dict[str, Any]:
         """Element of one of the header's lists; Python's negative indices are not glTF's."""
@@ -108,7 +118,9 @@ class _Document:
             else:
                 raise ObjectError(f"its buffer {index} has no data")
             if len(data) < described["byteLength"]:
-                raise ObjectError(f"its buffer {index} has {len(data)} bytes instead of {described['byteLength']}")
+                raise ObjectError(
+                    f"its buffer {index} has {len(data)} bytes instead of {described['byteLength']}"
+                )
             self.buffers[index] = data
         return self.buffers[index]
 
@@ -117,7 +129,11 @@ class _Document:
             return self.folder.get(unquote(uri))
         kind, _, payload = uri.partition(",")
         try:
-            return base64.b64decode(payload, validate=True) if kind.endswith(";base64") else unquote(payload).encode()
+            return (
+                base64.b64decode(payload, validate=True)
+                if kind.endswith(";base64")
+                else unquote(payload).encode()
+            )
         except binascii.Error as error:
             raise ObjectError(f"one of its data URIs is damaged: {error}") from error
 
@@ -131,7 +147,7 @@ class _Document:
             raise ObjectError(f"its buffer view {index} lies outside its buffer of {len(data)} bytes")
         return data[start : start + length]
 
-    # --- accessors ---------------------------------------------------------------------------------------------------
+    # --- accessors ------------------------------------------------------------------------------------------
 
     def accessor(self, index: int) -> np.ndarray:
         """Values as [count, width]: integers as they are, or floats where the accessor is normalised."""
@@ -142,7 +158,9 @@ class _Document:
             raise ObjectError(f"its accessor {index} has {count} elements")
         if "bufferView" in described:
             stride = self.item("bufferViews", described["bufferView"]).get("byteStride", 0)
-            values = self.elements(described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width)
+            values = self.elements(
+                described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width
+            )
         else:
             # All zeros, declared without a byte of data: only the face limit says what is too much.
             if count > 3 * self.max_faces:
@@ -152,24 +170,32 @@ class _Document:
             sparse = described["sparse"]
             where, what = sparse["indices"], sparse["values"]
             index_type = np.dtype(_DTYPES[where["componentType"]])
-            rows = self.elements(where["bufferView"], where.get("byteOffset", 0), 0, sparse["count"], index_type, 1)
-            new = self.elements(what["bufferView"], what.get("byteOffset", 0), 0, sparse["count"], dtype, width)
+            rows = self.elements(
+                where["bufferView"], where.get("byteOffset", 0), 0, sparse["count"], index_type, 1
+            )
+            new = self.elements(
+                what["bufferView"], what.get("byteOffset", 0), 0, sparse["count"], dtype, width
+            )
             values = values.copy()
             values[rows[:, 0]] = new
         if described.get("normalized") and dtype.kind in "iu":
             values = np.maximum(values / np.iinfo(dtype).max, -1.0)
         return values
 
-    def elements(self, view: int, offset: int, stride: int, count: int, dtype: np.dtype, width: int) -> np.ndarray:
+    def elements(
+        self, view: int, offset: int, stride: int, count: int, dtype: np.dtype, width: int
+    ) -> np.ndarray:
         data = self.view(view)
         row_bytes = dtype.itemsize * width
         stride = stride or row_bytes
         needed = offset + (count - 1) * stride + row_bytes if count else 0
         if offset < 0 or stride < row_bytes or needed > len(data):
-            raise ObjectError(f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}")
+            raise ObjectError(
+                f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}"
+            )
         return np.ndarray((count, width), dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize))
 
-    # --- materials ---------------------------------------------------------------------------------------------------
+    # --- materials ------------------------------------------------------------------------------------------
 
     def texture(self, described: dict[str, Any]) -> tuple[Texture, _Layout]:
         texture = self.item("textures", described["index"])
@@ -177,14 +203,18 @@ class _Document:
         source = webp.get("source", texture.get("source"))
         if source is None:
             names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
-            raise ObjectError(f"a texture can only be read through the glTF extension {names}, which is not read")
+            raise ObjectError(
+                f"a texture can only be read through the glTF extension {names}, which is not read"
+            )
         if source not in self.images:
             image = self.item("images", source)
             data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
             name = str(image.get("uri") or image.get("name") or f"images[{source}]")
             name = f"images[{source}]" if name.startswith("data:") else name
             if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
-                raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
+                raise ObjectError(
+                    f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read"
+                )
             self.images[source] = decode_image(data, name, self.folder.max_texture_pixels)
         sampler = self.item("samplers", texture["sampler"]) if "sampler" in texture else {}
         wraps = (_WRAPS[sampler.get("wrapS", 10497)], _WRAPS[sampler.get("wrapT", 10497)])
@@ -194,23 +224,35 @@ class _Document:
 
     def material(self, index: int | None) -> tuple[Material, _Layout | None, _Layout | None]:
         if index is None:
-            return Material(), None, None
+            return self.neutral, None, None
         if index not in self.materials:
             described = self.item("materials", index)
-            glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
-            surface = glossy if glossy is not None else described.get("pbrMetallicRoughness", {})
-            factor, texture = ("baseColorFactor", "baseColorTexture") if glossy is None else ("diffuseFactor", "diffuseTexture")
-            base = self.texture(surface[texture]) if texture in surface else (None, None)
-            emissive_factor = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
-            glows = max(emissive_factor) > 0 and "emissiveTexture" in described
-            emissive = self.texture(described["emissiveTexture"]) if glows else (None, None)
+            glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
+            # Some converters write the extension for its gloss alone and leave the colour where it was.
+            if "diffuseFactor" in glossy or "diffuseTexture" in glossy:
+                factor, picture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
+            else:
+                metallic = described.get("pbrMetallicRoughness", {})
+                factor, picture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
+            color = _floats((1, 1, 1, 1) if factor is None else factor, 4)
+            base = (None, None) if picture is None else self.texture(picture)
+            glow, glow_picture = (
+                _floats(described.get("emissiveFactor", (0, 0, 0)), 3),
+                described.get("emissiveTexture"),
+            )
+            # An even glow is a colour only where there is no other: converters put ambient light there.
+            if glow_picture is None and max(color[:3]) > 0:
+                glow = (0.0, 0.0, 0.0)
+            emissive = (
+                self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
+            )
             mode = described.get("alphaMode", "OPAQUE")
             if mode not in ("OPAQUE", "MASK", "BLEND"):
                 raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
             material = Material(
-                base_color_factor=_floats(surface.get(factor, (1, 1, 1, 1)), 4),
+                base_color_factor=color,
                 base_color_texture=base[0],
-                emissive_factor=emissive_factor,
+                emissive_factor=glow,
                 emissive_texture=emissive[0],
                 alpha_mode=mode,
                 alpha_cutoff=float(described.get("alphaCutoff", 0.5)),
@@ -218,14 +260,18 @@ class _Document:
             self.materials[index] = material, base[1], emissive[1]
         return self.materials[index]
 
-    # --- meshes ------------------------------------------------------------------------------------------------------
+    # --- meshes ---------------------------------------------------------------------------------------------
 
     def attributes(self, primitive: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Attributes by name, and indices [I]."""
         accessors = primitive["attributes"]
         draco = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
         decoded, indices = (None, None) if draco is None else self.draco(draco)
-        wanted = [name for name in accessors if name.startswith(("POSITION", "NORMAL", "TEXCOORD", "COLOR_0", "JOINTS", "WEIGHTS"))]
+        wanted = [
+            name
+            for name in accessors
+            if name.startswith(("POSITION", "NORMAL", "TEXCOORD", "COLOR_0", "JOINTS", "WEIGHTS"))
+        ]
         values = {}
         for name in wanted:
             if decoded is not None and name in decoded:
@@ -249,11 +295,15 @@ class _Document:
                 raise
             raise ObjectError(f"its Draco data could not be decoded: {error}") from error
         names = {number: name for name, number in extension["attributes"].items()}
-        decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
+        decoded = {
+            names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names
+        }
         return decoded, np.asarray(mesh.faces).reshape(-1)
 
     def primitive(self, mesh: int, index: int) -> tuple[Part, np.ndarray | None, np.ndarray | None] | None:
-        """Part in the mesh's own coordinates (float64), joints [V, J] and weights [V, J]; None without triangles."""
+        """Part in the mesh's own coordinates (float64), joints [V, J] and weights [V, J]; None without
+        triangles.
+        """
         described = self.item("meshes", mesh)["primitives"][index]
         mode = described.get("mode", _TRIANGLES)
         if mode not in (_TRIANGLES, _STRIP, _FAN):
@@ -278,13 +328,16 @@ class _Document:
         name = f"TEXCOORD_{layout.uv_set}" if layout else None
         uv = None
         if name in values:
-            uv = np.asarray(values[name], np.float64) @ np.array(layout.matrix)[:, :2].T + np.array(layout.matrix)[:, 2]
+            matrix = np.array(layout.matrix)
+            uv = np.asarray(values[name], np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
         if emissive is not None and emissive != layout:
             # One set of coordinates a part: a glow laid out in another way than the colour is left out.
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
         colors = values.get("COLOR_0")
         if colors is not None and colors.dtype.kind in "iu":
-            colors = colors / np.iinfo(colors.dtype).max  # the standard asks for normalised; some writers forget to say so
+            colors = (
+                colors / np.iinfo(colors.dtype).max
+            )  # the standard asks for normalised; some writers forget to say so
         if colors is not None and colors.shape[1] == 3:
             colors = np.column_stack([colors, np.ones(count)])
         normals = values.get("NORMAL")
@@ -302,7 +355,7 @@ class _Document:
         joints = np.column_stack([values[f"JOINTS_{i}"] for i in sets]).astype(np.int64)
         return part, joints, np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
 
-    # --- scene -------------------------------------------------------------------------------------------------------
+    # --- scene ----------------------------------------------------------------------------------------------
 
     def parts(self) -> Iterator[Part]:
         placed = self.placed_nodes()
@@ -328,7 +381,9 @@ class _Document:
                 yield _transformed(part, matrices)
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
-        """Node to world matrix, for the nodes of the default scene (the first if none is named; else all roots)."""
+        """Node to world matrix, for the nodes of the default scene (the first if none is named; else all
+        roots).
+        """
         nodes = self.header.get("nodes", [])
         if self.header.get("scenes"):
             roots = self.item("scenes", self.header.get("scene", 0)).get("nodes", [])
@@ -340,7 +395,8 @@ class _Document:
         while queue:
             index, parent = queue.pop()
             if index in placed:
-                # The standard asks for a tree. A ring would never end and shared branches multiply without bound.
+                # The standard asks for a tree. A ring would never end and shared branches multiply without
+                # bound.
                 raise ObjectError(f"its node {index} is reached by two ways; the nodes of glTF form a tree")
             node = self.item("nodes", index)
             if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
@@ -356,14 +412,20 @@ class _Document:
         joints: np.ndarray,  # [V, J] int
         weights: np.ndarray,  # [V, J]
     ) -> np.ndarray | None:
-        """A matrix for each vertex [V, 4, 4]; None if the weights make no sense, and the mesh stands at its node."""
+        """A matrix for each vertex [V, 4, 4]; None if the weights make no sense, and the mesh stands at
+        its node.
+        """
         described = self.item("skins", skin)
         world = np.stack([placed.get(joint, np.eye(4)) for joint in described["joints"]])
         if "inverseBindMatrices" in described:
             stored = self.accessor(described["inverseBindMatrices"])[: len(world)]
             world = world @ stored.reshape(-1, 4, 4).transpose(0, 2, 1).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
-        if not np.isfinite(world).all() or not (np.isfinite(total) & (total > 0)).all() or joints.max() >= len(world):
+        if (
+            not np.isfinite(world).all()
+            or not (np.isfinite(total) & (total > 0)).all()
+            or joints.max() >= len(world)
+        ):
             return None
         return np.einsum("vj,vjab->vab", weights / total, world[joints])
 
@@ -401,7 +463,9 @@ def _floats(values: Any, count: int) -> tuple[float, ...]:
     return tuple(array.clip(0, 1).tolist())
 
 
-def _texture_transform(transform: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _texture_transform(
+    transform: dict[str, Any],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """KHR_texture_transform: translation * rotation * scale."""
     if not transform:
         return _IDENTITY
@@ -414,7 +478,9 @@ def _triangles(
     indices: np.ndarray,  # [I]
     mode: int,
 ) -> np.ndarray:
-    """Faces [F, 3] of a list, strip or fan; those that name a vertex twice, as strips do to turn, are left out."""
+    """Faces [F, 3] of a list, strip or fan; those that name a vertex twice, as strips do to turn, are left
+    out.
+    """
     if mode == _TRIANGLES:
         faces = indices[: len(indices) // 3 * 3].reshape(-1, 3)
     elif len(indices) < 3:
@@ -456,7 +522,9 @@ def _transformed(
     determinant = np.linalg.det(linear)
     if normals is not None:
         # Cofactors turn normals as the inverse transpose does, and exist for a flattened mesh too.
-        cofactors = np.stack([np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1)
+        cofactors = np.stack(
+            [np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1
+        )
         normals = np.einsum("vab,vb->va", np.broadcast_to(cofactors, (len(vertices), 3, 3)), normals)
         normals = normals * np.sign(determinant)[:, None]
     if determinant.mean() < 0:  # a mirror turns the winding round

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ _PLY_BYTES = {
 class Mesh:
     """A mesh in the canonical frame: right-handed, Y up, centred, the longest side of its bounding box 1.
 
-    normalised = (y_up(original) - centre) * scale, where y_up turns a Z-up file upright and is the identity otherwise.
+    normalised = (y_up(original) - centre) * scale, where y_up turns a Z-up file upright and is the identity
+    otherwise.
     """
 
     parts: tuple[Part, ...]
@@ -51,21 +53,23 @@ def load(
 ) -> Mesh:
     """Reads .glb, .gltf, .obj, .ply, .stl or .off.
 
-    Nothing is opened that does not lie in the file's own folder or below it. A texture or material file that is named
-    and missing or damaged is an error, since the colours without it would be taken for true; only what gives no colour
-    (normal maps, gloss) may be missing. `neutral_color` (sRGB) is given to meshes that have no colour at all.
+    Nothing is opened that does not lie in the file's own folder or below it. A texture or material file that
+    is named and missing or damaged is an error, since the colours without it would be taken for true; only
+    what gives no colour (normal maps, gloss) may be missing. `neutral_color` (sRGB) is given to meshes that
+    have no colour at all.
 
-    Parts of one material become one part, in the order of the file. glTF is read by `clipgs.meshes.gltf`, the others
-    by trimesh, after the counts in their headers have been held against the size of the file.
+    Parts of one material become one part, in the order of the file. glTF is read by `clipgs.meshes.gltf`, the
+    others by trimesh, after the counts in their headers have been held against the size of the file.
 
     Raises:
-        ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
+        ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is
+        over a
             limit; one plain sentence.
     """
     path = Path(path)
     readers: dict[str, Callable[[], list[Part]]] = {
-        ".glb": lambda: gltf.read(path, folder, max_faces),
-        ".gltf": lambda: gltf.read(path, folder, max_faces),
+        ".glb": lambda: gltf.read(path, folder, neutral, max_faces),
+        ".gltf": lambda: gltf.read(path, folder, neutral, max_faces),
         ".obj": lambda: _read_obj(path, folder, neutral),
         ".ply": lambda: _read_ply(path, folder, neutral),
         ".stl": lambda: _read_stl(path, neutral),
@@ -94,7 +98,7 @@ def load(
     return _normalised(_merged(parts), up_axis)
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------
 
 
 def _read_obj(path: Path, folder: Folder, neutral: Material) -> list[Part]:
@@ -141,11 +145,16 @@ def _read_off(path: Path, neutral: Material) -> list[Part]:
         head, body = body[0], body[1:]
     vertex_count, face_count = int(head[0]), int(head[1])
     if vertex_count < 0 or face_count < 0 or vertex_count + face_count > len(body):
-        raise ObjectError(f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines")
+        raise ObjectError(
+            f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines"
+        )
     rows = body[:vertex_count]
     vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
-    polygons = [(row[1 : 1 + int(row[0])], row[1 + int(row[0]) :]) for row in body[vertex_count : vertex_count + face_count]]
-    faces = [(polygon[0], b, c) for polygon, _ in polygons for b, c in zip(polygon[1:], polygon[2:], strict=False)]
+    polygons = [
+        (row[1 : 1 + int(row[0])], row[1 + int(row[0]) :])
+        for row in body[vertex_count : vertex_count + face_count]
+    ]
+    faces = [(polygon[0], *edge) for polygon, _ in polygons for edge in pairwise(polygon[1:])]
     kwargs: dict[str, Any] = {"vertices": vertices, "faces": np.array(faces, np.int64).reshape(-1, 3)}
     if rows and all(len(row) in (6, 7) for row in rows):
         kwargs["vertex_colors"] = _off_colors([row[3:] for row in rows])
@@ -208,7 +217,9 @@ def _check_ply_header(data: bytes) -> None:
                 raise ObjectError(f"the PLY file claims {count} elements")
         elif words[:1] == ["property"]:
             # A list takes the bytes of its length at least; in text, a digit and a space.
-            needed += count * (2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]])
+            needed += count * (
+                2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]]
+            )
     if needed > len(data) - end:
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
 
@@ -246,32 +257,43 @@ def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
     """Linear [V, 4] of colours in sRGB, as bytes or fractions; None where they are no colours."""
     if len(colors) != count or colors.ndim != 2 or colors.shape[1] not in (3, 4):
         return None
-    fractions = colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
+    fractions = (
+        colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
+    )
     if fractions.max(initial=0) > 1:  # OBJ files give either, without saying which
         fractions = fractions / 255
     if not np.isfinite(fractions).all():
-        return None
+        raise ObjectError("some vertex colours are not finite numbers")
     return np.column_stack([srgb_to_linear(fractions[:, :3].clip(0, 1)), np.ones(count)])
 
 
 def _simple_material(material: Any) -> Material | None:
-    """MTL and PLY materials. Kd is a display colour (sRGB) and gives way to a texture, whose Kd exporters set at will."""
-    image = getattr(material, "image", None)
-    if image is not None:
+    """MTL and PLY materials. Kd is a display colour (sRGB); it gives way to a texture, beside which exporters
+    leave it at any value. None where the file gives no colour.
+    """
+    image, values = getattr(material, "image", None), getattr(material, "kwargs", {})
+    # A fraction is a true opacity; 0 is written by programs that mean the opposite.
+    opacity = next((float(word) for word in values.get("d", ())), 1.0)
+    alpha = opacity if 0 < opacity < 1 else 1.0
+    if image is not None and image.format is not None:  # trimesh draws a picture of its own where there is none
         pixels = np.asarray(image)
         cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
-        return Material(base_color_texture=Texture(pixels), alpha_mode="MASK" if cut_out else "OPAQUE")
-    diffuse = getattr(material, "kwargs", {}).get("kd")
+        mode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
+        return Material((1.0, 1.0, 1.0, alpha), Texture(pixels), alpha_mode=mode)
+    diffuse = values.get("kd")
     if not isinstance(diffuse, list) or len(diffuse) < 3 or not np.isfinite(diffuse).all():
         return None
-    return Material(base_color_factor=(*srgb_to_linear(np.clip(diffuse[:3], 0, 1)).tolist(), 1.0))
+    linear = srgb_to_linear(np.clip(diffuse[:3], 0, 1)).tolist()
+    return Material((*linear, alpha), alpha_mode="BLEND" if alpha < 1 else "OPAQUE")
 
 
-# --- the canonical frame ---------------------------------------------------------------------------------------------
+# --- the canonical frame ------------------------------------------------------------------------------------
 
 
 def _merged(parts: Iterable[Part]) -> list[Part]:
-    """One part for each material and set of attributes: hundreds of small draws are what makes rendering slow."""
+    """One part for each material and set of attributes: hundreds of small draws are what makes rendering
+    slow.
+    """
     groups: dict[tuple[Any, ...], list[Part]] = {}
     for part in parts:
         if len(part.faces):
@@ -296,10 +318,16 @@ def _joined(group: list[Part]) -> Part:
     starts = np.cumsum([0, *(len(part.vertices) for part in group)])
 
     def stacked(name: str) -> np.ndarray | None:
-        return None if getattr(group[0], name) is None else np.concatenate([getattr(part, name) for part in group])
+        return (
+            None
+            if getattr(group[0], name) is None
+            else np.concatenate([getattr(part, name) for part in group])
+        )
 
     faces = np.concatenate([part.faces + start for part, start in zip(group, starts, strict=False)])
-    return Part(stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
+    return Part(
+        stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material
+    )
 
 
 def _normalised(parts: list[Part], up_axis: str) -> Mesh:
@@ -342,7 +370,9 @@ def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | 
     if normals is None:
         return None
     normals = np.nan_to_num(normals.astype(np.float64), nan=0, posinf=0, neginf=0) @ turn.T
-    normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(1e-300)  # squares of tiny ones would vanish
+    normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(
+        1e-300
+    )  # squares of tiny ones would vanish
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return (normals / length.clip(1e-12)).astype(np.float32)
 

@@ -1,10 +1,10 @@
 """What colour a point of a surface has, for points and for pictures alike.
 
-Everything numeric here is linear light, except the texels of a texture, which are sRGB: base colour factors and
-COLOR_0 of glTF are linear by its standard; colours of PLY, OFF, OBJ and MTL files are sRGB by custom and are converted
-when they are loaded. Metalness, roughness and normal maps are left out on purpose: exporters leave metalness at its
-default of 1, which is black without surroundings to mirror, and a colour that does not change with the view is what
-Gaussians without spherical harmonics can hold.
+Everything numeric here is linear light, except the texels of a texture, which are sRGB: base colour factors
+and COLOR_0 of glTF are linear by its standard; colours of PLY, OFF, OBJ and MTL files are sRGB by custom and
+are converted when they are loaded. Metalness, roughness and normal maps are left out on purpose: exporters
+leave metalness at its default of 1, which is black without surroundings to mirror, and a colour that does not
+change with the view is what Gaussians without spherical harmonics can hold.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,11 @@ class Texture:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The part of a glTF material that gives a surface its colour and its holes."""
+    """The part of a glTF material that gives a surface its colour and its holes.
+
+    Where a surface glows it shows the brighter of its colour and its glow: the sum, which the standard has,
+    washes out the many files that hold the same picture in both places.
+    """
 
     base_color_factor: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # linear, alpha
     base_color_texture: Texture | None = None
@@ -57,7 +61,8 @@ class Part:
     def alpha_mode(self) -> AlphaMode:
         """The material's mode; BLEND only where something is in fact transparent.
 
-        Many exporters write BLEND on solid surfaces, and blended triangles cannot be drawn in the right order.
+        Many exporters write BLEND on solid surfaces, and blended triangles cannot be drawn in the right
+        order.
         """
         material = self.material
         if material.alpha_mode != "BLEND":
@@ -90,7 +95,8 @@ def surface_rgba(
 ) -> np.ndarray:
     """Colour and opacity of points of the surface, without lighting.
 
-    Returns float32 [P, 4]: sRGB in [0, 1] and alpha as the material's mode has it: 1 if OPAQUE, 0 or 1 if MASK.
+    Returns float32 [P, 4]: sRGB in [0, 1] and alpha as the material's mode has it: 1 if OPAQUE, 0 or 1 if
+    MASK.
     """
     corners = part.faces[face_indices]  # [P, 3]
     material = part.material
@@ -111,7 +117,7 @@ def surface_rgba(
         rgba[:, 3] = 1
     elif mode == "MASK":
         rgba[:, 3] = rgba[:, 3] >= material.alpha_cutoff
-    rgba[:, :3] = linear_to_srgb(rgba[:, :3] + emitted)
+    rgba[:, :3] = linear_to_srgb(np.maximum(rgba[:, :3], emitted))
     return rgba.clip(0, 1).astype(np.float32)
 
 
@@ -128,7 +134,9 @@ def sample_texture(
     texture: Texture,
     uv: np.ndarray,  # [P, 2]
 ) -> np.ndarray:
-    """Bilinear lookup with wrapping, in sRGB as graphics hardware filters an 8-bit texture: [P, 4] in [0, 1]."""
+    """Bilinear lookup with wrapping, in sRGB as graphics hardware filters an 8-bit texture: [P, 4] in [0,
+    1].
+    """
     height, width, channels = texture.pixels.shape
     column, column_next, along = _texels(uv[:, 0], width, texture.wrap_u)
     row, row_next, down = _texels(uv[:, 1], height, texture.wrap_v)
@@ -145,7 +153,8 @@ def _texels(
     size: int,
     wrap: Wrap,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # Texel centres lie at half texels. The fraction is taken first, so that a large coordinate keeps its precision.
+    # Texel centres lie at half texels. The fraction is taken first, so that a large coordinate keeps its
+    # precision.
     if wrap == "repeat":
         coordinate = coordinate - np.floor(coordinate)
     elif wrap == "mirror":
@@ -162,9 +171,10 @@ def _texels(
 def render_material(part: Part) -> "pyrender.MetallicRoughnessMaterial":
     """The part's material for this package's shader (shaders/mesh.frag).
 
-    pyrender hands a shader no other uniforms than its own, so two that a surface without gloss does not need carry the
-    alpha mode: `metallic_factor` is 1 where alpha is written, `roughness_factor` is the alpha below which nothing is
-    drawn. A texture whose alpha means nothing loses it here: pyrender would write it into the frame.
+    pyrender hands a shader no other uniforms than its own, so two that a surface without gloss does not need
+    carry the alpha mode: `metallic_factor` is 1 where alpha is written, `roughness_factor` is the alpha below
+    which nothing is drawn. A texture whose alpha means nothing loses it here: pyrender would write it into
+    the frame.
     """
     from clipgs.meshes.headless import import_pyrender
 

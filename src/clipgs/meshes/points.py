@@ -6,7 +6,8 @@ from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Part, surface_rgba
 from clipgs.storage import ObjectError
 
-# A point is left out with the chance that light goes through; after this many rounds the surface is as good as nothing.
+# A point is left out with the chance that light goes through; after this many rounds the surface is as good
+# as nothing.
 _ROUNDS = 20
 
 
@@ -17,10 +18,10 @@ def sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points drawn evenly by area, in the mesh's frame.
 
-    Returns xyz [P, 3], rgb [P, 3] (sRGB in [0, 1], without lighting) and normals [P, 3] of the triangles they lie in
-    (unit, as the file winds them: Gaussians started as discs must lie in the surface, which a smoothed normal leaves),
-    float32. P is `count`. Points of a surface of opacity alpha are kept with probability alpha: what is invisible has
-    no points. The same mesh, count and seed give the same bytes.
+    Returns xyz [P, 3], rgb [P, 3] (sRGB in [0, 1], without lighting) and normals [P, 3] of the triangles they
+    lie in (unit, as the file winds them: Gaussians started as discs must lie in the surface, which a smoothed
+    normal leaves), float32. P is `count`. Points of a surface of opacity alpha are kept with probability
+    alpha: what is invisible has no points. The same mesh, count and seed give the same bytes.
 
     Raises:
         ObjectError: the surface is fully transparent.
@@ -40,7 +41,9 @@ def sample(
         xyz, rgba = np.empty((missing, 3)), np.empty((missing, 4), np.float32)
         for index, part in enumerate(mesh.parts):
             inside = (faces >= first_faces[index]) & (faces < first_faces[index + 1])
-            xyz[inside], rgba[inside] = _points_of(part, faces[inside] - first_faces[index], barycentric[inside])
+            xyz[inside], rgba[inside] = _points_of(
+                part, faces[inside] - first_faces[index], barycentric[inside]
+            )
         seen = rng.random(missing) < rgba[:, 3]
         normals = crosses[faces[seen]] / doubled_areas[faces[seen], None]
         drawn.append((xyz[seen], rgba[seen, :3], normals))

@@ -10,7 +10,16 @@ from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
-from clipgs.storage import ObjectError, TarWriter, check, read_table, seed_of, sha256_of, write_arrays, write_table
+from clipgs.storage import (
+    ObjectError,
+    TarWriter,
+    check,
+    read_table,
+    seed_of,
+    sha256_of,
+    write_arrays,
+    write_table,
+)
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:
@@ -25,7 +34,10 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     check(shard_path(config, shard))
     rows = read_table(shard_path(config, shard))
     compute = in_workers(
-        _fetch, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+        _fetch,
+        threads=threads,
+        timeout_seconds=config.workers.load_timeout_seconds,
+        memory_mb=config.workers.load_memory_mb,
     )
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
     done = [row for row, _ in over_objects(config, "fetch", shard, tasks, compute)]
@@ -41,7 +53,9 @@ def _fetch(payload: tuple[Config, Row]) -> tuple[Row, Files]:
     mesh = objects.fetch(row)
     size = mesh.stat().st_size
     if size > config.meshes.max_file_mb * 1_000_000:
-        raise ObjectError(f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}")
+        raise ObjectError(
+            f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}"
+        )
     return {"path": _portable(config, mesh), "sha256": row["sha256"] or sha256_of(mesh), "bytes": size}, []
 
 
@@ -90,7 +104,10 @@ def sample(config: Config, shard: str, threads: int) -> None:
 
     tasks = _mesh_tasks(config, shard, "sample")
     compute = in_workers(
-        _sample, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+        _sample,
+        threads=threads,
+        timeout_seconds=config.workers.load_timeout_seconds,
+        memory_mb=config.workers.load_memory_mb,
     )
     rows: list[Row] = []
 
@@ -117,7 +134,11 @@ def _sample(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
         np.save(buffer, array, allow_pickle=False)
         files.append((name, buffer.getvalue()))
     faces = sum(len(part.faces) for part in mesh.parts)
-    return {"centre": [float(value) for value in mesh.centre], "scale": float(mesh.scale), "faces": faces}, files
+    return {
+        "centre": [float(value) for value in mesh.centre],
+        "scale": float(mesh.scale),
+        "faces": faces,
+    }, files
 
 
 def view(config: Config, shard: str, threads: int) -> None:
@@ -129,7 +150,10 @@ def view(config: Config, shard: str, threads: int) -> None:
 
     tasks = _mesh_tasks(config, shard, "view")
     compute = in_workers(
-        _view, threads=threads, timeout_seconds=config.workers.load_timeout_seconds, memory_mb=config.workers.load_memory_mb
+        _view,
+        threads=threads,
+        timeout_seconds=config.workers.load_timeout_seconds,
+        memory_mb=config.workers.load_memory_mb,
     )
     rows = []
     with TarWriter(path(config, "views", shard, ".tar")) as tar:

@@ -13,9 +13,10 @@ from clipgs.storage import ObjectError
 
 __all__ = ["AMBIENT", "LIGHTS", "cameras_json", "check", "parse_cameras", "render"]
 
-# Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with the
-# camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every direction, so
-# that white never clips; AMBIENT is what the darkest side gets, 0.75 of white as sRGB encodes it.
+# Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with
+# the camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every
+# direction, so that white never clips; AMBIENT is what the darkest side gets, 0.75 of white as sRGB encodes
+# it.
 AMBIENT = 0.52
 LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to the light, strength
     ((1.0, 1.5, 1.0), 0.46),
@@ -25,6 +26,7 @@ LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to
 
 _SHADERS = Path(__file__).parent / "shaders"
 _OPENGL_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV to OpenGL: y up, z backward
+_CORNER_PIXELS = 4  # along one edge of the frame
 _VISIBLE_ALPHA = 26  # of 255: fainter than a tenth everywhere is a ghost, not an object
 
 
@@ -39,23 +41,32 @@ def render(
 ) -> np.ndarray:
     """Draws the mesh from every camera: uint8 [V, H, W, 4], sRGB with straight alpha, H = W = `pixels`.
 
-    Four samples a pixel. The ground is black and clear, so a pixel at the rim comes out as colour times coverage and is
-    divided by its alpha: composited over any ground it is right. Where something is translucent, pyrender's blending
-    gives a wrong alpha, so the mesh is drawn over black and over white and alpha is what the difference leaves (Smith
-    and Blinn 1996, "Blue screen matting"). Faces are drawn and lit from both sides. A renderer serves one object: one
-    that is kept grows with every scene.
+    Four samples a pixel. The ground is black and clear, so a pixel at the rim comes out as colour times
+    coverage and is divided by its alpha: composited over any ground it is right. Where something is
+    translucent, pyrender's blending gives a wrong alpha, so the mesh is drawn over black and over white and
+    alpha is what the difference leaves (Smith and Blinn 1996, "Blue screen matting"). Faces are drawn and lit
+    from both sides. A renderer serves one object: one that is kept grows with every scene.
+
+    Raises:
+        ObjectError: the mesh reaches beyond the frame of a view.
     """
+    viewmats, Ks = np.asarray(viewmats, np.float64), np.asarray(Ks, np.float64)
+    _check_inside(mesh, viewmats, Ks, pixels)
     pyrender = import_pyrender()
     scene = pyrender.Scene(ambient_light=[ambient] * 3)
     for part in mesh.parts:
         _add_part(pyrender, scene, part)
     for direction, strength in lights:
-        scene.add(pyrender.DirectionalLight(color=np.ones(3), intensity=strength), pose=_shining_from(direction))
+        scene.add(
+            pyrender.DirectionalLight(color=np.ones(3), intensity=strength), pose=_shining_from(direction)
+        )
     nodes = []
-    for viewmat, K in zip(np.asarray(viewmats, np.float64), np.asarray(Ks, np.float64), strict=True):
+    for viewmat, K in zip(viewmats, Ks, strict=True):
         distance = np.linalg.norm(viewmat[:3, 3])
         near = max(distance - 1.0, 0.01)  # the mesh lies within 0.87 of the origin
-        camera = pyrender.IntrinsicsCamera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0)
+        camera = pyrender.IntrinsicsCamera(
+            K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0
+        )
         nodes.append(scene.add(camera, pose=np.linalg.inv(viewmat) @ _OPENGL_CAMERA))
 
     translucent = any(part.alpha_mode == "BLEND" for part in mesh.parts)
@@ -83,6 +94,9 @@ def check(
 ) -> None:
     """Holds views against what a fit can learn from.
 
+    A corner may touch the frame: at the canonical distance a cube's does. What goes on beyond it lies along
+    the edge.
+
     Raises:
         ObjectError: the object is invisible in all of them, or one of them is blank or cut off by the frame.
     """
@@ -92,8 +106,32 @@ def check(
     for index, view in enumerate(alpha):
         if view.max() < _VISIBLE_ALPHA:
             raise ObjectError(f"view {index} is blank")
-        if max(view[0].max(), view[-1].max(), view[:, 0].max(), view[:, -1].max()) > 0:
+        edges = (view[0], view[-1], view[:, 0], view[:, -1])
+        if max((edge >= 128).sum() for edge in edges) > _CORNER_PIXELS:
             raise ObjectError(f"view {index} is cut off by the edge of the frame")
+
+
+def _check_inside(
+    mesh: Mesh,
+    viewmats: np.ndarray,  # [V, 4, 4]
+    Ks: np.ndarray,  # [V, 3, 3]
+    pixels: int,
+) -> None:
+    vertices = np.concatenate([part.vertices for part in mesh.parts]).astype(np.float64)
+    box = np.stack([vertices.min(axis=0), vertices.max(axis=0)])
+    corners = np.stack(np.meshgrid(*box.T), axis=-1).reshape(-1, 3)
+    for index, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
+        # The box first: it nearly always fits, and has eight points.
+        if not (_inside(corners, viewmat, K, pixels) or _inside(vertices, viewmat, K, pixels)):
+            raise ObjectError(f"view {index} is cut off by the edge of the frame")
+
+
+def _inside(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, pixels: int) -> bool:
+    in_camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+    if in_camera[:, 2].min() <= 0:
+        return False
+    in_frame = (in_camera @ K.T)[:, :2] / in_camera[:, 2:]
+    return bool(in_frame.min() >= 0 and in_frame.max() <= pixels)
 
 
 def _add_part(pyrender, scene, part: Part) -> None:
@@ -102,7 +140,9 @@ def _add_part(pyrender, scene, part: Part) -> None:
     primitive = pyrender.Primitive(
         positions=part.vertices - middle,
         normals=part.normals,
-        texcoord_0=None if part.uv is None else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
+        texcoord_0=None
+        if part.uv is None
+        else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
         color_0=part.colors,
         indices=part.faces,
         material=render_material(part),

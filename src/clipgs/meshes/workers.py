@@ -1,6 +1,7 @@
 """Worker processes with limits, for work on files that nobody vouches for.
 
-A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others go on.
+A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others
+go on.
 """
 
 import ctypes
@@ -23,15 +24,15 @@ from clipgs.storage import describe_error
 
 _log = logging.getLogger(__name__)
 
-# A worker loads trimesh and OpenGL once (about a second) and is replaced after this many tasks, so that what graphics
-# drivers and decoders never give back cannot add up.
+# A worker loads trimesh and OpenGL once (about a second) and is replaced after this many tasks, so that what
+# graphics drivers and decoders never give back cannot add up.
 _TASKS_A_WORKER = 64
 
 # Exit code of a worker that saw itself over its memory.
 _OVER_MEMORY = 86
 
-# Address space that is reserved and never touched (thread stacks, allocator arenas, the compiler inside llvmpipe)
-# counts for RLIMIT_DATA, not for the memory in use.
+# Address space that is reserved and never touched (thread stacks, allocator arenas, the compiler inside
+# llvmpipe) counts for RLIMIT_DATA, not for the memory in use.
 _RESERVED_MB = 1024
 
 _WATCH_SECONDS = 0.05
@@ -63,9 +64,10 @@ def run(
 ) -> Iterator[tuple[int, Any]]:
     """Calls `function(task)` for every task in spawned processes.
 
-    Yields (index of the task, result or `Failure`) in the order in which they finish; `progress` is called after each.
-    `function` must be importable by name, tasks and results picklable. Tasks are drawn as workers come free. Each task
-    may run for `timeout_seconds` and its process hold `memory_mb`. A worker uses one thread and dies with its parent.
+    Yields (index of the task, result or `Failure`) in the order in which they finish; `progress` is called
+    after each. `function` must be importable by name, tasks and results picklable. Tasks are drawn as workers
+    come free. Each task may run for `timeout_seconds` and its process hold `memory_mb`. A worker uses one
+    thread and dies with its parent.
     """
     pool = ProcessPool(
         max_workers=workers,
@@ -80,7 +82,9 @@ def run(
         while True:
             # One task more than workers lies ready; more would only wait where a crash could reach them.
             while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
-                future = pool.schedule(_guarded, args=(function, entry[1], memory_mb), timeout=timeout_seconds)
+                future = pool.schedule(
+                    _guarded, args=(function, entry[1], memory_mb), timeout=timeout_seconds
+                )
                 running[future] = entry[0]
             if not running:
                 break
@@ -115,7 +119,7 @@ def _too_much_memory(memory_mb: int) -> Failure:
     return Failure(f"MemoryError: needed more than {memory_mb} MB")
 
 
-# --- inside a worker -------------------------------------------------------------------------------------------------
+# --- inside a worker ----------------------------------------------------------------------------------------
 
 
 def _start_worker(parent: int, memory_mb: int) -> None:
@@ -127,7 +131,9 @@ def _start_worker(parent: int, memory_mb: int) -> None:
         os._exit(1)
     limit = (memory_mb + _RESERVED_MB) << 20
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, its image of no use
 
 
@@ -143,7 +149,8 @@ def _guarded(function: Callable[[Any], Any], task: Any, memory_mb: int) -> Any:
         _log.debug("task failed", exc_info=True)
         return Failure(describe_error(error))
     finally:
-        # Joined before the result is sent: a worker that ends in the middle of that would take the pool with it.
+        # Joined before the result is sent: a worker that ends in the middle of that would take the pool with
+        # it.
         finished.set()
         watch.join()
 
@@ -156,15 +163,16 @@ def _watch_memory(finished: threading.Event, limit_bytes: int) -> None:
                 os._exit(_OVER_MEMORY)
 
 
-# --- how many --------------------------------------------------------------------------------------------------------
+# --- how many -----------------------------------------------------------------------------------------------
 
 
 def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/")) -> int:
-    """How many workers fit: the least of `threads`, the cores this process may run on, and free memory over the need of
-    one; at least 1.
+    """How many workers fit: the least of `threads`, the cores this process may run on, and free memory over
+    the need of one; at least 1.
 
-    Cores: the affinity mask and the processor quota of the control groups (v1 and v2). Memory: what the system says is
-    available, and what the control groups leave. `root` is where /proc and /sys are looked for.
+    Cores: the affinity mask and the processor quota of the control groups (v1 and v2). Memory: what the
+    system says is available, and what the control groups leave. `root` is where /proc and /sys are looked
+    for.
     """
     cores = min([len(os.sched_getaffinity(0)), *_group_cores(root)])
     free_bytes = min([psutil.virtual_memory().available, *_group_free_bytes(root)])
@@ -172,7 +180,9 @@ def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control groups for a controller, up to the outermost; v2 first, then v1."""
+    """The folders of this process's control groups for a controller, up to the outermost; v2 first, then
+    v1.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -47,7 +47,7 @@ def load(path: Path | str) -> Gaussians:
     """Read one splat, [N, ...] on the CPU, its rows in farthest-point order.
 
     Files of other programs are read too: any order and number type of the properties, text or binary of
-    either byte order, with normals. Spherical harmonics above degree 0 are dropped, with a line in the log.
+    either byte order, with normals. Spherical harmonics above degree 0 are dropped, and the log says so.
 
     Raises:
         ValueError: not a splat, cut short, empty, or with a value that is not finite; the message begins
@@ -60,8 +60,8 @@ def load(path: Path | str) -> Gaussians:
 def to_bytes(gaussians: Gaussians) -> bytes:
     """The PLY of one object, its rows in farthest-point order.
 
-    Binary little-endian float32 `x y z f_dc_0..2 opacity scale_0..2 rot_0..3`, raw values; equal Gaussians give
-    equal bytes.
+    Binary little-endian float32 `x y z f_dc_0..2 opacity scale_0..2 rot_0..3`, raw values; equal Gaussians
+    give equal bytes.
 
     Raises:
         ValueError: a batch, no Gaussians, or a value that is not finite.

@@ -13,8 +13,8 @@ from clipgs.storage import UsageError
 Row = dict[str, Any]
 Captioner = Callable[[Sequence[Row], Sequence[Row], Caption], list[Row]]
 
-# Of the format characters (byte order marks, bidirectional marks, soft hyphens, zero-width spaces) only the joiners
-# stay: Persian, Indic scripts and emoji are written with them.
+# Of the format characters (byte order marks, bidirectional marks, soft hyphens, zero-width spaces) only the
+# joiners stay: Persian, Indic scripts and emoji are written with them.
 JOINERS = "\u200c\u200d"
 
 
@@ -86,7 +86,7 @@ CAPTIONERS: Mapping[str, Captioner] = MappingProxyType({"catalog": catalog})
 
 
 def captioner(name: str) -> Captioner:
-    """The captioner of that name: called with object rows, label rows and settings, it gives one row an object.
+    """The captioner of that name: for object rows, label rows and settings it gives one row an object.
 
     Its rows hold uid, status (`ok` or `failed`), error, caption, source (what the caption was made from), and
     the candidates that it was chosen from with their scores.

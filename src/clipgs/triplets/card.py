@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 
 from clipgs.config import Pack
 from clipgs.splats.render import from_image
-from clipgs.storage import Members, tar_objects, write_bytes
+from clipgs.storage import ClipgsError, Members, tar_objects, write_bytes
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset
 from clipgs.triplets.pack import all_rows
@@ -56,15 +57,8 @@ def write_card(
         ClipgsError: a tar is missing or damaged.
     """
     folder = Path(folder)
-    rows = (
-        all_rows(tables)
-        .select(
-            ["uid", "status", "stage", "error", "split", "category", "license", "credit", "page"]
-            + ["psnr", "psnr_foreground", "ssim", "alpha_iou", "gaussians", "bytes", "shard"]
-        )
-        .sort_by([("shard", "ascending"), ("uid", "ascending")])
-        .to_pylist()
-    )
+    table = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
+    rows = table.drop_columns(["caption", "source", "group", "offset", "sha256"]).to_pylist()
     packed = [row for row in rows if row["status"] == "ok"]
     write_bytes(folder / "CREDITS.csv", _credits(packed))
     write_bytes(folder / "quality.png", _histogram([row["psnr"] for row in packed]))
@@ -78,6 +72,7 @@ def readme(rows: Sequence[Row], title: str) -> str:
     """The card's text, for the rows of all shards' tables."""
     packed = [row for row in rows if row["status"] == "ok"]
     failed = [row for row in rows if row["status"] != "ok"]
+    categories = Counter(row["category"] or "none" for row in packed)
     licenses = Counter(row["license"] or "not stated" for row in packed)
     front = {
         "pretty_name": title,
@@ -90,13 +85,12 @@ def readme(rows: Sequence[Row], title: str) -> str:
     sections = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {escape(title)}",
-        "Triplets of a 3D Gaussian splat, its pictures from 36 cameras and a caption, made from 3D meshes by clipgs.",
+        "Triplets of a 3D Gaussian splat, its pictures from 36 cameras and a caption, made from 3D meshes.",
         _table(["", ""], _facts(rows, packed)),
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
         "## Quality\n\nOn views that no splat was fitted to, over a white ground.\n\n"
         "![Histogram of the PSNR](quality.png)\n\n" + _table(*_quality(packed)),
-        "## Categories\n\n"
-        + _counts("category", Counter(row["category"] or "none" for row in packed), SHOWN_CATEGORIES),
+        "## Categories\n\n" + _counts("category", categories, SHOWN_CATEGORIES),
         "## Failures\n\n" + _failures(failed),
         "## Licences\n\n"
         "The splats and pictures are derived from the meshes and stand under the licence of each mesh.\n\n"
@@ -109,9 +103,10 @@ def readme(rows: Sequence[Row], title: str) -> str:
 
 HOW_TO_READ = """## How to read it
 
-`index.parquet` has a row for every object. Each shard is a WebDataset tar with, for every object, `uid.ply` (the
-splat, as viewers read it; rows in farthest-point order), `uid.00.webp` and so on (pictures from the canonical
-cameras), `uid.txt` (the caption) and `uid.json` (licence, credit, quality, cameras and how the mesh was normalised).
+`index.parquet` has a row for every object. Each shard is a WebDataset tar with, for every object, `uid.ply`
+(the splat, as viewers read it; rows in farthest-point order), `uid.00.webp` and so on (pictures from the
+canonical cameras), `uid.txt` (the caption) and `uid.json` (licence, credit, quality, cameras and how the mesh
+was normalised).
 
 ```python
 from clipgs.triplets import TripletDataset
@@ -139,7 +134,7 @@ def escape(text: object) -> str:
 
 
 def hub_license(name: str | None) -> str:
-    """The Hugging Face hub's identifier of a licence; `other` where it has none, `unknown` for no licence."""
+    """The Hugging Face hub's name of a licence; `other` where it has none, `unknown` for no licence."""
     if not (name or "").strip():
         return "unknown"
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
@@ -148,7 +143,7 @@ def hub_license(name: str | None) -> str:
 
 
 def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
-    """Stage, reason and number of objects, the commonest first; reasons that differ in numbers only are one."""
+    """Stage, reason, number of objects, the commonest first; reasons that differ in numbers only are one."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         reason = row["error"] or "no reason given"
@@ -283,7 +278,13 @@ def _samples(folder: Path, packed: Sequence[Row], views: Mapping[str, Path], lim
     place_of = {uid: i for i, uid in enumerate(dataset.uids)}
     views_of: dict[str, Members] = {}
     for shard in sorted({row["shard"] for row in chosen}):
-        in_shard = tar_objects(views[shard])
+        tar = views[shard]
+        try:
+            in_shard = tar_objects(tar)
+        except (OSError, tarfile.TarError) as error:
+            raise ClipgsError(
+                f"{tar} cannot be read ({error}); make it with: snakemake --force {tar}"
+            ) from None
         views_of |= {row["uid"]: in_shard[row["uid"]] for row in chosen if row["shard"] == shard}
     for row in chosen:
         uid = row["uid"]

@@ -1,5 +1,6 @@
 """The contact sheet: of each object the mesh beside its splat, with the caption under them."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,21 +70,21 @@ def _font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """Lines that fit into `width` pixels, at most `lines`; what is left over becomes an ellipsis."""
+
+    def fitting(text: str, suffix: str = "") -> int:
+        """How many characters fit, one at least."""
+        ends = range(1, len(text) + 1)
+        return max(1, bisect_right(ends, width, key=lambda end: font.getlength(text[:end] + suffix)))
+
     wrapped = []
     rest = text
     while rest and len(wrapped) < lines:
-        last = len(wrapped) == lines - 1
-        if font.getlength(rest) <= width:
-            end, line = len(rest), rest
-        else:
-            suffix = "\N{HORIZONTAL ELLIPSIS}" if last else ""
-            end = len(rest)
-            while end > 1 and font.getlength(rest[:end].rstrip() + suffix) > width:
-                end -= 1
-            space = rest.rfind(" ", 0, end + 1)
-            if space > 0 and not rest[end : end + 1].isspace():
-                end = space
-            line = rest[:end].rstrip() + suffix
-        wrapped.append(line)
+        end, suffix = fitting(rest), ""
+        if end < len(rest) and len(wrapped) == lines - 1:
+            suffix = "\N{HORIZONTAL ELLIPSIS}"
+            end = fitting(rest, suffix)
+        if end < len(rest) and not rest[end].isspace() and " " in rest[:end]:
+            end = rest.rindex(" ", 0, end)
+        wrapped.append(rest[:end].rstrip() + suffix)
         rest = rest[end:].lstrip()
     return wrapped

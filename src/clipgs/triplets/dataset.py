@@ -124,7 +124,7 @@ class TripletDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """A batch of items: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
+    """A batch: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
     return {
         "uid": [item["uid"] for item in items],
         "gaussians": Gaussians.stack([item["gaussians"] for item in items]),

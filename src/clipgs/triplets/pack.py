@@ -1,7 +1,8 @@
 """Packing: a shard's splats, pictures and captions as one WebDataset tar, and the index of all shards.
 
-The members of an object stand together in the tar: `uid.ply`, `uid.00.webp` and so on, `uid.txt`, `uid.json`. Beside
-it, `S.parquet` has a row for every object of the shard: where its members are, or at which stage it failed and why.
+The members of an object stand together in the tar: `uid.ply`, `uid.00.webp` and so on, `uid.txt`, `uid.json`.
+Beside it, `S.parquet` has a row for every object of the shard: where its members are, or at which stage it
+failed and why.
 """
 
 import hashlib
@@ -31,6 +32,15 @@ class Cameras:
     pixels: int
 
 
+@dataclass(frozen=True)
+class MeshToSplat:
+    """How a mesh was normalised: splat = (mesh, turned so that Y is up, - centre) * scale."""
+
+    centre: Sequence[float]  # [3], the mesh's units
+    scale: float
+    up_axis: str = "y"  # of the mesh
+
+
 def digest(members: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 of an object's members, names and bytes, in their order."""
     result = hashlib.sha256()
@@ -50,7 +60,7 @@ def pack_shard(
     stages: Mapping[str, Sequence[Row]],
     splats: Path,
     renders: Path,
-    up_axes: Mapping[str, str],
+    mesh_to_splat: Mapping[str, MeshToSplat],
     cameras: Cameras,
 ) -> list[Row]:
     """Write `triplets/S.tar` and `triplets/S.parquet`.
@@ -59,10 +69,8 @@ def pack_shard(
         objects: the shard's frozen rows; one with a `note` can never be used.
         labels: what may be mended: category, text, license, credit, page.
         stages: rows of every stage's table in the order of the workflow, each with uid, status and error. An
-            object's first failure is its row's. `sample` (with centre and scale), `fit` (with quality) and
-            `caption` must be among them.
+            object's first failure is its row's. `fit` (with quality) and `caption` must be among them.
         splats, renders: `splats/S.tar` (uid.ply) and `renders/S.tar` (uid/00.webp ...).
-        up_axes: which axis of each mesh points up, by uid.
 
     Returns:
         the rows of the table, one an object, in the order of their uids.
@@ -86,15 +94,15 @@ def pack_shard(
             if failure:
                 row |= failure
                 continue
-            needed = {"a splat": splat_of, "pictures": pictures_of}
-            needed |= {f"a row of {stage}": stage_of[stage] for stage in ("sample", "fit", "caption")}
+            needed = {"a splat": splat_of, "pictures": pictures_of, "its normalisation": mesh_to_splat}
+            needed |= {f"a row of {stage}": stage_of[stage] for stage in ("fit", "caption")}
             for what, found in needed.items():
                 if uid not in found:
                     raise ClipgsError(f"shard {shard}: no stage failed on {uid}, yet it has not {what}")
-            sample, fit, caption = (stage_of[stage][uid] for stage in ("sample", "fit", "caption"))
+            fit, caption = stage_of["fit"][uid], stage_of["caption"][uid]
             row |= {key: fit[key] for key in QUALITY}
             row |= {"caption": caption["caption"], "caption_source": caption["source"]}
-            meta = _meta(row, thing["sha256"], sample, up_axes[uid], cameras)
+            meta = _meta(row, thing["sha256"], mesh_to_splat[uid], cameras)
             files = {**splat_of[uid].read(), **pictures_of[uid].read()}
             files |= {"txt": caption["caption"].encode(), "json": meta}
             members = sorted((f"{uid}.{name}", data) for name, data in files.items())
@@ -118,15 +126,14 @@ def _failure(thing: Row, stage_of: Mapping[str, Mapping[str, Row]]) -> Row | Non
     return None
 
 
-def _meta(row: Row, mesh_sha256: str | None, sample: Row, up_axis: str, cameras: Cameras) -> bytes:
+def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras: Cameras) -> bytes:
     """What `uid.json` holds."""
     names = ("uid", "shard", "split", "group", "caption", "caption_source", *LABELS)
     meta = {
         **{name: row[name] for name in names},
         "quality": {name: row[name] for name in QUALITY},
-        "mesh": {"source": row["source"], "sha256": mesh_sha256, "up_axis": up_axis},
-        # splat = (mesh, turned so that Y is up, - centre) * scale
-        "mesh_to_splat": {"centre": list(sample["centre"]), "scale": sample["scale"]},
+        "mesh": {"source": row["source"], "sha256": mesh_sha256, "up_axis": mesh_to_splat.up_axis},
+        "mesh_to_splat": {"centre": list(mesh_to_splat.centre), "scale": mesh_to_splat.scale},
         "cameras": {
             "convention": "opencv world-to-camera",
             "pixels": cameras.pixels,
@@ -144,7 +151,6 @@ def _shortest(array: np.ndarray) -> list:
 
 def merge_index(tables: Sequence[Path], path: Path) -> None:
     """Write `triplets/index.parquet`: the packed objects of all shards, in the order of shards and uids."""
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

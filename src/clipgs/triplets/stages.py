@@ -52,9 +52,12 @@ def pack(config: Config, shard: str, threads: int) -> None:
     # The hash of what was really read: that of a generated mesh is not known when its row is frozen.
     hashes = {uid: row["sha256"] for uid, row in good(stages["fetch"]).items()}
     objects = [{**row, "sha256": hashes.get(row["uid"], row["sha256"])} for row in frozen]
-    up_axes = {row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes}
+    up_axes = {
+        row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes
+    }
     normalised = {
-        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid]) for uid, row in good(stages["sample"]).items()
+        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid])
+        for uid, row in good(stages["sample"]).items()
     }
     pack_shard(
         path(config, "triplets", shard, ".tar"),
@@ -90,19 +93,24 @@ def summary(config: Config) -> str:
     rows = [row for shard in frozen_shards(config) for row in _packed(folder / f"{shard}.parquet")]
     done = [row for row in rows if row["status"] == "ok"]
     lines = [f"objects    {len(rows)}", f"triplets   {len(done)}", f"failures   {len(rows) - len(done)}"]
-    lines += [f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"][:10]
+    lines += [
+        f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"
+    ][:10]
     if done:
         psnr = sorted(row["psnr"] for row in done)
         lines.append(
             f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, on held-out views"
             f" ({config.fit.gaussians} Gaussians, {config.fit.steps} steps, {config.views.pixels} px)"
         )
-    places = {"triplets": "[0-9]*.tar", "index": "index.parquet", "card": "README.md", "pictures": "contact_sheet.png"}
+    places = {
+        "triplets": "[0-9]*.tar",
+        "index": "index.parquet",
+        "card": "README.md",
+        "pictures": "contact_sheet.png",
+    }
     lines += [f"{name:<10} {folder / pattern}" for name, pattern in places.items()]
     return "\n".join(lines) + "\n"
 
 
 def _packed(file: Path) -> list[dict]:
     return read_table(file, ["uid", "status", "stage", "error", "psnr"]) if file.exists() else []
-
-

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipgs.catalog.sources.shapes import furniture, things
+from clipgs.catalog.sources.shapes import furniture, outdoors, things, vehicles
 from clipgs.catalog.sources.shapes.design import Design, Dice
 from clipgs.catalog.sources.shapes.glb import write_glb
 
@@ -25,6 +25,17 @@ DESIGNS: dict[str, Callable[[Dice], Design]] = {
     "guitar": things.guitar,
     "cake": things.cake,
     "robot": things.robot,
+    "house": outdoors.house,
+    "windmill": outdoors.windmill,
+    "lighthouse": outdoors.lighthouse,
+    "tree": outdoors.tree,
+    "cactus": outdoors.cactus,
+    "mushroom": outdoors.mushroom,
+    "car": vehicles.car,
+    "bus": vehicles.bus,
+    "airplane": vehicles.airplane,
+    "boat": vehicles.boat,
+    "rocket": vehicles.rocket,
 }
 CATEGORIES: tuple[str, ...] = tuple(DESIGNS)
 

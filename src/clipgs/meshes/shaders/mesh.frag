@@ -85,5 +85,5 @@ void main()
         float facing = max(dot(n, -directional_lights[i].direction), 0.0);
         light += directional_lights[i].intensity * directional_lights[i].color * facing;
     }
-    frag_color = vec4(linear_to_srgb(base.rgb * light + emitted), mix(1.0, base.a, material.metallic_factor));
+    frag_color = vec4(linear_to_srgb(max(base.rgb * light, emitted)), mix(1.0, base.a, material.metallic_factor));
 }

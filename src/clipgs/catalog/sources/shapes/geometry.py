@@ -75,15 +75,16 @@ class Mesh:
     def corners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
         """What a file holds: points [N, 3], unit normals [N, 3], uv [N, 2], colours [N, 3] or None, faces [F, 3]."""
         points = self.points.round(5)
-        points, first, welded = np.unique(points, axis=0, return_index=True, return_inverse=True)
-        faces = welded.reshape(-1)[self.faces]
+        first, welded = unique_rows(np.rint(points * 1e5))
+        faces = welded[self.faces]
         real = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
         faces, uv = faces[real], self.uv[real].reshape(-1, 2).round(4)
-        normals = corner_normals(points, faces).round(3)
-        keys = np.concatenate([faces.reshape(-1, 1), (normals * 1000).round(), (uv * 10000).round()], axis=1)
-        _, kept, corner = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        vertex = faces.reshape(-1)[kept]
-        colors = None if self.colors is None else self.colors[first][vertex].round(4)
+        normals = corner_normals(points[first], faces).round(3)
+        kept, corner = unique_rows(
+            np.concatenate([faces.reshape(-1, 1), np.rint(normals * 1e3), np.rint(uv * 1e4)], axis=1)
+        )
+        vertex = first[faces.reshape(-1)[kept]]
+        colors = None if self.colors is None else self.colors[vertex].round(4)
         normals = normals[kept] / np.sqrt((normals[kept] ** 2).sum(axis=1, keepdims=True))
         return points[vertex], normals, uv[kept], colors, corner.reshape(-1, 3)
 
@@ -91,6 +92,18 @@ class Mesh:
         """The signed volume: positive where a closed mesh faces outward."""
         a, b, c = (self.points[self.faces[:, corner]] for corner in range(3))
         return float((a * np.cross(b, c)).sum() / 6)
+
+
+def unique_rows(
+    rows: np.ndarray,  # [N, C]
+) -> tuple[np.ndarray, np.ndarray]:  # [U], [N]
+    """Where each different row first stands, in sorted order, and which of them each row is."""
+    order = np.lexsort(rows.T)
+    ordered = rows[order]
+    fresh = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    which = np.empty(len(rows), dtype=np.int64)
+    which[order] = np.cumsum(fresh) - 1
+    return order[fresh], which
 
 
 def corner_normals(

@@ -139,7 +139,7 @@ def wood(kind: str, size: int = 128) -> Paint:
     light, dark = WOODS[kind]
     x, y = grid(size)
     tau = 2 * np.pi
-    bend = 0.09 * np.sin(tau * y) + 0.04 * np.sin(tau * (2 * y + x))
+    bend = 0.05 * np.sin(tau * y) + 0.02 * np.sin(tau * (2 * y + x))
     grain = 0.5 + 0.5 * np.sin(tau * (5 * x + 2.2 * bend) + 1.4 * np.sin(tau * (2 * x + bend)))
     fine = 0.5 + 0.5 * np.sin(tau * (17 * x + 3 * bend + 0.3 * np.sin(tau * 3 * y)))
     return picture(mix(0.75 * grain**2 + 0.25 * fine, light, dark))

@@ -283,8 +283,8 @@ def guitar(dice: Dice) -> Design:
     else:
         caption = dice.one(
             f"an acoustic guitar with {an(words(stain, 'stained' if stain else '', kind))} body",
-            f"{an(words(plump, kind))} acoustic guitar with six strings and a round sound hole",
-            f"a wooden guitar with {an(words(plump, stain or kind))} body and {an(guard)} rim",
+            f"{an(words(plump, stain or kind))} acoustic guitar with six strings and a round sound hole",
+            f"{an('acoustic' if stain else 'wooden')} guitar with {an(words(plump, stain or kind))} body and {an(guard)} rim",
         )
 
     def pieces() -> Pieces:

@@ -1,0 +1,409 @@
+"""Fitting Gaussians to posed views of objects, from points on their surfaces.
+
+A fixed number N of Gaussians starts as thin discs in the surface; Gaussians that die are moved, never added (after
+Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo", 2024), so a batch stays rectangular. One view
+a step, each view once an epoch. On a CPU one object at a time runs through compiled kernels on one thread, and its
+result depends on nothing but its own points, views, seed and the settings; on CUDA the whole batch takes each step
+in one call.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from clipgs.config import Fit
+from clipgs.splats.gaussians import Gaussians, Points, Views
+from clipgs.splats.losses import FrameLoss, fit_loss
+from clipgs.splats.order import farthest_point_order
+from clipgs.splats.rasterize import kernels, rasterize
+from clipgs.splats.rasterize.cpu import Rasterizer, camera_row, padded
+from clipgs.splats.rasterize.simd import LANES, exp, load, root, store
+from clipgs.storage import ObjectError
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam, as in 3DGS
+LAST_RATE = 0.05  # of a cosine schedule, as a part of the first
+RELOCATIONS = 8  # spread over the middle of a fit: none before Gaussians had time to die, none near the end
+NEIGHBOURS = 3
+SMALLEST_SPACING = 1e-4  # object sizes; points that coincide would get a scale of zero
+COLOR_MARGIN = 1e-3  # a colour of exactly 0 or 1 has no logit
+HIDDEN_LOGIT = -100.0
+PROGRESS_STEPS = 100
+
+
+def fit(
+    points: Points,  # [B, P, ...]
+    views: Views,  # [B, V, ...]
+    settings: Fit,
+    *,
+    seeds: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gaussians:  # [B, N, ...]
+    """Fit N Gaussians to each of B objects, where the tensors are: on the CPU or on a CUDA device.
+
+    Args:
+        points: at least N of them an object, with colours and normals; the start.
+        views: pictures with alpha, and their cameras.
+        settings: the `fit` section.
+        seeds: one an object (default 0): the order of the views, the grounds and what is moved where.
+        progress: called with (step, steps) about every hundred steps; on the CPU for each object in turn.
+
+    Raises:
+        ValueError: shapes that do not belong together, or fewer points than Gaussians.
+        ObjectError: an object's numbers are not finite, or its fit did not stay finite.
+    """
+    objects, available = points.xyz.shape[:2]
+    seeds = [0] * objects if seeds is None else list(seeds)
+    if views.rgba.shape[0] != objects or len(seeds) != objects:
+        raise ValueError(
+            f"points are of {objects} objects, views of {views.rgba.shape[0]}, and there are {len(seeds)} seeds: "
+            "all three must agree."
+        )
+    if available < settings.gaussians:
+        raise ValueError(
+            f"{settings.gaussians} Gaussians are asked for (fit.gaussians) but there are only {available} points "
+            "an object (points.count): sample more points or fit fewer Gaussians."
+        )
+    run = _fit_cuda if points.xyz.is_cuda else _fit_cpu
+    gaussians = run(points, views, settings, seeds, progress)
+    for name in ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors"):
+        if not getattr(gaussians, name).isfinite().all():
+            raise ObjectError(f"The fit did not stay finite ({name}).")
+    return gaussians
+
+
+def start(
+    xyz: np.ndarray,  # [P, 3]
+    rgb: np.ndarray,  # [P, 3] in [0, 1]
+    normals: np.ndarray,  # [P, 3]
+    settings: Fit,
+    seed: int,
+) -> np.ndarray:  # [14, N] float32
+    """Discs in the surface, in the kernels' rows: means, quaternions, log-scales, opacity logit, colour logits.
+
+    N of the points are taken by farthest-point sampling from a seeded first one, which leaves them evenly spaced.
+    A disc's radius is a part of the spacing, the root mean square of the distances to three neighbours.
+
+    Raises:
+        ObjectError: a number is not finite.
+    """
+    if not all(np.isfinite(array).all() for array in (xyz, rgb, normals)):
+        raise ObjectError("A surface point's position, colour or normal is not finite.")
+    count = settings.gaussians
+    shuffled = np.random.default_rng(seed).permutation(len(xyz))
+    chosen = shuffled[farthest_point_order(xyz[shuffled])[:count]]
+    xyz, rgb, normals = (array[chosen].astype(np.float64) for array in (xyz, rgb, normals))
+
+    neighbours = min(NEIGHBOURS, count - 1)
+    distances = cKDTree(xyz).query(xyz, k=neighbours + 1)[0][:, 1:]
+    spacing = np.sqrt(np.mean(distances**2, axis=1)).clip(min=SMALLEST_SPACING)
+    radius = settings.disc_spacing * spacing
+    scales = radius[:, None] * np.array([1, 1, settings.disc_thickness])
+
+    # the shortest turn from the z axis to the normal; half a turn about x where that is undefined
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    normals = np.where(length > 1e-6, normals / length.clip(min=1e-6), [0, 0, 1])
+    quats = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], np.zeros(count)], axis=1)
+    quats[normals[:, 2] < -1 + 1e-6] = [0, 1, 0, 0]
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+
+    rgb = rgb.clip(COLOR_MARGIN, 1 - COLOR_MARGIN)
+    table = np.empty((kernels.PARAMETERS, count), np.float32)
+    table[kernels.MEANS : kernels.QUATS] = xyz.T
+    table[kernels.QUATS : kernels.SCALES] = quats.T
+    table[kernels.SCALES : kernels.OPACITIES] = np.log(scales).T
+    table[kernels.OPACITIES] = np.log(settings.disc_opacity / (1 - settings.disc_opacity))
+    # Colours are learnt as logits: they stay in [0, 1] with no clamp, whose gradient would be 0 beyond it.
+    table[kernels.COLORS :] = np.log(rgb / (1 - rgb)).T
+    return table
+
+
+@dataclass(frozen=True)
+class _Step:
+    number: int
+    view: int
+    ground: np.ndarray  # [3]
+    rates: np.ndarray  # [14], with Adam's first bias correction
+    second_correction: float
+    relocate: np.random.Generator | None
+
+
+def _schedule(settings: Fit, views: int, seed: int) -> Iterator[_Step]:
+    """What every step does: the same for both engines, and drawn from one object's seed alone."""
+    order_rng, ground_rng, relocate_rng = np.random.default_rng(seed).spawn(3)
+    base = np.repeat(
+        [settings.lr_means, settings.lr_quats, settings.lr_scales, settings.lr_opacities, settings.lr_colors],
+        [3, 4, 3, 1, 3],
+    )
+    relocations = relocation_steps(settings)
+    order = np.empty(0, np.int64)
+    for number in range(settings.steps):
+        if number % views == 0:
+            order = order_rng.permutation(views)
+        decay = 1.0
+        if settings.schedule == "cosine":
+            decay = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * number / settings.steps))
+        rates = base * settings.lr_factor * decay / (1 - BETA_1 ** (number + 1))
+        ground = ground_rng.random(3) if settings.random_ground else np.ones(3)
+        yield _Step(
+            number,
+            int(order[number % views]),
+            ground.astype(np.float32),
+            rates.astype(np.float32),
+            1 / (1 - BETA_2 ** (number + 1)),
+            relocate_rng if number in relocations else None,
+        )
+
+
+def relocation_steps(settings: Fit) -> frozenset[int]:
+    """Before which steps dead Gaussians are moved."""
+    steps = np.linspace(0.1, 0.8, RELOCATIONS) * settings.steps
+    return frozenset(int(step) for step in steps if step >= 1)
+
+
+def relocate(
+    table: np.ndarray,  # [14, N], changed in place
+    moments: np.ndarray,  # [2, 14, N] of Adam, changed in place
+    below: float,
+    rng: np.random.Generator,
+) -> int:
+    """Move Gaussians whose opacity is under `below` onto living ones; returns how many were moved.
+
+    A living Gaussian is chosen with a chance that grows with its opacity and its area. It and those moved onto it
+    share its place with opacities and scales that leave the picture nearly as it was (Kheradmand et al. 2024,
+    equations 9 and 10), and start Adam anew.
+    """
+    opacities = 1 / (1 + np.exp(-table[kernels.OPACITIES].astype(np.float64)))
+    dead = np.flatnonzero(opacities < below)
+    alive = np.flatnonzero(opacities >= below)
+    if len(dead) == 0 or len(alive) == 0:
+        return 0
+    log_scales = np.sort(table[kernels.SCALES : kernels.OPACITIES, alive].astype(np.float64), axis=0)
+    weights = opacities[alive] * np.exp(log_scales[1] + log_scales[2] - log_scales[1:].sum(0).max())
+    targets = rng.choice(alive, len(dead), p=weights / weights.sum())
+    sources, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    before = opacities[sources].clip(max=1 - 1e-6)
+    after = 1 - (1 - before) ** (1 / (counts + 1))
+    shrink = np.array([_shrinkage(o, n + 1) for o, n in zip(after, counts, strict=True)])
+    table[kernels.OPACITIES, sources] = np.log(after / (1 - after))
+    table[kernels.SCALES : kernels.OPACITIES, sources] += np.log(before * shrink)
+    table[:, dead] = table[:, sources[index]]
+    moments[:, :, sources] = 0
+    moments[:, :, dead] = 0
+    return len(dead)
+
+
+def _shrinkage(opacity: float, copies: int) -> float:
+    """1 / (sum over i <= copies, k < i of C(i - 1, k) (-1)^k opacity^(k + 1) / sqrt(k + 1)): equation 9's factor on
+    the scale for copies of one new opacity, less the old opacity. The sum over i of C(i - 1, k) is C(copies, k + 1).
+    """
+    total, binomial = 0.0, 1.0
+    for k in range(min(copies, 50)):
+        binomial *= (copies - k) / (k + 1)
+        total += binomial * (-1) ** k * opacity ** (k + 1) / np.sqrt(k + 1)
+    return 1 / total
+
+
+class CpuFit:
+    """One object's fit on the CPU, step by step, in buffers made once."""
+
+    def __init__(
+        self,
+        table: np.ndarray,  # [14, N], from `start`
+        rgba: np.ndarray,  # [V, H, W, 4] uint8
+        cameras: Sequence[np.ndarray],  # V of [16]
+        settings: Fit,
+    ):
+        self.rgba, self.cameras = rgba, cameras
+        height, width = rgba.shape[1:3]
+        self.gaussians = table.shape[1]
+        self.size = padded(self.gaussians)
+        self.raw = np.zeros((kernels.PARAMETERS, self.size), np.float32)
+        self.raw[kernels.OPACITIES] = HIDDEN_LOGIT  # of the padding: never drawn
+        self.raw[:, : self.gaussians] = table
+        self.moments = np.zeros((2, *self.raw.shape), np.float32)
+        self.params = np.zeros(self.raw.size, np.float32)
+        self.rasterizer = Rasterizer(self.gaussians, width, height)
+        self.loss = FrameLoss(width, height, settings.ssim_weight, settings.alpha_weight)
+        self.relocate_below = settings.relocate_below
+        _activate(self.raw.reshape(-1), self.params)
+
+    @property
+    def table(self) -> np.ndarray:  # [14, N]
+        return self.raw[:, : self.gaussians]
+
+    def step(self, step: _Step) -> float:
+        """One view, one step of Adam; returns the loss before it."""
+        if step.relocate is not None:
+            relocate(self.table, self.moments[:, :, : self.gaussians], self.relocate_below, step.relocate)
+            _activate(self.raw.reshape(-1), self.params)
+        camera = self.cameras[step.view]
+        self.rasterizer.project(self.params, camera)
+        frame = self.rasterizer.draw()
+        loss = self.loss(frame, self.rgba[step.view], step.ground, self.rasterizer.pixel_gradients)
+        gradients = self.rasterizer.backward(self.params, camera)
+        _adam(
+            self.raw.reshape(-1),
+            self.params,
+            gradients,
+            self.moments.reshape(-1),
+            step.rates,
+            np.float32(step.second_correction),
+        )
+        _activate(self.raw.reshape(-1), self.params)
+        return loss
+
+
+_compiled = njit(cache=True, error_model="numpy", nogil=True)
+
+
+@_compiled
+def _activate(
+    raw,  # [14 * S]: means, quaternions, log-scales, opacity logits, colour logits
+    params,  # out [14 * S]: means, quaternions, scales, opacities, colours
+):
+    size = raw.size // kernels.PARAMETERS
+    params[: kernels.SCALES * size] = raw[: kernels.SCALES * size]
+    for i in range(kernels.SCALES * size, kernels.OPACITIES * size, LANES):
+        store(params, i, exp(load(raw, i)))
+    for i in range(kernels.OPACITIES * size, kernels.PARAMETERS * size, LANES):
+        store(params, i, 1.0 / (1.0 + exp(0.0 - load(raw, i))))
+
+
+@_compiled
+def _adam(
+    raw,  # [14 * S], changed in place
+    params,  # [14 * S]
+    gradients,  # [14 * S], of params
+    moments,  # [2 * 14 * S], changed in place
+    rates,  # [14]
+    second_correction,
+):
+    """Adam (Kingma and Ba 2015) on the raw parameters, through the activations."""
+    size = raw.size // kernels.PARAMETERS
+    for row in range(kernels.PARAMETERS):
+        rate = rates[row]
+        for i in range(row * size, (row + 1) * size, LANES):
+            g = load(gradients, i)
+            if row >= kernels.SCALES:
+                value = load(params, i)
+                g = g * value
+                if row >= kernels.OPACITIES:
+                    g = g * (1.0 - value)
+            first, second = load(moments, i), load(moments, raw.size + i)
+            first = BETA_1 * first + (1 - BETA_1) * g
+            second = BETA_2 * second + (1 - BETA_2) * (g * g)
+            store(moments, i, first)
+            store(moments, raw.size + i, second)
+            store(raw, i, load(raw, i) - rate * first / (root(second * second_correction) + EPSILON))
+
+
+def _fit_cpu(points, views, settings, seeds, progress) -> Gaussians:
+    objects = views.rgba.shape[0]
+    tables = []
+    for b in range(objects):
+        table = start(*(tensor[b].numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b])
+        rgba = np.ascontiguousarray(views.rgba[b].numpy())
+        cameras = [
+            camera_row(viewmat, K) for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
+        ]
+        one = CpuFit(table, rgba, cameras, settings)
+        for step in _schedule(settings, len(rgba), seeds[b]):
+            one.step(step)
+            _report(progress, step.number + 1, settings.steps)
+        tables.append(torch.from_numpy(one.table.copy()))
+    return _gaussians(torch.stack(tables))
+
+
+def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
+    objects, count, height, width = views.rgba.shape[:4]
+    device = points.xyz.device
+    tables = np.stack(
+        [
+            start(*(tensor[b].cpu().numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b])
+            for b in range(objects)
+        ]
+    )
+    # everything the steps need is on the device before the first, so that no step waits for the host
+    schedules = [list(_schedule(settings, count, seed)) for seed in seeds]
+    orders = torch.tensor([[step.view for step in schedule] for schedule in schedules], device=device)
+    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(device)
+    raw = torch.from_numpy(tables).to(device)
+    groups = [
+        tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split([3, 4, 3, 1, 3], dim=1)
+    ]
+    optimizer = torch.optim.Adam(
+        [{"params": [group], "lr": 0.0} for group in groups], betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
+    )
+    rows = torch.arange(objects, device=device)
+    for number in range(settings.steps):
+        step = schedules[0][number]
+        if step.relocate is not None:
+            _relocate_batch(groups, optimizer, settings, [schedule[number].relocate for schedule in schedules])
+        corrected = step.rates * (1 - BETA_1 ** (number + 1))  # torch applies the correction itself
+        for group, row in zip(optimizer.param_groups, (0, 3, 7, 10, 11), strict=True):
+            group["lr"] = float(corrected[row])
+        view, ground = orders[:, number], grounds[:, number, None]
+        rgba = views.rgba[rows, view].float() / 255
+        target_alphas = rgba[..., 3:]
+        targets = torch.lerp(ground[:, :, None].expand_as(rgba[..., :3]), rgba[..., :3], target_alphas)
+        means, quats, log_scales, logits, color_logits = groups
+        images, alphas = rasterize(
+            means,
+            quats,
+            log_scales.exp(),
+            logits[..., 0].sigmoid(),
+            color_logits.sigmoid(),
+            views.viewmats[rows, view][:, None],
+            views.Ks[rows, view][:, None],
+            width,
+            height,
+            backgrounds=ground,
+        )
+        # the sum over objects of each one's mean: an object's gradient does not depend on the batch
+        loss = fit_loss(
+            images[:, 0], alphas[:, 0], targets, target_alphas, settings.ssim_weight, settings.alpha_weight
+        ).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        _report(progress, number + 1, settings.steps)
+    return _gaussians(torch.cat([group.detach() for group in groups], dim=2).movedim(1, 2))
+
+
+def _relocate_batch(groups, optimizer, settings, rngs) -> None:
+    """`relocate` for each object, on the host: it happens a few times a fit."""
+    with torch.no_grad():
+        states = [optimizer.state[group] for group in groups]
+        kinds = [groups, [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]]
+        values = [torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds]  # [B, 14, N]
+        for b, rng in enumerate(rngs):
+            moments = np.stack([values[1][b], values[2][b]])
+            relocate(values[0][b], moments, settings.relocate_below, rng)
+            values[1][b], values[2][b] = moments
+        for kind, value in zip(kinds, values, strict=True):
+            parts = torch.from_numpy(value).movedim(1, 2).split([3, 4, 3, 1, 3], dim=2)
+            for tensor, part in zip(kind, parts, strict=True):
+                tensor.copy_(part)
+
+
+def _report(progress, step: int, steps: int) -> None:
+    if progress is not None and (step % PROGRESS_STEPS == 0 or step == steps):
+        progress(step, steps)
+
+
+def _gaussians(
+    tables: Tensor,  # [B, 14, N]
+) -> Gaussians:
+    means, quats, log_scales, logits, color_logits = tables.movedim(1, 2).split([3, 4, 3, 1, 3], dim=2)
+    return Gaussians(
+        means=means.contiguous(),
+        quats_wxyz=quats.contiguous(),
+        log_scales=log_scales.contiguous(),
+        opacity_logits=logits[..., 0].contiguous(),
+        colors=color_logits.sigmoid().contiguous(),
+    )

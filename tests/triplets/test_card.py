@@ -1,0 +1,175 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from clipgs.config import Pack
+from clipgs.storage import ClipgsError
+from clipgs.triplets import card
+from clipgs.triplets.contact_sheet import Sample, contact_sheet
+
+
+def rows(count: int = 3, **values) -> list[dict]:
+    numbers = {
+        "psnr": 30.0,
+        "psnr_foreground": None,
+        "ssim": 0.9,
+        "alpha_iou": 0.9,
+        "gaussians": 10,
+        "bytes": 1000,
+    }
+    labels = {"category": "mug", "license": "CC-BY-4.0", "credit": "A. Maker", "page": None}
+    base = {
+        "status": "ok",
+        "stage": None,
+        "error": None,
+        "split": "train",
+        "shard": "00000",
+        **numbers,
+        **labels,
+    }
+    return [{"uid": f"u{i}", **base, **values} for i in range(count)]
+
+
+def write(packed) -> None:
+    views = {shard.name: shard.views for shard in packed}
+    card.write_card(
+        packed[0].tar.parent, [shard.table for shard in packed], views, Pack(title="My mugs", samples=4)
+    )
+
+
+def test_card_of_a_dataset(packed):
+    folder = packed[0].tar.parent
+    write(packed)
+    text = (folder / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["license"] == ["cc-by-4.0"]
+    assert front["size_categories"] == ["n<1K"]
+    assert "# My mugs" in text
+    assert "| objects in the catalog | 10 |" in text
+    assert "| triplets | 6 |" in text
+    assert "| splits | test 2, train 4 |" in text
+    assert "| PSNR, dB | 35.50 | 35.50 | 35.50 | 35.50 |" in text
+    assert "| mug | 6 |" in text
+    assert "| fit | held-out PSNR is 12.3 dB, fit.min\\_psnr is 20 dB | 2 |" in text
+    assert "| catalog | duplicate of" in text
+    for maker in range(3):
+        assert f"| A. Maker {maker} | CC-BY-4.0 | 2 |" in text
+    credits = list(csv.DictReader(io.StringIO((folder / "CREDITS.csv").read_text())))
+    assert len(credits) == 6
+    assert credits[1] == {
+        "uid": "b-mug",
+        "category": "mug",
+        "license": "CC-BY-4.0",
+        "credit": "A. Maker 0",
+        "page": "https://example.org/0",
+    }
+    for name in ("quality.png", "contact_sheet.png"):
+        assert f"]({name})" in text
+        with Image.open(folder / name) as image:
+            image.load()
+
+
+def test_same_triplets_same_bytes(packed):
+    folder = packed[0].tar.parent
+    names = ("README.md", "CREDITS.csv", "quality.png", "contact_sheet.png")
+    write(packed)
+    before = [(folder / name).read_bytes() for name in names]
+    write(packed[::-1])
+    assert [(folder / name).read_bytes() for name in names] == before
+
+
+def test_sheet_shows_mesh_and_splat_of_the_same_view(packed):
+    """The fixture's mesh views and renders are the same pictures, but for WebP's losses."""
+    folder = packed[0].tar.parent
+    views = {shard.name: shard.views for shard in packed}
+    chosen = [{"uid": "b-mug", "category": "mug", "shard": "00000", "psnr": 35.5}]
+    (sample,) = card._samples(folder, chosen, views, 24)
+    difference = np.abs(sample.mesh.astype(int) - sample.splat)
+    assert difference.mean() < 60  # two unrelated pictures of noise differ by 85
+    assert sample.caption == "a mugé 0"
+
+
+def test_card_without_triplets(tmp_path):
+    text = card.readme(rows(2, status="failed", stage="fetch", error="no such file"), "Nothing")
+    assert "| fetch | no such file | 2 |" in text
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == ["unknown"]
+    assert card._histogram([]).startswith(b"\x89PNG")
+    assert contact_sheet([], "Nothing").size[0] > 0
+
+
+def test_text_from_the_data_stays_text():
+    nasty = "<script>alert(1)</script> [x](http://evil.example) | `a` *b* _c_ # d\n| e & www.evil.example"
+    text = card.escape(nasty)
+    assert "<" not in text.replace("&lt;", "")
+    assert "\n" not in text
+    assert "\\[x\\](http&#8203;://evil" in text
+    assert " \\| \\`a\\` \\*b\\* \\_c\\_ \\# d \\| e &amp; www&#8203;.evil" in text
+    table = card.readme(rows(1, credit=nasty, category=nasty, license=nasty), nasty)
+    assert "<script>" not in table.split("---\n", 2)[2]
+    assert yaml.safe_load(table.split("---\n")[1])["pretty_name"] == nasty
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("CC-BY-4.0", "cc-by-4.0"),
+        ("CC BY 3.0", "cc-by-3.0"),
+        ("by", "cc-by-4.0"),
+        ("by-nc-sa", "cc-by-nc-sa-4.0"),
+        ("Creative Commons BY-SA 4.0", "cc-by-sa-4.0"),
+        ("CC0", "cc0-1.0"),
+        ("CC0-1.0", "cc0-1.0"),
+        ("MIT", "mit"),
+        ("BSD-3-Clause", "bsd-3-clause"),
+        ("editorial use only", "other"),
+        ("", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_hub_license(name, hub):
+    assert card.hub_license(name) == hub
+
+
+def test_failures_that_differ_in_numbers_are_one_reason():
+    failed = [{"stage": "fit", "error": f"PSNR is {number} dB"} for number in (3.5, 12.25)]
+    failed += [{"stage": "catalog", "error": "duplicate of 0123456789abcdef"}]
+    failed += [{"stage": "view", "error": "view 3 is blank"}] * 3
+    assert card.failures(failed) == [
+        ("view", "view 3 is blank", 3),
+        ("fit", "PSNR is … dB", 2),
+        ("catalog", "duplicate of 0123456789abcdef", 1),
+    ]
+
+
+def test_no_credit_is_lost_where_there_are_too_many_for_the_page():
+    many = [row for i in range(600) for row in rows(1, credit=f"Maker {i}")]
+    text = card.readme(many, "Many")
+    assert "600 different credits" in text
+    assert "Maker 17" not in text
+    assert len(card._credits(many).splitlines()) == 601
+
+
+def test_size_category():
+    sizes = {0: "n<1K", 999: "n<1K", 1000: "1K<n<10K", 24_000: "10K<n<100K", 240_000: "100K<n<1M"}
+    assert {count: card._size_category(count) for count in sizes} == sizes
+
+
+def test_a_missing_view_is_an_error_that_names_the_file(packed):
+    packed[1].views.unlink()
+    with pytest.raises(ClipgsError, match=r"views/00001\.tar cannot be read .*snakemake --force"):
+        write(packed)
+
+
+def test_captions_are_wrapped_and_cut():
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    short = contact_sheet([Sample(grey, grey, "a mug", 30.0)], "Title")
+    long = contact_sheet([Sample(grey, grey, "word " * 200, 30.0)], "Title " * 50)
+    unbroken = contact_sheet([Sample(grey, grey, "x" * 500, 30.0)], "Title")
+    assert short.size == long.size == unbroken.size
+    right_margin = np.asarray(long)[:, -8:]
+    assert (right_margin == 255).all()
+    assert (np.asarray(unbroken)[:, -8:] == 255).all()
