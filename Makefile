@@ -41,7 +41,7 @@ help:  ## these lines
 	if ! $(BIN)/python -m clipgs.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
 	    # Only what is lacking: an OpenGL that is there but does not work is the machine's owner's to upgrade.
-    echo "make: no OpenGL through EGL yet: installing $(OPENGL)"
+	    echo "make: no OpenGL through EGL yet: installing $(OPENGL)"
 	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-upgrade --no-install-recommends $(OPENGL) > /dev/null; } || true
 	  fi
 	  $(BIN)/python -m clipgs.doctor opengl > /dev/null || {

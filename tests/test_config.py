@@ -53,7 +53,9 @@ def test_settings_that_came_as_text_are_read_by_their_type():
     assert (config.catalog.folder.path, config.catalog.folder.manifest) == ("007", None)
 
 
-@pytest.mark.parametrize(("text", "words"), [("fit: [", "not YAML"), ("- a\n", "keys and values"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("fit: [", "not YAML"), ("- a\n", "keys and values"), (None, "No such file")]
+)
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, text, words):
     if text is not None:
         (tmp_path / "a.yaml").write_text(text)
@@ -79,7 +81,7 @@ def test_every_key_reaches_a_stage_or_the_run():
     config = configuration.check({})
     layers = [configuration.stage_settings(config, stage) for stage in configuration.STAGES]
     reached = configuration.merge(*(json.loads(layer) for layer in [*layers, configuration.runtime_settings(config)]))
-    for key in configuration.keys():
+    for key in configuration.setting_names():
         value = reached
         for part in key.split("."):
             assert part in value, f"{key} changes nothing"

@@ -40,9 +40,7 @@ def machine(tmp_path, monkeypatch):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: which(Path(name).name))
 
-    def answer(
-        smi: str = "", nvcc: str = "", opengl: str = "llvmpipe (LLVM 15)", **torch: object
-    ) -> dict[str, Check]:
+    def answer(smi: str = "", nvcc: str = "", opengl: str = "llvmpipe (LLVM 15)", **torch: object) -> dict[str, Check]:
         if smi:
             program(commands / "nvidia-smi", smi)
         if nvcc:
@@ -159,9 +157,7 @@ def test_whatever_a_probe_does_the_doctor_goes_on(tmp_path, monkeypatch, python,
 
 
 def test_the_report_has_a_line_a_check_and_one_a_remedy():
-    text = doctor.format(
-        [Check("disk", "ok", "72 GiB free"), Check("OpenGL", "missing", "none", "apt-get it")]
-    )
+    text = doctor.format([Check("disk", "ok", "72 GiB free"), Check("OpenGL", "missing", "none", "apt-get it")])
 
     assert text.splitlines() == [
         "ok       disk    72 GiB free",

@@ -114,9 +114,7 @@ def test_every_file_of_the_package_that_is_not_python_is_installed(checkout):
     package = checkout / "src" / "clipgs"
     data = {file for pattern in options["package-data"]["clipgs"] for file in package.glob(pattern)}
     others = {
-        file
-        for file in package.rglob("*")
-        if file.is_file() and file.suffix not in (".py", ".pyc", ".nbc", ".nbi")
+        file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc", ".nbc", ".nbi")
     }
     assert others - data == set()
     assert package / "py.typed" in data

@@ -10,8 +10,12 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 # Imported when first used: most of them import torch, which parsing the workflow must not.
-_EXPORTS = {"Gaussians": "clipgs.splats", "Points": "clipgs.splats", "Views": "clipgs.splats",
-            "TripletDataset": "clipgs.triplets"}
+_EXPORTS = {
+    "Gaussians": "clipgs.splats",
+    "Points": "clipgs.splats",
+    "Views": "clipgs.splats",
+    "TripletDataset": "clipgs.triplets",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +24,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'clipgs' has no attribute {name!r}")
 
 
-__all__ = ["Gaussians", "Points", "TripletDataset", "Views", "__version__"]  # noqa: F822
+__all__ = ["Gaussians", "Points", "TripletDataset", "Views", "__version__"]

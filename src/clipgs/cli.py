@@ -29,8 +29,16 @@ _SHARD_STAGES = {
 }
 # Stages over many shards: (config), and for `freeze` the names of the shards.
 _MERGE_STAGES = {
-    "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),    "objects": ("clipgs.catalog.shards", "write one table of all objects"),
+    "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
+    "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+}
+
+_ADVICE = {
+    errno.ENOSPC: "; free some space or choose another `output`",
+    errno.EDQUOT: "; your quota is used up: free some space or choose another `output`",
+    errno.EACCES: "; choose an `output` that you may write",
+    errno.EROFS: "; choose an `output` that you may write",
 }
 
 
@@ -143,11 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClipgsError as error:
         log.error("clipgs %s: %s", options.command, error)
         return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        log.error("clipgs %s: %s: %s; free some space or choose another `output`", options.command,
-                  error.filename or "the output", error.strerror)
+    except OSError as error:  # the disk's fault or the permissions', never an object's: those are rows
+        advice = _ADVICE.get(error.errno or 0, "")
+        log.error("clipgs %s: %s: %s%s", options.command, error.filename or "disk", error.strerror or error, advice)
         return 1
     except KeyboardInterrupt:
         return 130

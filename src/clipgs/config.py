@@ -14,12 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from clipgs.storage import ClipgsError, UsageError, canonical_json
+from clipgs.storage import UsageError, canonical_json
 
 
-def _key(
-    default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any
-) -> Any:
+def _key(default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any) -> Any:
     """A setting: default, unit (or kind) and meaning; `assumed` where the paper leaves it open."""
     extra = {"unit": unit, "assumed": assumed, "runtime": runtime}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
@@ -77,9 +75,7 @@ class Meshes(Section):
 
     max_file_mb: int = _key(512, "MB", "larger files are failed rows", ge=1)
     max_faces: int = _key(2_000_000, "triangles", "meshes with more are failed rows", ge=1)
-    max_texture_pixels: int = _key(
-        67_108_864, "pixels", "larger textures (8192 x 8192) are failed rows", ge=1
-    )
+    max_texture_pixels: int = _key(67_108_864, "pixels", "larger textures (8192 x 8192) are failed rows", ge=1)
     neutral_color: tuple[float, float, float] = _key(
         (0.7, 0.7, 0.7), "sRGB in [0, 1]", "colour of a mesh that has none", assumed=True, strict=False
     )
@@ -110,9 +106,7 @@ class Fit(Section):
     steps: int = _key(5_000, "steps", "steps of Adam, one view each", ge=1, le=100_000)
     ssim_weight: float = _key(0.2, "weight", "loss (1 - w) L1 + w (1 - SSIM)", assumed=True, ge=0, le=1)
     alpha_weight: float = _key(0.2, "weight", "of the L1 between the alphas", assumed=True, ge=0)
-    random_ground: bool = _key(
-        True, "switch", "a random ground colour each step, against floaters", assumed=True
-    )
+    random_ground: bool = _key(True, "switch", "a random ground colour each step, against floaters", assumed=True)
     schedule: Literal["cosine", "constant"] = _key(
         "cosine", "name", "of the learning rates; cosine ends at 5 %", assumed=True
     )
@@ -123,16 +117,12 @@ class Fit(Section):
     lr_opacities: float = _key(5e-2, "a step", "learning rate of the opacity logits", assumed=True, gt=0)
     lr_colors: float = _key(1e-2, "a step", "learning rate of the colour logits", assumed=True, gt=0)
     disc_spacing: float = _key(0.8, "spacings", "first radius of a Gaussian", assumed=True, gt=0)
-    disc_thickness: float = _key(
-        0.1, "of the radius", "first thickness along the normal", assumed=True, gt=0, le=1
-    )
+    disc_thickness: float = _key(0.1, "of the radius", "first thickness along the normal", assumed=True, gt=0, le=1)
     disc_opacity: float = _key(0.9, "alpha", "first opacity", assumed=True, gt=0, lt=1)
     relocate_below: float = _key(
         0.005, "alpha", "more transparent Gaussians are moved to where they help", assumed=True, ge=0, lt=1
     )
-    prune_below: float = _key(
-        0.02, "alpha", "more transparent Gaussians are not written", assumed=True, ge=0, lt=1
-    )
+    prune_below: float = _key(0.02, "alpha", "more transparent Gaussians are not written", assumed=True, ge=0, lt=1)
     min_psnr: float = _key(20.0, "dB", "held-out quality below this is a failed row", assumed=True, ge=0)
 
 
@@ -146,7 +136,7 @@ class Render(Section):
 class Caption(Section):
     """Where the text of a triplet comes from."""
 
-    captioner: str = _key("catalog", "name", "catalog: the source's own text")
+    captioner: Literal["catalog"] = _key("catalog", "name", "catalog: the source's own text")
     max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
 
 
@@ -160,12 +150,8 @@ class Pack(Section):
 class Workers(Section):
     """Processes and limits. Nothing here changes a result."""
 
-    threads: int = _key(
-        0, "processes", "most a job uses; 0: all cores of the run", runtime=True, ge=0, le=1024
-    )
-    load_timeout_seconds: int = _key(
-        300, "s", "for loading, sampling or rendering one mesh", runtime=True, ge=1
-    )
+    threads: int = _key(0, "processes", "most a job uses; 0: all cores of the run", runtime=True, ge=0, le=1024)
+    load_timeout_seconds: int = _key(300, "s", "for loading, sampling or rendering one mesh", runtime=True, ge=1)
     load_memory_mb: int = _key(1500, "MB", "one mesh may take", runtime=True, ge=400)
     fit_timeout_seconds: int = _key(7200, "s", "for fitting one object on a CPU", runtime=True, ge=1)
     fit_memory_mb: int = _key(1000, "MB", "one fit on a CPU may take", runtime=True, ge=500)
@@ -212,7 +198,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "fit": (1, ("seed", "views", "fit")),
     "render": (1, ("render", "views.count", "views.fov_degrees", "views.distance")),
     "caption": (1, ("caption",)),
-    "pack": (1, ()),
+    "pack": (1, ("views.count", "views.fov_degrees", "views.distance", "render.pixels")),
     "index": (1, ("pack",)),
 }
 
@@ -342,12 +328,12 @@ def _field(path: tuple[str, ...]) -> FieldInfo | None:
     return field
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
     names = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += keys(field.annotation, f"{prefix}{name}.")
+            names += setting_names(field.annotation, f"{prefix}{name}.")
         else:
             names.append(prefix + name)
     return names
@@ -357,13 +343,23 @@ def _explain(error: Any) -> str:
     path = tuple(str(part) for part in error["loc"])
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = keys()
+        known = setting_names()
         sections = {name.rsplit(".", i)[0] for name in known for i in range(name.count(".") + 1)}
         near = difflib.get_close_matches(dotted, sorted(sections | set(known)), n=1, cutoff=0.3)
         same = [name for name in known if name.rsplit(".", 1)[-1] == path[-1]]  # right key, wrong section
         nearest = same[:1] or near
-        siblings = sorted({name[len(dotted) - len(path[-1]) :].split(".")[0] for name in known if name.startswith(dotted[: len(dotted) - len(path[-1])])})
-        return f"{dotted} is not a key" + (f"; did you mean {nearest[0]}?" if nearest else "") + f" (allowed here: {', '.join(siblings)})"
+        siblings = sorted(
+            {
+                name[len(dotted) - len(path[-1]) :].split(".")[0]
+                for name in known
+                if name.startswith(dotted[: len(dotted) - len(path[-1])])
+            }
+        )
+        return (
+            f"{dotted} is not a key"
+            + (f"; did you mean {nearest[0]}?" if nearest else "")
+            + f" (allowed here: {', '.join(siblings)})"
+        )
     message = error["msg"][0].lower() + error["msg"][1:]
     field = _field(path)
     extra = (field.json_schema_extra if field else None) or {}
@@ -393,7 +389,9 @@ def to_yaml(overrides: dict[str, Any] | None = None) -> str:
         for name, field in model.model_fields.items():
             indent = "  " * depth
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                lines.append(f"{indent}{name}:  # {field.description}" if depth else f"\n{name}:  # {field.description}")
+                lines.append(
+                    f"{indent}{name}:  # {field.description}" if depth else f"\n{name}:  # {field.description}"
+                )
                 write(field.annotation, depth + 1, override.get(name, {}))
                 continue
             default = field.get_default(call_default_factory=True)
@@ -409,4 +407,3 @@ def to_yaml(overrides: dict[str, Any] | None = None) -> str:
 
     write(Config, 0, overrides or {})
     return "\n".join(lines).lstrip() + "\n"
-

@@ -75,15 +75,28 @@ class Progress:
         if self._bar.disable and (now - self._last > _LOG_EVERY_SECONDS):
             self._last = now
             left = (now - self._start) / self._done * (self._total - self._done)
-            log.info("%s: %d of %d %ss, %d failed, %.0f s left", self._what, self._done, self._total, self._unit,
-                     self._failed, left)
+            log.info(
+                "%s: %d of %d %ss, %d failed, %.0f s left",
+                self._what,
+                self._done,
+                self._total,
+                self._unit,
+                self._failed,
+                left,
+            )
 
     def close(self) -> None:
         """Ends the bar and logs what was done."""
         self._bar.close()
         if self._done:
-            log.info("%s: %d %ss in %.1f s, %d failed", self._what, self._done, self._unit,
-                     time.monotonic() - self._start, self._failed)
+            log.info(
+                "%s: %d %ss in %.1f s, %d failed",
+                self._what,
+                self._done,
+                self._unit,
+                time.monotonic() - self._start,
+                self._failed,
+            )
 
 
 def over_objects(

@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -70,7 +70,8 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         _replace(path, temporary)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what cannot be written
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

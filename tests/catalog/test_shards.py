@@ -21,7 +21,10 @@ def meshes(tmp_path):
 def config_of(tmp_path, **catalog):
     folder = {"path": str(tmp_path / "meshes")}
     return check(
-        {"output": str(tmp_path / "out"), "catalog": {"source": "folder", "shard_objects": 2, "folder": folder} | catalog}
+        {
+            "output": str(tmp_path / "out"),
+            "catalog": {"source": "folder", "shard_objects": 2, "folder": folder} | catalog,
+        }
     )
 
 

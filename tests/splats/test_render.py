@@ -36,9 +36,7 @@ def test_where_and_what_colour():
     assert image[8, 24, 0] == 255  # up and right of the middle: half of 16 pixels each
     assert image[8, 24, 1:].max() < 30  # the middle lies between four pixels
     assert (image[24, 8] == 255).all()
-    assert (
-        render(red_dot(), *front_camera(32), 32, ground=(0, 0, 1))[0][24, 8] == torch.tensor([0, 0, 255])
-    ).all()
+    assert (render(red_dot(), *front_camera(32), 32, ground=(0, 0, 1))[0][24, 8] == torch.tensor([0, 0, 255])).all()
 
 
 def test_batch_and_padding_change_nothing():
@@ -72,11 +70,7 @@ def test_webp_is_close_small_and_the_same_every_time():
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
 def test_pictures_of_every_mode_come_as_rgb_over_white(mode):
-    source = (
-        Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-        if mode in ("RGBA", "LA")
-        else Image.new("RGB", (4, 4), "white")
-    )
+    source = Image.new("RGBA", (4, 4), (0, 0, 0, 0)) if mode in ("RGBA", "LA") else Image.new("RGB", (4, 4), "white")
     buffer = io.BytesIO()
     source.convert(mode).save(buffer, "PNG")
     image = from_image(buffer.getvalue())

@@ -57,22 +57,16 @@ def cameras() -> Cameras:
 
 
 def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
-    """A shard of small objects: of five, the first three are whole, one failed in `fit`, one is a duplicate."""
+    """A shard of five small objects: three are whole, one failed in `fit`, one is a duplicate."""
     frozen = {"source": "folder", "sha256": 64 * "a", "note": None}
-    objects = [
-        {"uid": uid, "group": uid, "split": ("train", "test")[i % 2], **frozen} for i, uid in enumerate(uids)
-    ]
+    objects = [{"uid": uid, "group": uid, "split": ("train", "test")[i % 2], **frozen} for i, uid in enumerate(uids)]
     objects[4]["note"] = f"duplicate of {uids[0]}"
     whole, tried = uids[:3], uids[:4]
     quality = {"psnr": 35.5, "psnr_foreground": 30.25, "ssim": 0.98, "alpha_iou": 0.99}
     ok = {"status": "ok", "error": None}
     fit = [{"uid": uid, "gaussians": 5 + i, **ok, **quality} for i, uid in enumerate(whole)]
-    fit.append(
-        {"uid": uids[3], "status": "failed", "error": "held-out PSNR is 12.3 dB, fit.min_psnr is 20 dB"}
-    )
-    caption = [
-        {"uid": uid, **ok, "caption": f"a mugé {i}", "source": "catalog text"} for i, uid in enumerate(tried)
-    ]
+    fit.append({"uid": uids[3], "status": "failed", "error": "held-out PSNR is 12.3 dB, fit.min_psnr is 20 dB"})
+    caption = [{"uid": uid, **ok, "caption": f"a mugé {i}", "source": "catalog text"} for i, uid in enumerate(tried)]
     for kind in ("splats", "renders", "views"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     with TarWriter(folder / "splats" / f"{name}.tar") as tar:

@@ -45,8 +45,8 @@ def test_clean_cuts_at_a_word():
 
 PHRASES = """
 a chair, an apple, an hourglass, a unicycle, an umbrella, a university, an SUV, a TV, an LED lamp,
-a USB stick, a horse, an uninflated ball, a ukulele, a one-piece, an onesie, a house, an igloo, a euro, an egg, an 8-ball,
-a utensil, an urn, a urinal, an unimpressive car, an unidentified object
+a USB stick, a horse, an uninflated ball, a ukulele, a one-piece, an onesie, a house, an igloo, a euro,
+an egg, an 8-ball, a utensil, an urn, a urinal, an unimpressive car, an unidentified object
 """
 
 

@@ -36,9 +36,7 @@ def rows(count: int = 3, **values) -> list[dict]:
 
 def write(packed) -> None:
     views = {shard.name: shard.views for shard in packed}
-    card.write_card(
-        packed[0].tar.parent, [shard.table for shard in packed], views, Pack(title="My mugs", samples=4)
-    )
+    card.write_card(packed[0].tar.parent, [shard.table for shard in packed], views, Pack(title="My mugs", samples=4))
 
 
 def test_card_of_a_dataset(packed):
@@ -106,8 +104,8 @@ def test_text_from_the_data_stays_text():
     text = card.escape(nasty)
     assert "<" not in text.replace("&lt;", "")
     assert "\n" not in text
-    assert "\\[x\\](http&#8203;://evil" in text
-    assert " \\| \\`a\\` \\*b\\* \\_c\\_ \\# d \\| e &amp; www&#8203;.evil" in text
+    assert "\\[x\\](http&#58;//evil" in text
+    assert " \\| \\`a\\` \\*b\\* \\_c\\_ \\# d \\| e &amp; www&#46;evil" in text
     table = card.readme(rows(1, credit=nasty, category=nasty, license=nasty), nasty)
     assert "<script>" not in table.split("---\n", 2)[2]
     assert yaml.safe_load(table.split("---\n")[1])["pretty_name"] == nasty
@@ -169,7 +167,23 @@ def test_captions_are_wrapped_and_cut():
     short = contact_sheet([Sample(grey, grey, "a mug", 30.0)], "Title")
     long = contact_sheet([Sample(grey, grey, "word " * 200, 30.0)], "Title " * 50)
     unbroken = contact_sheet([Sample(grey, grey, "x" * 500, 30.0)], "Title")
-    assert short.size == long.size == unbroken.size
+    assert short.size[0] == long.size[0] == unbroken.size[0]
+    assert long.size[1] > short.size[1] == unbroken.size[1] - 2 * 17
     right_margin = np.asarray(long)[:, -8:]
     assert (right_margin == 255).all()
     assert (np.asarray(unbroken)[:, -8:] == 255).all()
+
+
+@pytest.mark.parametrize("finer", [1, 2])
+def test_mesh_and_splat_are_cut_alike(finer):
+    mesh, splat = np.full((2, 64, 64, 3), 255, np.uint8)
+    mesh[30:34, 30:34] = (200, 0, 0)
+    splat[30:34, 30:34] = (0, 0, 200)
+    splat = splat.repeat(finer, axis=0).repeat(finer, axis=1)
+    sheet = np.asarray(contact_sheet([Sample(mesh, splat, "a dot", 30.0)], "Title")).astype(int)
+    red, blue = sheet[..., 0] - sheet[..., 2] > 100, sheet[..., 2] - sheet[..., 0] > 100
+    rows, columns = np.nonzero(red)
+    blue_rows, blue_columns = np.nonzero(blue)
+    assert abs(rows.mean() - blue_rows.mean()) < 1
+    assert abs(blue_columns.mean() - columns.mean() - 174) < 1  # the width of a picture and the gap
+    assert 18 <= np.ptp(rows) <= 24  # 4 of 64 pixels, at most twice as large: 21 of 168

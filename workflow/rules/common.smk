@@ -9,20 +9,13 @@ from clipgs.cores import usable_cores
 from clipgs.storage import ClipgsError
 
 
-def stop(error):
-    """One line and exit code 2, before any job starts."""
-    sys.stderr.write(f"clipgs: {error}\n")
-    sys.stderr.flush()
-    os._exit(
-        2
-    )  # Snakemake would print where in the Snakefile, which is not where the fault is
-
-
 try:
     CONFIG = settings.check(config)
     PLAN = plan(CONFIG)
 except ClipgsError as error:
-    stop(error)
+    # A WorkflowError would name a line of the Snakefile, which is not where the fault is.
+    sys.stderr.write(f"clipgs: {error}\n")
+    raise SystemExit(2)
 
 if workflow.is_main_process:
     for note in PLAN.notes:
@@ -42,6 +35,7 @@ os.environ |= {
 }
 THREADS = CONFIG.workers.threads or workflow._cores or 1
 ENV = str(Path(workflow.basedir, "envs", "clipgs.yaml"))
+GPU_ENV = str(Path(workflow.basedir, "envs", "clipgs-gpu.yaml"))  # with gsplat
 
 
 wildcard_constraints:

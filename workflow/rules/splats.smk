@@ -12,7 +12,7 @@ rule fit:
     benchmark:
         out("benchmarks/fit/{shard}.tsv")
     conda:
-        ENV
+        GPU_ENV
     threads: THREADS
     resources:
         mem_mb=2000,
@@ -35,7 +35,7 @@ rule render:
     benchmark:
         out("benchmarks/render/{shard}.tsv")
     conda:
-        ENV
+        GPU_ENV
     threads: THREADS
     resources:
         mem_mb=2000,

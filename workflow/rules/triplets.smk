@@ -59,6 +59,7 @@ rule index:
         index=out("triplets/index.parquet"),
         card=report(out("triplets/README.md"), category="Dataset"),
         sheet=report(out("triplets/contact_sheet.png"), category="Dataset"),
+        credits=report(out("triplets/CREDITS.csv"), category="Dataset"),
         quality=report(out("triplets/quality.png"), category="Dataset"),
     log:
         out("logs/index.log"),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipgs.config import Config
 from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
-from clipgs.storage import ClipgsError, ObjectError, read_table, write_table
 from clipgs.catalog.sources import source
 from clipgs.catalog.sources.folder import path_uid
+from clipgs.config import Config
+from clipgs.storage import ClipgsError, ObjectError, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +70,19 @@ def plan(config: Config) -> Plan:
     objects = source(config)
     frozen = frozen_shards(config)
     members = {
-        shard: [row["locator"] for row in read_table(shard_path(config, shard), ["source", "locator"])
-                if row["source"] == objects.name]
+        shard: [
+            row["locator"]
+            for row in read_table(shard_path(config, shard), ["source", "locator"])
+            if row["source"] == objects.name
+        ]
         for shard in frozen
     }
     known = [locator for locators in members.values() for locator in locators]
     gone = objects.gone(known)
     if len(gone) > MAX_GONE_FRACTION * len(known):
         raise ClipgsError(
-            f"{len(gone)} of {len(known)} known objects have gone from the {objects.name} source (the first: {gone[0]});"
-            " is it mounted? To go on without them, use another `output`"
+            f"{len(gone)} of {len(known)} known objects have gone from the source (the first: {gone[0]}); "
+            "is it mounted? To go on without them, use another `output`"
         )
     pending = _pending(config, frozen, set(known))
     digests = {shard: objects.label_digest(locators) for shard, locators in {**members, **pending}.items()}

@@ -50,6 +50,14 @@ class _Layout(NamedTuple):
     matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
+class _Primitive(NamedTuple):
+    """A part in its mesh's own coordinates (float64), and what binds its vertices to a skeleton."""
+
+    part: Part
+    joints: np.ndarray | None  # [V, J] int
+    weights: np.ndarray | None  # [V, J]
+
+
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
@@ -96,7 +104,7 @@ class _Document:
         self.buffers: dict[int, bytes] = {}
         self.images: dict[int, np.ndarray] = {}
         self.materials: dict[int, tuple[Material, _Layout | None, _Layout | None]] = {}
-        self.primitives: dict[tuple[int, int], Part | None] = {}
+        self.primitives: dict[tuple[int, int], _Primitive | None] = {}
         self.face_count = 0
 
     # --- buffers --------------------------------------------------------------------------------------------
@@ -300,10 +308,8 @@ class _Document:
         }
         return decoded, np.asarray(mesh.faces).reshape(-1)
 
-    def primitive(self, mesh: int, index: int) -> tuple[Part, np.ndarray | None, np.ndarray | None] | None:
-        """Part in the mesh's own coordinates (float64), joints [V, J] and weights [V, J]; None without
-        triangles.
-        """
+    def primitive(self, mesh: int, index: int) -> _Primitive | None:
+        """None for points and lines."""
         described = self.item("meshes", mesh)["primitives"][index]
         mode = described.get("mode", _TRIANGLES)
         if mode not in (_TRIANGLES, _STRIP, _FAN):
@@ -334,12 +340,17 @@ class _Document:
             # One set of coordinates a part: a glow laid out in another way than the colour is left out.
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
         colors = values.get("COLOR_0")
-        if colors is not None and colors.dtype.kind in "iu":
-            colors = (
-                colors / np.iinfo(colors.dtype).max
-            )  # the standard asks for normalised; some writers forget to say so
-        if colors is not None and colors.shape[1] == 3:
-            colors = np.column_stack([colors, np.ones(count)])
+        if colors is not None:
+            if "material" not in described:
+                material = Material()
+            if (
+                colors.dtype.kind in "iu"
+            ):  # the standard asks for normalised ones; some writers forget to say so
+                colors = colors / np.iinfo(colors.dtype).max
+            if colors.shape[1] == 3:
+                colors = np.column_stack([colors, np.ones(count)])
+            if not np.isfinite(colors).all():
+                raise ObjectError("some vertex colours are not finite numbers")
         normals = values.get("NORMAL")
         part = Part(
             vertices=np.asarray(values["POSITION"], np.float64),
@@ -351,22 +362,24 @@ class _Document:
         )
         sets = [i for i in range(8) if f"JOINTS_{i}" in values and f"WEIGHTS_{i}" in values]
         if not sets:
-            return part, None, None
+            return _Primitive(part, None, None)
         joints = np.column_stack([values[f"JOINTS_{i}"] for i in sets]).astype(np.int64)
-        return part, joints, np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
+        weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
+        return _Primitive(part, joints, weights)
 
     # --- scene ----------------------------------------------------------------------------------------------
 
     def parts(self) -> Iterator[Part]:
         placed = self.placed_nodes()
-        for node, matrix in placed.items():
-            described = self.item("nodes", node)
-            if "mesh" not in described:
+        nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items()]
+        if not self.header.get("nodes"):  # a library of meshes, each taken as it is
+            nodes = [({"mesh": index}, np.eye(4)) for index in range(len(self.header.get("meshes", [])))]
+        for node, matrix in nodes:
+            if "mesh" not in node:
                 continue
-            for index in range(len(self.item("meshes", described["mesh"])["primitives"])):
-                # Held until the end: instances share what was read once.
-                key = (described["mesh"], index)
-                if key not in self.primitives:
+            for index in range(len(self.item("meshes", node["mesh"])["primitives"])):
+                key = (node["mesh"], index)
+                if key not in self.primitives:  # instances share what was read once
                     self.primitives[key] = self.primitive(*key)
                 if self.primitives[key] is None:
                     continue
@@ -375,8 +388,8 @@ class _Document:
                 if self.face_count > self.max_faces:
                     raise ObjectError(f"it has more triangles than the limit of {self.max_faces}")
                 matrices = matrix[None]
-                if "skin" in described and joints is not None:
-                    skinned = self.skinned(described["skin"], placed, joints, weights)
+                if "skin" in node and joints is not None:
+                    skinned = self.skinned(node["skin"], placed, joints, weights)
                     matrices = matrices if skinned is None else skinned
                 yield _transformed(part, matrices)
 

@@ -1,5 +1,6 @@
 """pyrender on machines without a display."""
 
+import gc
 import os
 import sys
 import warnings
@@ -27,4 +28,6 @@ def import_pyrender() -> ModuleType:
         warnings.simplefilter("ignore")  # PyOpenGL 3.1.0, which pyrender pins, is older than today's Python
         import pyrender
 
+    # A renderer that is deleted collects garbage, and would search all that was imported every time.
+    gc.freeze()
     return pyrender

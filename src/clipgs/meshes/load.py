@@ -275,7 +275,9 @@ def _simple_material(material: Any) -> Material | None:
     # A fraction is a true opacity; 0 is written by programs that mean the opposite.
     opacity = next((float(word) for word in values.get("d", ())), 1.0)
     alpha = opacity if 0 < opacity < 1 else 1.0
-    if image is not None and image.format is not None:  # trimesh draws a picture of its own where there is none
+    if (
+        image is not None and image.format is not None
+    ):  # trimesh draws a picture of its own where there is none
         pixels = np.asarray(image)
         cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
         mode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"

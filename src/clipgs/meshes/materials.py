@@ -181,19 +181,21 @@ def render_material(part: Part) -> "pyrender.MetallicRoughnessMaterial":
     pyrender = import_pyrender()
     material, mode = part.material, part.alpha_mode
 
-    def texture(source: Texture | None, channels: int) -> "pyrender.Texture | None":
+    def texture(source: Texture | None, *, with_alpha: bool) -> "pyrender.Texture | None":
         if source is None or part.uv is None:
             return None
-        pixels = source.pixels[..., : min(channels, source.pixels.shape[2])]
+        # Four bytes a texel always: OpenGL takes rows of three that do not fill whole words for sheared.
+        pixels = np.full((*source.pixels.shape[:2], 4), 255, np.uint8)
+        channels = source.pixels.shape[2] if with_alpha else 3
+        pixels[..., :channels] = source.pixels[..., :channels]
         sampler = pyrender.Sampler(wrapS=_GL_WRAP[source.wrap_u], wrapT=_GL_WRAP[source.wrap_v])
-        name = "RGBA" if pixels.shape[2] == 4 else "RGB"
-        return pyrender.Texture(source=np.ascontiguousarray(pixels), source_channels=name, sampler=sampler)
+        return pyrender.Texture(source=pixels, source_channels="RGBA", sampler=sampler)
 
     return pyrender.MetallicRoughnessMaterial(
         baseColorFactor=np.asarray(material.base_color_factor, np.float32),
-        baseColorTexture=texture(material.base_color_texture, 3 if mode == "OPAQUE" else 4),
+        baseColorTexture=texture(material.base_color_texture, with_alpha=mode != "OPAQUE"),
         emissiveFactor=np.asarray(material.emissive_factor, np.float32),
-        emissiveTexture=texture(material.emissive_texture, 3),
+        emissiveTexture=texture(material.emissive_texture, with_alpha=False),
         alphaMode="BLEND" if mode == "BLEND" else "OPAQUE",
         metallicFactor=1.0 if mode == "BLEND" else 0.0,
         roughnessFactor={"OPAQUE": 0.0, "MASK": material.alpha_cutoff, "BLEND": 1 / 255}[mode],

@@ -53,9 +53,7 @@ def _fetch(payload: tuple[Config, Row]) -> tuple[Row, Files]:
     mesh = objects.fetch(row)
     size = mesh.stat().st_size
     if size > config.meshes.max_file_mb * 1_000_000:
-        raise ObjectError(
-            f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}"
-        )
+        raise ObjectError(f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}")
     return {"path": _portable(config, mesh), "sha256": row["sha256"] or sha256_of(mesh), "bytes": size}, []
 
 

@@ -15,13 +15,13 @@ __all__ = ["AMBIENT", "LIGHTS", "cameras_json", "check", "parse_cameras", "rende
 
 # Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with
 # the camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every
-# direction, so that white never clips; AMBIENT is what the darkest side gets, 0.75 of white as sRGB encodes
+# direction, so that white never clips; AMBIENT is what the darkest side gets, 0.76 of white as sRGB encodes
 # it.
-AMBIENT = 0.52
+AMBIENT = 0.54
 LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to the light, strength
-    ((1.0, 1.5, 1.0), 0.46),
-    ((-1.0, 0.8, -1.2), 0.38),
-    ((0.0, -1.0, 0.3), 0.2),
+    ((1.0, 1.5, 1.0), 0.41),
+    ((-1.0, 0.8, -1.2), 0.34),
+    ((0.0, -1.0, 0.3), 0.22),
 )
 
 _SHADERS = Path(__file__).parent / "shaders"

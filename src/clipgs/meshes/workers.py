@@ -8,6 +8,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import threading
@@ -101,7 +102,7 @@ def run(
 
 def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
     try:
-        return future.result()
+        return pickle.loads(future.result())
     except TimeoutError:
         return Failure(f"TimeoutError: ran longer than {timeout_seconds:g} s")
     except ProcessExpired as expired:
@@ -111,7 +112,7 @@ def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
             number = -expired.exitcode
             return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})")
         return Failure(f"Killed: the worker ended with exit code {expired.exitcode}")
-    except Exception as error:  # a result that cannot be pickled, for one
+    except Exception as error:  # a task that cannot be pickled, for one
         return Failure(describe_error(error))
 
 
@@ -137,20 +138,21 @@ def _start_worker(parent: int, memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, its image of no use
 
 
-def _guarded(function: Callable[[Any], Any], task: Any, memory_mb: int) -> Any:
+def _guarded(function: Callable[[Any], Any], task: Any, memory_mb: int) -> bytes:
+    """The pickled result or `Failure`: one that cannot be pickled is the task's failure, not the worker's."""
     finished = threading.Event()
     watch = threading.Thread(target=_watch_memory, args=(finished, memory_mb << 20), daemon=True)
     watch.start()
     try:
-        return function(task)
+        return pickle.dumps(function(task))
     except MemoryError:
-        return _too_much_memory(memory_mb)
+        return pickle.dumps(_too_much_memory(memory_mb))
     except Exception as error:
         _log.debug("task failed", exc_info=True)
-        return Failure(describe_error(error))
+        return pickle.dumps(Failure(describe_error(error)))
     finally:
-        # Joined before the result is sent: a worker that ends in the middle of that would take the pool with
-        # it.
+        # Joined before the result is sent: a worker that ends in the middle of that would take the pool
+        # with it.
         finished.set()
         watch.join()
 

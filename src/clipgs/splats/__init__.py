@@ -1,6 +1,6 @@
 """Splats: Gaussians as tensors and files, fitting them to views, rendering and judging them.
 
-Everything is imported when it is first used: the stages' commands import this package and need no torch for it.
+Everything is imported when it is first used: commands that import this package need no torch for it.
 """
 
 import sys

@@ -123,7 +123,7 @@ def start(
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     number: int
     view: int
     ground: np.ndarray  # [3]
@@ -132,7 +132,7 @@ class _Step:
     relocate: np.random.Generator | None
 
 
-def _schedule(settings: Fit, views: int, seed: int) -> Iterator[_Step]:
+def schedule(settings: Fit, views: int, seed: int) -> Iterator[Step]:
     """What every step does: the same for both engines, and drawn from one object's seed alone."""
     order_rng, ground_rng, relocate_rng = np.random.default_rng(seed).spawn(3)
     base = np.repeat(
@@ -149,7 +149,7 @@ def _schedule(settings: Fit, views: int, seed: int) -> Iterator[_Step]:
             decay = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * number / settings.steps))
         rates = base * settings.lr_factor * decay / (1 - BETA_1 ** (number + 1))
         ground = ground_rng.random(3) if settings.random_ground else np.ones(3)
-        yield _Step(
+        yield Step(
             number,
             int(order[number % views]),
             ground.astype(np.float32),
@@ -236,7 +236,7 @@ class CpuFit:
     def table(self) -> np.ndarray:  # [14, N]
         return self.raw[:, : self.gaussians]
 
-    def step(self, step: _Step) -> float:
+    def step(self, step: Step) -> float:
         """One view, one step of Adam; returns the loss before it."""
         if step.relocate is not None:
             relocate(self.table, self.moments[:, :, : self.gaussians], self.relocate_below, step.relocate)
@@ -306,13 +306,16 @@ def _fit_cpu(points, views, settings, seeds, progress) -> Gaussians:
     objects = views.rgba.shape[0]
     tables = []
     for b in range(objects):
-        table = start(*(tensor[b].numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b])
+        table = start(
+            *(tensor[b].numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b]
+        )
         rgba = np.ascontiguousarray(views.rgba[b].numpy())
         cameras = [
-            camera_row(viewmat, K) for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
+            camera_row(viewmat, K)
+            for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
         ]
         one = CpuFit(table, rgba, cameras, settings)
-        for step in _schedule(settings, len(rgba), seeds[b]):
+        for step in schedule(settings, len(rgba), seeds[b]):
             one.step(step)
             _report(progress, step.number + 1, settings.steps)
         tables.append(torch.from_numpy(one.table.copy()))
@@ -324,14 +327,20 @@ def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
     device = points.xyz.device
     tables = np.stack(
         [
-            start(*(tensor[b].cpu().numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b])
+            start(
+                *(tensor[b].cpu().numpy() for tensor in (points.xyz, points.rgb, points.normals)),
+                settings,
+                seeds[b],
+            )
             for b in range(objects)
         ]
     )
     # everything the steps need is on the device before the first, so that no step waits for the host
-    schedules = [list(_schedule(settings, count, seed)) for seed in seeds]
+    schedules = [list(schedule(settings, count, seed)) for seed in seeds]
     orders = torch.tensor([[step.view for step in schedule] for schedule in schedules], device=device)
-    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(device)
+    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(
+        device
+    )
     raw = torch.from_numpy(tables).to(device)
     groups = [
         tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split([3, 4, 3, 1, 3], dim=1)
@@ -343,7 +352,9 @@ def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
     for number in range(settings.steps):
         step = schedules[0][number]
         if step.relocate is not None:
-            _relocate_batch(groups, optimizer, settings, [schedule[number].relocate for schedule in schedules])
+            _relocate_batch(
+                groups, optimizer, settings, [schedule[number].relocate for schedule in schedules]
+            )
         corrected = step.rates * (1 - BETA_1 ** (number + 1))  # torch applies the correction itself
         for group, row in zip(optimizer.param_groups, (0, 3, 7, 10, 11), strict=True):
             group["lr"] = float(corrected[row])
@@ -380,7 +391,9 @@ def _relocate_batch(groups, optimizer, settings, rngs) -> None:
     with torch.no_grad():
         states = [optimizer.state[group] for group in groups]
         kinds = [groups, [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]]
-        values = [torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds]  # [B, 14, N]
+        values = [
+            torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds
+        ]  # [B, 14, N]
         for b, rng in enumerate(rngs):
             moments = np.stack([values[1][b], values[2][b]])
             relocate(values[0][b], moments, settings.relocate_below, rng)

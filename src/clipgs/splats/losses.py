@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clipgs.splats.rasterize.simd import LANES, load, magnitude, ramp, repeat, store, total, where
+from clipgs.splats.rasterize.simd import LANES, any_lane, load, magnitude, ramp, repeat, store, total, where
 
 # Structural similarity, Wang et al. 2004, section III: an 11 x 11 Gaussian window of 1.5 pixels, data range 1.
 RADIUS = 5
@@ -101,8 +101,10 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
     one, zero = repeat(np.float32(1)), repeat(np.float32(0))
     loss = 0.0
 
-    # the silhouette; its gradient goes to plane 5, which the ground adds to below
+    # The silhouette; its gradient goes to plane 5, which the ground adds to below. And the box of pixels that the
+    # splat or the object covers: outside it both pictures are the ground.
     step = alpha_weight / pixels
+    top, bottom, left, right = height, 0, width, 0
     for y in range(height):
         out = 0.0
         for x in range(width):
@@ -110,8 +112,11 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
         for x in range(0, width, LANES):
             inside = ramp() < np.float32(width - x)
             alpha = 1.0 - magnitude(load(frame, y * 4 * frame_stride + x))
-            off = alpha - load(target_alpha, y * stride + x)
-            off = where(inside, off, zero)
+            target = load(target_alpha, y * stride + x)
+            if any_lane(inside & (alpha + target > 0.0)):
+                top, bottom = min(top, y), y + 1
+                left, right = min(left, x), max(right, x + LANES)
+            off = where(inside, alpha - target, zero)
             out += total(magnitude(off))
             slope = where(off > 0.0, one, where(off < 0.0, zero - one, zero)) * step
             store(gradients, (y * 6 + 5) * frame_stride + x, slope)
@@ -143,12 +148,27 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
                 slope = where(off > 0.0, one, where(off < 0.0, zero - one, zero)) * step
                 store(gradients, (y * 6 + 2 + c) * frame_stride + x, slope)
             loss += out * step
-        if ssim_weight > 0:
-            loss += ssim_weight / np.float32(3)
-            loss += weight * _similarity(planes, px, py, blurred, slopes, size, stride, height, width)
-            _add_similarity_gradient(
-                planes, px, py, slopes, size, stride, height, width, weight, gradients, frame_stride, c
-            )
+        if ssim_weight > 0 and top < bottom:
+            # beyond the window's reach of the box SSIM is 1, and nothing drawn there asks for a gradient
+            y0, y1 = max(top - RADIUS, 0), min(bottom + RADIUS, height)
+            x0, x1 = max(left - LANES, 0), min(right + LANES, width)
+            _blur_moments(planes, px, py, blurred, size, stride, y0, y1, x0, x1, height)
+            similarity = _similarity(planes, blurred, slopes, size, stride, y0, y1, x0, x1)
+            loss += weight * (similarity - (y1 - y0) * (x1 - x0))
+            _blur_slopes(planes, slopes, blurred, size, stride, y0, y1, left, right)
+            for y in range(top, bottom):
+                for x in range(left, right, LANES):
+                    at = y * stride + x
+                    m, s, p = zero, zero, zero
+                    for k in range(TAPS):
+                        a = blurred + at + (k - RADIUS) * stride
+                        m = m + _WINDOW[k] * load(planes, a)
+                        s = s + _WINDOW[k] * load(planes, a + size)
+                        p = p + _WINDOW[k] * load(planes, a + 2 * size)
+                    slope = (m + 2.0 * load(planes, px + at) * s + load(planes, py + at) * p) * weight
+                    g = (y * 6 + 2 + c) * frame_stride + x
+                    inside = ramp() < np.float32(width - x)
+                    store(gradients, g, load(gradients, g) + where(inside, slope, zero))
         for y in range(height):
             for x in range(0, width, LANES):
                 g = y * 6 * frame_stride + x
@@ -157,12 +177,12 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
     return loss
 
 
-@_compiled
-def _similarity(planes, px, py, blurred, slopes, size, stride, height, width):
-    """The sum of SSIM over one channel's pixels; its slopes by mean, square and product go to three planes."""
+@_inlined
+def _blur_moments(planes, px, py, blurred, size, stride, y0, y1, x0, x1, height):
+    """Blur x, y, x^2, y^2 and x y along the rows that the window reaches from rows y0 to y1."""
     zero = repeat(np.float32(0))
-    for y in range(height):
-        for x in range(0, width, LANES):
+    for y in range(max(y0 - RADIUS, 0), min(y1 + RADIUS, height)):
+        for x in range(x0, x1, LANES):
             at = y * stride + x
             mx, my, xx, yy, xy = zero, zero, zero, zero, zero
             for k in range(TAPS):
@@ -179,10 +199,16 @@ def _similarity(planes, px, py, blurred, slopes, size, stride, height, width):
             store(planes, blurred + 2 * size + at, xx)
             store(planes, blurred + 3 * size + at, yy)
             store(planes, blurred + 4 * size + at, xy)
+
+
+@_inlined
+def _similarity(planes, blurred, slopes, size, stride, y0, y1, x0, x1):
+    """The sum of SSIM over a box; its slopes by the mean and square of x and by x y go to three planes."""
+    zero = repeat(np.float32(0))
     similarity = 0.0
-    for y in range(height):
+    for y in range(y0, y1):
         row = zero
-        for x in range(0, width, LANES):
+        for x in range(x0, x1, LANES):
             at = blurred + y * stride + x
             mx, my, xx, yy, xy = zero, zero, zero, zero, zero
             for k in range(TAPS):
@@ -197,29 +223,23 @@ def _similarity(planes, px, py, blurred, slopes, size, stride, height, width):
             d1, d2 = squares + C1, xx + yy - squares + C2
             inverse = 1.0 / (d1 * d2)
             value = n1 * n2 * inverse
-            inside = ramp() < np.float32(width - x)
+            inside = ramp() < np.float32(x1 - x)
             row = row + where(inside, value, zero)
-            by_product = 2.0 * n1 * inverse
-            by_square = zero - value * d1 * inverse
-            by_mean = 2.0 * my * (n2 - n1) * inverse - 2.0 * mx * value * (d2 - d1) * inverse
+            by_mean = (2.0 * my * (n2 - n1) - 2.0 * mx * value * (d2 - d1)) * inverse
             to = slopes + y * stride + x
             store(planes, to, where(inside, by_mean, zero))
-            store(planes, to + size, where(inside, by_square, zero))
-            store(planes, to + 2 * size, where(inside, by_product, zero))
+            store(planes, to + size, where(inside, zero - value * d1 * inverse, zero))
+            store(planes, to + 2 * size, where(inside, 2.0 * n1 * inverse, zero))
         similarity += total(row)
     return similarity
 
 
-@_compiled
-def _add_similarity_gradient(
-    planes, px, py, slopes, size, stride, height, width, weight, gradients, frame_stride, channel
-):
-    """Blur the slopes by mean, square and product back to the pixels of x and add them, weighted."""
+@_inlined
+def _blur_slopes(planes, slopes, blurred, size, stride, y0, y1, x0, x1):
+    """Blur the three slopes along the rows, into the planes that held the moments."""
     zero = repeat(np.float32(0))
-    # the planes that held the blurred moments are free again
-    blurred = slopes - 5 * size
-    for y in range(height):
-        for x in range(0, width, LANES):
+    for y in range(y0, y1):
+        for x in range(x0, x1, LANES):
             at = y * stride + x
             m, s, p = zero, zero, zero
             for k in range(TAPS):
@@ -230,16 +250,3 @@ def _add_similarity_gradient(
             store(planes, blurred + at, m)
             store(planes, blurred + size + at, s)
             store(planes, blurred + 2 * size + at, p)
-    for y in range(height):
-        for x in range(0, width, LANES):
-            at = y * stride + x
-            m, s, p = zero, zero, zero
-            for k in range(TAPS):
-                a = blurred + at + (k - RADIUS) * stride
-                m = m + _WINDOW[k] * load(planes, a)
-                s = s + _WINDOW[k] * load(planes, a + size)
-                p = p + _WINDOW[k] * load(planes, a + 2 * size)
-            slope = m + 2.0 * load(planes, px + at) * s + load(planes, py + at) * p
-            g = (y * 6 + 2 + channel) * frame_stride + x
-            slope = where(ramp() < np.float32(width - x), slope * weight, zero)
-            store(gradients, g, load(gradients, g) + slope)

@@ -152,8 +152,7 @@ def _check_header(data: bytes, name: str) -> list[str]:
         raise ValueError(f"{name}: a compressed splat PLY; export it as an uncompressed PLY.")
     if missing:
         raise ValueError(
-            f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)}"
-            " (a mesh or a point cloud?)."
+            f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)} (a mesh or a point cloud?)."
         )
     for element, count, columns_of, size in elements:
         least = 2 * len(columns_of) - 1 if text else size  # in text a digit and a space each

@@ -46,9 +46,7 @@ def quality(
 
     squares = (images - targets).square().mean(dim=-1)  # [V, H, W]
     covered = views.rgba[..., 3] > 0
-    foreground = [
-        _decibels(view[mask].mean()) for view, mask in zip(squares, covered, strict=True) if mask.any()
-    ]
+    foreground = [_decibels(view[mask].mean()) for view, mask in zip(squares, covered, strict=True) if mask.any()]
     solid, true_solid = alphas > 0.5, true_alphas > 0.5
     union = (solid | true_solid).sum()
     return {

@@ -36,7 +36,9 @@ def device(config: Config) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ClipgsError("config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on")
+        raise ClipgsError(
+            "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
+        )
     return config.device
 
 
@@ -64,7 +66,10 @@ def fit(config: Config, shard: str, threads: int) -> None:
         compute = _fit_batches
     else:
         compute = in_workers(
-            _fit_one, threads=threads, timeout_seconds=config.workers.fit_timeout_seconds, memory_mb=config.workers.fit_memory_mb
+            _fit_one,
+            threads=threads,
+            timeout_seconds=config.workers.fit_timeout_seconds,
+            memory_mb=config.workers.fit_memory_mb,
         )
     rows = []
     with TarWriter(path(config, "splats", shard, ".tar")) as tar:
@@ -73,9 +78,7 @@ def fit(config: Config, shard: str, threads: int) -> None:
             for _, data in files if row["status"] == "ok" else ():
                 tar.add(f"{row['uid']}.ply", data)
     numbers = {name: pa.float64() for name in ("psnr", "psnr_foreground", "ssim", "alpha_iou")}
-    write_table(
-        path(config, "splats", shard, ".parquet"), rows, stage_schema({**numbers, "gaussians": pa.int64()})
-    )
+    write_table(path(config, "splats", shard, ".parquet"), rows, stage_schema({**numbers, "gaussians": pa.int64()}))
 
 
 def _inputs(payload: tuple[Config, str, Path, Members, int]) -> tuple[Any, Any]:
@@ -142,15 +145,23 @@ def _fit_batches(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | 
         batch = tasks[start : start + size]
         config: Config = batch[0].payload[0]
         inputs = [_inputs(task.payload) for task in batch]
-        clouds, views = stacked(Points, [cloud for cloud, _ in inputs]), stacked(Views, [view for _, view in inputs])
+        clouds, views = (
+            stacked(Points, [cloud for cloud, _ in inputs]),
+            stacked(Views, [view for _, view in inputs]),
+        )
         count = config.views.count
         try:
             gaussians = fit_batch(
-                clouds.to("cuda"), views[:, :count].to("cuda"), config.fit, seeds=[task.payload[-1] for task in batch]
+                clouds.to("cuda"),
+                views[:, :count].to("cuda"),
+                config.fit,
+                seeds=[task.payload[-1] for task in batch],
             )
         except torch.OutOfMemoryError:
             if size == 1:
-                raise ClipgsError("one object does not fit into the GPU's memory; lower views.pixels or fit.gaussians") from None
+                raise ClipgsError(
+                    "one object does not fit into the GPU's memory; lower views.pixels or fit.gaussians"
+                ) from None
             size //= 2
             torch.cuda.empty_cache()
             log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
@@ -176,7 +187,10 @@ def render(config: Config, shard: str, threads: int) -> None:
         compute = _render_here
     else:
         compute = in_workers(
-            _render_one, threads=threads, timeout_seconds=config.workers.fit_timeout_seconds, memory_mb=config.workers.fit_memory_mb
+            _render_one,
+            threads=threads,
+            timeout_seconds=config.workers.fit_timeout_seconds,
+            memory_mb=config.workers.fit_memory_mb,
         )
     rows = []
     with TarWriter(path(config, "renders", shard, ".tar")) as tar:
@@ -198,7 +212,10 @@ def _render_one(payload: tuple[Config, Members], where: str = "cpu") -> tuple[Ro
     (data,) = members.read().values()
     viewmats, Ks = canonical_cameras(config)
     pictures = render_views(
-        ply.from_bytes(data).to(where), torch.from_numpy(viewmats).to(where), torch.from_numpy(Ks).to(where), config.render.pixels
+        ply.from_bytes(data).to(where),
+        torch.from_numpy(viewmats).to(where),
+        torch.from_numpy(Ks).to(where),
+        config.render.pixels,
     )
     webps = [to_webp(picture, config.render.webp_quality) for picture in pictures.cpu().numpy()]
     return {}, [(f"{index:02d}.webp", webp) for index, webp in enumerate(webps)]

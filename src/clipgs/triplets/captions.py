@@ -103,9 +103,7 @@ def captioner(name: str) -> Captioner:
     return CAPTIONERS[name]
 
 
-def _caption(
-    uid: str, caption: str | None = None, source: str | None = None, error: str | None = None
-) -> Row:
+def _caption(uid: str, caption: str | None = None, source: str | None = None, error: str | None = None) -> Row:
     return {
         "uid": uid,
         "status": "failed" if error else "ok",

@@ -77,7 +77,6 @@ def readme(rows: Sequence[Row], title: str) -> str:
     front = {
         "pretty_name": title,
         "license": sorted({hub_license(row["license"]) for row in packed}) or ["unknown"],
-        "language": ["en"],
         "task_categories": ["text-to-3d", "image-to-3d"],
         "tags": ["3d", "gaussian-splatting", "webdataset", "clipgs"],
         "size_categories": [_size_category(len(packed))],
@@ -85,7 +84,7 @@ def readme(rows: Sequence[Row], title: str) -> str:
     sections = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {escape(title)}",
-        "Triplets of a 3D Gaussian splat, its pictures from 36 cameras and a caption, made from 3D meshes.",
+        "Triplets of a 3D Gaussian splat, pictures of it from all around and a caption, made from 3D meshes.",
         _table(["", ""], _facts(rows, packed)),
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
         "## Quality\n\nOn views that no splat was fitted to, over a white ground.\n\n"
@@ -113,7 +112,7 @@ from clipgs.triplets import TripletDataset
 
 triplet = TripletDataset("triplets", split="train")[0]
 triplet["gaussians"].means  # [N, 3]
-triplet["images"]  # [36, H, W, 3] uint8
+triplet["images"]  # [V, H, W, 3] uint8
 triplet["text"]
 ```
 
@@ -130,7 +129,8 @@ def escape(text: object) -> str:
     plain = " ".join(str(text).split())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", plain)
-    return re.sub(r"(?i)\b(https?|ftp|www)(?=[:.])", r"\1&#8203;", plain)  # no link that the data chose
+    # Without its colon or dot an address is no link: none is made that the data chose.
+    return re.sub(r"(?i)\b(https?|ftp|www)([:.])", lambda found: f"{found[1]}&#{ord(found[2])};", plain)
 
 
 def hub_license(name: str | None) -> str:
@@ -187,7 +187,7 @@ def _quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         if values:
             numbers = (np.mean(values), *np.percentile(values, (5, 50, 95)))
             lines.append([label, *(format(number, form) for number in numbers)])
-    return ["", "mean", "5 % below", "median", "5 % above"], lines
+    return ["", "mean", "5th percentile", "median", "95th percentile"], lines
 
 
 def _failures(failed: Sequence[Row]) -> str:
@@ -197,9 +197,7 @@ def _failures(failed: Sequence[Row]) -> str:
     lines = [[escape(stage), escape(reason), f"{count:,}"] for stage, reason, count in found[:SHOWN_FAILURES]]
     text = _table(["stage", "reason", "objects"], lines)
     rest = sum(count for _, _, count in found[SHOWN_FAILURES:])
-    return text + (
-        f"\n\nand {rest:,} objects for {len(found) - SHOWN_FAILURES:,} rarer reasons." if rest else ""
-    )
+    return text + (f"\n\nand {rest:,} objects for {len(found) - SHOWN_FAILURES:,} rarer reasons." if rest else "")
 
 
 def _credit_list(packed: Sequence[Row]) -> str:
@@ -252,15 +250,10 @@ def _histogram(psnr: Sequence[float]) -> bytes:
         axes = figure.add_subplot()
         if psnr:
             low, high = np.floor(min(psnr)), max(np.ceil(max(psnr)), np.floor(min(psnr)) + 1)
-            axes.hist(
-                psnr, bins=np.arange(low, high + 0.5), color="#4c78a8", edgecolor="white", linewidth=0.6
-            )
+            axes.hist(psnr, bins=np.arange(low, high + 0.5), color="#4c78a8", edgecolor="white", linewidth=0.6)
             mean = float(np.mean(psnr))
             axes.axvline(mean, color="#333333", linewidth=1, linestyle="--")
-            axes.annotate(
-                f"mean {mean:.1f} dB", (mean, 1), xycoords=("data", "axes fraction"), xytext=(4, -12),
-                textcoords="offset points", fontsize=9,
-            )  # fmt: skip
+            axes.set_title(f"{len(psnr):,} objects, mean {mean:.1f} dB", loc="left", fontsize=10)
             axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("PSNR on held-out views, dB")
         axes.set_ylabel("objects")
@@ -282,9 +275,7 @@ def _samples(folder: Path, packed: Sequence[Row], views: Mapping[str, Path], lim
         try:
             in_shard = tar_objects(tar)
         except (OSError, tarfile.TarError) as error:
-            raise ClipgsError(
-                f"{tar} cannot be read ({error}); make it with: snakemake --force {tar}"
-            ) from None
+            raise ClipgsError(f"{tar} cannot be read ({error}); make it with: snakemake --force {tar}") from None
         views_of |= {row["uid"]: in_shard[row["uid"]] for row in chosen if row["shard"] == shard}
     for row in chosen:
         uid = row["uid"]

@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PICTURE_PIXELS = 168
-GAP_PIXELS = 6  # between mesh and splat
+GAP_PIXELS = 6  # between mesh and splat, and above the caption
 MARGIN_PIXELS = 22
 COLUMNS = 4
 TEXT_LINES = 3
+LINE_PIXELS = 17
+HEADING_PIXELS = 78
+MAX_ZOOM = 2  # more would show pixels instead of objects
 
 GROUND = (255, 255, 255)
 FRAME = (222, 225, 230)
@@ -33,32 +36,59 @@ class Sample:
 
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
     """Draw the samples, `COLUMNS` in a row; equal samples give equal pixels on every machine."""
+    small, large = _font(13), _font(22, bold=True)
     cell_width = 2 * PICTURE_PIXELS + GAP_PIXELS
-    small, line_height = _font(13), 17
-    cell_height = PICTURE_PIXELS + 8 + (TEXT_LINES + 1) * line_height
     columns = max(1, min(COLUMNS, len(samples)))
-    rows = -(-len(samples) // columns)
     width = MARGIN_PIXELS + columns * (cell_width + MARGIN_PIXELS)
-    top = 78
-    sheet = Image.new("RGB", (width, top + rows * (cell_height + MARGIN_PIXELS)), GROUND)
+    captions = [_wrap(sample.caption, small, cell_width, TEXT_LINES) for sample in samples]
+    tops = [HEADING_PIXELS]
+    for first in range(0, len(samples), columns):
+        lines = max(map(len, captions[first : first + columns])) + 1
+        tops.append(tops[-1] + PICTURE_PIXELS + GAP_PIXELS + lines * LINE_PIXELS + MARGIN_PIXELS)
+
+    sheet = Image.new("RGB", (width, tops[-1]), GROUND)
     draw = ImageDraw.Draw(sheet)
-    heading = _wrap(title, _font(22, bold=True), width - 2 * MARGIN_PIXELS, 1)
-    draw.text((MARGIN_PIXELS, 16), "".join(heading), TEXT, _font(22, bold=True))
-    draw.text((MARGIN_PIXELS, 48), "Left the mesh, right its splat, from the same camera.", FAINT, small)
-    for i, sample in enumerate(samples):
+    draw.text((MARGIN_PIXELS, 16), "".join(_wrap(title, large, width - 2 * MARGIN_PIXELS, 1)), TEXT, large)
+    draw.text((MARGIN_PIXELS, 48), "Left the mesh, right its splat.", FAINT, small)
+    for i, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         left = MARGIN_PIXELS + (i % columns) * (cell_width + MARGIN_PIXELS)
-        upper = top + (i // columns) * (cell_height + MARGIN_PIXELS)
-        for picture, x in ((sample.mesh, left), (sample.splat, left + PICTURE_PIXELS + GAP_PIXELS)):
-            size = (PICTURE_PIXELS, PICTURE_PIXELS)
-            sheet.paste(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), (x, upper))
-            edge = (x, upper, x + PICTURE_PIXELS - 1, upper + PICTURE_PIXELS - 1)
-            draw.rectangle(edge, outline=FRAME)
-        y = upper + PICTURE_PIXELS + 6
-        for line in _wrap(sample.caption, small, cell_width, TEXT_LINES):
+        top = tops[i // columns]
+        common = max(len(sample.mesh), len(sample.splat))
+        pair = [_resized(Image.fromarray(picture), common) for picture in (sample.mesh, sample.splat)]
+        box = _box(*map(np.asarray, pair))
+        for picture, x in zip(pair, (left, left + PICTURE_PIXELS + GAP_PIXELS), strict=True):
+            sheet.paste(_resized(picture, PICTURE_PIXELS, box), (x, top))
+            draw.rectangle((x, top, x + PICTURE_PIXELS - 1, top + PICTURE_PIXELS - 1), outline=FRAME)
+        y = top + PICTURE_PIXELS + GAP_PIXELS
+        for line in caption:
             draw.text((left, y), line, TEXT, small)
-            y += line_height
+            y += LINE_PIXELS
         draw.text((left, y), f"{sample.psnr:.1f} dB", FAINT, small)
     return sheet
+
+
+def _resized(
+    picture: Image.Image,
+    pixels: int,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    return picture.resize((pixels, pixels), Image.Resampling.BICUBIC, box)
+
+
+def _box(
+    mesh: np.ndarray,  # [S, S, 3] uint8
+    splat: np.ndarray,  # [S, S, 3] uint8
+) -> tuple[float, float, float, float]:
+    """The square of both pictures that holds the object with a rim: left, upper, right, lower, in pixels."""
+    size = len(mesh)
+    seen = (np.minimum(mesh, splat) < 245).any(axis=-1)
+    if not seen.any():
+        return (0, 0, size, size)
+    rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+    extent = 1.12 * max(np.ptp(rows), np.ptp(columns)) + 2
+    side = float(np.clip(extent, size / MAX_ZOOM, size))
+    left, upper = (float(np.clip((edges[0] + edges[-1] + 1 - side) / 2, 0, size - side)) for edges in (columns, rows))
+    return (left, upper, left + side, upper + side)
 
 
 def _font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:

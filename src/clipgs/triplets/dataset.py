@@ -54,9 +54,7 @@ class TripletDataset(Dataset[Item]):
         except FileNotFoundError:
             raise ClipgsError(f"{index} is missing; make it with: snakemake triplets") from None
         except (OSError, pa.ArrowException) as error:
-            raise ClipgsError(
-                f"{index} cannot be read ({error}); make it again: snakemake --force {index}"
-            ) from None
+            raise ClipgsError(f"{index} cannot be read ({error}); make it again: snakemake --force {index}") from None
         if split is not None:
             splits = sorted(value for value in rows["split"].unique().to_pylist() if value is not None)
             if split not in splits:

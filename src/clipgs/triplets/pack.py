@@ -157,9 +157,7 @@ def merge_index(tables: Sequence[Path], path: Path) -> None:
     merged = all_rows(tables)
     merged = merged.filter(pc.equal(merged["status"], "ok")).drop_columns(["status", "stage", "error"])
     with atomic(path) as temporary:
-        pq.write_table(
-            merged.sort_by([("shard", "ascending"), ("uid", "ascending")]), temporary, compression="zstd"
-        )
+        pq.write_table(merged.sort_by([("shard", "ascending"), ("uid", "ascending")]), temporary, compression="zstd")
 
 
 def all_rows(tables: Sequence[Path]) -> Any:

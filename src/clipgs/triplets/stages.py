@@ -1,4 +1,4 @@
-"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset, and what is said of it at the end."""
+"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset, and a summary at the end."""
 
 import statistics
 from pathlib import Path
@@ -52,12 +52,9 @@ def pack(config: Config, shard: str, threads: int) -> None:
     # The hash of what was really read: that of a generated mesh is not known when its row is frozen.
     hashes = {uid: row["sha256"] for uid, row in good(stages["fetch"]).items()}
     objects = [{**row, "sha256": hashes.get(row["uid"], row["sha256"])} for row in frozen]
-    up_axes = {
-        row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes
-    }
+    up_axes = {row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes}
     normalised = {
-        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid])
-        for uid, row in good(stages["sample"]).items()
+        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid]) for uid, row in good(stages["sample"]).items()
     }
     pack_shard(
         path(config, "triplets", shard, ".tar"),
@@ -74,7 +71,8 @@ def pack(config: Config, shard: str, threads: int) -> None:
 
 
 def index(config: Config) -> None:
-    """Writes what is said of all shards: `triplets/index.parquet`, README.md, contact_sheet.png, quality.png."""
+    """Writes what is said of all shards: `triplets/index.parquet`, README.md, CREDITS.csv, contact_sheet.png,
+    quality.png."""
     from clipgs.triplets.card import write_card
     from clipgs.triplets.pack import merge_index
 
@@ -93,13 +91,11 @@ def summary(config: Config) -> str:
     rows = [row for shard in frozen_shards(config) for row in _packed(folder / f"{shard}.parquet")]
     done = [row for row in rows if row["status"] == "ok"]
     lines = [f"objects    {len(rows)}", f"triplets   {len(done)}", f"failures   {len(rows) - len(done)}"]
-    lines += [
-        f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"
-    ][:10]
+    lines += [f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"][:10]
     if done:
         psnr = sorted(row["psnr"] for row in done)
         lines.append(
-            f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, on held-out views"
+            f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, held-out views"
             f" ({config.fit.gaussians} Gaussians, {config.fit.steps} steps, {config.views.pixels} px)"
         )
     places = {

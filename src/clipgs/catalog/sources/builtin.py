@@ -29,8 +29,13 @@ class ProceduralSource:
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
         return [
-            {"category": about.category, "text": about.text, "license": about.license, "credit": about.credit,
-             "page": None}
+            {
+                "category": about.category,
+                "text": about.text,
+                "license": about.license,
+                "credit": about.credit,
+                "page": None,
+            }
             for about in map(procedural.describe, locators)
         ]
 

@@ -59,7 +59,9 @@ class FolderSource:
         else:
             raise UsageError(f"catalog.folder.path: {pattern} is not a folder")
         return sorted(
-            _text(path.relative_to(self.root)) for path in found if path.suffix.lower() in SUFFIXES and not path.is_dir()
+            _text(path.relative_to(self.root))
+            for path in found
+            if path.suffix.lower() in SUFFIXES and not path.is_dir()
         )
 
     def locators(self) -> list[str]:
@@ -257,8 +259,10 @@ def _named_files(path: Path) -> list[Path]:
     elif suffix in (".obj", ".mtl"):
         keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
         text = path.read_text(encoding="utf-8", errors="replace")
-        names = [match.split()[-1] if suffix == ".mtl" else match for match in
-                 re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)]
+        names = [
+            match.split()[-1] if suffix == ".mtl" else match
+            for match in re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
+        ]
     folder = path.parent.resolve()
     found = []
     for name in names:

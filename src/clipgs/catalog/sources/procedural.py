@@ -1,4 +1,4 @@
-"""The built-in source: any number of parametric objects, each with a caption that is true of it, as GLB files.
+"""The built-in source: any number of parametric objects as GLB files, each with a caption that is true of it.
 
 An object is a function of its category, its number and a seed: nothing is downloaded or kept.
 """

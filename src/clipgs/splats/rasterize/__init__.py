@@ -1,5 +1,6 @@
 """Pictures of Gaussians, differentiable: one interface, two engines (gsplat on CUDA, compiled numba kernels on a CPU)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def rasterize(
         raise ValueError(f'engine must be "auto", "cpu" or "cuda", not {engine!r}.')
 
     one_axis = [
-        tensor.float().reshape(-1, *tensor.shape[len(batch) :])
+        tensor.float().reshape(math.prod(batch), *tensor.shape[len(batch) :])
         for tensor in (means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks)
     ]
     images, alphas = run(*one_axis, int(width), int(height), mode == "antialiased")

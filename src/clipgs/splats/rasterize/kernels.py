@@ -156,7 +156,7 @@ def project(
     """Project all Gaussians; returns how many can touch a pixel. Those with a number that is not finite cannot."""
     size = drawn.size
     frame_w, frame_h = np.float32(width), np.float32(height)
-    lanes = np.empty(13 * LANES, np.float32)
+    lanes = np.empty(14 * LANES, np.float32)
     flags = np.empty(2 * LANES, np.float32)
     one, zero = repeat(np.float32(1)), repeat(np.float32(0))
     n = 0
@@ -197,14 +197,15 @@ def project(
         store(lanes, 48, red)
         store(lanes, 56, green)
         store(lanes, 64, blue)
-        store(lanes, 72, reach_y)
-        store(lanes, 80, reach * det / c11)
-        store(lanes, 88, det / (c11 * c11))
-        store(lanes, 96, c01 / c11)
+        store(lanes, 72, reach_x)
+        store(lanes, 80, reach_y)
+        store(lanes, 88, reach * det / c11)
+        store(lanes, 96, det / (c11 * c11))
+        store(lanes, 104, c01 / c11)
         store(flags, 0, z)
         for j in range(LANES):
             if drawn[i + j] > 0:
-                for k in range(13):
+                for k in range(14):
                     records[(i + j) * RECORD + k] = lanes[k * LANES + j]
                 depths[n] = flags[j]
                 ids[n] = i + j
@@ -245,22 +246,18 @@ def sort_by_depth(
 
 
 @_inlined
-def _rows(records, at, height):
-    """First and last row that the ellipse of a Gaussian reaches."""
-    y, reach = records[at + 1], records[at + 9]
-    top = max(math.ceil(max(y - reach, np.float32(-1.0)) - np.float32(0.5)), 0)
-    bottom = min(math.floor(min(y + reach, np.float32(height + 1)) - np.float32(0.5)), height - 1)
-    return top, bottom
+def _span(middle, reach, size):
+    """First and last of `size` pixels whose centres lie within `reach` of `middle`."""
+    first = math.ceil(max(middle - reach, np.float32(-1)) - np.float32(0.5))
+    last = math.floor(min(middle + reach, np.float32(size + 1)) - np.float32(0.5))
+    return max(first, 0), min(last, size - 1)
 
 
 @_inlined
-def _columns(records, at, dy, width):
-    """First and last column that the ellipse reaches in one row."""
-    half = math.sqrt(max(records[at + 10] - records[at + 11] * dy * dy, np.float32(0)))
-    middle = records[at] + records[at + 12] * dy - np.float32(0.5)
-    left = max(math.ceil(max(middle - half, np.float32(-1))), 0)
-    right = min(math.floor(min(middle + half, np.float32(width + 1))), width - 1)
-    return left, right
+def _row_span(records, at, dy, width):
+    """First and last column that the ellipse of a Gaussian reaches in one row."""
+    reach = math.sqrt(max(records[at + 11] - records[at + 12] * dy * dy, np.float32(0)))
+    return _span(records[at] + records[at + 13] * dy, reach, width)
 
 
 @_compiled
@@ -291,10 +288,15 @@ def draw(
         qa, qb, qc = records[at + 2], records[at + 3], records[at + 4]
         opacity = records[at + 5]
         red, green, blue = records[at + 6], records[at + 7], records[at + 8]
-        top, bottom = _rows(records, at, height)
+        left, right = _span(px, records[at + 9], width)
+        top, bottom = _span(py, records[at + 10], height)
+        narrow = right - left < LANES  # one vector a row: no need to know how far each row reaches
         for y in range(top, bottom + 1):
             dy = np.float32(y) + np.float32(0.5) - py
-            left, right = _columns(records, at, dy, width)
+            if narrow:
+                right = left
+            else:
+                left, right = _row_span(records, at, dy, width)
             slope, level = qb * dy, qc * dy * dy
             for x in range(left, right + 1, LANES):
                 t = y * row + x
@@ -375,12 +377,17 @@ def differentiate(
         qa, qb, qc = records[at + 2], records[at + 3], records[at + 4]
         opacity = records[at + 5]
         red, green, blue = records[at + 6], records[at + 7], records[at + 8]
-        top, bottom = _rows(records, at, height)
+        left, right = _span(px, records[at + 9], width)
+        top, bottom = _span(py, records[at + 10], height)
+        narrow = right - left < LANES  # one vector a row: no need to know how far each row reaches
         d_red, d_green, d_blue = zero, zero, zero
         m, mx, my, mxx, mxy, myy = zero, zero, zero, zero, zero, zero
         for y in range(top, bottom + 1):
             dy = np.float32(y) + np.float32(0.5) - py
-            left, right = _columns(records, at, dy, width)
+            if narrow:
+                right = left
+            else:
+                left, right = _row_span(records, at, dy, width)
             slope, level = qb * dy, qc * dy * dy
             row_m, row_mx = zero, zero
             for x in range(left, right + 1, LANES):

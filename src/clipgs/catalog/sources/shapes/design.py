@@ -1,4 +1,4 @@
-"""A design: a caption and, built only when asked for, the pieces it describes; and the dice that choose both."""
+"""A design is a caption and, built only when asked for, the pieces it describes; dice choose both."""
 
 import hashlib
 import random
@@ -20,8 +20,10 @@ class Design:
 
 
 class Dice:
-    """Choices from a name, the same on every machine: only `random()` of Python's generator is used, which its
-    documentation promises to keep."""
+    """Choices from a name, the same on every machine.
+
+    Only `random()` of Python's generator is used: its documentation promises to keep that sequence.
+    """
 
     def __init__(self, name: str) -> None:
         self._random = random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")).random
@@ -45,7 +47,21 @@ class Dice:
         return first, self.one(*(option for option in options if option != first))
 
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
 def an(phrase: str) -> str:

@@ -32,7 +32,19 @@ from clipgs.catalog.sources.shapes.paint import (
     wood,
 )
 
-FABRICS = ("red", "orange", "yellow", "green", "teal", "blue", "light blue", "purple", "pink", "beige", "gray")
+FABRICS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "light blue",
+    "purple",
+    "pink",
+    "beige",
+    "gray",
+)
 
 
 def fabric(pattern: str, color: str, other: str = "white") -> Paint:
@@ -51,7 +63,7 @@ def fabric(pattern: str, color: str, other: str = "white") -> Paint:
 
 
 def leg(x: float, z: float, height: float, foot: float, top: float, splay: float = 0.0) -> Mesh:
-    return rod((x * (1 + splay), 0, z * (1 + splay)), (x, height, z), foot, top, sides=14)
+    return rod((x * (1 + splay), 0, z * (1 + splay)), (x, height, z), foot, top, sides=20)
 
 
 def chair(dice: Dice) -> Design:
@@ -110,23 +122,53 @@ def chair(dice: Dice) -> Design:
                     yield leg(i * x * 0.7, k * z * 0.7, seat, 0.012, 0.02, splay=0.35), timber
             return
         if style == "office":
-            yield box(width, 0.09, depth, 0.04).move(y=seat), cloth
-            support = box(width * 0.92, back, 0.08, 0.035)
-            yield support.warp(lambda p: p + [0, 0, 0.5] * p[:, :1] ** 2).turn(x=-8).move(
-                y=seat + 0.12 + back / 2, z=-depth / 2 - 0.02
-            ), cloth
+            yield box(width, 0.09, depth, 0.04).move(y=seat).project(0.18), cloth
+            support = box(width * 0.92, back, 0.08, 0.035).project(0.18)
+            yield (
+                support.warp(lambda p: p + [0, 0, 0.5] * p[:, :1] ** 2)
+                .turn(x=-8)
+                .move(y=seat + 0.12 + back / 2, z=-depth / 2 - 0.02),
+                cloth,
+            )
             black = plain("dark gray", 0.5)
-            yield tube(curve([(0, seat - 0.03, -0.1), (0, seat - 0.02, -depth / 2 - 0.05),
-                              (0, seat + 0.2, -depth / 2 - 0.08)], 12), 0.022), black
+            yield (
+                tube(
+                    curve(
+                        [
+                            (0, seat - 0.03, -0.1),
+                            (0, seat - 0.02, -depth / 2 - 0.05),
+                            (0, seat + 0.2, -depth / 2 - 0.08),
+                        ],
+                        12,
+                    ),
+                    0.022,
+                ),
+                black,
+            )
             yield rod((0, 0.09, 0), (0, seat - 0.03, 0), 0.03), black
             for arm in range(5):
                 angle = 2 * np.pi * (arm + 0.25) / 5
                 end = (0.3 * np.sin(angle), 0.075, 0.3 * np.cos(angle))
                 yield rod((0, 0.11, 0), end, 0.028, 0.018), black
-                yield rod((end[0] - 0.02, 0.034, end[2]), (end[0] + 0.02, 0.034, end[2]), 0.034, sides=16), black
+                yield (
+                    rod((end[0] - 0.02, 0.034, end[2]), (end[0] + 0.02, 0.034, end[2]), 0.034, sides=16),
+                    black,
+                )
             for side in (-1, 1):
-                yield tube(curve([(side * width * 0.48, seat, -0.05), (side * width * 0.58, seat + 0.04, 0),
-                                  (side * width * 0.58, seat + 0.2, 0)], 10), 0.016), black
+                yield (
+                    tube(
+                        curve(
+                            [
+                                (side * width * 0.48, seat, -0.05),
+                                (side * width * 0.58, seat + 0.04, 0),
+                                (side * width * 0.58, seat + 0.2, 0),
+                            ],
+                            10,
+                        ),
+                        0.016,
+                    ),
+                    black,
+                )
                 yield box(0.06, 0.035, 0.26, 0.015).move(side * width * 0.58, seat + 0.21, 0.0), black
             return
         for i in (-1, 1):
@@ -149,7 +191,10 @@ def chair(dice: Dice) -> Design:
             yield rail(seat + 0.12, 0.05).project(0.3, "x"), timber
             for at in np.linspace(-x, x, rungs + 2)[1:-1]:
                 low, high_end = seat + 0.12, seat + back - 0.06
-                yield rod((at, low, behind(low) - 0.01), (at, high_end, behind(high_end) - 0.01), 0.011), timber
+                yield (
+                    rod((at, low, behind(low) - 0.01), (at, high_end, behind(high_end) - 0.01), 0.011),
+                    timber,
+                )
         else:
             for y in np.linspace(seat + 0.12, seat + back - 0.04, rungs)[:-1]:
                 yield rail(y, 0.05).project(0.3, "x"), timber
@@ -157,8 +202,8 @@ def chair(dice: Dice) -> Design:
             for i in (-1, 1):
                 y = seat + 0.22
                 arm = [(i * x, y, behind(y)), (i * (x + 0.03), y + 0.01, 0), (i * (x + 0.03), y - 0.01, z)]
-                yield tube(curve(arm, 10), 0.022).scale(y=1).project(0.3, "z"), timber
-                yield rod((i * (x - 0.0), seat, z - 0.03), (i * (x + 0.03), y, z - 0.03), 0.018), timber
+                yield tube(curve(arm, 10), 0.022).project(0.3, "z"), timber
+                yield rod((i * x, seat, z - 0.03), (i * (x + 0.03), y, z - 0.03), 0.018), timber
 
     return Design(caption, pieces)
 
@@ -178,11 +223,11 @@ def table(dice: Dice) -> Design:
     support = "one turned leg in the middle" if legs == 1 else f"{NUMBERS[legs]} {under}"
     if legs == 1 and painted:
         support = f"{an(painted)} pedestal"
-    cloth = f" and {an(runner)} table runner" if runner else ""
+    cloth = f" and a striped {runner} table runner" if runner else ""
     caption = dice.one(
         f"{an(words(height_word, size, top, kind))} table with {support}{cloth}",
         f"{an(words(size, top, 'wooden table'))} with {support}{cloth}",
-        f"{an(words(height_word, kind, 'table'))} with {an(top)} top, {support}{cloth}"
+        f"{an(words(height_word, kind, 'table'))} with {an(top)} top and {support}"
         if not runner
         else f"{an(words(size, kind, 'table'))} with {support}{cloth}",
     )
@@ -193,41 +238,77 @@ def table(dice: Dice) -> Design:
         half_x = spread * (ratio / 1.3 if top == "rectangular" else 1)
         half_z = spread * (1 / 1.15 if top == "rectangular" else 1)
         if top == "round":
-            rim = [(0, height - 0.045), (spread * 0.96, height - 0.045), (spread, height - 0.03),
-                   (spread, height - 0.012), (spread * 0.985, height), (0, height)]
+            rim = [
+                (0, height - 0.045),
+                (spread * 0.96, height - 0.045),
+                (spread, height - 0.03),
+                (spread, height - 0.012),
+                (spread * 0.985, height),
+                (0, height),
+            ]
             yield lathe(rim, 48).project(0.6, "x"), timber
         else:
             yield box(2 * half_x, 0.045, 2 * half_z, 0.012).move(y=height - 0.022).project(0.6, "x"), timber
             for k in (-1, 1):
-                yield box(2 * half_x - 0.16, 0.08, 0.025).move(0, height - 0.085, k * (half_z - 0.08)).project(
-                    0.5, "x"), stand
-                yield box(0.025, 0.08, 2 * half_z - 0.16).move(k * (half_x - 0.08), height - 0.085).project(
-                    0.5, "z"), stand
+                yield (
+                    box(2 * half_x - 0.16, 0.08, 0.025).move(0, height - 0.085, k * (half_z - 0.08)).project(0.5, "x"),
+                    stand,
+                )
+                yield (
+                    box(0.025, 0.08, 2 * half_z - 0.16).move(k * (half_x - 0.08), height - 0.085).project(0.5, "z"),
+                    stand,
+                )
         if legs == 1:
-            foot = smooth([(0.06, height - 0.05), (0.035, height * 0.75), (0.075, height * 0.5),
-                           (0.04, height * 0.3), (0.06, 0.12), (0.06, 0.08)], 30)
+            foot = smooth(
+                [
+                    (0.06, height - 0.05),
+                    (0.035, height * 0.75),
+                    (0.075, height * 0.5),
+                    (0.04, height * 0.3),
+                    (0.06, 0.12),
+                    (0.06, 0.08),
+                ],
+                30,
+            )
             yield lathe(foot, 24).project(0.4), stand
             for at in range(4):
                 angle = np.pi * (at + 0.5) / 2
                 x, z = np.cos(angle), np.sin(angle)
                 reach = spread * 0.65
-                yield tube(curve([(0, 0.16, 0), (x * reach * 0.5, 0.11, z * reach * 0.5),
-                                  (x * reach, 0.025, z * reach)], 10), np.linspace(0.04, 0.025, 11)), stand
+                yield (
+                    tube(
+                        curve(
+                            [
+                                (0, 0.16, 0),
+                                (x * reach * 0.5, 0.11, z * reach * 0.5),
+                                (x * reach, 0.025, z * reach),
+                            ],
+                            10,
+                        ),
+                        np.linspace(0.04, 0.025, 11),
+                    ),
+                    stand,
+                )
         else:
             spots = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
             if top == "round":
-                spots = [(np.sin(2 * np.pi * a / legs) / 1.35, np.cos(2 * np.pi * a / legs) / 1.35)
-                         for a in range(legs)]
+                spots = [
+                    (np.sin(2 * np.pi * a / legs) / 1.35, np.cos(2 * np.pi * a / legs) / 1.35) for a in range(legs)
+                ]
             for i, k in spots:
                 inset = 0 if top == "round" else 0.08
                 x, z = i * (half_x - inset), k * (half_z - inset)
                 yield leg(x, z, height - 0.03, 0.02, 0.036, 0.12 if top == "round" else 0.0), stand
         if runner:
-            yield box(half_x * 0.7, 0.012, 2 * half_z + 0.02, 0.004).move(y=height + 0.004).project(
-                0.12), fabric("striped", runner, "cream")
+            yield (
+                box(half_x * 0.7, 0.012, 2 * half_z + 0.02, 0.004).move(y=height + 0.004).project(0.12),
+                fabric("striped", runner, "cream"),
+            )
             for k in (-1, 1):
-                yield box(half_x * 0.7, 0.16, 0.012, 0.004).move(0, height - 0.07, k * (half_z + 0.008)).project(
-                    0.12), fabric("striped", runner, "cream")
+                yield (
+                    box(half_x * 0.7, 0.16, 0.012, 0.004).move(0, height - 0.07, k * (half_z + 0.008)).project(0.12),
+                    fabric("striped", runner, "cream"),
+                )
 
     return Design(caption, pieces)
 
@@ -285,8 +366,11 @@ def lamp(dice: Dice) -> Design:
             "checked": (checks(COLORS[shade_color], COLORS["white"]), 8, 2),
             "plain": (plain(shade_color), 1, 1),
         }[pattern]
-        line = [(wide, top - 0.04), (wide * (1 + flare) / 2, top + tall_shade / 2 - 0.04),
-                (wide * flare, top + tall_shade - 0.04)]
+        line = [
+            (wide, top - 0.04),
+            (wide * (1 + flare) / 2, top + tall_shade / 2 - 0.04),
+            (wide * flare, top + tall_shade - 0.04),
+        ]
         yield shell(line, 0.006, 48).tile(cover[1], cover[2]), cover[0]
         for y, r in ((top - 0.04, wide), (top + tall_shade - 0.04, wide * flare)):
             ring = [(r * np.cos(a), y, r * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 49)]
@@ -298,18 +382,39 @@ def lamp(dice: Dice) -> Design:
             return
         glaze = plain(color, 0.4)
         if body == "round":
-            base = smooth([(0.075, 0.0), (0.085, 0.02), (0.15, 0.13), (0.13, 0.24), (0.05, top * 0.62),
-                           (0.03, top * 0.68)], 30)
+            base = smooth(
+                [
+                    (0.075, 0.0),
+                    (0.085, 0.02),
+                    (0.15, 0.13),
+                    (0.13, 0.24),
+                    (0.05, top * 0.62),
+                    (0.03, top * 0.68),
+                ],
+                30,
+            )
             yield lathe(base, 32), glaze
         elif body == "slender":
-            base = smooth([(0.12, 0.0), (0.12, 0.02), (0.045, 0.06), (0.06, top * 0.3), (0.085, top * 0.5),
-                           (0.03, top * 0.72)], 30)
+            base = smooth(
+                [
+                    (0.12, 0.0),
+                    (0.12, 0.02),
+                    (0.045, 0.06),
+                    (0.06, top * 0.3),
+                    (0.085, top * 0.5),
+                    (0.03, top * 0.72),
+                ],
+                30,
+            )
             yield lathe(base, 32), glaze
         else:
             yield lathe([(0, 0), (0.12, 0), (0.12, 0.025), (0, 0.03)], 32), steel
             step = top * 0.7 / 3
             for ball in range(3):
-                yield blob(0.2 - 0.03 * ball, step * 1.12, 0.2 - 0.03 * ball).move(y=0.03 + step * (ball + 0.5)), glaze
+                yield (
+                    blob(0.2 - 0.03 * ball, step * 1.12, 0.2 - 0.03 * ball).move(y=0.03 + step * (ball + 0.5)),
+                    glaze,
+                )
         yield rod((0, top * 0.6, 0), (0, top + 0.04, 0), 0.014), steel
 
     return Design(caption, pieces)
@@ -328,11 +433,11 @@ def bed(dice: Dice) -> Design:
     caption = dice.one(
         f"{an(size)} bed with {an(blanket)} and {pillows}",
         f"{an(kind)} bed with {an(blanket)}{' and ' + board if board else ''}",
-        f"a wooden {size} bed with {pillows}, {an(blanket)}{' and ' + board if board else ''}",
+        f"a wooden {size} bed with {pillows}{', ' + board if board else ''} and {an(blanket)}",
     )
 
     def pieces() -> Pieces:
-        timber, cloth = wood(kind), fabric(pattern, cover, "cream" if cover == "white" else "white")
+        timber, cloth = wood(kind), fabric(pattern, cover, "light blue" if cover == "white" else "white")
         length, deck = 2.0, 0.32
         x = width / 2
         for k in (-1, 1):
@@ -379,9 +484,8 @@ def bookshelf(dice: Dice) -> Design:
     extra = " and a small plant on top" if plant else ""
     caption = dice.one(
         f"{an(words(form, painted or kind, 'bookshelf'))} with {NUMBERS[shelves]} shelves {full}{extra}",
-        f"{an(words(painted, form, 'bookcase' if painted else 'wooden bookcase'))} {full}{extra}"
-        .replace("filled with books and", "filled with books, and"),
-        f"a bookshelf of {NUMBERS[shelves]} shelves in {painted + ' paint' if painted else kind}, {full}{extra}",
+        f"{an(words(form, painted or 'wooden', 'bookcase'))} {full}{extra}",
+        f"a bookshelf of {NUMBERS[shelves]} shelves in {painted or kind}, {full}{extra}",
     )
     gaps = [[dice.number(0, 1) for _ in range(90)] for _ in range(shelves)]
 
@@ -391,7 +495,10 @@ def bookshelf(dice: Dice) -> Design:
         height = shelves * (tier + board) + board + 0.06
         for i in (-1, 1):
             yield box(board, height, depth, 0.006).move(i * width / 2, height / 2).project(0.7), timber
-        yield box(width, height - 0.06, 0.012).move(0, height / 2 + 0.03, -depth / 2 + 0.01).project(0.7), timber
+        yield (
+            box(width, height - 0.06, 0.012).move(0, height / 2 + 0.03, -depth / 2 + 0.01).project(0.7),
+            timber,
+        )
         for level in range(shelves + 1):
             y = 0.06 + board / 2 + level * (tier + board)
             yield box(width - board, board, depth - 0.01, 0.004).move(y=y).project(0.7, "x"), timber
@@ -454,12 +561,26 @@ def sofa(dice: Dice) -> Design:
         width, depth = seats * seat, 0.85
         for i in (-1, 1):
             for k in (-1, 1):
-                yield rod((i * (width / 2 + 0.06), 0, k * 0.32), (i * (width / 2 + 0.03), 0.15, k * 0.32),
-                          0.022, 0.035), timber
+                yield (
+                    rod(
+                        (i * (width / 2 + 0.06), 0, k * 0.32),
+                        (i * (width / 2 + 0.03), 0.15, k * 0.32),
+                        0.022,
+                        0.035,
+                    ),
+                    timber,
+                )
             if arms == "rounded":
                 yield box(0.16, 0.36, depth, 0.04).move(i * (width / 2 + 0.09), 0.3), body
-                yield rod((i * (width / 2 + 0.1), 0.5, -depth / 2), (i * (width / 2 + 0.1), 0.5, depth / 2), 0.11,
-                          sides=24), body
+                yield (
+                    rod(
+                        (i * (width / 2 + 0.1), 0.5, -depth / 2),
+                        (i * (width / 2 + 0.1), 0.5, depth / 2),
+                        0.11,
+                        sides=24,
+                    ),
+                    body,
+                )
             else:
                 yield box(0.18, 0.46, depth, 0.045).move(i * (width / 2 + 0.09), 0.36), body
         yield box(width + 0.02, 0.18, depth - 0.04, 0.03).move(y=0.22), body
@@ -475,4 +596,3 @@ def sofa(dice: Dice) -> Design:
             yield cushion_mesh.move(side * (width / 2 - 0.24), 0.64, -0.02), plain(accent)
 
     return Design(caption, pieces)
-

@@ -1,7 +1,6 @@
-"""Closed meshes from a few constructions: rings, lathe, extrude, tube, rounded boxes. Y is up, metres.
+"""Closed meshes from a few constructions: rings, lathe, extrude, tube, rounded boxes. Y is up, in metres.
 
-Only sums, products and the functions of `numpy` are used, and what leaves is rounded (`Mesh.corners`), so that a
-last-bit difference between two machines' sine does not reach a file.
+What leaves is rounded (`Mesh.corners`), so that a last bit between two machines' sines does not reach a file.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +44,10 @@ class Mesh:
     def mirror(self) -> "Mesh":
         """The reflection in the plane x = 0, winding turned round so that it still faces outward."""
         return replace(
-            self, points=self.points * np.array([-1.0, 1.0, 1.0]), faces=self.faces[:, ::-1], uv=self.uv[:, ::-1]
+            self,
+            points=self.points * np.array([-1.0, 1.0, 1.0]),
+            faces=self.faces[:, ::-1],
+            uv=self.uv[:, ::-1],
         )
 
     def warp(self, change: Callable[[np.ndarray], np.ndarray]) -> "Mesh":
@@ -61,7 +63,7 @@ class Mesh:
         return replace(self, uv=self.uv * np.array([u, v]))
 
     def project(self, size: float, grain: str = "y") -> "Mesh":
-        """Texture coordinates from positions, one repeat in `size` metres, v along the axis `grain` where it can be."""
+        """Texture coordinates from positions, one repeat in `size` metres, v along the axis `grain` if it can."""
         corners = self.points[self.faces]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         away = np.argmax(np.abs(normals).round(9), axis=1)
@@ -73,13 +75,16 @@ class Mesh:
         return replace(self, uv=uv / size)
 
     def corners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-        """What a file holds: points [N, 3], unit normals [N, 3], uv [N, 2], colours [N, 3] or None, faces [F, 3]."""
-        points = self.points.round(5)
+        """What a file holds: points [N, 3], unit normals [N, 3], uv [N, 2], colours [N, 3] or None, faces [F, 3].
+
+        Points are split where normals or texture coordinates part; faces without area are left out.
+        """
+        points = self.points.round(5) + 0.0  # no negative zeros
         first, welded = unique_rows(np.rint(points * 1e5))
         faces = welded[self.faces]
         real = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-        faces, uv = faces[real], self.uv[real].reshape(-1, 2).round(4)
-        normals = corner_normals(points[first], faces).round(3)
+        faces, uv = faces[real], self.uv[real].reshape(-1, 2).round(4) + 0.0
+        normals = corner_normals(points[first], faces).round(3) + 0.0
         kept, corner = unique_rows(
             np.concatenate([faces.reshape(-1, 1), np.rint(normals * 1e3), np.rint(uv * 1e4)], axis=1)
         )
@@ -110,7 +115,7 @@ def corner_normals(
     points: np.ndarray,  # [V, 3]
     faces: np.ndarray,  # [F, 3]
 ) -> np.ndarray:  # [3 F, 3]
-    """Unit normals of the faces' corners: the mean by area over the faces that share the point without a crease."""
+    """Unit normals of the faces' corners: the mean by area over the faces round the point without a crease."""
     a, b, c = (points[faces[:, corner]] for corner in range(3))
     area = np.cross(b - a, c - a)
     unit = area / np.maximum(np.sqrt((area**2).sum(axis=1, keepdims=True)), 1e-12)
@@ -126,7 +131,8 @@ def corner_normals(
     other = face[by_vertex[start[vertex[one]] + step]]
     smooth = (unit[face[one]] * unit[other]).sum(axis=1).round(6) >= np.cos(np.radians(CREASE_DEGREES))
     summed = np.stack(
-        [np.bincount(one[smooth], area[other[smooth], axis], minlength=len(vertex)) for axis in range(3)], axis=1
+        [np.bincount(one[smooth], area[other[smooth], axis], minlength=len(vertex)) for axis in range(3)],
+        axis=1,
     )
     length = np.sqrt((summed**2).sum(axis=1, keepdims=True))
     return np.where(length > 1e-12, summed / np.maximum(length, 1e-12), unit[face])
@@ -205,8 +211,11 @@ def smooth(profile: Profile, steps: int) -> list[tuple[float, float]]:
     return [(max(float(r), 0.0), float(y)) for r, y in curve(profile, steps)]
 
 
-def lathe(profile: Profile, sides: int = 28) -> Mesh:
-    """Turns (radius, height) about the Y axis. A profile that comes back (a cup's inside) makes a wall."""
+def lathe(profile: Profile, sides: int = 28, loop: bool = False) -> Mesh:
+    """Turns (radius, height) about the Y axis: a body from the axis to the axis, or a ring if the profile loops.
+
+    A profile that comes back (a cup's inside) makes a wall; an end off the axis gets a flat cap.
+    """
     radius, height = np.asarray(profile, dtype=float).T
     around = circle(sides)
     shape = (len(radius), sides)
@@ -218,7 +227,8 @@ def lathe(profile: Profile, sides: int = 28) -> Mesh:
                 radius[:, None] * around[:, 1],
             ],
             axis=-1,
-        )
+        ),
+        loop=loop,
     )
 
 
@@ -246,7 +256,8 @@ def box(x: float, y: float, z: float, bevel: float = 0.0) -> Mesh:
     points = np.concatenate([signs * (half - bevel * (np.arange(3) != axis)) for axis in range(3)])
 
     def corner(axis: int, *sign: float) -> int:
-        return axis * 8 + int(sum((s > 0) * weight for s, weight in zip(sign, (4, 2, 1), strict=True)))
+        i, j, k = sign
+        return axis * 8 + 4 * (i > 0) + 2 * (j > 0) + (k > 0)
 
     polygons = []
     for axis in range(3):

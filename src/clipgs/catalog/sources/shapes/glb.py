@@ -1,7 +1,7 @@
-"""Writes a GLB (Khronos glTF 2.0, sections 3 and 4): one primitive a material, the same bytes for the same input.
+"""Writes a GLB (Khronos glTF 2.0, sections 3 and 4): one primitive a material, the same bytes for one input.
 
-trimesh's exporter keeps colour factors as 8 bits and its pictures as the local zlib makes them: here factors are
-exact, and nothing depends on the machine.
+trimesh's exporter rounds colour factors to 256 levels of linear light and leaves pictures to the local zlib;
+here factors are kept, and nothing depends on the machine.
 """
 
 import json
@@ -19,8 +19,8 @@ FLOAT, UNSIGNED_INT = 5126, 5125  # glTF's component types
 def write_glb(name: str, pieces: Iterable[tuple[Mesh, Paint]]) -> bytes:
     """One node, one mesh: pieces of equal paint become one primitive.
 
-    A paint with a picture takes the pieces' texture coordinates, one with neither picture nor colour their point
-    colours (`COLOR_0`, linear).
+    A paint with a picture takes its pieces' texture coordinates, one with neither picture nor colour takes their
+    point colours (`COLOR_0`, linear).
     """
     by_paint: dict[Paint, list[Mesh]] = {}
     for mesh, paint in pieces:

@@ -41,7 +41,11 @@ def window(width: float, height: float, frame: Paint) -> list[tuple[Mesh, Paint]
     """A window that looks toward +z, its back at z = 0, with a cross of bars."""
     bars = [box(width + 0.16, 0.08, 0.1).move(y=y) for y in (-height / 2, height / 2)]
     bars += [box(0.08, height, 0.1).move(x=x) for x in (-width / 2 - 0.04, width / 2 + 0.04)]
-    bars += [box(width, 0.045, 0.09), box(0.045, height, 0.09), box(width + 0.26, 0.05, 0.2).move(y=-height / 2 - 0.05)]
+    bars += [
+        box(width, 0.045, 0.09),
+        box(0.045, height, 0.09),
+        box(width + 0.26, 0.05, 0.2).move(y=-height / 2 - 0.05),
+    ]
     return [(box(width, height, 0.06), PANE), (join(bars), frame)]
 
 
@@ -60,19 +64,28 @@ def house(dice: Dice) -> Design:
     shutters = dice.chance(0.45)
     wide = dice.number(4.2, 6.0)
     size = {1: "small", 2: "two-story"}[floors]
+    roof = f"{roof_color} {'hipped' if form == 'hip' else 'gabled'} roof"
+    frames = "shutters" if shutters else "white window frames" if color != "white" else "gray window frames"
+    home = "cottage" if floors == 1 else "house"
     made = {"brick": f"{color} brick", "plank": f"{color} wooden", "plaster": color}[wall]
     smoke = " and a chimney" if chimney else ""
     caption = dice.one(
         f"{an(words(size, made))} house with {an(roof_color)} roof and {an(door)} door",
-        f"{an(made)} house with {an(door)} door, {an(roof_color)} {'hipped' if form == 'hip' else 'gabled'} roof{smoke}",
-        f"{an(words(size, made))} {'cottage' if floors == 1 else 'house'} with {an(words(roof_color, 'tiled'))} roof"
-        f"{' and ' + ('shutters' if shutters else 'white window frames') if not chimney else smoke}",
+        f"{an(made)} house with {an(door)} door, {an(roof)}{smoke}"
+        if chimney
+        else f"{an(made)} house with {an(door)} door and {an(roof)}",
+        f"{an(words(size, made))} {home} with {an(roof_color)} tiled roof{smoke or f' and {frames}'}",
     )
 
     def pieces() -> Pieces:
         tone = COLORS[color]
         if wall == "brick":
-            base = {"red": (168, 74, 58), "brown": (128, 88, 66), "yellow": (208, 172, 104), "gray": (140, 138, 138)}
+            base = {
+                "red": (168, 74, 58),
+                "brown": (128, 88, 66),
+                "yellow": (208, 172, 104),
+                "gray": (140, 138, 138),
+            }
             coat, repeat = bricks(base[color], MORTAR), 1.0
         elif wall == "plank":
             coat, repeat = boards(shaded(tone, 1.15), shaded(tone, 0.8), rows=5), 1.0
@@ -84,7 +97,13 @@ def house(dice: Dice) -> Design:
         ridge = depth / 2 * pitch if form == "gable" else depth / 2 * 0.6
         yield box(wide + 0.3, 0.3, depth + 0.3, 0.05).move(y=0.15), plain("gray")
         if form == "gable":  # the ridge runs along x, gables look sideways
-            gable = [(-depth / 2, 0.25), (depth / 2, 0.25), (depth / 2, tall), (0, tall + ridge), (-depth / 2, tall)]
+            gable = [
+                (-depth / 2, 0.25),
+                (depth / 2, 0.25),
+                (depth / 2, tall),
+                (0, tall + ridge),
+                (-depth / 2, tall),
+            ]
             yield extrude(gable, wide).turn(y=90).project(repeat), coat
             slope = np.hypot(depth / 2, ridge)
             over = 0.35
@@ -94,23 +113,31 @@ def house(dice: Dice) -> Design:
             for back in (0, 180):
                 shift = cover.move(0, 0.07, run / 2 - 0.04).turn(x=tilt).move(y=tall + ridge).turn(y=back)
                 yield shift, tiles(COLORS[roof_color])
-            yield rod((-wide / 2 - 0.36, tall + ridge + 0.1, 0), (wide / 2 + 0.36, tall + ridge + 0.1, 0), 0.12), Paint(
-                color=shaded(COLORS[roof_color], 0.7))
+            yield (
+                rod((-wide / 2 - 0.36, tall + ridge + 0.1, 0), (wide / 2 + 0.36, tall + ridge + 0.1, 0), 0.12),
+                Paint(color=shaded(COLORS[roof_color], 0.7)),
+            )
         else:
             yield box(wide, tall - 0.2, depth).move(y=tall / 2 + 0.1).project(repeat), coat
             over = 0.4
             eave = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)]) * [wide / 2 + over, depth / 2 + over]
             top = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)]) * [max(wide - depth, 0.2) / 2 + 0.01, 0.02]
             layers = [(eave, tall - 0.12), (eave, tall + 0.02), (top, tall + ridge + 0.5)]
-            yield rings(np.stack([np.column_stack([p[:, 0], np.full(4, y), p[:, 1]]) for p, y in layers])).project(
-                1.3), tiles(COLORS[roof_color])
+            yield (
+                rings(np.stack([np.column_stack([p[:, 0], np.full(4, y), p[:, 1]]) for p, y in layers])).project(1.3),
+                tiles(COLORS[roof_color]),
+            )
         front = depth / 2
         yield box(1.05, 1.95, 0.14, 0.03).move(0, 1.25, front), trim
         yield box(0.86, 1.8, 0.2, 0.03).move(0, 1.2, front + 0.01), plain(door)
         yield sphere(0.06, 12).move(0.3, 1.15, front + 0.14), plain("gold", 0.4)
         for step in range(2):
-            yield box(1.5 - 0.2 * step, 0.16, 0.9 - 0.35 * step, 0.03).move(
-                0, 0.08 + 0.15 * step, front + 0.45 - 0.17 * step), plain("light gray")
+            yield (
+                box(1.5 - 0.2 * step, 0.16, 0.9 - 0.35 * step, 0.03).move(
+                    0, 0.08 + 0.15 * step, front + 0.45 - 0.17 * step
+                ),
+                plain("light gray"),
+            )
         places = []
         for floor in range(floors):
             y = 1.45 + 2.4 * floor
@@ -132,7 +159,9 @@ def house(dice: Dice) -> Design:
             yield rod((x, top_y, z), (x, top_y + 0.26, z), 0.16), Paint(color=(150, 84, 60))
         for side in (-1, 1):  # bushes by the door
             for at, r in ((0.24, 0.34), (0.36, 0.4)):
-                bush = blob(2 * r, 1.6 * r, 1.8 * r, sides=16, rows=10).move(side * wide * at, 0.3 + r * 0.5, front + 0.35)
+                bush = blob(2 * r, 1.6 * r, 1.8 * r, sides=16, rows=10).move(
+                    side * wide * at, 0.3 + r * 0.5, front + 0.35
+                )
                 yield bush.tint(mottled((74, 138, 66), 0.5)), Paint()
 
     return Design(caption, pieces)
@@ -163,16 +192,34 @@ def windmill(dice: Dice) -> Design:
         low, high = 1.05, 0.66
         tower = lathe([(0, 0), (low, 0), (high, tall), (0, tall)], 32)
         yield tower.tile(6, 2.6), coat
-        yield lathe([(low - 0.02, 0), (low + 0.1, 0), (low + 0.06, 0.28), (low - 0.06, 0.3)], 32), plain("gray")
-        dome = [(high - 0.1, tall - 0.05), (high + 0.12, tall - 0.05), (high + 0.12, tall + 0.04),
-                *smooth([(high + 0.08, tall + 0.06), (high * 0.85, tall + 0.45), (high * 0.4, tall + 0.78),
-                         (0, tall + 0.92)], 14)]
+        yield (
+            lathe([(low - 0.02, 0), (low + 0.1, 0), (low + 0.06, 0.28), (low - 0.06, 0.3)], 32),
+            plain("gray"),
+        )
+        dome = [
+            (high - 0.1, tall - 0.05),
+            (high + 0.12, tall - 0.05),
+            (high + 0.12, tall + 0.04),
+            *smooth(
+                [
+                    (high + 0.08, tall + 0.06),
+                    (high * 0.85, tall + 0.45),
+                    (high * 0.4, tall + 0.78),
+                    (0, tall + 0.92),
+                ],
+                14,
+            ),
+        ]
         yield lathe(dome, 32), plain(cap)
         yield sphere(0.08, 14).move(y=tall + 0.94), plain(cap)
         front = low + 0.02
         yield box(0.62, 1.1, 0.2, 0.03).move(0, 0.58, front - 0.12), wood("walnut")
-        yield extrude([(0.31 * np.cos(a), 0.31 * np.sin(a)) for a in np.linspace(0, np.pi, 13)], 0.2, 0.02).move(
-            0, 1.12, front - 0.14), wood("walnut")
+        yield (
+            extrude([(0.31 * np.cos(a), 0.31 * np.sin(a)) for a in np.linspace(0, np.pi, 13)], 0.2, 0.02).move(
+                0, 1.12, front - 0.14
+            ),
+            wood("walnut"),
+        )
         for y in (tall * 0.52, tall * 0.76):
             for angle in (0, 120, 240) if y < tall * 0.6 else (60, 180, 300):
                 out = low + (high - low) * y / tall
@@ -181,8 +228,13 @@ def windmill(dice: Dice) -> Design:
         if gallery:
             y = tall * 0.4
             out = low + (high - low) * 0.4
-            yield lathe([(out - 0.05, y), (out + 0.42, y), (out + 0.42, y + 0.07), (out - 0.05, y + 0.07)], 32), wood("oak")
-            ring = [((out + 0.38) * np.cos(a), y + 0.4, (out + 0.38) * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 49)]
+            yield (
+                lathe([(out - 0.05, y), (out + 0.42, y), (out + 0.42, y + 0.07), (out - 0.05, y + 0.07)], 32),
+                wood("oak"),
+            )
+            ring = [
+                ((out + 0.38) * np.cos(a), y + 0.4, (out + 0.38) * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 49)
+            ]
             yield tube(ring, 0.03, 8), wood("oak")
             for at in range(16):
                 angle = 2 * np.pi * at / 16
@@ -197,7 +249,11 @@ def windmill(dice: Dice) -> Design:
             cloth = box(0.46, reach * 0.74, 0.035, 0.01).move(0.25, reach * 0.6)
             slats = [box(0.5, 0.035, 0.07).move(0.25, reach * (0.25 + 0.14 * k)) for k in range(6)]
             slats.append(box(0.04, reach * 0.75, 0.07).move(0.48, reach * 0.6))
-            for mesh, paint in ((spar, plain("dark brown")), (cloth, plain(sail)), (join(slats), plain("brown"))):
+            for mesh, paint in (
+                (spar, plain("dark brown")),
+                (cloth, plain(sail)),
+                (join(slats), plain("brown")),
+            ):
                 yield mesh.turn(z=turn + 360 * number / blades).move(0, hub, high + 0.5), paint
 
     return Design(caption, pieces)
@@ -239,8 +295,14 @@ def lighthouse(dice: Dice) -> Design:
         rock = lathe(smooth([(1.5, 0), (1.42, 0.18), (1.15, 0.33), (0.8, 0.38), (0, 0.38)], 14), 40)
         yield rock.warp(ragged).tint(mottled((128, 122, 112), 0.7, 0.3)), Paint()
         rows = np.linspace(0, 1, 25)
-        tower = lathe([(0, ground), *[(low + (high - low) * t**0.8, ground + tall * t) for t in rows],
-                       (0, ground + tall)], 48)
+        tower = lathe(
+            [
+                (0, ground),
+                *[(low + (high - low) * t**0.8, ground + tall * t) for t in rows],
+                (0, ground + tall),
+            ],
+            48,
+        )
         if pattern == "bands":
             white = COLORS["white"]
             share = np.linspace(0, tall, 2 * bands + 1)
@@ -262,25 +324,48 @@ def lighthouse(dice: Dice) -> Design:
                 yield mesh.scale(1, 1, 0.6).move(0, ground + tall * y, out).turn(y=angle), paint
         yield box(0.4, 0.66, 0.16, 0.03).move(0, ground + 0.36, low - 0.04), wood("walnut")
         top = ground + tall
-        yield lathe([(high - 0.05, top - 0.1), (high + 0.06, top - 0.1), (high + 0.24, top), (high + 0.24, top + 0.06),
-                     (0, top + 0.06)], 40), plain("dark gray")
+        yield (
+            lathe(
+                [
+                    (high - 0.05, top - 0.1),
+                    (high + 0.06, top - 0.1),
+                    (high + 0.24, top),
+                    (high + 0.24, top + 0.06),
+                    (0, top + 0.06),
+                ],
+                40,
+            ),
+            plain("dark gray"),
+        )
         for y in (0.17, 0.29):
-            ring = [((high + 0.21) * np.cos(a), top + y, (high + 0.21) * np.sin(a)) for a in
-                    np.linspace(0, 2 * np.pi, 41)]
+            ring = [
+                ((high + 0.21) * np.cos(a), top + y, (high + 0.21) * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 41)
+            ]
             yield tube(ring, 0.014, 6), plain("dark gray")
         for at in range(14):
             angle = 2 * np.pi * at / 14
             x, z = (high + 0.21) * np.cos(angle), (high + 0.21) * np.sin(angle)
             yield rod((x, top, z), (x, top + 0.3, z), 0.014, sides=6), plain("dark gray")
-        yield lathe([(0, top + 0.05), (0.27, top + 0.05), (0.27, top + 0.55), (0, top + 0.55)], 24), Paint(
-            color=(252, 220, 120))
+        yield (
+            lathe([(0, top + 0.05), (0.27, top + 0.05), (0.27, top + 0.55), (0, top + 0.55)], 24),
+            Paint(color=(252, 220, 120)),
+        )
         for at in range(8):
             angle = 2 * np.pi * at / 8
             x, z = 0.28 * np.cos(angle), 0.28 * np.sin(angle)
             yield rod((x, top + 0.05, z), (x, top + 0.56, z), 0.022, sides=8), plain("dark gray")
-        yield lathe([(0.2, top + 0.54), (0.38, top + 0.54), (0.36, top + 0.6),
-                     *smooth([(0.3, top + 0.68), (0.15, top + 0.82), (0.04, top + 0.9), (0, top + 0.92)], 10)], 32), (
-            plain(cap))
+        yield (
+            lathe(
+                [
+                    (0.2, top + 0.54),
+                    (0.38, top + 0.54),
+                    (0.36, top + 0.6),
+                    *smooth([(0.3, top + 0.68), (0.15, top + 0.82), (0.04, top + 0.9), (0, top + 0.92)], 10),
+                ],
+                32,
+            ),
+            (plain(cap)),
+        )
         yield sphere(0.06, 14).move(y=top + 0.94), plain(cap)
         if hut:
             gable = [(-0.36, 0), (0.36, 0), (0.36, 0.5), (0, 0.82), (-0.36, 0.5)]
@@ -318,11 +403,15 @@ def foliage(dice_points: np.ndarray, size: float, color: tuple[int, int, int]) -
 
 def tree(dice: Dice) -> Design:
     style = dice.one("broadleaf", "broadleaf", "conifer", "palm", "birch")
-    season = dice.one("green", "green", "autumn", "blossom") if style in ("broadleaf", "birch") else "green"
+    season = "green"
+    if style == "broadleaf":
+        season = dice.one("green", "green", "autumn", "blossom")
+    elif style == "birch":
+        season = dice.one("green", "autumn")
     leaf = {
         "green": dice.one("green", "dark green", "light green"),
         "autumn": dice.one("red", "orange", "yellow"),
-        "blossom": dice.one("pink", "white"),
+        "blossom": "pink",
     }[season]
     fruit = dice.one("red apples", "oranges") if season == "green" and style == "broadleaf" and dice.chance(0.4) else ""
     tiers = dice.count(3, 5)
@@ -335,24 +424,35 @@ def tree(dice: Dice) -> Design:
     match style:
         case "conifer":
             white = " dusted with snow" if snow else ""
-            caption = dice.one(f"{an(words(form, leaf))} fir tree with {NUMBERS[tiers]} tiers of branches{white}",
-                               f"{an(words(form, leaf))} pine tree{white or ' with a brown trunk'}",
-                               f"{an(words(form, 'evergreen'))} tree in {leaf}{white}")
+            caption = dice.one(
+                f"{an(words(form, leaf))} fir tree with {NUMBERS[tiers]} tiers of branches{white}",
+                f"{an(words(form, leaf))} pine tree{white or ' with a brown trunk'}",
+                f"{an(words(form, 'evergreen'))} tree in {leaf}{white}",
+            )
         case "palm":
             nuts = " and coconuts" if coconuts else ""
-            caption = dice.one(f"{an(words(form, 'palm tree'))} with {NUMBERS[fronds]} {leaf} fronds{nuts}",
-                               f"a palm tree with a bent trunk, {leaf} leaves{nuts}" if not coconuts else
-                               f"a coconut palm tree with {leaf} leaves")
+            caption = dice.one(
+                f"{an(words(form, 'palm tree'))} with {NUMBERS[fronds]} {leaf} fronds{nuts}",
+                f"a palm tree with a bent trunk and {leaf} leaves"
+                if not coconuts
+                else f"a coconut palm tree with {leaf} leaves",
+            )
         case _:
             trunk = "white birch trunk" if style == "birch" else "brown trunk"
-            crown = {"green": f"{leaf} leaves", "autumn": f"{leaf} autumn leaves", "blossom": f"{leaf} blossoms"}[season]
+            crown = {
+                "green": f"{leaf} leaves",
+                "autumn": f"{leaf} autumn leaves",
+                "blossom": f"{leaf} blossoms",
+            }[season]
             with_fruit = f" and {fruit}" if fruit else f" and {an(trunk)}"
-            caption = dice.one(f"{an(words(form, 'tree'))} with {crown}{with_fruit}",
-                               f"{an(words(form, 'birch' if style == 'birch' else 'leafy'))} tree with {crown}"
-                               f"{with_fruit if fruit else ''}")
+            caption = dice.one(
+                f"{an(words(form, 'tree'))} with {crown}{with_fruit}",
+                f"{an(words(form, 'birch' if style == 'birch' else 'leafy'))} tree with {crown}"
+                f"{with_fruit if fruit else ''}",
+            )
 
     def pieces() -> Pieces:
-        tone = {"pink": (240, 160, 190), "white": (240, 226, 232)}.get(leaf, COLORS[leaf])
+        tone = (240, 160, 190) if leaf == "pink" else COLORS[leaf]
         bark = wood("walnut")
         if style == "palm":
             trunk = curve([(0, 0, 0), (0.12, 0.7, 0.03), (0.34, 1.4, 0.05), (0.46, 2.1 * tall, 0.02)], 26)
@@ -364,15 +464,30 @@ def tree(dice: Dice) -> Design:
                 reach, droop = 0.95 + 0.25 * knobs[at][1], 0.25 + 0.5 * knobs[at][2]
                 s = np.linspace(0, 1, 15)
                 out, up = reach * s, 0.55 * s - (0.55 + droop) * s**2.1
-                half = 0.17 * np.sin(np.pi * np.clip(s * 0.97 + 0.03, 0, 1)) ** 0.7 * (1 - 0.25 * (np.arange(15) % 2)) + 0.008
-                blade = np.stack([np.stack([out, up - 0.1, half], 1), np.stack([out, up + 0.02, 0 * half], 1),
-                                  np.stack([out, up - 0.1, -half], 1), np.stack([out, up - 0.012, 0 * half], 1)], axis=1)
+                half = (
+                    0.17 * np.sin(np.pi * np.clip(s * 0.97 + 0.03, 0, 1)) ** 0.7 * (1 - 0.25 * (np.arange(15) % 2))
+                    + 0.008
+                )
+                blade = np.stack(
+                    [
+                        np.stack([out, up - 0.1, half], 1),
+                        np.stack([out, up + 0.02, 0 * half], 1),
+                        np.stack([out, up - 0.1, -half], 1),
+                        np.stack([out, up - 0.012, 0 * half], 1),
+                    ],
+                    axis=1,
+                )
                 frond = rings(blade).turn(y=-np.degrees(angle)).move(*top)
                 yield frond.tint(mottled(tone, 0.6)), Paint()
             if coconuts:
                 for at in range(4):
                     angle = 2 * np.pi * at / 4 + 0.4
-                    yield sphere(0.095, 16).move(*(top + [0.13 * np.cos(angle), -0.1, 0.13 * np.sin(angle)])), plain("brown")
+                    yield (
+                        sphere(0.095, 16).move(
+                            0.13 * np.cos(angle) + top[0], top[1] - 0.1, 0.13 * np.sin(angle) + top[2]
+                        ),
+                        plain("brown"),
+                    )
             yield lathe([(0, 0), (0.5, 0), (0.44, 0.06), (0.2, 0.1), (0, 0.11)], 32), plain("beige")
             return
         if style == "conifer":
@@ -385,38 +500,78 @@ def tree(dice: Dice) -> Design:
                 around = circle(48)
                 jag = 1 + 0.07 * np.cos(12 * 2 * np.pi * np.arange(48) / 48)
                 layers = []
-                for share, y, wave in ((0.3, base + 0.1, 0), (0.9, base - 0.01, 1), (1.0, base, 1),
-                                       (0.62, base + (peak - base) * 0.34, 0.6), (0.3, base + (peak - base) * 0.66, 0.3),
-                                       (0.01, peak, 0)):
+                for share, y, wave in (
+                    (0.3, base + 0.1, 0),
+                    (0.9, base - 0.01, 1),
+                    (1.0, base, 1),
+                    (0.62, base + (peak - base) * 0.34, 0.6),
+                    (0.3, base + (peak - base) * 0.66, 0.3),
+                    (0.01, peak, 0),
+                ):
                     ring = reach * share * (1 + (jag - 1) * wave)
                     sag = -0.06 * (jag - 1) / 0.07 * wave * (share > 0.8)
                     layers.append(np.stack([-around[:, 0] * ring, y + sag, around[:, 1] * ring], axis=1))
                 cone = rings(np.stack(layers))
                 low, high = shaded(tone, 0.7), shaded(tone, 1.12)
-                colors = gradient(low, (246, 248, 250) if snow else high, base + 0.05, peak - 0.02 if not snow else
-                                  base + (peak - base) * 0.5)
+                colors = gradient(
+                    low,
+                    (246, 248, 250) if snow else high,
+                    base + 0.05,
+                    peak - 0.02 if not snow else base + (peak - base) * 0.5,
+                )
                 yield cone.tint(colors), Paint()
             return
         trunk_top = 1.05 * tall
         if style == "birch":
-            pole = tube(curve([(0, 0, 0), (0.03, 0.6, 0), (-0.02, trunk_top, 0), (0.02, trunk_top + 0.8, 0)], 20),
-                        np.linspace(0.1, 0.05, 21), 16)
+            pole = tube(
+                curve([(0, 0, 0), (0.03, 0.5, 0), (-0.02, trunk_top, 0), (0.02, trunk_top + 0.8, 0)], 20),
+                np.linspace(0.1, 0.05, 21),
+                16,
+            )
             yield pole.tile(2, 5), dots((226, 222, 214), (70, 66, 62), size=64)
-            spots = np.array([(0.2 * np.cos(2.4 * k), trunk_top + 0.05 + 0.24 * k, 0.2 * np.sin(2.4 * k),
-                               0.46 - 0.05 * abs(k - 1.6) - 0.05 * k * 0.3) for k in range(6)])
+            # A narrow crown: lumps all over an egg, by the golden angle, and two that fill it.
+            spots = [(0.0, trunk_top + 0.35, 0.0, 0.4), (0.0, trunk_top + 0.72, 0.0, 0.33)]
+            for k in range(16):
+                up = (k + 0.5) / 16
+                reach = 0.42 * np.sin(np.pi * up**0.8)
+                spots.append(
+                    (
+                        reach * np.cos(2.4 * k),
+                        trunk_top - 0.05 + 1.15 * up,
+                        reach * np.sin(2.4 * k),
+                        0.17 + 0.07 * knobs[k][0],
+                    )
+                )
+            spots = np.array(spots)
         else:
-            yield lathe(smooth([(0.3, 0), (0.17, 0.12), (0.13, 0.5), (0.14, trunk_top), (0.1, trunk_top + 0.3)], 16),
-                        20).tile(3, 1), bark
+            yield (
+                lathe(
+                    smooth([(0.3, 0), (0.17, 0.12), (0.13, 0.5), (0.14, trunk_top), (0.1, trunk_top + 0.3)], 16),
+                    20,
+                ).tile(3, 1),
+                bark,
+            )
             for k in range(3):
                 angle = 2.1 * k + knobs[0][0]
                 end = (0.5 * np.cos(angle), trunk_top + 0.35, 0.5 * np.sin(angle))
-                yield tube(curve([(0, trunk_top * 0.7, 0), (end[0] * 0.5, trunk_top, end[2] * 0.5), end], 8),
-                           np.linspace(0.08, 0.04, 9)), bark
+                yield (
+                    tube(
+                        curve([(0, trunk_top * 0.7, 0), (end[0] * 0.5, trunk_top, end[2] * 0.5), end], 8),
+                        np.linspace(0.08, 0.04, 9),
+                    ),
+                    bark,
+                )
             spots = [(0.0, trunk_top + 0.72, 0.0, 0.62)]
             for k in range(7):
                 angle = 2 * np.pi * k / 7 + knobs[k][0] * 0.6
-                spots.append((0.52 * np.cos(angle), trunk_top + 0.35 + 0.3 * knobs[k][1], 0.52 * np.sin(angle),
-                              0.36 + 0.1 * knobs[k][2]))
+                spots.append(
+                    (
+                        0.52 * np.cos(angle),
+                        trunk_top + 0.35 + 0.3 * knobs[k][1],
+                        0.52 * np.sin(angle),
+                        0.36 + 0.1 * knobs[k][2],
+                    )
+                )
             spots = np.array(spots)
         crown = foliage(spots, 0.9, tone)
         yield crown, Paint()
@@ -425,8 +580,9 @@ def tree(dice: Dice) -> Design:
                 x, y, z, r = spots[k % len(spots)]
                 a, e = 2 * np.pi * knobs[k][0], 0.9 * (knobs[k][1] - 0.45)
                 center = np.array([0, trunk_top + 0.5, 0])
-                point = np.array([x, y, z]) + 1.02 * r * np.array([np.cos(a) * np.cos(e), 0.85 * np.sin(e),
-                                                                   np.sin(a) * np.cos(e)])
+                point = np.array([x, y, z]) + 1.02 * r * np.array(
+                    [np.cos(a) * np.cos(e), 0.85 * np.sin(e), np.sin(a) * np.cos(e)]
+                )
                 away = point - center
                 point = center + away * max(1.0, 0.78 / np.sqrt((away * away).sum()))
                 yield sphere(0.075, 14).move(*point), plain("red" if fruit == "red apples" else "orange", 0.5)
@@ -455,19 +611,33 @@ def cactus(dice: Dice) -> Design:
     match style:
         case "column":
             limbs = f"{NUMBERS[arms]} {'arm' if arms == 1 else 'arms'}"
-            caption = dice.one(f"{an(green)} cactus with {limbs} in {planter}",
-                               f"a saguaro cactus with {limbs}{' and ' + an(flower) + ' flower' if flower else ''}"
-                               f" in {an(pot)} pot")
+            caption = dice.one(
+                f"{an(green)} cactus with {limbs} in {planter}",
+                f"a saguaro cactus with {limbs}{' and ' + an(flower) + ' flower' if flower else ''} in {an(pot)} pot",
+            )
         case "ball":
-            caption = dice.one(f"a round {green} cactus{bloom} in {planter}", f"a small ball cactus{bloom} in {planter}")
+            caption = dice.one(
+                f"a round {green} cactus{bloom} in {planter}", f"a small ball cactus{bloom} in {planter}"
+            )
         case _:
-            caption = dice.one(f"{an(green)} prickly pear cactus{bloom} in {planter}",
-                               f"a potted {green} cactus with flat round pads{bloom}")
+            caption = dice.one(
+                f"{an(green)} prickly pear cactus{bloom} in {planter}",
+                f"a potted {green} cactus with flat round pads{bloom}",
+            )
 
     def pieces() -> Pieces:
         clay = plain(pot)
-        profile = [(0, 0), (0.2, 0), (0.27, 0.3), (0.31, 0.3), (0.32, 0.31), (0.32, 0.4), (0.27, 0.4), (0.26, 0.35),
-                   (0, 0.35)]
+        profile = [
+            (0, 0),
+            (0.2, 0),
+            (0.27, 0.3),
+            (0.31, 0.3),
+            (0.32, 0.31),
+            (0.32, 0.4),
+            (0.27, 0.4),
+            (0.26, 0.35),
+            (0, 0.35),
+        ]
         yield lathe(profile, 40), clay
         yield lathe([(0, 0.34), (0.265, 0.34), (0.24, 0.37), (0, 0.38)], 32), Paint(color=(92, 66, 46))
         if banded:
@@ -489,8 +659,16 @@ def cactus(dice: Dice) -> Design:
                 angle = (0.12, np.pi + 0.1, 1.75)[arm]
                 y0 = (0.68, 0.56, 0.82)[arm]
                 out = np.array([np.cos(angle), 0, np.sin(angle)])
-                bend = curve([out * 0.1 + [0, y0, 0], out * 0.24 + [0, y0 + 0.01, 0], out * 0.32 + [0, y0 + 0.1, 0],
-                              out * 0.33 + [0, y0 + 0.26, 0], out * 0.33 + [0, y0 + 0.33, 0]], 20)
+                bend = curve(
+                    [
+                        out * 0.1 + [0, y0, 0],
+                        out * 0.24 + [0, y0 + 0.01, 0],
+                        out * 0.32 + [0, y0 + 0.1, 0],
+                        out * 0.33 + [0, y0 + 0.26, 0],
+                        out * 0.33 + [0, y0 + 0.33, 0],
+                    ],
+                    20,
+                )
                 width = 0.078 * np.sqrt(np.clip(1 - np.clip((np.arange(21) - 14) / 6, 0, 0.99) ** 2, 0.03, 1))
                 yield ribbed(bend, width, 8).tint(skin), Paint()
             for k in range(50):
@@ -507,8 +685,13 @@ def cactus(dice: Dice) -> Design:
                 spike(0.33 * nx, 0.64 + 0.31 * ny, 0.33 * nz, nx, ny, nz)
             peak = np.array([0.0, 0.95, 0.0])
         else:
-            pads = [(0.0, 0.62, 0.0, 0.25, 0, 0), (-0.2, 0.98, 0.02, 0.19, 32, 15), (0.2, 1.0, -0.02, 0.18, -30, -20),
-                    (0.03, 1.12, 0.05, 0.16, -4, 30), (-0.33, 1.25, 0.0, 0.13, 20, 0)]
+            pads = [
+                (0.0, 0.62, 0.0, 0.25, 0, 0),
+                (-0.2, 0.98, 0.02, 0.19, 32, 15),
+                (0.2, 1.0, -0.02, 0.18, -30, -20),
+                (0.03, 1.12, 0.05, 0.16, -4, 30),
+                (-0.33, 1.25, 0.0, 0.13, 20, 0),
+            ]
             for x, y, z, r, lean, yaw in pads:
                 pad = blob(1.7 * r, 2.3 * r, 0.5 * r, 0.9, 26, 16).turn(y=yaw, z=lean).move(x, y, z)
                 yield pad.tint(skin), Paint()
@@ -516,10 +699,15 @@ def cactus(dice: Dice) -> Design:
                     a = 2.4 * k
                     q = np.sqrt((k + 0.5) / 14) * 0.9
                     side = 1 if k % 2 else -1
-                    local = np.array([q * 0.85 * r * np.cos(a), q * 1.15 * r * np.sin(a),
-                                      side * 0.25 * r * np.sqrt(1 - q * q)])
+                    local = np.array(
+                        [
+                            q * 0.85 * r * np.cos(a),
+                            q * 1.15 * r * np.sin(a),
+                            side * 0.25 * r * np.sqrt(1 - q * q),
+                        ]
+                    )
                     dot = Mesh(local[None], np.zeros((0, 3), int), np.zeros((0, 3, 2))).turn(y=yaw, z=lean).points[0]
-                    spike(*(dot + [x, y, z]), 0.0, 0.3, float(side))
+                    spike(*(dot + np.array([x, y, z])), 0.0, 0.3, float(side))
             peak = np.array([0.03, 1.3, 0.05])
         yield join(spines), plain("cream")
         if flower:
@@ -527,7 +715,7 @@ def cactus(dice: Dice) -> Design:
             for k in range(8):
                 petals.append(blob(0.13, 0.03, 0.065, sides=12, rows=8).move(x=0.065).turn(z=38).turn(y=45 * k))
             yield join(petals).move(*peak), plain(flower)
-            yield sphere(0.032, 12).move(*(peak + [0, 0.025, 0])), plain("gold")
+            yield sphere(0.032, 12).move(y=0.025).move(*peak), plain("gold")
 
     return Design(caption, pieces)
 
@@ -544,38 +732,74 @@ def mushroom(dice: Dice) -> Design:
     spots = "white spots" if spotted else f"{an(stem_color)} stem"
     look = words("" if form == "domed" else form, cap, "cap")
     if face and count == 1:
-        caption = dice.one(f"{an(words(height, 'mushroom house'))} with {an(look)}, {face}",
-                           f"a fairy mushroom with {an(look)} and {face}")
+        caption = dice.one(
+            f"{an(words(height, 'mushroom house'))} with {an(look)}, {face}",
+            f"a fairy mushroom with {an(look)} and {face}",
+        )
     elif count == 1:
-        caption = dice.one(f"{an(words(height, cap))} mushroom with {spots}",
-                           f"{an(words(height, 'mushroom'))} with {an(look)}{' and white spots' if spotted else ''}")
+        caption = dice.one(
+            f"{an(words(height, cap))} mushroom with {spots}",
+            f"{an(words(height, 'mushroom'))} with {an(look)}{' and white spots' if spotted else ''}",
+        )
     else:
-        caption = dice.one(f"{NUMBERS[count]} {cap} mushrooms with {spots if spotted else stem_color + ' stems'}",
-                           f"a group of {NUMBERS[count]} mushrooms with {form + ' ' if form != 'domed' else ''}{cap} caps"
-                           f"{' and white spots' if spotted else ''}")
+        caption = dice.one(
+            f"{NUMBERS[count]} {cap} mushrooms with {spots if spotted else stem_color + ' stems'}",
+            f"a group of {NUMBERS[count]} mushrooms with {form + ' ' if form != 'domed' else ''}{cap} caps"
+            f"{' and white spots' if spotted else ''}",
+        )
 
     def pieces() -> Pieces:
         def one(size: float, lift: float) -> Pieces:
             stem = smooth([(0.26, 0.0), (0.21, 0.12), (0.15, 0.4), (0.16, lift)], 18)
-            yield lathe([(0, 0), *stem, (0, lift)], 28).scale(size, size, size).tint(
-                gradient(shaded(COLORS[stem_color], 0.8), COLORS[stem_color], 0.0, 0.5 * size)), Paint()
-            yield lathe([(0.15, lift - 0.15), (0.22, lift - 0.22), (0.235, lift - 0.2), (0.16, lift - 0.1)], 28).scale(
-                size, size, size), plain(stem_color)
+            yield (
+                lathe([(0, 0), *stem, (0, lift)], 28)
+                .scale(size, size, size)
+                .tint(gradient(shaded(COLORS[stem_color], 0.8), COLORS[stem_color], 0.0, 0.5 * size)),
+                Paint(),
+            )
+            yield (
+                lathe([(0.15, lift - 0.15), (0.22, lift - 0.22), (0.235, lift - 0.2), (0.16, lift - 0.1)], 28).scale(
+                    size, size, size
+                ),
+                plain(stem_color),
+            )
             crest = {"domed": (0.5, 0.42), "flat": (0.58, 0.24), "pointed": (0.46, 0.6)}[form]
             wide, high = crest
             base = lift - 0.06
             if form == "pointed":
-                over = smooth([(wide, base), (wide * 0.85, base + high * 0.3), (wide * 0.42, base + high * 0.75),
-                               (0.0, base + high)], 20)
+                over = smooth(
+                    [
+                        (wide, base),
+                        (wide * 0.85, base + high * 0.3),
+                        (wide * 0.42, base + high * 0.75),
+                        (0.0, base + high),
+                    ],
+                    20,
+                )
             else:
-                t = np.linspace(0, np.pi / 2, 18)
+                t = np.linspace(0, np.pi / 2, 13)
                 over = [(max(float(wide * np.cos(a)), 0.0), base + float(high * np.sin(a))) for a in t]
             rim = [(wide - 0.03, base - 0.025), (wide - 0.006, base - 0.02)]
-            yield lathe([(0.1, base + 0.05), *rim, *over, (0, over[-1][1])], 40).scale(size, size, size), plain(cap, 0.5)
-            gills = [box(wide - 0.16, 0.05, 0.012).move(wide / 2 + 0.05, base - 0.005).turn(y=22.5 * k) for k in range(16)]
+            yield (
+                lathe([(0.1, base + 0.05), *rim, *over, (0, over[-1][1])], 32).scale(size, size, size),
+                plain(cap, 0.5),
+            )
+            gills = [
+                box(wide - 0.16, 0.05, 0.012).move(wide / 2 + 0.05, base - 0.005).turn(y=22.5 * k) for k in range(16)
+            ]
             yield join(gills).scale(size, size, size), plain("cream")
-            yield lathe([(0.12, base + 0.03), (0.14, base - 0.012), (wide - 0.04, base - 0.028), (wide - 0.06, base + 0.0)],
-                        40).scale(size, size, size), Paint(color=(226, 204, 170))
+            yield (
+                lathe(
+                    [
+                        (0.12, base + 0.03),
+                        (0.14, base - 0.012),
+                        (wide - 0.04, base - 0.028),
+                        (wide - 0.06, base),
+                    ],
+                    40,
+                ).scale(size, size, size),
+                Paint(color=(226, 204, 170)),
+            )
             if spotted:
                 line = np.array(over)
                 for level, number, r in ((0.18, 8, 0.055), (0.5, 6, 0.075), (0.8, 3, 0.065)):
@@ -585,24 +809,42 @@ def mushroom(dice: Dice) -> Design:
                         radius, y = line[i] + (line[i + 1] - line[i]) * (at - i)
                         along = line[i + 1] - line[i]
                         tilt = np.degrees(np.arctan2(-along[0], along[1]))
-                        spot = blob(2 * r, 2 * r, 0.045, sides=14, rows=6).turn(x=-tilt)
+                        spot = blob(2 * r, 2 * r, 0.045, sides=12, rows=4).turn(x=-tilt)
                         spot = spot.move(0, y, radius).turn(y=360 * (k + 0.5 * (number % 2) + level) / number)
                         yield spot.scale(size, size, size), plain("white")
 
         places = {
             1: [(0.0, 0.0, 1.0, 0.75 * tall)],
             2: [(-0.28, 0.0, 1.0, 0.85 * tall), (0.52, 0.22, 0.62, 0.7 * tall)],
-            3: [(-0.1, -0.1, 1.0, 0.95 * tall), (0.62, 0.18, 0.66, 0.7 * tall), (-0.58, 0.42, 0.5, 0.62 * tall)],
+            3: [
+                (-0.1, -0.1, 1.0, 0.95 * tall),
+                (0.62, 0.18, 0.66, 0.7 * tall),
+                (-0.58, 0.42, 0.5, 0.62 * tall),
+            ],
         }[count]
         for x, z, size, lift in places:
             for mesh, paint in one(size, lift):
                 yield mesh.move(x, 0.06, z), paint
         if face and count == 1:
-            yield extrude([(0.1, 0), (0.1, 0.18), *[(0.1 * np.cos(a), 0.2 + 0.1 * np.sin(a)) for a in
-                          np.linspace(0.1, np.pi - 0.1, 9)], (-0.1, 0.18), (-0.1, 0)], 0.08, 0.01).move(
-                0, 0.07, 0.2), plain("brown")
+            yield (
+                extrude(
+                    [
+                        (0.1, 0),
+                        (0.1, 0.18),
+                        *[(0.1 * np.cos(a), 0.2 + 0.1 * np.sin(a)) for a in np.linspace(0.1, np.pi - 0.1, 9)],
+                        (-0.1, 0.18),
+                        (-0.1, 0),
+                    ],
+                    0.08,
+                    0.01,
+                ).move(0, 0.07, 0.2),
+                plain("brown"),
+            )
             yield sphere(0.014, 10).move(0.06, 0.19, 0.245), plain("gold")
-            yield blob(0.11, 0.11, 0.06, sides=18, rows=10).move(0, 0.06 + 0.5 * tall, 0.145), plain("yellow")
+            yield (
+                blob(0.12, 0.12, 0.06, sides=18, rows=10).move(0, 0.06 + 0.36 * tall, 0.165).turn(y=50),
+                plain("yellow"),
+            )
         ground = lathe(smooth([(0.85, 0), (0.8, 0.05), (0.5, 0.085), (0.0, 0.1)], 10), 40)
         wide = 0.75 if count == 1 else 1.15
         yield ground.scale(wide, 1, wide).tint(mottled((96, 150, 70), 0.4)), Paint()
@@ -610,7 +852,15 @@ def mushroom(dice: Dice) -> Design:
         for k in range(26):
             a, r = 2.4 * k, wide * (0.48 + 0.3 * ((k * 0.37) % 1))
             x, z = r * np.cos(a), r * np.sin(a)
-            blades.append(rod((x, 0.03, z), (x + 0.03 * np.cos(5 * a), 0.16 + 0.08 * ((k * 0.61) % 1), z), 0.016, 0.003, 5))
+            blades.append(
+                rod(
+                    (x, 0.03, z),
+                    (x + 0.03 * np.cos(5 * a), 0.16 + 0.08 * ((k * 0.61) % 1), z),
+                    0.016,
+                    0.003,
+                    5,
+                )
+            )
         yield join(blades), plain("green")
         yield blob(0.14, 0.07, 0.1, sides=14, rows=8).move(0.5 * wide, 0.08, 0.42 * wide), plain("gray")
 

@@ -77,7 +77,7 @@ def picture(pixels: Picture) -> Paint:
 
 
 def png(pixels: Picture) -> bytes:
-    """A PNG with stored (not deflated) blocks: zlib's libraries differ in their bytes, these are the same anywhere."""
+    """A PNG of stored blocks, not deflated ones: zlib's libraries differ in how they pack the same pixels."""
     height, width, _ = pixels.shape
     raw = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))
     blocks = [raw[at : at + 65535] for at in range(0, len(raw), 65535)]

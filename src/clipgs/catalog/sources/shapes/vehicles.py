@@ -29,17 +29,51 @@ from clipgs.catalog.sources.shapes.paint import (
 
 GLASS = Paint(color=(58, 78, 98), roughness=0.3)
 RUBBER = Paint(color=(38, 38, 42))
-BODY = ("red", "orange", "yellow", "green", "teal", "blue", "light blue", "purple", "white", "silver", "black", "pink")
+BODY = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "light blue",
+    "purple",
+    "white",
+    "silver",
+    "black",
+    "pink",
+)
 
 
 def wheel(radius: float, width: float) -> tuple[Mesh, Mesh]:
     """Tyre and hub about the x axis."""
     half = width / 2
     tyre = lathe(
-        [(radius * 0.55, -half), (radius * 0.88, -half), (radius * 0.98, -half * 0.75), (radius, -half * 0.3),
-         (radius, half * 0.3), (radius * 0.98, half * 0.75), (radius * 0.88, half), (radius * 0.55, half)], 32)
-    hub = [lathe([(0, -half * 1.04), (radius * 0.2, -half * 1.12), (radius * 0.6, -half * 0.9),
-                  (radius * 0.62, half * 0.9), (radius * 0.2, half * 1.12), (0, half * 1.04)], 24)]
+        [
+            (radius * 0.55, -half),
+            (radius * 0.88, -half),
+            (radius * 0.98, -half * 0.75),
+            (radius, -half * 0.3),
+            (radius, half * 0.3),
+            (radius * 0.98, half * 0.75),
+            (radius * 0.88, half),
+            (radius * 0.55, half),
+        ],
+        32,
+    )
+    hub = [
+        lathe(
+            [
+                (0, -half * 1.04),
+                (radius * 0.2, -half * 1.12),
+                (radius * 0.6, -half * 0.9),
+                (radius * 0.62, half * 0.9),
+                (radius * 0.2, half * 1.12),
+                (0, half * 1.04),
+            ],
+            24,
+        )
+    ]
     for bolt in range(5):
         angle = 2 * np.pi * bolt / 5
         x, z = radius * 0.38 * np.cos(angle), radius * 0.38 * np.sin(angle)
@@ -82,11 +116,15 @@ def car(dice: Dice) -> Design:
         trim = f"{load} in the bed"
     match style:
         case "taxi":
-            caption = dice.one(f"a yellow taxi with a checkered band and {hub}", f"{an(words(length_word, 'yellow'))}"
-                               " taxi cab with a roof sign")
+            caption = dice.one(
+                f"a yellow taxi with a checkered band and {hub}",
+                f"{an(words(length_word, 'yellow'))} taxi cab with a roof sign",
+            )
         case "police car":
-            caption = dice.one("a black and white police car with a light bar on the roof",
-                               f"{an(words(length_word, 'police car'))} with red and blue lights and {hub}")
+            caption = dice.one(
+                "a black and white police car with a light bar on the roof",
+                f"{an(words(length_word, 'police car'))} with red and blue lights and {hub}",
+            )
         case _:
             caption = dice.one(
                 f"{an(words(length_word, color, style))} with {trim}",
@@ -110,10 +148,20 @@ def car(dice: Dice) -> Design:
         }.get(style, [(-1.3, deck), (-0.75, 1.4), (0.3, 1.44), (1.0, 0.86)])
         cabin = [(z * long, y) for z, y in cabin]
         base = cabin[-1][0]
-        upper = [(rear + 0.05, floor), (rear, 0.45), (rear + 0.02, deck - 0.08), (rear + 0.1, deck),
-                 (cabin[0][0], deck + 0.01), (base - 0.1, deck + 0.01), (base, hood + 0.05),
-                 ((base + front) / 2, hood), (front - 0.22, hood - 0.07), (front - 0.03, hood - 0.2), (front, 0.45),
-                 (front - 0.05, floor)]
+        upper = [
+            (rear + 0.05, floor),
+            (rear, 0.45),
+            (rear + 0.02, deck - 0.08),
+            (rear + 0.1, deck),
+            (cabin[0][0], deck + 0.01),
+            (base - 0.1, deck + 0.01),
+            (base, hood + 0.05),
+            ((base + front) / 2, hood),
+            (front - 0.22, hood - 0.07),
+            (front - 0.03, hood - 0.2),
+            (front, 0.45),
+            (front - 0.05, floor),
+        ]
         axles = (-1.3 * long, 1.32 * long)
 
         def taper(points: np.ndarray) -> np.ndarray:  # narrower upward and at both ends
@@ -124,7 +172,7 @@ def car(dice: Dice) -> Design:
         hull = lengthwise(extrude(arched(upper, axles, radius, floor), width, 0.06)).warp(taper)
         yield hull, plain("white", 0.4) if style == "police car" else paint
         if style == "police car":
-            for z0, z1 in ((rear + 0.0, cabin[0][0]), (base - 0.05, front - 0.1)):
+            for z0, z1 in ((rear, cabin[0][0]), (base - 0.05, front - 0.1)):
                 lid = box(width * 0.86, 0.03, z1 - z0 - 0.1, 0.01).turn(x=1.5 if z1 > 0 else 0)
                 yield lid.move(0, (hood if z1 > 0 else deck) + 0.005, (z0 + z1) / 2 + 0.03), paint
         # The cabin: glass all round under a roof, with pillars between the windows.
@@ -137,56 +185,101 @@ def car(dice: Dice) -> Design:
             return points
 
         yield lengthwise(extrude([(z, y - 0.05) for z, y in cabin], low, 0.03)).warp(lean), GLASS
-        roof = [(cabin[1][0] - 0.06, cabin[1][1] - 0.09), (cabin[1][0] - 0.02, cabin[1][1]), (cabin[2][0] - 0.02,
-                cabin[2][1]), (cabin[2][0] + 0.08, cabin[2][1] - 0.09)]
-        yield lengthwise(extrude(roof, low * 1.015, 0.02)).warp(lean), plain("white") if style == "police car" else paint
+        roof = [
+            (cabin[1][0] - 0.06, cabin[1][1] - 0.09),
+            (cabin[1][0] - 0.02, cabin[1][1]),
+            (cabin[2][0] - 0.02, cabin[2][1]),
+            (cabin[2][0] + 0.08, cabin[2][1] - 0.09),
+        ]
+        yield (
+            lengthwise(extrude(roof, low * 1.015, 0.02)).warp(lean),
+            plain("white") if style == "police car" else paint,
+        )
         pillar = 0.045
         frame = [(cabin[0], cabin[1]), (cabin[2], cabin[3])]
         posts = np.linspace(cabin[1][0], cabin[2][0], 3 if style != "pickup truck" else 2)[1:-1]
         frame += [((z, deck), (z, roof_y)) for z in posts]
         if style == "van":  # closed sides behind the driver
-            panel = [(cabin[0][0] - 0.01, deck), (cabin[1][0] - 0.01, roof_y - 0.02), (-0.2, roof_y - 0.02), (-0.2, deck)]
+            panel = [
+                (cabin[0][0] - 0.01, deck),
+                (cabin[1][0] - 0.01, roof_y - 0.02),
+                (-0.2, roof_y - 0.02),
+                (-0.2, deck),
+            ]
             yield lengthwise(extrude(panel, low * 1.012, 0.01)).warp(lean), paint
         for (z0, y0), (z1, y1) in frame:
             for side in (-1, 1):
                 top = side * (low + (high - low) * np.clip((y1 - 0.03 - deck) / (roof_y - deck), 0, 1)) / 2
-                yield rod((side * low / 2 * 0.985, y0 - 0.04, z0), (top * 0.985, y1 - 0.05, z1), pillar, sides=8), (
-                    plain("white") if style == "police car" else paint)
+                yield (
+                    rod((side * low / 2 * 0.985, y0 - 0.04, z0), (top * 0.985, y1 - 0.05, z1), pillar, sides=8),
+                    (plain("white") if style == "police car" else paint),
+                )
         tyre, hub = wheel(radius, 0.22)
         for z in axles:
             for side in (-1, 1):
                 yield tyre.move(side * (width / 2 - 0.13), radius, z), RUBBER
-                yield hub.move(side * (width / 2 - 0.13), radius, z), plain(rims if rims != "black" else "dark gray", 0.4)
-        yield box(width * 0.8, 0.3, (axles[1] - axles[0]) + 0.9, 0.03).move(0, 0.42, (axles[0] + axles[1]) / 2), RUBBER
+                yield (
+                    hub.move(side * (width / 2 - 0.13), radius, z),
+                    plain(rims if rims != "black" else "dark gray", 0.4),
+                )
+        yield (
+            box(width * 0.8, 0.3, (axles[1] - axles[0]) + 0.9, 0.03).move(0, 0.42, (axles[0] + axles[1]) / 2),
+            RUBBER,
+        )
         lamp_y = min(hood, deck) - 0.2
         for side in (-1, 1):
-            yield blob(0.3, 0.15, 0.1, 0.6, 16, 10).move(side * width * 0.33, lamp_y, front - 0.025), plain("cream", 0.3)
-            yield blob(0.26, 0.14, 0.08, 0.5, 16, 10).move(side * width * 0.33, deck - 0.2, rear + 0.01), plain("red")
+            yield (
+                blob(0.3, 0.15, 0.1, 0.6, 16, 10).move(side * width * 0.33, lamp_y, front - 0.025),
+                plain("cream", 0.3),
+            )
+            yield (
+                blob(0.26, 0.14, 0.08, 0.5, 16, 10).move(side * width * 0.33, deck - 0.2, rear + 0.01),
+                plain("red"),
+            )
             mirror_z = base - 0.28
-            yield blob(0.16, 0.11, 0.1, 0.6, 14, 8).move(side * (width * 0.5 + 0.03), deck + 0.08, mirror_z), paint
+            yield (
+                blob(0.16, 0.11, 0.1, 0.6, 14, 8).move(side * (width * 0.5 + 0.03), deck + 0.08, mirror_z),
+                paint,
+            )
             for z in (posts[0] - 0.5 if len(posts) else 0.1, (posts[0] if len(posts) else 0.3) + 0.36):
-                yield box(0.03, 0.03, 0.16, 0.01).move(side * (width * 0.485), deck - 0.13, z), plain("silver", 0.4)
+                yield (
+                    box(0.03, 0.03, 0.16, 0.01).move(side * (width * 0.485), deck - 0.13, z),
+                    plain("silver", 0.4),
+                )
         yield box(width * 0.5, 0.12, 0.06, 0.02).move(0, lamp_y - 0.04, front - 0.01), RUBBER
         for z, sign in ((front, 1), (rear, -1)):
             yield box(width * 0.88, 0.12, 0.12, 0.04).move(0, 0.36, z - sign * 0.02), plain("dark gray")
-            yield box(0.42, 0.11, 0.02, 0.006).move(0, 0.46 if sign > 0 else 0.5, z + sign * 0.015), plain("white")
+            yield (
+                box(0.42, 0.11, 0.02, 0.006).move(0, 0.46 if sign > 0 else 0.5, z + sign * 0.015),
+                plain("white"),
+            )
         if stripe:
             for side in (-1, 1):
                 x = side * 0.14
                 tone = plain(stripe, 0.4)
-                yield box(0.16, 0.03, cabin[2][0] - cabin[1][0], 0.008).move(
-                    x, roof_y - 0.001, (cabin[2][0] + cabin[1][0]) / 2 - 0.02), tone
+                yield (
+                    box(0.16, 0.03, cabin[2][0] - cabin[1][0], 0.008).move(
+                        x, roof_y - 0.001, (cabin[2][0] + cabin[1][0]) / 2 - 0.02
+                    ),
+                    tone,
+                )
                 path = [(z, y + 0.012) for z, y in upper[6:9]]
                 under = [(z, y - 0.02) for z, y in reversed(path)]
                 yield lengthwise(extrude(path + under, 0.16)).move(x=x), tone
                 if style == "sedan":
-                    yield box(0.16, 0.03, cabin[0][0] - rear - 0.12, 0.008).move(
-                        x, deck + 0.005, (cabin[0][0] + rear) / 2 + 0.03), tone
+                    yield (
+                        box(0.16, 0.03, cabin[0][0] - rear - 0.12, 0.008).move(
+                            x, deck + 0.005, (cabin[0][0] + rear) / 2 + 0.03
+                        ),
+                        tone,
+                    )
         if style == "taxi":
             sign_mesh = box(0.5, 0.17, 0.2, 0.04).move(0, roof_y + 0.08, -0.2)
             yield sign_mesh, plain("white")
             for side in (-1, 1):
-                band = box(0.015, 0.14, axles[1] - axles[0] - 2.6 * radius, 0.004).move(side * width * 0.487, deck - 0.28)
+                band = box(0.015, 0.14, axles[1] - axles[0] - 2.6 * radius, 0.004).move(
+                    side * width * 0.487, deck - 0.28
+                )
                 yield band.project(0.14, "y"), checks(COLORS["black"], COLORS["white"])
         if style == "police car":
             for side, tone in ((-1, "red"), (1, "blue")):
@@ -203,18 +296,30 @@ def car(dice: Dice) -> Design:
         if style == "pickup truck":
             middle = (rear + cabin[0][0]) / 2
             size = cabin[0][0] - rear - 0.24
-            yield box(width * 0.72, 0.02, size, 0.005).move(0, deck + 0.012, middle), Paint(color=(48, 48, 52))
+            yield (
+                box(width * 0.72, 0.02, size, 0.005).move(0, deck + 0.012, middle),
+                Paint(color=(48, 48, 52)),
+            )
             for side in (-1, 1):
                 yield box(0.09, 0.14, size + 0.16, 0.03).move(side * width * 0.41, deck + 0.06, middle), paint
             yield box(width * 0.82, 0.14, 0.09, 0.03).move(0, deck + 0.06, rear + 0.1), paint
             if load == "wooden crates":
                 for x, z, tall in ((-0.3, 0.2, 0.42), (0.34, 0.24, 0.34), (0.05, -0.4, 0.46)):
-                    yield box(0.5, tall, 0.46, 0.015).move(x, deck + tall / 2 + 0.02, middle + z).project(
-                        0.4, "x"), planks("pine", 4)
+                    yield (
+                        box(0.5, tall, 0.46, 0.015).move(x, deck + tall / 2 + 0.02, middle + z).project(0.4, "x"),
+                        planks("pine", 4),
+                    )
             elif load:
                 for x in (-0.36, -0.12, 0.12, 0.36):
-                    yield rod((x, deck + 0.14, middle - size * 0.47), (x, deck + 0.14, middle + size * 0.47), 0.11,
-                              sides=18), plain("orange")
+                    yield (
+                        rod(
+                            (x, deck + 0.14, middle - size * 0.47),
+                            (x, deck + 0.14, middle + size * 0.47),
+                            0.11,
+                            sides=18,
+                        ),
+                        plain("orange"),
+                    )
 
     return Design(caption, pieces)
 
@@ -228,15 +333,21 @@ def bus(dice: Dice) -> Design:
     rims = dice.one("silver", "black", "white")
     match style:
         case "school":
-            caption = dice.one("a yellow school bus with black stripes", f"a yellow school bus with {NUMBERS[windows]}"
-                               f" windows on each side and {rims} wheels")
+            caption = dice.one(
+                "a yellow school bus with black stripes",
+                f"a yellow school bus with {NUMBERS[windows]} windows on each side and {rims} wheels",
+            )
         case "double":
-            caption = dice.one(f"{an(color)} double-decker bus with {an(band)} stripe",
-                               f"{an(color)} two-story bus with {NUMBERS[windows]} windows on each floor")
+            caption = dice.one(
+                f"{an(color)} double-decker bus with {an(band)} stripe",
+                f"{an(color)} two-story bus with {NUMBERS[windows]} windows on each floor",
+            )
         case _:
-            caption = dice.one(f"{an(color)} city bus with {an(band)} stripe",
-                               f"{an(color)} bus with {NUMBERS[windows]} side windows and {an(band)} stripe",
-                               f"a long {color} bus with {an(band)} stripe and {rims} wheels")
+            caption = dice.one(
+                f"{an(color)} city bus with {an(band)} stripe",
+                f"{an(color)} bus with {NUMBERS[windows]} side windows and {an(band)} stripe",
+                f"a long {color} bus with {an(band)} stripe and {rims} wheels",
+            )
 
     def pieces() -> Pieces:
         paint, stripe = plain(color, 0.5), plain(band)
@@ -246,8 +357,14 @@ def bus(dice: Dice) -> Design:
         height = 4.0 if style == "double" else 2.65
         floor, radius = 0.4, 0.47
         rear, front = -length / 2, length / 2
-        line = [(rear, floor), (rear, height - 0.1), (rear + 0.1, height), (front - 0.12, height),
-                (front, height - 0.2), (front + (0.12 if not nose else 0), 1.5)]
+        line = [
+            (rear, floor),
+            (rear, height - 0.1),
+            (rear + 0.1, height),
+            (front - 0.12, height),
+            (front, height - 0.2),
+            (front + (0.12 if not nose else 0), 1.5),
+        ]
         if nose:
             line += [(front + 0.05, 1.45), (front + nose * 0.8, 1.35), (front + nose, 1.15)]
         line += [(front + nose + (0.12 if not nose else 0.02), floor)]
@@ -257,7 +374,10 @@ def bus(dice: Dice) -> Design:
         for z in axles:
             for side in (-1, 1):
                 yield tyre.move(side * (width / 2 - 0.16), radius, z), RUBBER
-                yield hub.move(side * (width / 2 - 0.16), radius, z), plain(rims if rims != "black" else "dark gray")
+                yield (
+                    hub.move(side * (width / 2 - 0.16), radius, z),
+                    plain(rims if rims != "black" else "dark gray"),
+                )
         yield box(width * 0.75, 0.5, length - 0.4, 0.03).move(0, 0.55, 0), RUBBER
         decks = (1.55, 2.85) if style == "double" else (1.55,)
         for y in decks:
@@ -282,17 +402,28 @@ def bus(dice: Dice) -> Design:
             yield blob(0.3, 0.26, 0.12, 0.8, 18, 10).move(side * width * 0.36, 0.85, end), plain("cream", 0.3)
             yield blob(0.2, 0.26, 0.08, 0.6, 14, 8).move(side * width * 0.4, 0.95, rear), plain("red")
             mirror = front + (0.35 if nose else 0.2)
-            yield rod((side * width * 0.48, 2.05, front - 0.05), (side * (width * 0.5 + 0.16), 1.95, mirror), 0.025), RUBBER
+            yield (
+                rod(
+                    (side * width * 0.48, 2.05, front - 0.05),
+                    (side * (width * 0.5 + 0.16), 1.95, mirror),
+                    0.025,
+                ),
+                RUBBER,
+            )
             yield blob(0.1, 0.4, 0.16, 0.6, 12, 8).move(side * (width * 0.5 + 0.18), 1.8, mirror), RUBBER
         if nose:
             yield box(width * 0.5, 0.34, 0.06, 0.02).move(0, 0.92, end), RUBBER
         yield box(width * 0.96, 0.2, 0.16, 0.05).move(0, 0.5, end + 0.02), plain("dark gray")
         yield box(width * 0.96, 0.2, 0.14, 0.05).move(0, 0.5, rear), plain("dark gray")
         sign_y = height - 0.22
-        yield box(width * 0.6, 0.24, 0.08, 0.02).move(0, sign_y if style != "double" else 2.48, front + 0.02), (
-            Paint(color=(30, 30, 34)))
-        yield box(width * 0.45, 0.09, 0.09, 0.01).move(0, sign_y if style != "double" else 2.48, front + 0.025), (
-            plain("orange"))
+        yield (
+            box(width * 0.6, 0.24, 0.08, 0.02).move(0, sign_y if style != "double" else 2.48, front + 0.02),
+            (Paint(color=(30, 30, 34))),
+        )
+        yield (
+            box(width * 0.45, 0.09, 0.09, 0.01).move(0, sign_y if style != "double" else 2.48, front + 0.025),
+            (plain("orange")),
+        )
         if style == "school":
             for side in (-1, 1):
                 yield sphere(0.09, 14).move(side * width * 0.38, height - 0.14, front), plain("red")
@@ -310,8 +441,16 @@ def wing(span: float, root: float, tip: float, sweep: float, thick: float, rise:
     for t in np.linspace(0, 1, 6):
         shrink = 1.0 if t < 0.95 else 0.8
         chord = (root + (tip - root) * t) * shrink
-        layers.append(np.stack([np.full(len(section), span * t), rise * t + section[:, 1] * thick * (1 - 0.5 * t),
-                                -sweep * t - section[:, 0] * chord], axis=1))
+        layers.append(
+            np.stack(
+                [
+                    np.full(len(section), span * t),
+                    rise * t + section[:, 1] * thick * (1 - 0.5 * t),
+                    -sweep * t - section[:, 0] * chord,
+                ],
+                axis=1,
+            )
+        )
     return rings(np.stack(layers))
 
 
@@ -343,8 +482,20 @@ def airplane(dice: Dice) -> Design:
     def pieces() -> Pieces:
         hull, trim, edge = plain(body, 0.4), plain(color, 0.4), plain(accent, 0.4)
         if style == "jet":
-            profile = smooth([(0, -2.2), (0.08, -2.1), (0.2, -1.5), (0.29, -0.8), (0.3, 0.6), (0.29, 1.4), (0.2, 1.85),
-                              (0.09, 2.05), (0, 2.1)], 40)
+            profile = smooth(
+                [
+                    (0, -2.2),
+                    (0.08, -2.1),
+                    (0.2, -1.5),
+                    (0.29, -0.8),
+                    (0.3, 0.6),
+                    (0.29, 1.4),
+                    (0.2, 1.85),
+                    (0.09, 2.05),
+                    (0, 2.1),
+                ],
+                40,
+            )
 
             def upswept(points: np.ndarray) -> np.ndarray:  # the tail's underside rises
                 points[:, 1] += 0.2 * np.clip((-points[:, 2] - 0.8) / 1.4, 0, 1) ** 1.5
@@ -368,17 +519,33 @@ def airplane(dice: Dice) -> Design:
                 z = 0.42 - 0.42 * x
                 for side in (-1, 1):
                     yield box(0.03, 0.22, 0.3, 0.01).move(side * x * span, -0.13 + 0.08 * x, z - 0.02), hull
-                    pod = [(0.07, -0.32), (0.125, -0.05), (0.14, 0.16), (0.13, 0.25), (0.112, 0.25), (0.1, 0.14),
-                           (0, 0.12)]
+                    pod = [
+                        (0.07, -0.32),
+                        (0.125, -0.05),
+                        (0.14, 0.16),
+                        (0.13, 0.25),
+                        (0.112, 0.25),
+                        (0.1, 0.14),
+                        (0, 0.12),
+                    ]
                     yield lathe(pod, 24).turn(x=90).move(side * x * span, -0.24 + 0.05 * x, z), hull
-                    yield lathe([(0.128, 0.24), (0.131, 0.26), (0.118, 0.262), (0.11, 0.25)], 24).turn(x=90).move(
-                        side * x * span, -0.24 + 0.05 * x, z), trim
-                    yield lathe([(0, 0.115), (0.1, 0.13), (0.03, 0.15), (0, 0.2)], 20).turn(x=90).move(
-                        side * x * span, -0.24 + 0.05 * x, z), RUBBER
+                    yield (
+                        lathe([(0.128, 0.24), (0.131, 0.26), (0.118, 0.262), (0.11, 0.25)], 24, loop=True)
+                        .turn(x=90)
+                        .move(side * x * span, -0.24 + 0.05 * x, z),
+                        trim,
+                    )
+                    yield (
+                        lathe([(0, 0.115), (0.1, 0.13), (0.03, 0.15), (0, 0.2)], 20)
+                        .turn(x=90)
+                        .move(side * x * span, -0.24 + 0.05 * x, z),
+                        RUBBER,
+                    )
             return
         nose = 0.86
-        profile = smooth([(0, -1.35), (0.05, -1.3), (0.13, -0.8), (0.21, -0.1), (0.23, 0.4), (0.2, 0.74), (0.13, nose)],
-                         34)
+        profile = smooth(
+            [(0, -1.35), (0.05, -1.3), (0.13, -0.8), (0.21, -0.1), (0.23, 0.4), (0.2, 0.74), (0.13, nose)], 34
+        )
         yield lathe([*profile, (0, nose)], 28).turn(x=90).scale(x=0.92), hull
         spinner = lathe(smooth([(0.09, nose - 0.02), (0.075, nose + 0.07), (0.0, nose + 0.17)], 12), 20).turn(x=90)
         yield spinner, edge
@@ -388,7 +555,14 @@ def airplane(dice: Dice) -> Design:
             yield paddle.move(z=nose + 0.06), Paint(color=(70, 50, 36))
         levels = (-0.16, 0.42) if style == "biplane" else (-0.06,)
         for y in levels:
-            half = wing(1.35 * span, 0.48, 0.34 if style == "propeller" else 0.44, 0.06, 0.13, 0.1 if style == "propeller" else 0.04).move(0.0, y, 0.55)
+            half = wing(
+                1.35 * span,
+                0.48,
+                0.34 if style == "propeller" else 0.44,
+                0.06,
+                0.13,
+                0.1 if style == "propeller" else 0.04,
+            ).move(0.0, y, 0.55)
             yield half, edge
             yield half.mirror(), edge
         tail = wing(0.5, 0.3, 0.2, 0.08, 0.08).move(0.0, 0.06, -1.02)
@@ -399,15 +573,25 @@ def airplane(dice: Dice) -> Design:
             for side in (-1, 1):
                 for x in (0.2, 0.95 * span):
                     for z in (0.46, 0.2):
-                        yield rod((side * x, -0.14 + 0.02 * x, z), (side * x, 0.43 + 0.02 * x, z), 0.014, sides=8), (
-                            wood("oak"))
+                        yield (
+                            rod(
+                                (side * x, -0.14 + 0.02 * x, z),
+                                (side * x, 0.43 + 0.02 * x, z),
+                                0.014,
+                                sides=8,
+                            ),
+                            (wood("oak")),
+                        )
             yield blob(0.2, 0.1, 0.34, sides=20, rows=10).move(0, 0.2, -0.05), Paint(color=(60, 42, 30))
             yield sphere(0.085, 18).move(0, 0.3, -0.09), plain("brown")
         else:
             yield blob(0.27, 0.3, 0.72, 0.85, 24, 14).move(0, 0.19, 0.12), GLASS
         for side in (-1, 1):
             tyre, hub = wheel(0.12, 0.08)
-            yield rod((side * 0.1, -0.14, 0.42), (side * 0.26, -0.36, 0.46), 0.02, sides=8), plain("dark gray")
+            yield (
+                rod((side * 0.1, -0.14, 0.42), (side * 0.26, -0.36, 0.46), 0.02, sides=8),
+                plain("dark gray"),
+            )
             yield tyre.move(side * 0.28, -0.37, 0.46), RUBBER
             yield hub.move(side * 0.28, -0.37, 0.46), trim
         tyre, _ = wheel(0.06, 0.04)
@@ -436,7 +620,9 @@ def hull(length: float, beam: float, depth: float, sheer: float) -> Mesh:
 
 def boat(dice: Dice) -> Design:
     style = dice.one("sailboat", "sailboat", "fishing boat", "tugboat")
-    color, other = dice.two("red", "orange", "yellow", "green", "teal", "blue", "light blue", "navy blue", "white", "brown")
+    color, other = dice.two(
+        "red", "orange", "yellow", "green", "teal", "blue", "light blue", "navy blue", "white", "brown"
+    )
     sail = dice.one("white", "cream", "red", "orange", "light blue", "yellow")
     striped = dice.chance(0.5)
     flag = dice.one("red", "yellow", "blue", "green")
@@ -463,12 +649,19 @@ def boat(dice: Dice) -> Design:
 
     def pieces() -> Pieces:
         length = 1.9
+        half_sheet = np.array([0.005, 0, 0])  # cloth is a centimetre thick, so that it has two sides
         beam, depth, sheer = (0.62, 0.3, 0.14) if style == "sailboat" else (0.78, 0.4, 0.26)
         body = hull(length, beam, depth, sheer)
         yield body, plain(color, 0.5)
-        yield body.scale(0.93, 1, 0.95).scale(y=0.05).warp(
-            lambda p: p + np.stack([0 * p[:, 0], 0.012 + sheer * np.clip(p[:, 2] / length + 0.5, 0, 1) ** 2.2 - p[:, 1] * 0.0,
-                                    0 * p[:, 0]], axis=1)).project(0.4, "x"), planks("pine", 6)
+
+        def deck(points: np.ndarray) -> np.ndarray:  # follows the sheer, a little over the hull's rim
+            points[:, 1] += 0.012 + sheer * np.clip(points[:, 2] / length + 0.5, 0, 1) ** 2.2
+            return points
+
+        yield (
+            body.scale(0.93, 0.05, 0.95).warp(deck).project(0.4, "x"),
+            planks("pine", 6),
+        )
         outline = body.points[: 17 * 13].reshape(17, 13, 3)
         for side in (0, 12):
             yield tube(outline[:, side] + [0, 0.012, 0], 0.022, 8), wood("walnut")
@@ -489,12 +682,10 @@ def boat(dice: Dice) -> Design:
                     s = np.linspace(0, 1, 11)[:, None]
                     line = low + (high - low) * s
                     line[:, :1] += belly * np.sin(np.pi * s) * np.sin(np.pi * min(t + 0.12, 1)) * (1 - 0.4 * t)
-                    rows.append(np.concatenate([line + [0.005, 0, 0], (line - [0.005, 0, 0])[::-1]]))
+                    rows.append(np.concatenate([line + half_sheet, (line - half_sheet)[::-1]]))
                 return rings(np.stack(rows)).project(0.5, "y")
 
-            canvas = (
-                stripes(COLORS[sail], COLORS[stripe_color], upright=False) if striped else plain(sail)
-            )
+            canvas = stripes(COLORS[sail], COLORS[stripe_color], upright=False) if striped else plain(sail)
             yield cloth([(mast_z - 0.03, 0.34), (-0.83, 0.31), (mast_z - 0.03, top)], 0.14), canvas
             yield cloth([(0.92, sheer + 0.06), (mast_z + 0.1, 0.3), (mast_z + 0.04, top * 0.86)], 0.1), canvas
             yield rod((0, sheer, 0.93), (0, top * 0.88, mast_z), 0.005, sides=6), plain("dark gray")
@@ -504,13 +695,18 @@ def boat(dice: Dice) -> Design:
             peak, flag_z = top + 0.1, mast_z
         elif style == "fishing boat":
             yield box(0.42, 0.4, 0.46, 0.04).move(0, 0.24, 0.22), plain(other)
-            yield box(0.5, 0.04, 0.56, 0.015).move(0, 0.46, 0.23), plain("white" if other != "white" else "red")
+            yield (
+                box(0.5, 0.04, 0.56, 0.015).move(0, 0.46, 0.23),
+                plain("white" if other != "white" else "red"),
+            )
             yield box(0.34, 0.14, 0.03, 0.01).move(0, 0.32, 0.445), GLASS
             for side in (-1, 1):
                 yield box(0.03, 0.14, 0.3, 0.01).move(side * 0.21, 0.32, 0.22), GLASS
                 yield rod((side * 0.06, 0.05, -0.2), (side * 0.5, 1.0, -0.45), 0.013, 0.008), pole
-                ring = [(side * 0.385, -0.02 + 0.08 * np.cos(a), -0.2 + 0.08 * np.sin(a)) for a in
-                        np.linspace(0, 2 * np.pi, 25)]
+                ring = [
+                    (side * 0.385, -0.02 + 0.08 * np.cos(a), -0.2 + 0.08 * np.sin(a))
+                    for a in np.linspace(0, 2 * np.pi, 25)
+                ]
                 yield tube(ring, 0.025, 10), plain("orange")
             yield rod((0, 0.4, 0.1), (0, 1.05, 0.1), 0.022, 0.014), pole
             for x, z in ((-0.14, -0.55), (0.14, -0.62)):
@@ -527,20 +723,28 @@ def boat(dice: Dice) -> Design:
                     yield rod((side * 0.235, 0.22, z), (side * 0.26, 0.22, z), 0.055, sides=18), GLASS
             stack = lathe([(0.1, 0.3), (0.085, 0.82), (0.095, 0.82), (0.095, 0.86), (0.06, 0.86), (0.06, 0.8)], 24)
             yield stack.move(z=-0.2), plain(other)
-            yield lathe([(0.1, 0.66), (0.105, 0.66), (0.102, 0.74), (0.085, 0.74)], 24).move(z=-0.2), plain(
-                "black" if other != "black" else "white")
+            yield (
+                lathe([(0.1, 0.66), (0.105, 0.66), (0.102, 0.74), (0.085, 0.74)], 24).move(z=-0.2),
+                plain("black" if other != "black" else "white"),
+            )
             for z in (-0.75, -0.5, -0.25, 0.0, 0.25):
                 side_x = float(np.interp(z, outline[:, 0, 2], np.abs(outline[:, 0, 0])))
                 for side in (-1, 1):
-                    ring = [(side * (side_x + 0.015), -0.08 + 0.07 * np.cos(a), z + 0.07 * np.sin(a)) for a in
-                            np.linspace(0, 2 * np.pi, 21)]
+                    ring = [
+                        (side * (side_x + 0.015), -0.08 + 0.07 * np.cos(a), z + 0.07 * np.sin(a))
+                        for a in np.linspace(0, 2 * np.pi, 21)
+                    ]
                     yield tube(ring, 0.03, 8), RUBBER
             yield rod((0, 0.6, 0.1), (0, 1.1, 0.1), 0.016), pole
             peak, flag_z = 1.1, 0.1
         ripple = np.linspace(0, 1, 9)
-        rows = [np.stack([0.03 * np.sin(ripple * 5), np.full(9, peak - y), flag_z - 0.3 * ripple], 1) for y in
-                (0.0, 0.16)]
-        yield rings(np.stack([np.concatenate([r + [0.004, 0, 0], (r - [0.004, 0, 0])[::-1]]) for r in rows])), plain(flag)
+        rows = [
+            np.stack([0.03 * np.sin(ripple * 5), np.full(9, peak - y), flag_z - 0.3 * ripple], 1) for y in (0.0, 0.16)
+        ]
+        yield (
+            rings(np.stack([np.concatenate([r + half_sheet, (r - half_sheet)[::-1]]) for r in rows])),
+            plain(flag),
+        )
 
     return Design(caption, pieces)
 
@@ -557,17 +761,22 @@ def rocket(dice: Dice) -> Design:
     portholes = f"{NUMBERS[windows]} round {'window' if windows == 1 else 'windows'}"
     fire = " and flames below" if flame else ""
     band = f" with {an(pattern)} band" if pattern else ""
+    tip = f" with {an(nose)} tip"
     caption = dice.one(
         f"{an(words(form, body))} rocket with {NUMBERS[fins]} {fin} fins{fire}",
         f"{an(words(form, body, 'toy rocket'))} with {an(nose)} nose, {fin} fins and {portholes}",
-        f"{an(words(form, body, 'space rocket'))}{band or f' with {an(nose)} tip'}{' and ' + portholes if not flame else fire}",
+        f"{an(words(form, body, 'space rocket'))}{band or tip}{fire or f' and {portholes}'}",
     )
 
     def pieces() -> Pieces:
         skin, tail = plain(body, 0.4), plain(fin, 0.4)
         radius = 0.26 * plump
-        shape = np.array(smooth([(0.62, 0.0), (0.85, 0.25), (1.0, 0.75), (0.96, 1.2), (0.74, 1.55), (0.4, 1.8),
-                                 (0.0, 1.95)], 48))
+        shape = np.array(
+            smooth(
+                [(0.62, 0.0), (0.85, 0.25), (1.0, 0.75), (0.96, 1.2), (0.74, 1.55), (0.4, 1.8), (0.0, 1.95)],
+                48,
+            )
+        )
 
         def at(y: float) -> float:
             return float(np.interp(y, shape[:, 1], shape[:, 0])) * radius
@@ -575,12 +784,26 @@ def rocket(dice: Dice) -> Design:
         cut = 1.5
         lower = [(r * radius, y) for r, y in shape if y < cut] + [(at(cut), cut), (0, cut)]
         yield lathe(lower, 40), skin
-        upper = [(0, cut - 0.01), (at(cut) + 0.004, cut - 0.01), *[(r * radius + 0.004, y) for r, y in shape if y > cut]]
+        upper = [
+            (0, cut - 0.01),
+            (at(cut) + 0.004, cut - 0.01),
+            *[(r * radius + 0.004, y) for r, y in shape if y > cut],
+        ]
         yield lathe(upper, 40), plain(nose, 0.4)
         yield sphere(0.03, 14).move(y=1.95), plain(nose, 0.4)
         for y in (0.12, cut - 0.03):
-            yield lathe([(at(y) - 0.01, y - 0.025), (at(y) + 0.012, y - 0.02), (at(y) + 0.012, y + 0.02),
-                         (at(y) - 0.01, y + 0.025)], 40), tail
+            yield (
+                lathe(
+                    [
+                        (at(y) - 0.01, y - 0.025),
+                        (at(y) + 0.012, y - 0.02),
+                        (at(y) + 0.012, y + 0.02),
+                        (at(y) - 0.01, y + 0.025),
+                    ],
+                    40,
+                ),
+                tail,
+            )
         if pattern:
             ys = np.linspace(0.36, 0.66, 6)
             line = [(at(y) + 0.006, y) for y in ys]
@@ -590,25 +813,38 @@ def rocket(dice: Dice) -> Design:
         for window in range(windows):
             y = 1.2 - 0.25 * window
             r, out = 0.085 - 0.01 * window, at(y)
-            ring = [(r * np.cos(a), y + r * np.sin(a), out * np.sqrt(1 - min((r * np.cos(a) / out) ** 2, 0.9)) + 0.006)
-                    for a in np.linspace(0, 2 * np.pi, 33)]
+            ring = [
+                (
+                    r * np.cos(a),
+                    y + r * np.sin(a),
+                    out * np.sqrt(1 - min((r * np.cos(a) / out) ** 2, 0.9)) + 0.006,
+                )
+                for a in np.linspace(0, 2 * np.pi, 33)
+            ]
             yield tube(ring, 0.02, 10), plain("gold" if fin != "yellow" else "gray", 0.4)
-            yield blob(2 * r, 2 * r, 0.1, sides=24, rows=12).move(0, y, out - 0.022), Paint(color=(96, 176, 220),
-                                                                                           roughness=0.3)
+            yield (
+                blob(2 * r, 2 * r, 0.1, sides=24, rows=12).move(0, y, out - 0.022),
+                Paint(color=(96, 176, 220), roughness=0.3),
+            )
         blade = curve([(0.16, 0.62), (0.34, 0.42), (0.46, 0.1), (0.47, -0.22)], 12)
         inner = curve([(0.38, -0.14), (0.27, 0.0), (0.12, 0.06)], 8)
-        outline = np.concatenate([blade, inner]) * [1.0, 1.0] + [radius - 0.25, 0]
+        outline = np.concatenate([blade, inner]) + np.array([radius - 0.25, 0])
         vane = extrude(outline, 0.06, 0.02)
         for number in range(fins):
             yield vane.turn(y=360 * number / fins + (90 if fins == 3 else 45)), tail
-        yield lathe([(0.0, 0.05), (0.1 * plump, 0.05), (0.16 * plump, -0.12), (0.13 * plump, -0.12), (0, -0.02)], 32), (
-            plain("dark gray"))
+        yield (
+            lathe(
+                [(0.0, 0.05), (0.1 * plump, 0.05), (0.16 * plump, -0.12), (0.13 * plump, -0.12), (0, -0.02)],
+                32,
+            ),
+            (plain("dark gray")),
+        )
         if flame:
             for size, tone, drop in ((1.0, (240, 120, 30), 0.52), (0.6, (255, 214, 70), 0.4)):
                 tongue = smooth([(0.1 * size, -0.08), (0.16 * size, -0.2), (0.1 * size, -0.36), (0.0, -drop)], 16)
-                yield lathe([(0, -0.06), *tongue], 24).move(y=0.0 if size == 1 else -0.0).scale(
-                    1 if size == 1 else 1.02, 1, 1), Paint(color=tone)
+                yield (
+                    lathe([(0, -0.06), *tongue], 24),
+                    Paint(color=tone),
+                )
 
     return Design(caption, pieces)
-
-

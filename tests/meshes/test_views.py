@@ -1,0 +1,190 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+from conftest import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
+
+from clipgs.meshes.cameras import canonical, look_at_origin
+from clipgs.meshes.materials import linear_to_srgb
+from clipgs.meshes.views import AMBIENT, LIGHTS, check, render
+from clipgs.storage import ObjectError
+
+PIXELS = 64
+
+
+def drawn(mesh, count=4, pixels=PIXELS, **options):
+    return render(mesh, *canonical(count, pixels=pixels), pixels, **options)
+
+
+def test_a_point_is_drawn_where_its_camera_says(glb, loaded):
+    """Also holds up the handedness: a mirrored picture would put the small cube elsewhere."""
+    tiny, spot = CUBE_CORNERS * np.float32(0.02), np.array([0.3, -0.4, 0.2])
+    unseen = glb.material(factor=(1, 1, 1, 0), alphaMode="MASK")
+    glb.node(glb.mesh(tiny + spot.astype(np.float32)))
+    glb.node(glb.mesh(CUBE_CORNERS * np.float32(0.5), material=unseen))  # sets the frame
+    mesh = loaded(glb)
+    viewmats, Ks = canonical(8, pixels=128)
+    rgba = render(mesh, viewmats, Ks, 128)
+    for view, viewmat, K in zip(rgba, viewmats, Ks, strict=True):
+        x, y, z = K @ (viewmat[:3, :3] @ spot + viewmat[:3, 3])
+        rows, columns = np.nonzero(view[..., 3])
+        np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], [x / z, y / z], atol=0.4)
+
+
+def test_rim_pixels_hold_the_colour_of_the_surface(glb, loaded):
+    """Composited over any ground, a half covered pixel is half surface and half ground."""
+    material = glb.material(factor=(0.8, 0.1, 0.3, 1))
+    glb.node(glb.mesh(material=material))
+    rgba = drawn(loaded(glb), ambient=1.0, lights=())
+    partial = (rgba[..., 3] > 0) & (rgba[..., 3] < 255)
+    assert partial.sum() > 100
+    expected = 255 * linear_to_srgb(np.array([0.8, 0.1, 0.3]))
+    assert np.abs(rgba[rgba[..., 3] > 0][:, :3] - expected).max() <= 3
+    assert (rgba[rgba[..., 3] == 0] == 0).all()
+
+
+def test_metalness_at_its_default_is_not_black(glb, loaded):
+    for metallic in (None, 1.0, 0.0):
+        material = glb.material(factor=(0.5, 0.5, 0.5, 1), metallic=metallic)
+        glb.node(glb.mesh(material=material), translation=[3 * len(glb.json["materials"]), 0, 0])
+    mesh = loaded(glb)
+    alone = [render(type(mesh)((part,), mesh.centre, mesh.scale), *canonical(4, pixels=64), 64) for part in mesh.parts]
+    means = [view[view[..., 3] == 255][:, :3].mean() for view in alone]
+    assert max(means) - min(means) < 6  # only their places differ
+    assert min(means) > 140
+
+
+@pytest.mark.parametrize("with_normals", [True, False])
+def test_faces_are_drawn_and_lit_from_both_sides(glb, loaded, with_normals):
+    """A mesh of inverted winding would otherwise show its inside."""
+    corners = CUBE_CORNERS[CUBE_FACES.ravel()]
+    a, b, c = corners.reshape(-1, 3, 3).transpose(1, 0, 2)
+    normals = np.repeat(np.cross(b - a, c - a) / 4, 3, axis=0)
+    faces = np.arange(36, dtype=np.uint16).reshape(-1, 3)
+    views = []
+    for sign, order in ((1, faces), (-1, faces[:, ::-1])):
+        builder = type(glb)()
+        extra = {"NORMAL": np.float32(sign * normals)} if with_normals else {}
+        builder.node(builder.mesh(corners, order, **extra))
+        views.append(drawn(loaded(builder)).astype(int))
+    assert np.abs(views[0] - views[1]).max() <= 2
+    middle = views[0][:, PIXELS // 2, PIXELS // 2]
+    assert (middle[:, 3] == 255).all()
+
+
+def test_a_plane_is_seen_from_behind(glb, loaded):
+    glb.node(glb.mesh(QUAD, QUAD_FACES))
+    _, Ks = canonical(1, pixels=PIXELS)
+    for z in (-2.54, 2.54):
+        view = render(loaded(glb), look_at_origin(np.array([0, 0, z]))[None], Ks, PIXELS)[0]
+        assert view[PIXELS // 2, PIXELS // 2, 3] == 255
+
+
+def test_light_does_not_follow_the_camera(glb, loaded):
+    """What is fitted has one colour a point: it must look the same from everywhere."""
+    glb.node(glb.mesh(QUAD, QUAD_FACES))
+    mesh = loaded(glb)
+    _, Ks = canonical(1, pixels=PIXELS)
+    eyes = np.array([[0, 0, 2.54], [1.2, 0.5, 2.2], [-1.5, -1, 1.8]])
+    rgba = render(mesh, np.stack([look_at_origin(eye) for eye in eyes]), np.repeat(Ks, 3, axis=0), PIXELS)
+    middles = rgba[:, PIXELS // 2, PIXELS // 2, :3].astype(int)
+    assert np.abs(middles - middles[0]).max() <= 1
+
+
+def test_white_does_not_clip_and_grey_stays_grey():
+    directions = np.random.default_rng(0).normal(size=(20_000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    light = np.full(len(directions), AMBIENT)
+    for direction, strength in LIGHTS:
+        light += strength * np.clip(directions @ (np.array(direction) / np.linalg.norm(direction)), 0, None)
+    assert 0.95 < light.max() <= 1
+    grey = linear_to_srgb(0.2140411 * light)
+    assert 0.42 < grey.mean() < 0.5
+    assert grey.max() - grey.min() > 0.1  # and the shape is still to be seen
+
+
+def test_invisible_objects_are_caught(glb, loaded):
+    material = glb.material(factor=(1, 0, 0, 0), alphaMode="BLEND")
+    glb.node(glb.mesh(material=material))
+    rgba = drawn(loaded(glb))
+    assert (rgba[..., 3] == 0).all()
+    with pytest.raises(ObjectError, match="invisible"):
+        check(rgba)
+
+
+def test_an_opaque_texture_with_alpha_is_not_see_through(glb, loaded):
+    """On real vehicles this cost 9 dB and all their colour."""
+    clear = np.dstack([np.full((4, 4, 3), 200), np.zeros((4, 4))]).astype(np.uint8)
+    material = glb.material(texture=glb.texture(clear))
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV))
+    view = drawn(loaded(glb), 1)[0]
+    assert set(np.unique(view[PIXELS // 2 - 4 : PIXELS // 2 + 4, PIXELS // 2, 3])) == {255}
+
+
+def test_check(glb, loaded):
+    glb.node(glb.mesh())
+    mesh = loaded(glb)
+    rgba = drawn(mesh, 36, 32)
+    check(rgba)
+    blank = rgba.copy()
+    blank[5] = 0
+    with pytest.raises(ObjectError, match="view 5 is blank"):
+        check(blank)
+    cut = rgba.copy()
+    cut[7, 10:20, 0] = 255
+    with pytest.raises(ObjectError, match="view 7 is cut off"):
+        check(cut)
+    viewmats, Ks = canonical(3, distance=1.5, pixels=32)
+    with pytest.raises(ObjectError, match="view 0 is cut off"):
+        render(mesh, viewmats, Ks, 32)
+
+
+def test_what_reaches_over_the_frame_by_a_thread_is_cut_off(glb, loaded):
+    needle = CUBE_CORNERS * np.float32([0.004, 1, 0.004])
+    glb.node(glb.mesh(needle))
+    _, Ks = canonical(1, distance=1.2, pixels=PIXELS)
+    with pytest.raises(ObjectError, match="cut off"):
+        render(loaded(glb), look_at_origin(np.array([1.2, 0, 0]))[None], Ks, PIXELS)
+
+
+def test_the_same_mesh_gives_the_same_bytes(glb, loaded):
+    glb.node(glb.mesh(NORMAL=CUBE_CORNERS))
+    mesh = loaded(glb)
+    assert drawn(mesh).tobytes() == drawn(mesh).tobytes()
+
+
+def test_renderers_do_not_grow(glb, loaded):
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    material = glb.material(texture=glb.texture(noise))
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV))
+    mesh = loaded(glb)
+    process = psutil.Process()
+    for _ in range(5):
+        drawn(mesh, 1)
+    before = process.memory_info().rss
+    for _ in range(25):
+        drawn(mesh, 1)
+    assert process.memory_info().rss - before < 25 << 20  # one renderer kept for 40 objects grew by 136 MB
+
+
+def test_import_needs_no_display():
+    code = (
+        "import sys\n"
+        "from clipgs.meshes.headless import import_pyrender\n"
+        "pyrender = import_pyrender()\n"
+        "pyrender.Mesh([]).bounds\n"
+        "sys.exit('pyglet.window' in sys.modules or 'pyglet.display' in sys.modules)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "PYOPENGL_PLATFORM")}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True, timeout=120)
+
+
+def test_naming_the_room_loads_nothing_heavy():
+    code = (
+        "import sys, clipgs.meshes\n"
+        "sys.exit(len({'trimesh', 'pyrender', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,173 @@
+"""What runs again after a change, and what does not."""
+
+import pytest
+import yaml
+
+from clipgs import config as configuration
+
+from .conftest import SETTINGS
+
+# The stages whose result an object of another key would differ in first. Written by hand, beside the code's own table.
+FIRST_STAGES = {
+    "seed": {"fetch", "sample", "view", "fit"},
+    "meshes": {"sample", "view"},
+    "meshes.max_file_mb": {"fetch"},
+    "points": {"sample"},
+    "views": {"view", "fit"},
+    "fit": {"fit"},
+    "render": {"render"},
+    "caption": {"caption"},
+    "pack": {"index"},
+    "catalog.folder.up_axis": {"sample", "view"},
+    # A place, a device, a limit, or what only objects to come are frozen with.
+    "output": set(),
+    "cache": set(),
+    "device": set(),
+    "workers": set(),
+    "catalog": set(),
+}
+FEEDS = {
+    "fetch": {"sample", "view", "caption", "pack"},
+    "sample": {"fit", "pack"},
+    "view": {"fit", "pack", "index"},
+    "fit": {"render", "pack"},
+    "render": {"pack"},
+    "caption": {"pack"},
+    "pack": {"index"},
+    "index": set(),
+    "label": {"caption", "pack"},
+}
+# Another value of each kind; where none of these is valid for a key, its own.
+OTHER = {"output": None, "caption.captioner": None, "fit.schedule": "constant", "catalog.folder.up_axis": "z",
+         "device": "auto", "catalog.source": None, "catalog.folder.path": "./meshes/", "cache": "elsewhere",
+         "catalog.folder.manifest": "./meshes/manifest.csv", "catalog.folder.columns": {"page": "category"},
+         "meshes.neutral_color": [0.5, 0.5, 0.5], "fit.relocate_below": 0.01, "pack.title": "another title"}  # fmt: skip
+
+
+def downstream(stages):
+    reached = set(stages)
+    while more := {fed for stage in reached for fed in FEEDS[stage]} - reached:
+        reached |= more
+    return reached
+
+
+def changed(key):
+    """The settings with another value at `key`."""
+    settings = yaml.safe_load(yaml.safe_dump(SETTINGS))
+    value = configuration.check(settings)
+    *parents, last = key.split(".")
+    for part in key.split("."):
+        value = getattr(value, part)
+    if key in OTHER:
+        value = OTHER[key]
+    elif isinstance(value, bool):
+        value = not value
+    elif isinstance(value, int):
+        value += 1
+    elif isinstance(value, float):
+        value = value * 0.9
+    target = settings
+    for part in parents:
+        target = target.setdefault(part, {})
+    target[last] = value
+    return settings
+
+
+def expected(key):
+    names = [name for name in FIRST_STAGES if key == name or key.startswith(name + ".")]
+    return downstream(FIRST_STAGES[max(names, key=len)])
+
+
+@pytest.mark.parametrize("key", configuration.setting_names())
+def test_a_changed_key_runs_again_what_depends_on_it_and_no_more(made, tmp_path, key):
+    if key in OTHER and OTHER[key] is None:
+        pytest.skip(f"another {key} is another run; tests of its own cover it")
+    settings = changed(key)
+    assert configuration.check(settings) != configuration.check(SETTINGS)
+    overlay = tmp_path / "changed.yaml"
+    overlay.write_text(yaml.safe_dump(settings))
+    planned = made.planned("--configfile", str(overlay))
+    stages = expected(key)
+    if key == "catalog.folder.columns":  # gives every object a page
+        stages = downstream({"label"})
+    if key == "views.count":  # the pictures of the splat are from the same cameras
+        stages = downstream({"view", "fit", "render"})
+    assert set(planned) == stages
+    assert all(planned[stage] == (1 if stage == "index" else 2) for stage in stages)
+
+
+def test_triplets_again_does_nothing(made):
+    assert made.planned() == {}
+
+
+def test_a_raised_version_runs_the_stage_again(made, monkeypatch):
+    version, keys = configuration.STAGES["render"]
+    monkeypatch.setitem(configuration.STAGES, "render", (version + 1, keys))
+    assert made.planned() == {"render": 2, "pack": 2, "index": 1}
+
+
+def test_one_object_more_is_one_new_shards_jobs(made, tmp_path):
+    workspace = made.copy(tmp_path / "more")
+    workspace.add_objects(3)
+    stages = ("freeze", "label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
+    assert workspace.planned() == {**dict.fromkeys(stages, 1), "objects": 1, "index": 1}
+
+
+def test_a_mended_caption_fits_and_renders_nothing(made, tmp_path):
+    workspace = made.copy(tmp_path / "mended")
+    workspace.add_objects(2, text1="a caption that somebody mended")
+    assert workspace.planned() == {"label": 1, "caption": 1, "pack": 1, "index": 1}
+    workspace.make()
+    assert workspace.planned() == {}
+    (text,) = workspace.output.glob("captions/00001.parquet")
+    from clipgs.storage import read_table
+
+    assert read_table(text)[0]["caption"] == "a caption that somebody mended"
+
+
+def test_looking_changes_nothing(made, tmp_path):
+    workspace = made.copy(tmp_path / "look")
+    workspace.add_objects(3)
+
+    def state():
+        return {path: path.stat().st_mtime_ns for path in workspace.output.rglob("*")}
+
+    before = state()
+    assert workspace.run("-n", "triplets").returncode == 0
+    assert workspace.run("--lint").returncode == 0
+    assert state() == before
+
+
+def test_an_output_can_be_moved(made, tmp_path):
+    assert made.copy(tmp_path / "elsewhere" / "deeper").planned() == {}
+
+
+def test_the_profile_beside_the_snakefile_needs_no_flag(made, checkout):
+    profile = yaml.safe_load((checkout / "profiles" / "default" / "config.yaml").read_text())
+    assert profile["cores"] == "all"
+    assert set(profile["rerun-triggers"]) == {"mtime", "params", "input", "code"}
+    done = made.run("triplets")  # without --cores, Snakemake refuses to run
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overlay", "words"),
+    [
+        ({"fit": {"step": 3}}, "fit.step is not a key; did you mean fit.steps?"),
+        ({"fit": {"steps": "many"}}, "fit.steps"),
+        ({"caption": {"captioner": "catalogue"}}, "did you mean catalog?"),
+        ({"output": "new", "catalog": {"folder": {"path": "empty", "manifest": None}}}, "holds no mesh file"),
+        ({"output": "new", "catalog": {"folder": {"path": "nowhere", "manifest": None}}}, "is not a folder"),
+        ({"catalog": {"folder": {"path": None}}}, "catalog.folder.path is not set"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_before_any_job(made, tmp_path, overlay, words):
+    workspace = made.copy(tmp_path / "wrong")
+    (workspace.folder / "empty").mkdir()
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    done = workspace.run("triplets", "--configfile", str(tmp_path / "overlay.yaml"))
+    assert done.returncode == 2
+    ours = [line for line in done.stderr.splitlines() if not line.startswith(("Using workflow", "Config file"))]
+    assert len(ours) == 1
+    assert words in ours[0]

@@ -1,0 +1,136 @@
+"""What a run makes: the same bytes, whatever disturbs it and however the work is cut up."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from clipgs import config as configuration
+from clipgs.storage import check, read_table, tar_objects
+
+from .conftest import SETTINGS, Workspace
+
+
+def objects_of(workspace, folder):
+    """Uid to its files' bytes, over all shards."""
+    found = {}
+    for tar in sorted((workspace.output / folder).glob("*.tar")):
+        found |= {uid: members.read() for uid, members in tar_objects(tar).items()}
+    return found
+
+
+def test_every_file_matches_its_sidecar(made):
+    sidecars = list(made.output.rglob("*.check"))
+    assert len(sidecars) > 20
+    for sidecar in sidecars:
+        check(sidecar.with_suffix(""))
+    assert not list(made.output.rglob("*.part"))
+    assert not [path for path in (made.output / "work").rglob("*") if path.is_file()]
+
+
+def test_an_object_is_the_same_whatever_its_shard_and_the_number_of_processes(made, tmp_path):
+    other = made.copy(tmp_path / "other")
+    for folder in other.output.iterdir():
+        if folder.name != "cache":
+            subprocess.run(["rm", "-r", str(folder)], check=True)
+    settings = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 64}, "workers": {"threads": 1}})
+    other.write_config(settings)
+    other.make("--cores", "1")
+    for folder in ("views", "splats", "renders", "triplets"):
+        ours, theirs = objects_of(made, folder), objects_of(other, folder)
+        assert len(ours) == 2
+        if folder == "triplets":  # the shard's name stands in the json
+            for files in (*ours.values(), *theirs.values()):
+                del files["json"]
+        assert ours == theirs
+
+
+def test_killed_in_the_middle_of_a_fit_goes_on_and_ends_the_same(made, tmp_path):
+    settings = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 64}, "workers": {"threads": 1}})
+    workspaces = [Workspace(tmp_path / name, made.checkout) for name in ("killed", "undisturbed")]
+    for workspace in workspaces:
+        workspace.folder.mkdir()
+        workspace.write_config(settings)
+        workspace.add_objects(4)
+    killed, undisturbed = workspaces
+    undisturbed.make()
+    journal = killed.output / "work" / "fit" / "00000"
+    with subprocess.Popen(
+        killed.command("triplets"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        deadline = time.monotonic() + 300
+        while not list(journal.glob("*.tar")):
+            assert run.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+    done = {path.name: path.stat().st_mtime_ns for path in journal.glob("*.tar")}
+    assert 1 <= len(done) < 4
+    assert not (killed.output / "splats" / "00000.tar").exists()
+    again = subprocess.run(killed.command("--unlock"), capture_output=True)
+    assert again.returncode == 0
+    again = killed.make()
+    assert f"fit 00000: {len(done)} of 4 objects are done already" in again.stderr + again.stdout
+    assert objects_of(killed, "triplets") == objects_of(undisturbed, "triplets")
+    tar = "triplets/00000.tar"
+    assert (killed.output / tar).read_bytes() == (undisturbed.output / tar).read_bytes()
+
+
+def test_a_damaged_file_is_found_and_made_again(made, tmp_path):
+    workspace = made.copy(tmp_path / "damaged")
+    splats = workspace.output / "splats" / "00000.tar"
+    whole = splats.read_bytes()
+    times = splats.stat()
+    splats.write_bytes(whole[:-512])
+    os.utime(splats, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = workspace.run("triplets", "--forcerun", "render")
+    assert done.returncode == 1
+    assert "splats/00000.tar has" in done.stdout + done.stderr
+    assert "make it again with: snakemake" in done.stdout + done.stderr
+    workspace.make("--forcerun", "render")
+    assert splats.read_bytes() == whole
+    assert workspace.planned() == {}
+
+
+def test_bad_objects_are_rows_and_the_others_go_on(made, tmp_path):
+    workspace = Workspace(tmp_path / "bad", made.checkout)
+    workspace.folder.mkdir()
+    settings = configuration.merge(
+        SETTINGS, {"catalog": {"shard_objects": 64, "folder": {"manifest": None}}, "fit": {"gaussians": 60, "steps": 5}}
+    )
+    workspace.write_config(settings)
+    workspace.add_objects(1)
+    meshes = workspace.folder / "meshes"
+    (good,) = meshes.glob("*.glb")
+    (meshes / "twin of it.glb").write_bytes(good.read_bytes())
+    (meshes / "em'pty\n.obj").write_text("")
+    (meshes / "cut.glb").write_bytes(good.read_bytes()[:100])
+    (meshes / "nan.off").write_text("OFF\n3 1 0\nnan 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (meshes / "nothing.ply").symlink_to(meshes / "nowhere")
+    workspace.make()
+    rows = read_table(workspace.output / "triplets" / "00000.parquet")
+    assert len(rows) == 6
+    errors = {row["uid"]: f"{row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"}
+    assert len(errors) >= 5, errors  # without a manifest the good one has no text
+    assert any("duplicate of" in error for error in errors.values())
+    assert any("No such file" in error for error in errors.values())
+    assert not any("Traceback" in error for error in errors.values())
+
+
+def test_the_report_is_made(made, tmp_path):
+    workspace = made.copy(tmp_path / "report")
+    done = workspace.run("triplets", "--report", "report.html")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (workspace.folder / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "README.md", "contact_sheet.png", "quality.png", "CREDITS.csv"])
+def test_the_dataset_is_described(made, name):
+    assert (made.output / "triplets" / name).stat().st_size > 0
+
+
+def test_settings_of_the_tests_are_valid():
+    configuration.check(yaml.safe_load(yaml.safe_dump(SETTINGS)))
