@@ -90,9 +90,7 @@ def test_second_uv_set_and_texture_transform(glb, loaded):
     turn = {"offset": [0.5, 0.25], "rotation": np.pi / 2, "scale": [2, 3], "texCoord": 1}
     texture["extensions"] = {"KHR_texture_transform": turn}
     glb.node(
-        glb.mesh(
-            QUAD, QUAD_FACES, material=glb.material(texture=texture), TEXCOORD_0=QUAD_UV * 9, TEXCOORD_1=QUAD_UV
-        )
+        glb.mesh(QUAD, QUAD_FACES, material=glb.material(texture=texture), TEXCOORD_0=QUAD_UV * 9, TEXCOORD_1=QUAD_UV)
     )
     (part,) = loaded(glb).parts
     u, v = (QUAD_UV * [2, 3]).T  # counter-clockwise as one sees it, with v down: u goes to -v
@@ -106,9 +104,7 @@ def test_draco(glb, loaded):
     ids = {kinds[a["attribute_type"]]: a["unique_id"] for a in DracoPy.decode(data).attributes}
     accessors = {
         "POSITION": glb.list("accessors", {"componentType": 5126, "count": 8, "type": "VEC3"}),
-        "COLOR_0": glb.list(
-            "accessors", {"componentType": 5121, "count": 8, "type": "VEC3", "normalized": True}
-        ),
+        "COLOR_0": glb.list("accessors", {"componentType": 5121, "count": 8, "type": "VEC3", "normalized": True}),
     }
     indices = glb.list("accessors", {"componentType": 5123, "count": 36, "type": "SCALAR"})
     extension = {"KHR_draco_mesh_compression": {"bufferView": glb.view(data), "attributes": ids}}
@@ -123,9 +119,7 @@ def test_draco(glb, loaded):
 
 def test_draco_that_is_damaged(glb, loaded):
     position = glb.list("accessors", {"componentType": 5126, "count": 8, "type": "VEC3"})
-    extension = {
-        "KHR_draco_mesh_compression": {"bufferView": glb.view(b"DRACO" * 9), "attributes": {"POSITION": 0}}
-    }
+    extension = {"KHR_draco_mesh_compression": {"bufferView": glb.view(b"DRACO" * 9), "attributes": {"POSITION": 0}}}
     glb.list("meshes", {"primitives": [{"attributes": {"POSITION": position}, "extensions": extension}]})
     glb.node(0)
     with pytest.raises(ObjectError, match="Draco"):
@@ -157,7 +151,9 @@ def test_specular_glossiness_gives_the_colour_where_it_names_one(glb, loaded):
 
 
 def test_glow(glb, loaded):
-    """An even glow over a colour is a converter's ambient light; on black, or as a picture, it is what one sees."""
+    """An even glow over a colour is a converter's ambient light; on black, or as a picture, it is what one
+    sees.
+    """
     picture = glb.texture(np.full((2, 2, 3), 255, np.uint8))
     for x, factor, fields in (
         (0, (0.5, 0, 0, 1), {"emissiveFactor": [0.4, 0.4, 0.4]}),

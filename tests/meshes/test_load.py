@@ -53,7 +53,7 @@ def test_vertices_that_no_face_names_have_no_say(glb, loaded):
 def test_obj_with_materials(tmp_path, loaded):
     Image.fromarray(np.uint8([[[255, 0, 0], [0, 0, 255]]])).save(tmp_path / "red blue.png")
     (tmp_path / "the mtl.mtl").write_text(
-        "newmtl picture\nKd 0.1 0.1 0.1\nmap_Kd red blue.png\nnewmtl plain\nKd 0.5 0.25 1\nnewmtl glass\nKd 1 1 1\nd 0.5\n"
+        "newmtl picture\nKd 0.1 0.1 0.1\nmap_Kd -s 1 1 1 -clamp on red blue.png\nnewmtl plain\nKd 0.5 0.25 1\nnewmtl glass\nKd 1 1 1\nd 0.5\n"
     )
     path = tmp_path / "object.obj"
     path.write_text(
@@ -73,6 +73,28 @@ def test_obj_with_materials(tmp_path, loaded):
     found = surface_colors(picture, np.zeros(200, int), barycentric)[between]
     red = (0.75 - u[between]) / 0.5
     np.testing.assert_allclose(found, np.stack([red, 0 * red, 1 - red], axis=1), atol=1e-5)
+
+
+def test_obj_with_several_material_files(tmp_path, loaded):
+    for name, color in (("a", "1 0 0"), ("b", "0 0 1")):
+        (tmp_path / f"{name}.mtl").write_text(f"newmtl {name}\nKd {color}\n")
+    path = tmp_path / "object.obj"
+    path.write_text("# mtllib c\nmtllib a.mtl\nmtllib b.mtl\n" + QUAD_OBJ + "usemtl a\nf 1 2 3\nusemtl b\nf 1 3 4\n")
+    colors = {part.material.base_color_factor for part in loaded(path).parts}
+    assert colors == {(1, 0, 0, 1), (0, 0, 1, 1)}
+
+
+def test_obj_indices_that_count_backwards(tmp_path, loaded):
+    """Each face right after its own vertices, as some exporters write."""
+    lines = []
+    for face in CUBE_FACES:
+        lines += ["v {} {} {}".format(*CUBE_CORNERS[index]) for index in face]
+        lines += ["vt 0 0", "f -3/-1 -2/-1 -1/-1"]
+    path = tmp_path / "object.obj"
+    path.write_text("\n".join(lines))
+    (part,) = loaded(path).parts
+    a, b, c = (part.vertices[part.faces[:, i]].astype(float) for i in range(3))
+    assert (a * np.cross(b, c)).sum() / 6 == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("values", ["1 0.5 0", "255 127.5 0"])
@@ -162,7 +184,7 @@ def test_gltf_vertex_colors_are_linear(glb, loaded):
     np.testing.assert_allclose(colors_of(loaded(glb)), np.tile([1, 0.5, 0], (12, 1)), atol=1e-5)
 
 
-# --- what is never opened ------------------------------------------------------------------------
+# --- what is never opened -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -252,7 +274,7 @@ def test_a_link_to_the_object_itself_is_followed(tmp_path, glb):
     assert load(tmp_path / "set" / "object.glb", max_faces=12, max_texture_pixels=1).face_count == 12
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 def _bomb() -> bytes:

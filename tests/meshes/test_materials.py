@@ -40,7 +40,9 @@ def pictured(part: Part) -> np.ndarray:
 
 
 def on_quad() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Faces and barycentric coordinates under the pixels that lie inside the quad, and which pixels they are."""
+    """Faces and barycentric coordinates under the pixels that lie inside the quad, and which pixels they
+    are.
+    """
     rows, columns = np.mgrid[12 : PIXELS - 12, 12 : PIXELS - 12].reshape(2, -1)
     x = (columns + 0.5 - PIXELS / 2) / (0.8 * PIXELS) + 0.5
     y = 0.5 - (rows + 0.5 - PIXELS / 2) / (0.8 * PIXELS)

@@ -106,9 +106,7 @@ def picture(table):
     means, quats, scales, opacities, colors = torch.from_numpy(table.T.copy()).split([3, 4, 3, 1, 3], dim=1)
     viewmat, K = torch.eye(4)[None].clone(), torch.tensor([[[60.0, 0, 20], [0, 60, 20], [0, 0, 1]]])
     viewmat[0, 2, 3] = 2
-    return rasterize(
-        means, quats, scales.exp(), opacities[:, 0].sigmoid(), colors.sigmoid(), viewmat, K, 40, 40
-    )[0]
+    return rasterize(means, quats, scales.exp(), opacities[:, 0].sigmoid(), colors.sigmoid(), viewmat, K, 40, 40)[0]
 
 
 def test_the_dead_are_moved_and_the_picture_stays():

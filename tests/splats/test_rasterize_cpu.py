@@ -150,9 +150,7 @@ def test_results_repeat_and_do_not_depend_on_the_batch():
 
     def run(index):
         values = [value[index].clone().requires_grad_() for value in inputs.values()]
-        images, alphas = rasterize(
-            *values, viewmats[index], Ks[index], 37, 22, backgrounds=backgrounds[index]
-        )
+        images, alphas = rasterize(*values, viewmats[index], Ks[index], 37, 22, backgrounds=backgrounds[index])
         (images.square().sum() + alphas.sum()).backward()
         return [images.detach(), alphas.detach(), *(value.grad for value in values)]
 
@@ -200,9 +198,7 @@ def test_every_width_is_drawn_whole(width, height):
 def test_no_gaussians_leave_the_ground():
     _, viewmats, Ks, backgrounds = scene()
     empty = [torch.zeros(0, size) for size in (3, 4, 3)]
-    images, alphas = rasterize(
-        *empty, torch.zeros(0), torch.zeros(0, 3), viewmats, Ks, 10, 6, backgrounds=backgrounds
-    )
+    images, alphas = rasterize(*empty, torch.zeros(0), torch.zeros(0, 3), viewmats, Ks, 10, 6, backgrounds=backgrounds)
     assert torch.equal(images, backgrounds[:, None, None].expand(2, 6, 10, 3))
     assert not alphas.any()
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from test_rasterize_cpu import NAMES, scene
 
 from clipgs.splats.rasterize import rasterize

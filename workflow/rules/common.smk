@@ -8,7 +8,6 @@ from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
 from clipgs.storage import ClipgsError
 
-
 try:
     CONFIG = settings.check(config)
     PLAN = plan(CONFIG)

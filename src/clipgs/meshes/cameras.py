@@ -65,11 +65,7 @@ def look_at_origin(
     Straight above or below, where up has no direction, -Z or Z is up in the picture.
     """
     forward = -eye / np.linalg.norm(eye)
-    up = (
-        np.array([0.0, 1.0, 0.0])
-        if abs(forward[1]) < 0.999
-        else np.array([0.0, 0.0, math.copysign(1, forward[1])])
-    )
+    up = np.array([0.0, 1.0, 0.0]) if abs(forward[1]) < 0.999 else np.array([0.0, 0.0, math.copysign(1, forward[1])])
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
     viewmat = np.eye(4)
@@ -97,9 +93,7 @@ def parse_cameras(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
     """Inverse of `cameras_json`: viewmats [V, 4, 4], Ks [V, 3, 3], float32, and pixels."""
     described = json.loads(data)
     if described.get("convention") != "opencv world-to-camera":
-        raise ObjectError(
-            f"the cameras follow the convention {described.get('convention')!r}, which is not known"
-        )
+        raise ObjectError(f"the cameras follow the convention {described.get('convention')!r}, which is not known")
     viewmats, Ks = (np.asarray(described[key], np.float32) for key in ("viewmats", "Ks"))
     if viewmats.shape[1:] != (4, 4) or Ks.shape[1:] != (3, 3) or len(viewmats) != len(Ks):
         raise ObjectError(f"the cameras have the shapes {viewmats.shape} and {Ks.shape}")

@@ -57,20 +57,12 @@ class Folder:
     def _read(self, name: str) -> bytes:
         shown = repr(name if len(name) <= 100 else name[:97] + "...")
         relative = name.strip().replace("\\", "/")
-        if (
-            re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative)
-            or ".." in relative.split("/")
-            or "\0" in relative
-        ):
-            raise ObjectError(
-                f"it names {shown}, which is not a file in its own folder, so it was not opened"
-            )
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative) or ".." in relative.split("/") or "\0" in relative:
+            raise ObjectError(f"it names {shown}, which is not a file in its own folder, so it was not opened")
         path = self.root / relative
         try:
             if not path.resolve().is_relative_to(self.root):
-                raise ObjectError(
-                    f"it names {shown}, a link that leaves its own folder, so it was not opened"
-                )
+                raise ObjectError(f"it names {shown}, a link that leaves its own folder, so it was not opened")
             if not path.is_file():
                 raise ObjectError(f"it names {shown}, which is missing from its folder")
             return path.read_bytes()
@@ -103,18 +95,14 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ObjectError(f"its texture {shown} has more pixels than the limit of {max_pixels}") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        reason = (
-            "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
-        )
+        reason = "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
         raise ObjectError(f"its texture {shown} {reason}") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
         values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(
-            (values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
-        )
+        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

@@ -126,9 +126,7 @@ class _Document:
             else:
                 raise ObjectError(f"its buffer {index} has no data")
             if len(data) < described["byteLength"]:
-                raise ObjectError(
-                    f"its buffer {index} has {len(data)} bytes instead of {described['byteLength']}"
-                )
+                raise ObjectError(f"its buffer {index} has {len(data)} bytes instead of {described['byteLength']}")
             self.buffers[index] = data
         return self.buffers[index]
 
@@ -137,11 +135,7 @@ class _Document:
             return self.folder.get(unquote(uri))
         kind, _, payload = uri.partition(",")
         try:
-            return (
-                base64.b64decode(payload, validate=True)
-                if kind.endswith(";base64")
-                else unquote(payload).encode()
-            )
+            return base64.b64decode(payload, validate=True) if kind.endswith(";base64") else unquote(payload).encode()
         except binascii.Error as error:
             raise ObjectError(f"one of its data URIs is damaged: {error}") from error
 
@@ -166,9 +160,7 @@ class _Document:
             raise ObjectError(f"its accessor {index} has {count} elements")
         if "bufferView" in described:
             stride = self.item("bufferViews", described["bufferView"]).get("byteStride", 0)
-            values = self.elements(
-                described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width
-            )
+            values = self.elements(described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width)
         else:
             # All zeros, declared without a byte of data: only the face limit says what is too much.
             if count > 3 * self.max_faces:
@@ -178,29 +170,21 @@ class _Document:
             sparse = described["sparse"]
             where, what = sparse["indices"], sparse["values"]
             index_type = np.dtype(_DTYPES[where["componentType"]])
-            rows = self.elements(
-                where["bufferView"], where.get("byteOffset", 0), 0, sparse["count"], index_type, 1
-            )
-            new = self.elements(
-                what["bufferView"], what.get("byteOffset", 0), 0, sparse["count"], dtype, width
-            )
+            rows = self.elements(where["bufferView"], where.get("byteOffset", 0), 0, sparse["count"], index_type, 1)
+            new = self.elements(what["bufferView"], what.get("byteOffset", 0), 0, sparse["count"], dtype, width)
             values = values.copy()
             values[rows[:, 0]] = new
         if described.get("normalized") and dtype.kind in "iu":
             values = np.maximum(values / np.iinfo(dtype).max, -1.0)
         return values
 
-    def elements(
-        self, view: int, offset: int, stride: int, count: int, dtype: np.dtype, width: int
-    ) -> np.ndarray:
+    def elements(self, view: int, offset: int, stride: int, count: int, dtype: np.dtype, width: int) -> np.ndarray:
         data = self.view(view)
         row_bytes = dtype.itemsize * width
         stride = stride or row_bytes
         needed = offset + (count - 1) * stride + row_bytes if count else 0
         if offset < 0 or stride < row_bytes or needed > len(data):
-            raise ObjectError(
-                f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}"
-            )
+            raise ObjectError(f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}")
         return np.ndarray((count, width), dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize))
 
     # --- materials ------------------------------------------------------------------------------------------
@@ -211,18 +195,14 @@ class _Document:
         source = webp.get("source", texture.get("source"))
         if source is None:
             names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
-            raise ObjectError(
-                f"a texture can only be read through the glTF extension {names}, which is not read"
-            )
+            raise ObjectError(f"a texture can only be read through the glTF extension {names}, which is not read")
         if source not in self.images:
             image = self.item("images", source)
             data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
             name = str(image.get("uri") or image.get("name") or f"images[{source}]")
             name = f"images[{source}]" if name.startswith("data:") else name
             if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
-                raise ObjectError(
-                    f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read"
-                )
+                raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
             self.images[source] = decode_image(data, name, self.folder.max_texture_pixels)
         sampler = self.item("samplers", texture["sampler"]) if "sampler" in texture else {}
         wraps = (_WRAPS[sampler.get("wrapS", 10497)], _WRAPS[sampler.get("wrapT", 10497)])
@@ -251,9 +231,7 @@ class _Document:
             # An even glow is a colour only where there is no other: converters put ambient light there.
             if glow_picture is None and max(color[:3]) > 0:
                 glow = (0.0, 0.0, 0.0)
-            emissive = (
-                self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
-            )
+            emissive = self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
             mode = described.get("alphaMode", "OPAQUE")
             if mode not in ("OPAQUE", "MASK", "BLEND"):
                 raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
@@ -303,9 +281,7 @@ class _Document:
                 raise
             raise ObjectError(f"its Draco data could not be decoded: {error}") from error
         names = {number: name for name, number in extension["attributes"].items()}
-        decoded = {
-            names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names
-        }
+        decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
         return decoded, np.asarray(mesh.faces).reshape(-1)
 
     def primitive(self, mesh: int, index: int) -> _Primitive | None:
@@ -343,9 +319,7 @@ class _Document:
         if colors is not None:
             if "material" not in described:
                 material = Material()
-            if (
-                colors.dtype.kind in "iu"
-            ):  # the standard asks for normalised ones; some writers forget to say so
+            if colors.dtype.kind in "iu":  # the standard asks for normalised ones; some writers forget to say so
                 colors = colors / np.iinfo(colors.dtype).max
             if colors.shape[1] == 3:
                 colors = np.column_stack([colors, np.ones(count)])
@@ -434,11 +408,7 @@ class _Document:
             stored = self.accessor(described["inverseBindMatrices"])[: len(world)]
             world = world @ stored.reshape(-1, 4, 4).transpose(0, 2, 1).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
-        if (
-            not np.isfinite(world).all()
-            or not (np.isfinite(total) & (total > 0)).all()
-            or joints.max() >= len(world)
-        ):
+        if not np.isfinite(world).all() or not (np.isfinite(total) & (total > 0)).all() or joints.max() >= len(world):
             return None
         return np.einsum("vj,vjab->vab", weights / total, world[joints])
 
@@ -535,9 +505,7 @@ def _transformed(
     determinant = np.linalg.det(linear)
     if normals is not None:
         # Cofactors turn normals as the inverse transpose does, and exist for a flattened mesh too.
-        cofactors = np.stack(
-            [np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1
-        )
+        cofactors = np.stack([np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1)
         normals = np.einsum("vab,vb->va", np.broadcast_to(cofactors, (len(vertices), 3, 3)), normals)
         normals = normals * np.sign(determinant)[:, None]
     if determinant.mean() < 0:  # a mirror turns the winding round

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
@@ -104,11 +105,42 @@ def load(
 def _read_obj(path: Path, folder: Folder, neutral: Material) -> list[Part]:
     from trimesh.exchange.obj import load_obj
 
-    text = _text(path)
-    used = re.search(r"^\s*usemtl\b", text, re.MULTILINE) is not None
+    text = _absolute_indices(_text(path.read_bytes()))
+    libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
     # A material file that no face uses says nothing about colour, and is often not shipped.
-    loaded = load_obj(io.BytesIO(text.encode()), resolver=_Textures(folder), skip_materials=not used)
+    used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
+    materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
+    # trimesh takes the options of a texture for a part of its name.
+    materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
+    textures = _Textures(folder, materials.encode())
+    loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
     return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
+
+
+def _absolute_indices(text: str) -> str:
+    """OBJ with indices that count from the start.
+
+    A negative one counts back from where it stands; trimesh counts it back from the end of the file.
+    """
+    if re.search(r"^[ \t]*f\b.*-\d", text, re.MULTILINE) is None:
+        return text
+    counts, lines = {"v": 0, "vt": 0, "vn": 0}, []
+    for line in text.splitlines():
+        kind, *words = line.split() or [""]
+        if kind in counts:
+            counts[kind] += 1
+        elif kind == "f":
+            totals = tuple(counts.values())
+            corners = [
+                "/".join(
+                    str(total + int(index) + 1) if index.startswith("-") else index
+                    for index, total in zip(word.split("/"), totals, strict=False)
+                )
+                for word in words
+            ]
+            line = " ".join(["f", *corners])
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _read_ply(path: Path, folder: Folder, neutral: Material) -> list[Part]:
@@ -133,7 +165,7 @@ def _read_stl(path: Path, neutral: Material) -> list[Part]:
 
 def _read_off(path: Path, neutral: Material) -> list[Part]:
     """OFF and COFF, with the colours that trimesh leaves out: of vertices (COFF), else of faces."""
-    lines = [line.partition("#")[0].split() for line in _text(path).splitlines()]
+    lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
     words = [line for line in lines if line]
     if not words or not words[0][0].upper().startswith(("OFF", "COFF")):
         raise ObjectError("the OFF file does not begin with OFF")
@@ -151,8 +183,7 @@ def _read_off(path: Path, neutral: Material) -> list[Part]:
     rows = body[:vertex_count]
     vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
     polygons = [
-        (row[1 : 1 + int(row[0])], row[1 + int(row[0]) :])
-        for row in body[vertex_count : vertex_count + face_count]
+        (row[1 : 1 + int(row[0])], row[1 + int(row[0]) :]) for row in body[vertex_count : vertex_count + face_count]
     ]
     faces = [(polygon[0], *edge) for polygon, _ in polygons for edge in pairwise(polygon[1:])]
     kwargs: dict[str, Any] = {"vertices": vertices, "faces": np.array(faces, np.int64).reshape(-1, 3)}
@@ -171,27 +202,27 @@ def _off_colors(rows: list[list[str]]) -> np.ndarray:
 
 
 class _Textures:
-    """A `Folder` whose pictures have been checked before trimesh opens them."""
+    """What trimesh's readers ask for by name: the materials that were read already, then pictures.
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    Pictures are checked and decoded here, and given on as PNG, before trimesh opens them.
+    """
+
+    def __init__(self, folder: Folder, materials: bytes = b"") -> None:
+        self.folder, self.materials = folder, materials
 
     def get(self, name: str) -> bytes:
-        data = self.folder.get(name)
-        if Path(name.strip()).suffix.lower() != ".mtl":
-            from PIL import Image
-
-            buffer = io.BytesIO()
-            Image.fromarray(self.folder.image(name)).save(buffer, "PNG", compress_level=0)
-            return buffer.getvalue()
-        return data
+        if self.materials:
+            materials, self.materials = self.materials, b""
+            return materials
+        buffer = io.BytesIO()
+        Image.fromarray(self.folder.image(name)).save(buffer, "PNG", compress_level=0)
+        return buffer.getvalue()
 
     __getitem__ = get
 
 
-def _text(path: Path) -> str:
-    """A text file in whatever encoding it is."""
-    data = path.read_bytes()
+def _text(data: bytes) -> str:
+    """Text in whatever encoding it is."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -217,9 +248,7 @@ def _check_ply_header(data: bytes) -> None:
                 raise ObjectError(f"the PLY file claims {count} elements")
         elif words[:1] == ["property"]:
             # A list takes the bytes of its length at least; in text, a digit and a space.
-            needed += count * (
-                2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]]
-            )
+            needed += count * (2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]])
     if needed > len(data) - end:
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
 
@@ -257,9 +286,7 @@ def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
     """Linear [V, 4] of colours in sRGB, as bytes or fractions; None where they are no colours."""
     if len(colors) != count or colors.ndim != 2 or colors.shape[1] not in (3, 4):
         return None
-    fractions = (
-        colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
-    )
+    fractions = colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
     if fractions.max(initial=0) > 1:  # OBJ files give either, without saying which
         fractions = fractions / 255
     if not np.isfinite(fractions).all():
@@ -275,9 +302,7 @@ def _simple_material(material: Any) -> Material | None:
     # A fraction is a true opacity; 0 is written by programs that mean the opposite.
     opacity = next((float(word) for word in values.get("d", ())), 1.0)
     alpha = opacity if 0 < opacity < 1 else 1.0
-    if (
-        image is not None and image.format is not None
-    ):  # trimesh draws a picture of its own where there is none
+    if image is not None and image.format is not None:  # trimesh draws a picture of its own where there is none
         pixels = np.asarray(image)
         cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
         mode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
@@ -320,16 +345,10 @@ def _joined(group: list[Part]) -> Part:
     starts = np.cumsum([0, *(len(part.vertices) for part in group)])
 
     def stacked(name: str) -> np.ndarray | None:
-        return (
-            None
-            if getattr(group[0], name) is None
-            else np.concatenate([getattr(part, name) for part in group])
-        )
+        return None if getattr(group[0], name) is None else np.concatenate([getattr(part, name) for part in group])
 
     faces = np.concatenate([part.faces + start for part, start in zip(group, starts, strict=False)])
-    return Part(
-        stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material
-    )
+    return Part(stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
 
 
 def _normalised(parts: list[Part], up_axis: str) -> Mesh:
@@ -372,9 +391,7 @@ def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | 
     if normals is None:
         return None
     normals = np.nan_to_num(normals.astype(np.float64), nan=0, posinf=0, neginf=0) @ turn.T
-    normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(
-        1e-300
-    )  # squares of tiny ones would vanish
+    normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(1e-300)  # squares of tiny ones would vanish
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return (normals / length.clip(1e-12)).astype(np.float32)
 

@@ -41,9 +41,7 @@ def sample(
         xyz, rgba = np.empty((missing, 3)), np.empty((missing, 4), np.float32)
         for index, part in enumerate(mesh.parts):
             inside = (faces >= first_faces[index]) & (faces < first_faces[index + 1])
-            xyz[inside], rgba[inside] = _points_of(
-                part, faces[inside] - first_faces[index], barycentric[inside]
-            )
+            xyz[inside], rgba[inside] = _points_of(part, faces[inside] - first_faces[index], barycentric[inside])
         seen = rng.random(missing) < rgba[:, 3]
         normals = crosses[faces[seen]] / doubled_areas[faces[seen], None]
         drawn.append((xyz[seen], rgba[seen, :3], normals))

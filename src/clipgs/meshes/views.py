@@ -57,16 +57,12 @@ def render(
     for part in mesh.parts:
         _add_part(pyrender, scene, part)
     for direction, strength in lights:
-        scene.add(
-            pyrender.DirectionalLight(color=np.ones(3), intensity=strength), pose=_shining_from(direction)
-        )
+        scene.add(pyrender.DirectionalLight(color=np.ones(3), intensity=strength), pose=_shining_from(direction))
     nodes = []
     for viewmat, K in zip(viewmats, Ks, strict=True):
         distance = np.linalg.norm(viewmat[:3, 3])
         near = max(distance - 1.0, 0.01)  # the mesh lies within 0.87 of the origin
-        camera = pyrender.IntrinsicsCamera(
-            K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0
-        )
+        camera = pyrender.IntrinsicsCamera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0)
         nodes.append(scene.add(camera, pose=np.linalg.inv(viewmat) @ _OPENGL_CAMERA))
 
     translucent = any(part.alpha_mode == "BLEND" for part in mesh.parts)
@@ -140,9 +136,7 @@ def _add_part(pyrender, scene, part: Part) -> None:
     primitive = pyrender.Primitive(
         positions=part.vertices - middle,
         normals=part.normals,
-        texcoord_0=None
-        if part.uv is None
-        else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
+        texcoord_0=None if part.uv is None else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
         color_0=part.colors,
         indices=part.faces,
         material=render_material(part),

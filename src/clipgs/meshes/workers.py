@@ -83,9 +83,7 @@ def run(
         while True:
             # One task more than workers lies ready; more would only wait where a crash could reach them.
             while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
-                future = pool.schedule(
-                    _guarded, args=(function, entry[1], memory_mb), timeout=timeout_seconds
-                )
+                future = pool.schedule(_guarded, args=(function, entry[1], memory_mb), timeout=timeout_seconds)
                 running[future] = entry[0]
             if not running:
                 break
@@ -132,9 +130,7 @@ def _start_worker(parent: int, memory_mb: int) -> None:
         os._exit(1)
     limit = (memory_mb + _RESERVED_MB) << 20
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
-    )
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, its image of no use
 
 

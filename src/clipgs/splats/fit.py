@@ -306,13 +306,10 @@ def _fit_cpu(points, views, settings, seeds, progress) -> Gaussians:
     objects = views.rgba.shape[0]
     tables = []
     for b in range(objects):
-        table = start(
-            *(tensor[b].numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b]
-        )
+        table = start(*(tensor[b].numpy() for tensor in (points.xyz, points.rgb, points.normals)), settings, seeds[b])
         rgba = np.ascontiguousarray(views.rgba[b].numpy())
         cameras = [
-            camera_row(viewmat, K)
-            for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
+            camera_row(viewmat, K) for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
         ]
         one = CpuFit(table, rgba, cameras, settings)
         for step in schedule(settings, len(rgba), seeds[b]):
@@ -338,13 +335,9 @@ def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
     # everything the steps need is on the device before the first, so that no step waits for the host
     schedules = [list(schedule(settings, count, seed)) for seed in seeds]
     orders = torch.tensor([[step.view for step in schedule] for schedule in schedules], device=device)
-    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(
-        device
-    )
+    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(device)
     raw = torch.from_numpy(tables).to(device)
-    groups = [
-        tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split([3, 4, 3, 1, 3], dim=1)
-    ]
+    groups = [tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split([3, 4, 3, 1, 3], dim=1)]
     optimizer = torch.optim.Adam(
         [{"params": [group], "lr": 0.0} for group in groups], betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
     )
@@ -352,9 +345,7 @@ def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
     for number in range(settings.steps):
         step = schedules[0][number]
         if step.relocate is not None:
-            _relocate_batch(
-                groups, optimizer, settings, [schedule[number].relocate for schedule in schedules]
-            )
+            _relocate_batch(groups, optimizer, settings, [schedule[number].relocate for schedule in schedules])
         corrected = step.rates * (1 - BETA_1 ** (number + 1))  # torch applies the correction itself
         for group, row in zip(optimizer.param_groups, (0, 3, 7, 10, 11), strict=True):
             group["lr"] = float(corrected[row])
@@ -391,9 +382,7 @@ def _relocate_batch(groups, optimizer, settings, rngs) -> None:
     with torch.no_grad():
         states = [optimizer.state[group] for group in groups]
         kinds = [groups, [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]]
-        values = [
-            torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds
-        ]  # [B, 14, N]
+        values = [torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds]  # [B, 14, N]
         for b, rng in enumerate(rngs):
             moments = np.stack([values[1][b], values[2][b]])
             relocate(values[0][b], moments, settings.relocate_below, rng)

@@ -46,8 +46,8 @@ class Source(Protocol):
 
 def source(config: Config, name: str | None = None) -> Source:
     """The source that the configuration names, or the one that a frozen row came from."""
-    from clipgs.catalog.sources.builtin import ProceduralSource
     from clipgs.catalog.sources.folder import FolderSource
+    from clipgs.catalog.sources.procedural import ProceduralSource
 
     kinds = {kind.name: kind for kind in (FolderSource, ProceduralSource)}
     name = name or config.catalog.source

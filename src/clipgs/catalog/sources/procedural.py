@@ -6,10 +6,14 @@ An object is a function of its category, its number and a seed: nothing is downl
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from clipgs.catalog.sources.shapes import furniture, outdoors, things, vehicles
 from clipgs.catalog.sources.shapes.design import Design, Dice
 from clipgs.catalog.sources.shapes.glb import write_glb
+from clipgs.config import Config
+from clipgs.storage import whole
 
 DESIGNS: dict[str, Callable[[Dice], Design]] = {
     "chair": furniture.chair,
@@ -85,3 +89,53 @@ def parse(locator: str) -> tuple[str, int, int]:
     if match is None or match[1] not in DESIGNS:
         raise ValueError(f"{locator!r} is not category/number/seed with a category of {', '.join(CATEGORIES)}")
     return match[1], int(match[2]), int(match[3])
+
+
+class ProceduralSource:
+    """See `Source`. Objects are made when they are fetched, into the cache."""
+
+    name = "procedural"
+
+    def __init__(self, config: Config) -> None:
+        self._count, self._seed = config.catalog.procedural.objects, config.seed
+        self._folder = config.cache_path / self.name
+
+    def locators(self) -> list[str]:
+        return [locator(index, self._seed) for index in range(self._count)]
+
+    def gone(self, known: list[str]) -> list[str]:
+        return []  # what can be made is always there
+
+    def identify(self, locator: str) -> dict[str, Any]:
+        about = describe(locator)
+        return {"uid": about.uid, "sha256": None, "group": about.group, "split": None, "note": None}
+
+    def labels(self, locators: list[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "category": about.category,
+                "text": about.text,
+                "license": about.license,
+                "credit": about.credit,
+                "page": None,
+            }
+            for about in map(describe, locators)
+        ]
+
+    def label_digest(self, locators: list[str]) -> str:
+        return ""
+
+    def fetch(self, row: dict[str, Any]) -> Path:
+        path = self.path(row)
+        with whole(path) as temporary:
+            temporary.write_bytes(build(row["locator"]))
+        return path
+
+    def path(self, row: dict[str, Any]) -> Path:
+        return self._folder / f"{row['uid']}.glb"
+
+    def up_axis(self, row: dict[str, Any]) -> str:
+        return "y"
+
+    def notes(self) -> list[str]:
+        return []

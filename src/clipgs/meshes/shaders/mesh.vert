@@ -1,6 +1,6 @@
 #version 330 core
 
-// Positions are already in the world: pyrender's model matrix only carries the shift that sorts transparent parts.
+// pyrender's model matrix is a shift alone (it sorts the translucent parts), so normals stay as they are.
 layout(location = 0) in vec3 position;
 #ifdef NORMAL_LOC
 layout(location = NORMAL_LOC) in vec3 normal;
@@ -24,8 +24,8 @@ out vec3 frag_position;
 
 void main()
 {
-    vec4 world = M * inst_m * vec4(position, 1.0);
-    gl_Position = P * V * world;
+    vec4 world = M * (inst_m * vec4(position, 1.0));
+    gl_Position = P * (V * world);
     frag_position = world.xyz;
 #ifdef NORMAL_LOC
     frag_normal = normal;

@@ -1,4 +1,4 @@
-"""Pictures of Gaussians, differentiable: one interface, two engines (gsplat on CUDA, compiled numba kernels on a CPU)."""
+"""Pictures of Gaussians, differentiable: one interface, two engines (gsplat on CUDA, numba kernels on a CPU)."""
 
 import math
 from typing import Literal
@@ -59,9 +59,7 @@ def rasterize(
                     f"here {_shape(*expected)} as means and viewmats say, not {_describe(tensor)}."
                 )
             if tensor.device != means.device:
-                raise ValueError(
-                    f"{name} is on {tensor.device} but means is on {means.device}: use one device."
-                )
+                raise ValueError(f"{name} is on {tensor.device} but means is on {means.device}: use one device.")
     for name, tensor in (("viewmats", viewmats), ("Ks", Ks)):
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} asks for a gradient, which no engine gives: detach it.")

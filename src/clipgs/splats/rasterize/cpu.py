@@ -141,10 +141,7 @@ class _Rasterize(torch.autograd.Function):
             parameter_table(*(tensor[b].numpy() for tensor in (means, quats_wxyz, scales, opacities, colors)))
             for b in range(objects)
         ]
-        cameras = [
-            [camera_row(viewmats[b, v].numpy(), Ks[b, v].numpy()) for v in range(views)]
-            for b in range(objects)
-        ]
+        cameras = [[camera_row(viewmats[b, v].numpy(), Ks[b, v].numpy()) for v in range(views)] for b in range(objects)]
         frames = np.empty((objects, views, *rasterizer.frame.shape), np.float32)
         for b in range(objects):
             for v in range(views):

@@ -77,15 +77,9 @@ def _splat(params, size, i, camera, width, height):
     j11, j12 = fy * inverse, 0.0 - fy * ty * inverse
 
     q0, q1, q2, q3 = _unit_quaternion(params, size, i)
-    n0 = _rotated(
-        camera, 1.0 - 2.0 * (q2 * q2 + q3 * q3), 2.0 * (q1 * q2 + q0 * q3), 2.0 * (q1 * q3 - q0 * q2)
-    )
-    n1 = _rotated(
-        camera, 2.0 * (q1 * q2 - q0 * q3), 1.0 - 2.0 * (q1 * q1 + q3 * q3), 2.0 * (q2 * q3 + q0 * q1)
-    )
-    n2 = _rotated(
-        camera, 2.0 * (q1 * q3 + q0 * q2), 2.0 * (q2 * q3 - q0 * q1), 1.0 - 2.0 * (q1 * q1 + q2 * q2)
-    )
+    n0 = _rotated(camera, 1.0 - 2.0 * (q2 * q2 + q3 * q3), 2.0 * (q1 * q2 + q0 * q3), 2.0 * (q1 * q3 - q0 * q2))
+    n1 = _rotated(camera, 2.0 * (q1 * q2 - q0 * q3), 1.0 - 2.0 * (q1 * q1 + q3 * q3), 2.0 * (q2 * q3 + q0 * q1))
+    n2 = _rotated(camera, 2.0 * (q1 * q3 + q0 * q2), 2.0 * (q2 * q3 - q0 * q1), 1.0 - 2.0 * (q1 * q1 + q2 * q2))
     s0, s1, s2 = _scales(params, size, i)
     u = (
         s0 * (j00 * n0[0] + j02 * n0[2]),
@@ -176,13 +170,7 @@ def project(
         green = load(params, (COLORS + 1) * size + i)
         blue = load(params, (COLORS + 2) * size + i)
         ok = (z >= NEAR) & (opacity >= ALPHA_MIN)
-        ok = (
-            ok
-            & (px + reach_x > 0.0)
-            & (px - reach_x < frame_w)
-            & (py + reach_y > 0.0)
-            & (py - reach_y < frame_h)
-        )
+        ok = ok & (px + reach_x > 0.0) & (px - reach_x < frame_w) & (py + reach_y > 0.0) & (py - reach_y < frame_h)
         ok = ok & (magnitude(red) + magnitude(green) + magnitude(blue) + c00 + c11 + opacity < 1e30)
         store(drawn, i, where(ok, one, zero))
         if not any_lane(ok):
@@ -302,7 +290,7 @@ def draw(
                 t = y * row + x
                 dx = ramp() + (np.float32(x) + np.float32(0.5) - px)
                 alpha = _alpha(dx, qa, slope, level, opacity)
-                kept, weight, passed = _pass(alpha, load(frame, t))
+                _, weight, passed = _pass(alpha, load(frame, t))
                 store(frame, t, passed)
                 store(frame, t + stride, load(frame, t + stride) + weight * red)
                 store(frame, t + 2 * stride, load(frame, t + 2 * stride) + weight * green)
@@ -478,15 +466,9 @@ def project_gradients(
         store(gradients, OPACITIES * size + i, where(ok, log_alpha / opacity, zero))
 
         q = _unit_quaternion(params, size, i)
-        g00, g02, g11, g12, r0, s0 = _axis_gradients(
-            camera, u[0], w[0], n0, v00, v01, v11, j00, j02, j11, j12
-        )
-        h00, h02, h11, h12, r1, s1 = _axis_gradients(
-            camera, u[1], w[1], n1, v00, v01, v11, j00, j02, j11, j12
-        )
-        k00, k02, k11, k12, r2, s2 = _axis_gradients(
-            camera, u[2], w[2], n2, v00, v01, v11, j00, j02, j11, j12
-        )
+        g00, g02, g11, g12, r0, s0 = _axis_gradients(camera, u[0], w[0], n0, v00, v01, v11, j00, j02, j11, j12)
+        h00, h02, h11, h12, r1, s1 = _axis_gradients(camera, u[1], w[1], n1, v00, v01, v11, j00, j02, j11, j12)
+        k00, k02, k11, k12, r2, s2 = _axis_gradients(camera, u[2], w[2], n2, v00, v01, v11, j00, j02, j11, j12)
         scale = _scales(params, size, i)
         g00 = g00 * scale[0] + h00 * scale[1] + k00 * scale[2]
         g02 = g02 * scale[0] + h02 * scale[1] + k02 * scale[2]
@@ -545,15 +527,9 @@ def _store_quaternion_gradients(params, size, i, q, r0, r1, r2, ok, gradients):
     """From the gradient of the rotation's columns r0, r1, r2 to that of the quaternion before it is made unit."""
     q0, q1, q2, q3 = q
     e0 = 2.0 * (q3 * (r0[1] - r1[0]) + q2 * (r2[0] - r0[2]) + q1 * (r1[2] - r2[1]))
-    e1 = 2.0 * (
-        q2 * (r1[0] + r0[1]) + q3 * (r2[0] + r0[2]) + q0 * (r1[2] - r2[1]) - 2.0 * q1 * (r1[1] + r2[2])
-    )
-    e2 = 2.0 * (
-        q1 * (r1[0] + r0[1]) + q3 * (r2[1] + r1[2]) + q0 * (r2[0] - r0[2]) - 2.0 * q2 * (r0[0] + r2[2])
-    )
-    e3 = 2.0 * (
-        q1 * (r2[0] + r0[2]) + q2 * (r2[1] + r1[2]) + q0 * (r0[1] - r1[0]) - 2.0 * q3 * (r0[0] + r1[1])
-    )
+    e1 = 2.0 * (q2 * (r1[0] + r0[1]) + q3 * (r2[0] + r0[2]) + q0 * (r1[2] - r2[1]) - 2.0 * q1 * (r1[1] + r2[2]))
+    e2 = 2.0 * (q1 * (r1[0] + r0[1]) + q3 * (r2[1] + r1[2]) + q0 * (r2[0] - r0[2]) - 2.0 * q2 * (r0[0] + r2[2]))
+    e3 = 2.0 * (q1 * (r2[0] + r0[2]) + q2 * (r2[1] + r1[2]) + q0 * (r0[1] - r1[0]) - 2.0 * q3 * (r0[0] + r1[1]))
     along = e0 * q0 + e1 * q1 + e2 * q2 + e3 * q3
     at = QUATS * size + i
     p0, p1 = load(params, at), load(params, at + size)

@@ -94,9 +94,7 @@ def _address(context, builder, array_type, array, index):
 
 
 def _is_float32(array_type):
-    return (
-        isinstance(array_type, types.Array) and array_type.dtype == types.float32 and array_type.layout == "C"
-    )
+    return isinstance(array_type, types.Array) and array_type.dtype == types.float32 and array_type.layout == "C"
 
 
 @intrinsic
@@ -203,9 +201,7 @@ def total(typing, x):
             low = ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(half)))
             high = ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(half, width)))
             nothing = ir.Constant(x.type, ir.Undefined)
-            x = builder.fadd(
-                builder.shuffle_vector(x, nothing, low), builder.shuffle_vector(x, nothing, high)
-            )
+            x = builder.fadd(builder.shuffle_vector(x, nothing, low), builder.shuffle_vector(x, nothing, high))
             width = half
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
