@@ -81,11 +81,12 @@ def main() -> int:
 
     mesh = textured_sphere(arguments.faces)
     cameras = canonical(arguments.views, pixels=arguments.pixels)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(arguments.runs + 1):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         rgba = render(mesh, *cameras, arguments.pixels)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)  # what it takes where nobody else computes
         check(rgba)
     median = statistics.median(seconds[1:])  # the first run loads pyrender, as the first object of a worker does
     result = {
@@ -98,6 +99,7 @@ def main() -> int:
         },
         "first_seconds": round(seconds[0], 3),
         "seconds": [round(value, 3) for value in seconds[1:]],
+        "cpu_seconds": [round(value, 3) for value in cpu_seconds[1:]],
         "median_seconds_an_object": round(median, 3),
         "bar_seconds_an_object": BAR_SECONDS,
         "passed": median <= BAR_SECONDS,

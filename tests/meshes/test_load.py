@@ -53,7 +53,8 @@ def test_vertices_that_no_face_names_have_no_say(glb, loaded):
 def test_obj_with_materials(tmp_path, loaded):
     Image.fromarray(np.uint8([[[255, 0, 0], [0, 0, 255]]])).save(tmp_path / "red blue.png")
     (tmp_path / "the mtl.mtl").write_text(
-        "newmtl picture\nKd 0.1 0.1 0.1\nmap_Kd -s 1 1 1 -clamp on red blue.png\nnewmtl plain\nKd 0.5 0.25 1\nnewmtl glass\nKd 1 1 1\nd 0.5\n"
+        "newmtl picture\nKd 0.1 0.1 0.1\nmap_Kd -s 1 1 1 -clamp on red blue.png\n"
+        "newmtl plain\nKd 0.5 0.25 1\nnewmtl glass\nKd 1 1 1\nd 0.5\n"
     )
     path = tmp_path / "object.obj"
     path.write_text(
@@ -215,8 +216,15 @@ URIS = [
 ]
 
 
-@pytest.mark.parametrize("uri", URIS)
-@pytest.mark.parametrize("kind", ["buffer", "image", "mtllib", "map_Kd", "ply"])
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [
+        (kind, uri)
+        for kind in ("buffer", "image", "mtllib", "map_Kd", "ply")
+        for uri in URIS
+        if kind != "ply" or (uri != "." and "\0" not in uri)  # a PLY header cannot say these
+    ],
+)
 def test_no_file_outside_the_folder_is_opened(outside, glb, kind, uri, monkeypatch):
     suffix = {"buffer": ".bin", "mtllib": ".mtl"}.get(kind, ".png")
     os.symlink(outside.parent / f"outside{suffix}", outside / f"link{suffix}")
@@ -232,8 +240,6 @@ def test_no_file_outside_the_folder_is_opened(outside, glb, kind, uri, monkeypat
         path = outside / "object.gltf"
         path.write_text(json.dumps(glb.json))
     elif kind == "ply":
-        if "\0" in uri or uri == ".":
-            pytest.skip("a PLY header cannot say this")
         path = outside / "object.ply"
         uv = "property float u\nproperty float v\n"
         header = PLY_HEADER.replace("element face", uv + "element face").format("ascii", 1)
@@ -337,12 +343,12 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, glb, loaded):
     (tmp_path / "bomb.png").write_bytes(_bomb())
     (tmp_path / "own.mtl").write_text("newmtl m\nmap_Kd bomb.png\n")
     (tmp_path / "object.obj").write_text(f"mtllib own.mtl\n{QUAD_OBJ}usemtl m\nf 1/1 2/2 3/3\n")
-    with pytest.raises(ObjectError, match="more than the limit|more pixels than the limit"):
+    with pytest.raises(ObjectError, match=r"more (pixels )?than the limit"):
         loaded(tmp_path / "object.obj")
     image = glb.list("images", {"bufferView": glb.view(_bomb()), "mimeType": "image/png"})
     texture = {"index": glb.list("textures", {"source": image})}
     glb.node(glb.mesh(material=glb.material(texture=texture)))
-    with pytest.raises(ObjectError, match="more than the limit|more pixels than the limit"):
+    with pytest.raises(ObjectError, match=r"more (pixels )?than the limit"):
         loaded(glb)
 
 

@@ -69,7 +69,7 @@ STRETCHED = QUAD_UV * 3 - 1
         quad(Material(base_color_texture=Texture(NOISE)), colors=[[0.5, 0.2, 1, 1]] * 4),
         quad(Material((0.1, 0.1, 0.1, 1.0), emissive_factor=(1, 0.5, 1), emissive_texture=Texture(NOISE))),
     ],
-    ids="factor dark texture repeat clamp mirror vertex texture-vertex glow".split(),
+    ids=["factor", "dark", "texture", "repeat", "clamp", "mirror", "vertex", "texture-vertex", "glow"],
 )
 def test_points_and_pictures_agree(part):
     faces, barycentric, pixels = on_quad()

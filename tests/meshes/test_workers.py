@@ -119,7 +119,7 @@ def test_workers_die_with_a_killed_parent(tmp_path):
         parent.kill()
         parent.wait()
         parent.stdout.close()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, alive
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from clipgs.config import Fit
-from clipgs.splats.fit import CpuFit, fit, relocate, start
+from clipgs.splats.fit import CpuFit, evenly_spaced, fit, relocate, start
 from clipgs.splats.gaussians import Points, Views
 from clipgs.splats.quality import quality
 from clipgs.splats.rasterize import kernels, rasterize
@@ -85,11 +86,27 @@ def test_discs_lie_in_the_surface():
     scales = np.exp(table[kernels.SCALES : kernels.OPACITIES])
     np.testing.assert_allclose(scales[0], scales[1])
     np.testing.assert_allclose(scales[2], SETTINGS.disc_thickness * scales[0], rtol=1e-5)
-    # 250 points evenly on a ball of radius 0.4 are about 0.09 apart; left to chance their spacing would scatter widely
-    spacing = scales[0] / SETTINGS.disc_spacing
-    assert 0.07 < np.median(spacing) < 0.12
-    assert spacing.std() < 0.2 * spacing.mean()
+    # 250 points are about 0.08 apart on a ball of radius 0.4
+    assert 0.06 < np.median(scales[0] / SETTINGS.disc_spacing) < 0.11
     np.testing.assert_allclose(1 / (1 + np.exp(-table[kernels.COLORS :])), (means.T + 0.5).clip(1e-3, 0.999), atol=1e-5)
+
+
+def test_the_points_taken_are_spread_over_all():
+    xyz = balls(points=4000)[0].xyz[0].numpy()
+
+    def nearest(chosen):
+        return cKDTree(xyz[chosen]).query(xyz[chosen], k=2)[0][:, 1]
+
+    even = evenly_spaced(xyz, 1000, np.random.default_rng(0))
+    by_chance = np.random.default_rng(0).permutation(4000)[:1000]
+    assert len(set(even)) == 1000
+    assert nearest(even).mean() > 1.15 * nearest(by_chance).mean()
+    assert np.array_equal(even, evenly_spaced(xyz, 1000, np.random.default_rng(0)))
+
+
+def test_points_in_one_place_are_taken_too():
+    assert len(set(evenly_spaced(np.ones((30, 3)), 10, np.random.default_rng(0)))) == 10
+    assert len(set(evenly_spaced(np.ones((30, 3)), 30, np.random.default_rng(0)))) == 30
 
 
 def test_normals_straight_down_or_missing_still_give_a_disc():

@@ -23,7 +23,7 @@ def test_agrees_with_the_cpu(batch, mode):
     weights = torch.randn(*batch, 2, 22, 37, 4, generator=torch.Generator().manual_seed(1))
     results = []
     for device in ("cpu", "cuda"):
-        values = [value.to(device).requires_grad_() for value in inputs.values()]
+        values = [value.detach().to(device).requires_grad_() for value in inputs.values()]
         images, alphas = rasterize(
             *values, viewmats.to(device), Ks.to(device), 37, 22, backgrounds=backgrounds.to(device), mode=mode
         )

@@ -112,7 +112,7 @@ def _read_obj(path: Path, folder: Folder, neutral: Material) -> list[Part]:
     materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
     # trimesh takes the options of a texture for a part of its name.
     materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
-    textures = _Textures(folder, materials.encode())
+    textures = _Textures(folder, materials.encode() + b"\n")
     loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
     return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
 

@@ -68,7 +68,7 @@ def render(
     translucent = any(part.alpha_mode == "BLEND" for part in mesh.parts)
     renderer = pyrender.OffscreenRenderer(pixels, pixels)
     try:
-        renderer._renderer._program_cache = pyrender.shader_program.ShaderProgramCache(str(_SHADERS))
+        renderer._renderer._program_cache = _programs(pyrender, mesh)
         views = []
         for node in nodes:
             scene.main_camera_node = node
@@ -145,6 +145,19 @@ def _add_part(pyrender, scene, part: Part) -> None:
     pose = np.eye(4)
     pose[:3, 3] = middle
     scene.add(pyrender.Mesh([primitive]), pose=pose)
+
+
+def _programs(pyrender, mesh: Mesh):
+    """This package's shader, in the place of pyrender's own."""
+    cache = pyrender.shader_program.ShaderProgramCache(str(_SHADERS))
+    if any(part.alpha_mode != "OPAQUE" for part in mesh.parts):
+        plain = cache.get_program
+
+        def get_program(*, defines: dict[str, int], **shaders: str | None):
+            return plain(defines=defines | {"CUTS_ALPHA": 1}, **shaders)
+
+        cache.get_program = get_program
+    return cache
 
 
 def _shining_from(direction: Sequence[float]) -> np.ndarray:
