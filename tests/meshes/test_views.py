@@ -1,6 +1,8 @@
+import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -8,8 +10,11 @@ import pytest
 from conftest import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 from clipgs.meshes.cameras import canonical, look_at_origin
+from clipgs.meshes.load import load
 from clipgs.meshes.materials import linear_to_srgb
+from clipgs.meshes.points import sample
 from clipgs.meshes.views import AMBIENT, LIGHTS, check, render
+from clipgs.meshes.workers import run
 from clipgs.storage import ObjectError
 
 PIXELS = 64
@@ -182,9 +187,39 @@ def test_import_needs_no_display():
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True, timeout=120)
 
 
+def test_a_device_that_is_not_there():
+    code = (
+        "import pytest\n"
+        "from clipgs.meshes.headless import import_pyrender\n"
+        "from clipgs.storage import ClipgsError\n"
+        "with pytest.raises(ClipgsError, match='EGL_DEVICE_ID asks for 99'):\n"
+        "    import_pyrender()\n"
+    )
+    environment = os.environ | {"EGL_DEVICE_ID": "99"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
 def test_naming_the_room_loads_nothing_heavy():
     code = (
         "import sys, clipgs.meshes\n"
         "sys.exit(len({'trimesh', 'pyrender', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def digest_of(path: Path) -> str:
+    mesh = load(path, max_faces=1000, max_texture_pixels=1 << 20)
+    viewmats, Ks = canonical(3, pixels=PIXELS)
+    arrays = [render(mesh, viewmats, Ks, PIXELS), *sample(mesh, 500, seed=3)]
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def test_a_worker_gives_the_same_bytes_as_this_process(glb, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 63, 3), dtype=np.uint8)
+    material = glb.material(texture=glb.texture(noise))
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV))
+    glass = glb.material(factor=(0.1, 0.4, 0.8, 0.5), alphaMode="BLEND")
+    glb.node(glb.mesh(material=glass), translation=[0.5, 0.5, 1])
+    path = glb.save(tmp_path / "object.glb")
+    results = run(digest_of, [path] * 3, workers=2, timeout_seconds=120, memory_mb=1000)
+    assert {digest for _, digest in results} == {digest_of(path)}

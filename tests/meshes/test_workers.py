@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from clipgs.meshes.workers import Failure, run, usable_workers
-from clipgs.storage import ObjectError
+from clipgs.storage import ClipgsError, ObjectError
 
 
 def act(task: str | int) -> int:
@@ -31,6 +31,8 @@ def act(task: str | int) -> int:
                 blocks.append(np.ones(8 << 20, np.uint8))
         case "object":
             raise ObjectError("it is no mesh")
+        case "machine":
+            raise ClipgsError("the disk is full")
         case "unpicklable":
             return lambda: 0
     return int(task) * 2
@@ -73,6 +75,24 @@ def test_crashes_in_a_row_lose_no_neighbour():
             assert results[index] == Failure("Killed: the worker died of SIGABRT (signal 6)")
         else:
             assert results[index] == 2 * task
+
+
+def test_what_is_the_fault_of_no_object_ends_the_run():
+    with pytest.raises(ClipgsError, match="the disk is full"):
+        list(run(act, [1, "machine", 3], workers=1, timeout_seconds=60, memory_mb=400))
+
+
+class Unopenable:
+    """A task that can be pickled and not opened again."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_task_that_the_worker_cannot_open():
+    results = dict(run(act, [1, Unopenable(), 3], workers=1, timeout_seconds=60, memory_mb=400))
+    assert (results[0], results[2]) == (2, 6)
+    assert results[1].error.startswith("ValueError: invalid literal")
 
 
 def test_tasks_are_drawn_as_needed():

@@ -156,8 +156,8 @@ def test_a_step_goes_down_the_loss_and_tells_it():
     losses = []
 
     class Watched(CpuFit):
-        def step(self, step):
-            losses.append(super().step(step))
+        def step(self, number):
+            losses.append(super().step(number))
             return losses[-1]
 
     with pytest.MonkeyPatch.context() as patch:

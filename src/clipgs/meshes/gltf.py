@@ -42,6 +42,9 @@ _SUPPORTED = {
 }
 _SUPPORTED_PREFIX = "KHR_materials_"
 
+# What Python raises where JSON holds another thing than the standard says.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
+
 
 class _Layout(NamedTuple):
     """Where a texture's coordinates come from: the set, and the affine map of KHR_texture_transform."""
@@ -72,15 +75,7 @@ def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[
     """
     try:
         return list(_Document(path, folder, neutral, max_faces).parts())
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        struct.error,
-        RecursionError,
-    ) as error:
+    except _MALFORMED as error:
         raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
 
 
@@ -224,10 +219,8 @@ class _Document:
                 factor, picture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
             color = _floats((1, 1, 1, 1) if factor is None else factor, 4)
             base = (None, None) if picture is None else self.texture(picture)
-            glow, glow_picture = (
-                _floats(described.get("emissiveFactor", (0, 0, 0)), 3),
-                described.get("emissiveTexture"),
-            )
+            glow = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
+            glow_picture = described.get("emissiveTexture")
             # An even glow is a colour only where there is no other: converters put ambient light there.
             if glow_picture is None and max(color[:3]) > 0:
                 glow = (0.0, 0.0, 0.0)
@@ -276,9 +269,9 @@ class _Document:
 
         try:
             mesh = DracoPy.decode(self.view(extension["bufferView"]))
+        except (ObjectError, MemoryError):
+            raise
         except Exception as error:  # the decoder's own classes differ between its versions
-            if isinstance(error, ObjectError):
-                raise
             raise ObjectError(f"its Draco data could not be decoded: {error}") from error
         names = {number: name for name, number in extension["attributes"].items()}
         decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}

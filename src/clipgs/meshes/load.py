@@ -1,6 +1,7 @@
 """Reads a mesh file and puts it into the frame that everything else uses."""
 
 import io
+import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, Texture, srgb_to_linear
 from clipgs.storage import ObjectError
+
+# trimesh logs the tracebacks of what it survives; what matters here is raised.
+logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
 # No real thing is smaller or larger in any unit; beyond it float32 and its squares end.
 _SMALLEST, _LARGEST = 1e-15, 1e15
@@ -71,10 +75,10 @@ def load(
     readers: dict[str, Callable[[], list[Part]]] = {
         ".glb": lambda: gltf.read(path, folder, neutral, max_faces),
         ".gltf": lambda: gltf.read(path, folder, neutral, max_faces),
-        ".obj": lambda: _read_obj(path, folder, neutral),
-        ".ply": lambda: _read_ply(path, folder, neutral),
-        ".stl": lambda: _read_stl(path, neutral),
-        ".off": lambda: _read_off(path, neutral),
+        ".obj": lambda: _read_obj(path, folder, neutral, max_faces),
+        ".ply": lambda: _read_ply(path, folder, neutral, max_faces),
+        ".stl": lambda: _read_stl(path, neutral, max_faces),
+        ".off": lambda: _read_off(path, neutral, max_faces),
     }
     suffix = path.suffix.lower()
     if suffix not in readers:
@@ -93,19 +97,24 @@ def load(
         ) from error
     if folder.refusal is not None:  # trimesh goes on without the files that it cannot get
         raise folder.refusal
-    face_count = sum(len(part.faces) for part in parts)
-    if face_count > max_faces:
-        raise ObjectError(f"it has {face_count} triangles, more than the limit of {max_faces}")
+    _check_face_count(sum(len(part.faces) for part in parts), max_faces)
     return _normalised(_merged(parts), up_axis)
+
+
+def _check_face_count(count: int, limit: int) -> None:
+    if count > limit:
+        raise ObjectError(f"it has {count} triangles, more than the limit of {limit}")
 
 
 # --- formats ------------------------------------------------------------------------------------------------
 
 
-def _read_obj(path: Path, folder: Folder, neutral: Material) -> list[Part]:
+def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.obj import load_obj
 
-    text = _absolute_indices(_text(path.read_bytes()))
+    text = _text(path.read_bytes())
+    _check_face_count(text.count("\nf "), max_faces)  # polygons have one triangle at least, and parsing is slow
+    text = _absolute_indices(text)
     libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
     # A material file that no face uses says nothing about colour, and is often not shipped.
     used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
@@ -143,27 +152,29 @@ def _absolute_indices(text: str) -> str:
     return "\n".join(lines)
 
 
-def _read_ply(path: Path, folder: Folder, neutral: Material) -> list[Part]:
+def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.ply import load_ply
 
     data = path.read_bytes()
-    _check_ply_header(data)
+    _check_ply_header(data, max_faces)
     return [_part(load_ply(io.BytesIO(data), resolver=_Textures(folder)), neutral)]
 
 
-def _read_stl(path: Path, neutral: Material) -> list[Part]:
+def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.stl import load_stl
 
     data = path.read_bytes()
     claimed = int.from_bytes(data[80:84], "little")
     if len(data) != 84 + 50 * claimed and not data.lstrip()[:5].lower() == b"solid":
         raise ObjectError(f"the STL file claims {claimed} triangles, which do not fit its {len(data)} bytes")
+    if len(data) == 84 + 50 * claimed:
+        _check_face_count(claimed, max_faces)
     loaded = load_stl(io.BytesIO(data))
     solids = loaded["geometry"].values() if "geometry" in loaded else [loaded]
     return [_part(kwargs, neutral) for kwargs in solids]
 
 
-def _read_off(path: Path, neutral: Material) -> list[Part]:
+def _read_off(path: Path, neutral: Material, max_faces: int) -> list[Part]:
     """OFF and COFF, with the colours that trimesh leaves out: of vertices (COFF), else of faces."""
     lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
     words = [line for line in lines if line]
@@ -180,6 +191,7 @@ def _read_off(path: Path, neutral: Material) -> list[Part]:
         raise ObjectError(
             f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines"
         )
+    _check_face_count(face_count, max_faces)
     rows = body[:vertex_count]
     vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
     polygons = [
@@ -234,11 +246,11 @@ def _text(data: bytes) -> str:
         return str(best)
 
 
-def _check_ply_header(data: bytes) -> None:
+def _check_ply_header(data: bytes, max_faces: int) -> None:
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise ObjectError("the PLY file has no header")
-    ascii_format, needed, count = False, 0, 0
+    ascii_format, needed, count, faces = False, 0, 0, 0
     for words in (line.split() for line in data[:end].decode("latin-1").splitlines()):
         if words[:1] == ["format"]:
             ascii_format = words[1] == "ascii"
@@ -246,11 +258,14 @@ def _check_ply_header(data: bytes) -> None:
             count = int(words[2])
             if count < 0:
                 raise ObjectError(f"the PLY file claims {count} elements")
+            if words[1] == "face":
+                faces = count
         elif words[:1] == ["property"]:
             # A list takes the bytes of its length at least; in text, a digit and a space.
             needed += count * (2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]])
     if needed > len(data) - end:
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
+    _check_face_count(faces, max_faces)
 
 
 def _part(kwargs: dict[str, Any], neutral: Material) -> Part:

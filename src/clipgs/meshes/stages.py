@@ -171,7 +171,7 @@ def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
     settings = config.views
     lens = {"fov_degrees": settings.fov_degrees, "distance": settings.distance, "pixels": settings.pixels}
     canonical = cameras.canonical(settings.count, **lens)
-    held_out = cameras.held_out(settings.held_out, **lens)
+    held_out = cameras.held_out(settings.held_out, among=settings.count, **lens)
     viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
     rgba = views.render(_load(config, file, up_axis), viewmats, Ks, settings.pixels)
     views.check(rgba)

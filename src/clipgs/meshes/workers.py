@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from clipgs.storage import describe_error
+from clipgs.storage import ClipgsError, describe_error
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ def run(
     after each. `function` must be importable by name, tasks and results picklable. Tasks are drawn as workers
     come free. Each task may run for `timeout_seconds` and its process hold `memory_mb`. A worker uses one
     thread and dies with its parent.
+
+    Raises:
+        ClipgsError: a task raised it; no other task would fare better.
     """
     pool = ProcessPool(
         max_workers=workers,
@@ -83,7 +87,9 @@ def run(
         while True:
             # One task more than workers lies ready; more would only wait where a crash could reach them.
             while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
-                future = pool.schedule(_guarded, args=(function, entry[1], memory_mb), timeout=timeout_seconds)
+                # Pickled here and opened under guard: pebble loses a task that its worker cannot open.
+                call = pickle.dumps((function, entry[1]))
+                future = pool.schedule(_guarded, args=(call, memory_mb), timeout=timeout_seconds)
                 running[future] = entry[0]
             if not running:
                 break
@@ -100,7 +106,7 @@ def run(
 
 def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
     try:
-        return pickle.loads(future.result())
+        outcome = pickle.loads(future.result())
     except TimeoutError:
         return Failure(f"TimeoutError: ran longer than {timeout_seconds:g} s")
     except ProcessExpired as expired:
@@ -110,8 +116,9 @@ def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
             number = -expired.exitcode
             return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})")
         return Failure(f"Killed: the worker ended with exit code {expired.exitcode}")
-    except Exception as error:  # a task that cannot be pickled, for one
-        return Failure(describe_error(error))
+    if isinstance(outcome, ClipgsError):
+        raise outcome
+    return outcome
 
 
 def _too_much_memory(memory_mb: int) -> Failure:
@@ -125,7 +132,8 @@ def _start_worker(parent: int, memory_mb: int) -> None:
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
     # A parent that is killed cannot tell its workers to end.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     limit = (memory_mb + _RESERVED_MB) << 20
@@ -134,13 +142,16 @@ def _start_worker(parent: int, memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, its image of no use
 
 
-def _guarded(function: Callable[[Any], Any], task: Any, memory_mb: int) -> bytes:
+def _guarded(call: bytes, memory_mb: int) -> bytes:
     """The pickled result or `Failure`: one that cannot be pickled is the task's failure, not the worker's."""
     finished = threading.Event()
     watch = threading.Thread(target=_watch_memory, args=(finished, memory_mb << 20), daemon=True)
     watch.start()
     try:
+        function, task = pickle.loads(call)
         return pickle.dumps(function(task))
+    except ClipgsError as error:
+        return pickle.dumps(error)
     except MemoryError:
         return pickle.dumps(_too_much_memory(memory_mb))
     except Exception as error:

@@ -7,7 +7,7 @@ result depends on nothing but its own points, views, seed and the settings; on C
 in one call.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from clipgs.storage import ObjectError
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam, as in 3DGS
 LAST_RATE = 0.05  # of a cosine schedule, as a part of the first
 RELOCATIONS = 8  # spread over the middle of a fit: none before Gaussians had time to die, none near the end
+PARTS = (3, 4, 3, 1, 3)  # rows of means, quaternions, log-scales, opacity logit, colour logits
 NEIGHBOURS = 3
 GRID_TRIALS = 16  # halvings of the cell: to a 30,000th of the object
 SMALLEST_SPACING = 1e-4  # object sizes; points that coincide would get a scale of zero
@@ -85,7 +86,8 @@ def start(
 ) -> np.ndarray:  # [14, N] float32
     """Discs in the surface, in the kernels' rows: means, quaternions, log-scales, opacity logit, colour logits.
 
-    N of the points are taken, spread as evenly as they allow. A disc's radius is a part of the spacing, the root mean square of the distances to three neighbours.
+    N of the points are taken, spread as evenly as they allow. A disc's radius is a part of the spacing, the root mean
+    square of the distances to three neighbours.
 
     Raises:
         ObjectError: a number is not finite.
@@ -147,40 +149,35 @@ def evenly_spaced(
 
 
 @dataclass(frozen=True)
-class Step:
-    number: int
-    view: int
-    ground: np.ndarray  # [3]
-    rates: np.ndarray  # [14], with Adam's first bias correction
-    second_correction: float
-    relocate: np.random.Generator | None
+class Schedule:
+    """What each of T steps does: the same for both engines, and drawn from one object's seed alone."""
+
+    views: np.ndarray  # [T] int64
+    grounds: np.ndarray  # [T, 3] float32
+    rates: np.ndarray  # [T, 14] float32, of the raw parameters
+    relocations: frozenset[int]  # before which steps dead Gaussians are moved
+    relocation_rng: np.random.Generator
 
 
-def schedule(settings: Fit, views: int, seed: int) -> Iterator[Step]:
-    """What every step does: the same for both engines, and drawn from one object's seed alone."""
-    order_rng, ground_rng, relocate_rng = np.random.default_rng(seed).spawn(3)
-    base = np.repeat(
+def schedule(settings: Fit, views: int, seed: int) -> Schedule:
+    """Plan a fit to that many views."""
+    steps = settings.steps
+    order_rng, ground_rng, relocation_rng = np.random.default_rng(seed).spawn(3)
+    order = np.concatenate([order_rng.permutation(views) for _ in range(-(-steps // views))])[:steps]
+    decay = np.ones(steps)
+    if settings.schedule == "cosine":
+        decay = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    rates = np.repeat(
         [settings.lr_means, settings.lr_quats, settings.lr_scales, settings.lr_opacities, settings.lr_colors],
-        [3, 4, 3, 1, 3],
+        PARTS,
     )
-    relocations = relocation_steps(settings)
-    order = np.empty(0, np.int64)
-    for number in range(settings.steps):
-        if number % views == 0:
-            order = order_rng.permutation(views)
-        decay = 1.0
-        if settings.schedule == "cosine":
-            decay = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * number / settings.steps))
-        rates = base * settings.lr_factor * decay / (1 - BETA_1 ** (number + 1))
-        ground = ground_rng.random(3) if settings.random_ground else np.ones(3)
-        yield Step(
-            number,
-            int(order[number % views]),
-            ground.astype(np.float32),
-            rates.astype(np.float32),
-            1 / (1 - BETA_2 ** (number + 1)),
-            relocate_rng if number in relocations else None,
-        )
+    return Schedule(
+        views=order,
+        grounds=(ground_rng.random((steps, 3)) if settings.random_ground else np.ones((steps, 3))).astype(np.float32),
+        rates=(settings.lr_factor * decay[:, None] * rates).astype(np.float32),
+        relocations=relocation_steps(settings),
+        relocation_rng=relocation_rng,
+    )
 
 
 def relocation_steps(settings: Fit) -> frozenset[int]:
@@ -241,8 +238,10 @@ class CpuFit:
         rgba: np.ndarray,  # [V, H, W, 4] uint8
         cameras: Sequence[np.ndarray],  # V of [16]
         settings: Fit,
+        seed: int,
     ):
         self.rgba, self.cameras = rgba, cameras
+        self.schedule = schedule(settings, len(rgba), seed)
         height, width = rgba.shape[1:3]
         self.gaussians = table.shape[1]
         self.size = padded(self.gaussians)
@@ -260,23 +259,25 @@ class CpuFit:
     def table(self) -> np.ndarray:  # [14, N]
         return self.raw[:, : self.gaussians]
 
-    def step(self, step: Step) -> float:
+    def step(self, number: int) -> float:
         """One view, one step of Adam; returns the loss before it."""
-        if step.relocate is not None:
-            relocate(self.table, self.moments[:, :, : self.gaussians], self.relocate_below, step.relocate)
+        plan = self.schedule
+        if number in plan.relocations:
+            relocate(self.table, self.moments[:, :, : self.gaussians], self.relocate_below, plan.relocation_rng)
             _activate(self.raw.reshape(-1), self.params)
-        camera = self.cameras[step.view]
-        self.rasterizer.project(self.params, camera)
+        view = plan.views[number]
+        self.rasterizer.project(self.params, self.cameras[view])
         frame = self.rasterizer.draw()
-        loss = self.loss(frame, self.rgba[step.view], step.ground, self.rasterizer.pixel_gradients)
-        gradients = self.rasterizer.backward(self.params, camera)
+        loss = self.loss(frame, self.rgba[view], plan.grounds[number], self.rasterizer.pixel_gradients)
+        gradients = self.rasterizer.backward(self.params, self.cameras[view])
         _adam(
             self.raw.reshape(-1),
             self.params,
             gradients,
             self.moments.reshape(-1),
-            step.rates,
-            np.float32(step.second_correction),
+            plan.rates[number],
+            np.float32(1 / (1 - BETA_1 ** (number + 1))),
+            np.float32(1 / (1 - BETA_2 ** (number + 1))),
         )
         _activate(self.raw.reshape(-1), self.params)
         return loss
@@ -305,12 +306,13 @@ def _adam(
     gradients,  # [14 * S], of params
     moments,  # [2 * 14 * S], changed in place
     rates,  # [14]
+    first_correction,
     second_correction,
 ):
     """Adam (Kingma and Ba 2015) on the raw parameters, through the activations."""
     size = raw.size // kernels.PARAMETERS
     for row in range(kernels.PARAMETERS):
-        rate = rates[row]
+        rate = rates[row] * first_correction
         for i in range(row * size, (row + 1) * size, LANES):
             g = load(gradients, i)
             if row >= kernels.SCALES:
@@ -335,10 +337,10 @@ def _fit_cpu(points, views, settings, seeds, progress) -> Gaussians:
         cameras = [
             camera_row(viewmat, K) for viewmat, K in zip(views.viewmats[b].numpy(), views.Ks[b].numpy(), strict=True)
         ]
-        one = CpuFit(table, rgba, cameras, settings)
-        for step in schedule(settings, len(rgba), seeds[b]):
-            one.step(step)
-            _report(progress, step.number + 1, settings.steps)
+        one = CpuFit(table, rgba, cameras, settings, seeds[b])
+        for number in range(settings.steps):
+            one.step(number)
+            _report(progress, number + 1, settings.steps)
         tables.append(torch.from_numpy(one.table.copy()))
     return _gaussians(torch.stack(tables))
 
@@ -357,22 +359,21 @@ def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
         ]
     )
     # everything the steps need is on the device before the first, so that no step waits for the host
-    schedules = [list(schedule(settings, count, seed)) for seed in seeds]
-    orders = torch.tensor([[step.view for step in schedule] for schedule in schedules], device=device)
-    grounds = torch.from_numpy(np.stack([[step.ground for step in schedule] for schedule in schedules])).to(device)
+    plans = [schedule(settings, count, seed) for seed in seeds]
+    orders = torch.from_numpy(np.stack([plan.views for plan in plans])).to(device)
+    grounds = torch.from_numpy(np.stack([plan.grounds for plan in plans])).to(device)
+    rates = plans[0].rates[:, [kernels.MEANS, kernels.QUATS, kernels.SCALES, kernels.OPACITIES, kernels.COLORS]]
     raw = torch.from_numpy(tables).to(device)
-    groups = [tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split([3, 4, 3, 1, 3], dim=1)]
+    groups = [tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split(PARTS, dim=1)]
     optimizer = torch.optim.Adam(
         [{"params": [group], "lr": 0.0} for group in groups], betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
     )
     rows = torch.arange(objects, device=device)
     for number in range(settings.steps):
-        step = schedules[0][number]
-        if step.relocate is not None:
-            _relocate_batch(groups, optimizer, settings, [schedule[number].relocate for schedule in schedules])
-        corrected = step.rates * (1 - BETA_1 ** (number + 1))  # torch applies the correction itself
-        for group, row in zip(optimizer.param_groups, (0, 3, 7, 10, 11), strict=True):
-            group["lr"] = float(corrected[row])
+        if number in plans[0].relocations:
+            _relocate_batch(groups, optimizer, settings, [plan.relocation_rng for plan in plans])
+        for group, rate in zip(optimizer.param_groups, rates[number].tolist(), strict=True):
+            group["lr"] = rate
         view, ground = orders[:, number], grounds[:, number, None]
         rgba = views.rgba[rows, view].float() / 255
         target_alphas = rgba[..., 3:]
@@ -412,7 +413,7 @@ def _relocate_batch(groups, optimizer, settings, rngs) -> None:
             relocate(values[0][b], moments, settings.relocate_below, rng)
             values[1][b], values[2][b] = moments
         for kind, value in zip(kinds, values, strict=True):
-            parts = torch.from_numpy(value).movedim(1, 2).split([3, 4, 3, 1, 3], dim=2)
+            parts = torch.from_numpy(value).movedim(1, 2).split(PARTS, dim=2)
             for tensor, part in zip(kind, parts, strict=True):
                 tensor.copy_(part)
 
@@ -425,7 +426,7 @@ def _report(progress, step: int, steps: int) -> None:
 def _gaussians(
     tables: Tensor,  # [B, 14, N]
 ) -> Gaussians:
-    means, quats, log_scales, logits, color_logits = tables.movedim(1, 2).split([3, 4, 3, 1, 3], dim=2)
+    means, quats, log_scales, logits, color_logits = tables.movedim(1, 2).split(PARTS, dim=2)
     return Gaussians(
         means=means.contiguous(),
         quats_wxyz=quats.contiguous(),

@@ -1,0 +1,69 @@
+"""What every benchmark writes down beside its figures."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CLIPGS_SHARED") or CHECKOUT.parent / "shared")
+PACKAGES = ("numpy", "numba", "torch", "gsplat", "pyrender", "trimesh")
+
+
+def record(name: str, settings: dict[str, Any], results: dict[str, Any], file: Path | None = None) -> Path:
+    """Writes `benchmarks/results/NAME.json`: command, settings, commit, machine, versions, results."""
+    place = file or CHECKOUT / "benchmarks" / "results" / f"{name}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "settings": settings,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "results": results,
+    }
+    place.write_text(json.dumps(facts, indent=1) + "\n")
+    return place
+
+
+def commit() -> str:
+    """The commit that is checked out, marked where files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, and the GPU where there is one."""
+    facts: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        facts["gpu"] = sys.modules["torch"].cuda.get_device_name()
+    return facts
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
