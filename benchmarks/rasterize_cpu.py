@@ -9,12 +9,8 @@ look like slower code. Writes benchmarks/results/rasterize_cpu.json and a table 
 
 import argparse
 import csv
-import json
 import math
-import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,8 +18,10 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from record import SHARED, record
 
 from clipgs.config import Fit, Meshes, PointCloud
+from clipgs.config import Views as ViewSettings
 from clipgs.meshes import cameras, points, views
 from clipgs.meshes.load import load
 from clipgs.splats.fit import CpuFit, start
@@ -60,7 +58,7 @@ def prepare(data: Path) -> tuple[dict, tuple, np.ndarray, list[np.ndarray]]:
     mesh = load(data / row["file"], max_faces=limits.max_faces, max_texture_pixels=limits.max_texture_pixels)
     viewmats, Ks = cameras.canonical(VIEWS, pixels=PIXELS)
     cloud = points.sample(mesh, PointCloud().count, seed=0)
-    rgba = views.render(mesh, viewmats, Ks, PIXELS)
+    rgba = views.render(mesh, viewmats, Ks, PIXELS, supersample=ViewSettings().supersample)
     return row, cloud, rgba, [camera_row(viewmat, K) for viewmat, K in zip(viewmats, Ks, strict=True)]
 
 
@@ -91,11 +89,8 @@ def measure(one: CpuFit, first_step: int) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkout = Path(__file__).resolve().parent.parent
-    shared = Path(os.environ.get("CLIPGS_SHARED") or checkout.parent / "shared")
-    parser.add_argument("--data", type=Path, default=shared / "data" / "core", help="folder with manifest.csv")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "core", help="folder with manifest.csv")
     parser.add_argument("--step", type=int, default=2500, help="the later step")
-    parser.add_argument("--out", type=Path, default=checkout / "benchmarks" / "results" / "rasterize_cpu.json")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -111,38 +106,22 @@ def main() -> int:
             rows.append({"loss": loss, "step": first_step, **measure(one, first_step), "bar_ms": BARS_MS[loss]})
     met = all(row["ms_a_step_scaled"] <= row["bar_ms"] for row in rows)
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    result = {
-        "command": "python benchmarks/rasterize_cpu.py",
+    results = {
         "object": {"uid": row["uid"], "file": row["file"]},
-        "settings": {"pixels": PIXELS, "views": VIEWS, "fit": settings.model_dump(mode="json")},
-        "commit": commit.stdout.strip() or None,
-        "machine": {"processor": processor(), "system": platform.platform(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__},
         "calibration_reference_seconds": REFERENCE_SECONDS,
         "rows": rows,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "bars_met": met,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    record("rasterize_cpu", {"pixels": PIXELS, "views": VIEWS, "fit": settings.model_dump(mode="json")}, results)
     lines = [f"{'loss':<12} {'step':>5} {'ms':>6} {'scaled':>7} {'bar':>5}"]
     lines += [
         f"{r['loss']:<12} {r['step']:>5} {r['ms_a_step']:>6.2f} {r['ms_a_step_scaled']:>7.2f} {r['bar_ms']:>5.1f}"
         for r in rows
     ]
-    lines.append(f"peak memory {result['peak_memory_mb']:.0f} MB; bars {'met' if met else 'MISSED'}")
+    lines.append(f"peak memory {results['peak_memory_mb']:.0f} MB; bars {'met' if met else 'MISSED'}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0 if met else 1
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

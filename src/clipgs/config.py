@@ -91,6 +91,9 @@ class Views(Section):
     """Posed pictures of the mesh, which a fit learns from."""
 
     pixels: int = _key(256, "pixels", "width and height of a picture", assumed=True, ge=16, le=2048)
+    supersample: int = _key(
+        2, "factor", "drawn so much wider and higher, and averaged: edges without steps", assumed=True, ge=1, le=4
+    )
     count: int = _key(36, "views", "pictures to fit", ge=4, le=360)
     held_out: int = _key(4, "views", "pictures between them, to measure quality", ge=1, le=100)
     fov_degrees: float = _key(40.0, "degrees", "field of view", assumed=True, gt=5, lt=120)
@@ -110,7 +113,7 @@ class Fit(Section):
     schedule: Literal["cosine", "constant"] = _key(
         "cosine", "name", "of the learning rates; cosine ends at 5 %", assumed=True
     )
-    lr_factor: float = _key(1.0, "factor", "on all learning rates", assumed=True, gt=0)
+    lr_factor: float = _key(2.0, "factor", "on all learning rates", assumed=True, gt=0)
     lr_means: float = _key(1.6e-4, "a step", "learning rate of the positions", assumed=True, gt=0)
     lr_scales: float = _key(5e-3, "a step", "learning rate of the log-scales", assumed=True, gt=0)
     lr_quats: float = _key(1e-3, "a step", "learning rate of the quaternions", assumed=True, gt=0)
@@ -118,7 +121,7 @@ class Fit(Section):
     lr_colors: float = _key(1e-2, "a step", "learning rate of the colour logits", assumed=True, gt=0)
     disc_spacing: float = _key(0.8, "spacings", "first radius of a Gaussian", assumed=True, gt=0)
     disc_thickness: float = _key(0.1, "of the radius", "first thickness along the normal", assumed=True, gt=0, le=1)
-    disc_opacity: float = _key(0.9, "alpha", "first opacity", assumed=True, gt=0, lt=1)
+    disc_opacity: float = _key(0.6, "alpha", "first opacity", assumed=True, gt=0, lt=1)
     relocate_below: float = _key(
         0.005, "alpha", "more transparent Gaussians are moved to where they help", assumed=True, ge=0, lt=1
     )

@@ -51,6 +51,20 @@ def test_rim_pixels_hold_the_colour_of_the_surface(glb, loaded):
     assert (rgba[rgba[..., 3] == 0] == 0).all()
 
 
+def test_supersampling_smooths_edges_and_moves_nothing(glb, loaded):
+    material = glb.material(factor=(0.8, 0.1, 0.3, 1))
+    glb.node(glb.mesh(material=material))
+    mesh = loaded(glb)
+    once, twice = (drawn(mesh, ambient=1.0, lights=(), supersample=factor) for factor in (1, 2))
+    assert len(np.unique(twice[..., 3])) > 2 * len(np.unique(once[..., 3]))
+    difference = twice[..., 3].astype(float) - once[..., 3]
+    assert np.abs(difference).mean() < 1.5  # of 255
+    assert abs(difference.mean()) < 0.1
+    inside = twice[..., 3] > 0
+    assert np.abs(twice[inside][:, :3] - 255 * linear_to_srgb(np.array([0.8, 0.1, 0.3]))).max() <= 3
+    assert (twice[~inside] == 0).all()
+
+
 def test_metalness_at_its_default_is_not_black(glb, loaded):
     for metallic in (None, 1.0, 0.0):
         material = glb.material(factor=(0.5, 0.5, 0.5, 1), metallic=metallic)

@@ -41,7 +41,7 @@ FEEDS = {
 OTHER = {"output": None, "caption.captioner": None, "fit.schedule": "constant", "catalog.folder.up_axis": "z",
          "device": "auto", "catalog.source": None, "catalog.folder.path": "./meshes/", "cache": "elsewhere",
          "catalog.folder.manifest": "./meshes/manifest.csv", "catalog.folder.columns": {"page": "category"},
-         "meshes.neutral_color": [0.5, 0.5, 0.5], "fit.relocate_below": 0.01, "pack.title": "another title"}  # fmt: skip
+         "meshes.neutral_color": [0.5, 0.5, 0.5], "fit.relocate_below": 0.01, "pack.title": "another"}  # fmt: skip
 
 
 def downstream(stages):

@@ -173,7 +173,8 @@ def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
     canonical = cameras.canonical(settings.count, **lens)
     held_out = cameras.held_out(settings.held_out, among=settings.count, **lens)
     viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
-    rgba = views.render(_load(config, file, up_axis), viewmats, Ks, settings.pixels)
+    mesh = _load(config, file, up_axis)
+    rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
     views.check(rgba)
     files = [("cameras.json", views.cameras_json(viewmats, Ks, settings.pixels))]
     for index, picture in enumerate(rgba):

@@ -36,22 +36,25 @@ def render(
     Ks: np.ndarray,  # [V, 3, 3], pixels
     pixels: int,
     *,
+    supersample: int = 1,
     ambient: float = AMBIENT,
     lights: Sequence[tuple[tuple[float, float, float], float]] = LIGHTS,
 ) -> np.ndarray:
     """Draws the mesh from every camera: uint8 [V, H, W, 4], sRGB with straight alpha, H = W = `pixels`.
 
-    Four samples a pixel. The ground is black and clear, so a pixel at the rim comes out as colour times
-    coverage and is divided by its alpha: composited over any ground it is right. Where something is
-    translucent, pyrender's blending gives a wrong alpha, so the mesh is drawn over black and over white and
-    alpha is what the difference leaves (Smith and Blinn 1996, "Blue screen matting"). Faces are drawn and lit
-    from both sides. A renderer serves one object: one that is kept grows with every scene.
+    Each view is drawn `supersample` times as wide and as high, with four samples a pixel, and averaged. The
+    ground is black and clear, so a pixel at the rim comes out as colour times coverage and is divided by its
+    alpha: composited over any ground it is right. Where something is translucent, pyrender's blending gives a
+    wrong alpha, so the mesh is drawn over black and over white and alpha is what the difference leaves (Smith
+    and Blinn 1996, "Blue screen matting"). Faces are drawn and lit from both sides. A renderer serves one
+    object: one that is kept grows with every scene.
 
     Raises:
         ObjectError: the mesh reaches beyond the frame of a view.
     """
     viewmats, Ks = np.asarray(viewmats, np.float64), np.asarray(Ks, np.float64)
     _check_inside(mesh, viewmats, Ks, pixels)
+    Ks = Ks * np.array([supersample, supersample, 1])[:, None]
     pyrender = import_pyrender()
     scene = pyrender.Scene(ambient_light=[ambient] * 3)
     for part in mesh.parts:
@@ -66,19 +69,18 @@ def render(
         nodes.append(scene.add(camera, pose=np.linalg.inv(viewmat) @ _OPENGL_CAMERA))
 
     translucent = any(part.alpha_mode == "BLEND" for part in mesh.parts)
-    renderer = pyrender.OffscreenRenderer(pixels, pixels)
+    renderer = pyrender.OffscreenRenderer(supersample * pixels, supersample * pixels)
     try:
         renderer._renderer._program_cache = _programs(pyrender, mesh)
         views = []
         for node in nodes:
             scene.main_camera_node = node
-            over_black = _draw(pyrender, renderer, scene, ground=0.0)
+            over_black = _draw(pyrender, renderer, scene, 0.0, supersample)
             if translucent:
-                over_white = _draw(pyrender, renderer, scene, ground=1.0)
-                light_through = (over_white[..., :3].astype(np.int16) - over_black[..., :3]).max(axis=-1)
-                alpha = 255 - light_through.clip(0, 255)
+                over_white = _draw(pyrender, renderer, scene, 1.0, supersample)
+                alpha = 255 - (over_white[..., :3] - over_black[..., :3]).max(axis=-1).clip(0, 255)
             else:
-                alpha = over_black[..., 3].astype(np.int16)
+                alpha = over_black[..., 3]
             views.append(_straight(over_black[..., :3], alpha))
     finally:
         renderer.delete()
@@ -170,16 +172,24 @@ def _shining_from(direction: Sequence[float]) -> np.ndarray:
     return pose
 
 
-def _draw(pyrender, renderer, scene, ground: float) -> np.ndarray:
+def _draw(pyrender, renderer, scene, ground: float, supersample: int) -> np.ndarray:
+    """The scene over a plain ground, colour times coverage: float32 [H, W, 4] in 0..255."""
     scene.bg_color = np.array([ground, ground, ground, 0.0])
-    return renderer.render(scene, flags=pyrender.RenderFlags.RGBA)[0]
+    drawn = renderer.render(scene, flags=pyrender.RenderFlags.RGBA)[0]
+    height, width = (side // supersample for side in drawn.shape[:2])
+    total = np.zeros((height, width, 4), np.uint16)
+    for row in range(supersample):
+        for column in range(supersample):
+            total += drawn[row::supersample, column::supersample]
+    return total.astype(np.float32) / supersample**2
 
 
 def _straight(
-    premultiplied: np.ndarray,  # [H, W, 3] uint8
-    alpha: np.ndarray,  # [H, W] integers in 0..255
+    premultiplied: np.ndarray,  # [H, W, 3] float32 in 0..255
+    alpha: np.ndarray,  # [H, W] float32 in 0..255
 ) -> np.ndarray:
     """Straight alpha, uint8 [H, W, 4]; black where nothing is."""
-    color = premultiplied.astype(np.float32) * (255 / np.maximum(alpha, 1))[..., None]
-    color = np.rint(color).clip(0, 255) * (alpha > 0)[..., None]
-    return np.concatenate([color, alpha[..., None]], axis=-1).astype(np.uint8)
+    rounded = np.rint(alpha)
+    color = premultiplied * (255 / np.maximum(alpha, 1e-3))[..., None]
+    color = np.rint(color).clip(0, 255) * (rounded > 0)[..., None]
+    return np.concatenate([color, rounded[..., None]], axis=-1).astype(np.uint8)

@@ -2,10 +2,11 @@
 
 The image is not cut into tiles. Gaussians are sorted by depth once and drawn one after the other, front to back, each
 over the few rows and columns where its alpha reaches 1/255, eight pixels at a time (`simd`). A Gaussian of a fitted
-object covers about 7 x 7 pixels: tiles of 8 x 8 would store it four to five times and evaluate three times its
-pixels. Its gradient is complete when it has been drawn, so nothing is gathered afterwards and every sum has a fixed
-order: results repeat bit for bit. The backward pass draws front to back too: what lies behind a Gaussian is the whole
-image's sum less what has been drawn, and each decision of the forward pass is taken again from the same numbers.
+object covers 5 x 5 or 6 x 6 pixels at 128 x 128: tiles would store most of them several times and visit many pixels
+in vain. A Gaussian's gradient is complete when it has been drawn, so nothing is gathered afterwards and every sum has
+a fixed order: results repeat bit for bit. The backward pass draws front to back too: what lies behind a Gaussian is
+the whole image's sum less what has been drawn, and each decision of the forward pass is taken again from the same
+numbers.
 
 The arithmetic is gsplat 1.5's, both modes (3D Gaussian Splatting, Kerbl et al. 2023, section 4 and 6; the antialiased
 mode is Mip-Splatting's compensation, Yu et al. 2024).
@@ -456,8 +457,8 @@ def project_gradients(
         opacity = load(params, OPACITIES * size + i)
         log_alpha = load(moments, 3 * size + i)
         if antialiased:
-            # opacity is multiplied by sqrt(r), r = sharp / det: dL/dr = dL/dlog alpha / (2 r), and det / det after
-            # the blur is what r is made of. The small number keeps needles seen end on from dividing by zero.
+            # The opacity is multiplied by sqrt(r), r = sharp / det: dL/dr = dL/dlog alpha / (2 r). The small number
+            # keeps needles seen end on, where r is 0, from dividing by it.
             ratio = sharp * inverse
             g = 0.5 * log_alpha / (ratio + 1e-12) * inverse
             v00 = v00 + g * (c11 - ratio * (c11 + BLUR))

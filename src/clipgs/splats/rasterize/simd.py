@@ -4,6 +4,9 @@ The rasteriser's loops are seven or eight pixels long, too short for a compiler'
 lanes are a type of their own: `+ - * /`, comparisons, `&` and the functions below become single LLVM vector
 instructions, which LLVM maps onto whatever the processor has (AVX-512, AVX2, NEON). A float beside a vector is
 repeated in all lanes. Values of these types live only inside compiled functions.
+
+Numba keys its cache of compiled functions on the file they stand in: after a change here, touch the files that import
+it, or the old code goes on running.
 """
 
 import operator
