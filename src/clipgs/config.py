@@ -125,7 +125,14 @@ class Fit(Section):
     relocate_below: float = _key(
         0.005, "alpha", "more transparent Gaussians are moved to where they help", assumed=True, ge=0, lt=1
     )
-    prune_below: float = _key(0.02, "alpha", "more transparent Gaussians are not written", assumed=True, ge=0, lt=1)
+    prune_below: float = _key(
+        0.004,
+        "alpha",
+        "more transparent Gaussians are not written; under 1/255 none is drawn",
+        assumed=True,
+        ge=0,
+        lt=1,
+    )
     min_psnr: float = _key(20.0, "dB", "held-out quality below this is a failed row", assumed=True, ge=0)
 
 

@@ -3,7 +3,7 @@ import base64
 import DracoPy
 import numpy as np
 import pytest
-from conftest import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
+from glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 from clipgs.meshes.materials import srgb_to_linear, surface_colors
 from clipgs.storage import ObjectError

@@ -3,7 +3,7 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import CUBE_CORNERS, CUBE_FACES
+from glb_builder import CUBE_CORNERS, CUBE_FACES
 from PIL import Image
 
 from clipgs.meshes.load import load

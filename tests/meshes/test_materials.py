@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import QUAD, QUAD_FACES, QUAD_UV
+from glb_builder import QUAD, QUAD_FACES, QUAD_UV
 
 from clipgs.meshes.folder import decode_image
 from clipgs.meshes.load import Mesh

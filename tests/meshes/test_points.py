@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import CUBE_CORNERS, QUAD, QUAD_FACES, QUAD_UV
+from glb_builder import CUBE_CORNERS, QUAD, QUAD_FACES, QUAD_UV
 
 from clipgs.meshes.points import sample
 from clipgs.storage import ObjectError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
+from glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 from clipgs.meshes.cameras import canonical, look_at_origin
 from clipgs.meshes.load import load
