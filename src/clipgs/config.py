@@ -7,6 +7,7 @@ it is in no stage's settings and changing it reruns nothing.
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -55,6 +56,21 @@ class Folder(Section):
     )
 
 
+class Downloads(Section):
+    """How files are fetched from the network."""
+
+    endpoint: str | None = _key(
+        None, "URL", "a mirror or proxy in the place of the source's own address; file:// works", runtime=True
+    )
+    token_variable: str = _key(
+        "HF_TOKEN", "name", "environment variable that holds the token, where one is needed", runtime=True
+    )
+    parallel: int = _key(8, "downloads", "at once, in one job", runtime=True, ge=1, le=256)
+    per_second: float = _key(20.0, "requests", "most a second, in one job", runtime=True, gt=0)
+    retries: int = _key(6, "times", "after a failure that may pass, with growing pauses", runtime=True, ge=0, le=50)
+    timeout_seconds: float = _key(60.0, "s", "without a byte", runtime=True, gt=0)
+
+
 class Catalog(Section):
     """Which objects there are. Frozen shards keep what they were frozen with."""
 
@@ -68,6 +84,7 @@ class Catalog(Section):
     )
     procedural: Procedural = _section(Procedural)
     folder: Folder = _section(Folder)
+    downloads: Downloads = _section(Downloads)
 
 
 class Meshes(Section):
@@ -175,7 +192,7 @@ class Config(Section):
 
     output: str = _key("results", "path", "everything that is made goes here", runtime=True, min_length=1)
     cache: str | None = _key(
-        None, "path", "downloads and generated meshes; default: cache/ in the output", runtime=True
+        None, "path", "downloads and generated meshes, shared by all runs; default: ~/.cache/clipgs", runtime=True
     )
     seed: int = _key(0, "seed", "of every random choice, together with stage and uid", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _key("auto", "name", "auto: cuda where there is one", runtime=True)
@@ -195,7 +212,8 @@ class Config(Section):
 
     @property
     def cache_path(self) -> Path:
-        return Path(self.cache) if self.cache else self.output_path / "cache"
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(self.cache).expanduser() if self.cache else Path(home) / "clipgs"
 
 
 # What each stage's result depends on: a version, raised when the code of the stage changes what it makes, and keys.

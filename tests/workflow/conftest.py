@@ -14,6 +14,7 @@ import yaml
 # Small and quick, and with nothing left out: two objects in two shards through every stage.
 SETTINGS = {
     "output": "results",
+    "cache": "cache",
     "device": "cpu",
     "catalog": {
         "source": "folder",

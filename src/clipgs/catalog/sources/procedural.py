@@ -12,7 +12,7 @@ from typing import Any
 from clipgs.catalog.sources.shapes import furniture, outdoors, things, vehicles
 from clipgs.catalog.sources.shapes.design import Design, Dice
 from clipgs.catalog.sources.shapes.glb import write_glb
-from clipgs.config import Config
+from clipgs.config import STAGES, Config
 from clipgs.storage import whole
 
 DESIGNS: dict[str, Callable[[Dice], Design]] = {
@@ -98,7 +98,8 @@ class ProceduralSource:
 
     def __init__(self, config: Config) -> None:
         self._count, self._seed = config.catalog.procedural.objects, config.seed
-        self._folder = config.cache_path / self.name
+        # The cache is shared: what another version of the designs made has another place.
+        self._folder = config.cache_path / self.name / f"version-{STAGES['fetch'][0]}"
 
     def locators(self) -> list[str]:
         return [locator(index, self._seed) for index in range(self._count)]
