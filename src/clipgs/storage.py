@@ -13,9 +13,8 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -159,13 +158,6 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, A
     return pq.ParquetFile(path, memory_map=True).read(columns=columns).to_pylist()
 
 
-@contextmanager
-def write_tar(path: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """Yields `add(name, data)`. The tar's bytes depend on its members alone; it appears whole or not at all."""
-    with atomic(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        yield partial(_add, tar)
-
-
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # no time, no owner
     info.size = len(data)
@@ -173,17 +165,26 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class TarWriter:
-    """`write_tar` as an object: `with TarWriter(path) as tar: tar.add(name, data)`."""
+    """Writes a tar whose bytes depend on its members alone; it appears whole or not at all.
+
+    Use as a context manager; members stand in the order in which they are added.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._context = write_tar(path)
+        self._path = path
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self.add = self._context.__enter__()
+        temporary = self._stack.enter_context(atomic(self._path))
+        self._tar = self._stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
         return self
 
+    def add(self, name: str, data: bytes) -> None:
+        """Adds one member."""
+        _add(self._tar, name, data)
+
     def __exit__(self, *exception: Any) -> None:
-        self._context.__exit__(*exception)
+        self._stack.__exit__(*exception)
 
 
 class Members(NamedTuple):

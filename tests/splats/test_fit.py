@@ -13,7 +13,7 @@ from clipgs.splats.rasterize import kernels, rasterize
 from clipgs.storage import ObjectError
 
 PIXELS = 40
-SETTINGS = Fit(gaussians=250, steps=60, lr_factor=3.0)
+SETTINGS = Fit(gaussians=250, steps=60, lr_factor=3.0, disc_opacity=0.9)
 
 
 def balls(objects=1, points=600, views=8):

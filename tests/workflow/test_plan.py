@@ -66,6 +66,8 @@ def changed(key):
         value += 1
     elif isinstance(value, float):
         value = value * 0.9
+    elif value is None or isinstance(value, str):
+        value = f"{value or ''}x"
     target = settings
     for part in parents:
         target = target.setdefault(part, {})
