@@ -97,6 +97,17 @@ def test_a_file_that_changed_is_not_taken_for_the_one_that_was_frozen(tmp_path):
         source.fetch(row)
 
 
+def test_without_a_manifest_names_are_the_labels(tmp_path):
+    names = ["office_chairs/7.obj", "a-red_mug.obj", "0017.obj"]
+    write(tmp_path, **dict.fromkeys(names, "x"))
+    labels = folder_source(tmp_path).labels(names)
+    assert [(label["category"], label["text"]) for label in labels] == [
+        ("office chairs", None),
+        (None, "a red mug"),
+        (None, None),
+    ]
+
+
 def test_a_manifest_labels_and_chooses(tmp_path):
     write(tmp_path, **{"a.obj": "a", "b.obj": "b", "c.obj": "c"})
     manifest = write_manifest(

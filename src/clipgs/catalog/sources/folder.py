@@ -32,11 +32,13 @@ class FolderSource:
     """See `Source`. A locator is the file's path relative to the folder, with forward slashes."""
 
     name = "folder"
+    what = "mesh file"
+    suffixes = SUFFIXES
 
     def __init__(self, config: Config) -> None:
-        self._settings = config.catalog.folder
+        self._settings = getattr(config.catalog, self.name)
         if self._settings.path is None:
-            raise UsageError("config: catalog.folder.path is not set: name a folder or a glob of mesh files")
+            raise UsageError(f"config: catalog.{self.name}.path is not set: name a folder or a glob of {self.what}s")
 
     # --- listing ---
 
@@ -57,18 +59,18 @@ class FolderSource:
         elif glob.has_magic(str(pattern)):
             found = (Path(name) for name in glob.glob(str(pattern), recursive=True))
         else:
-            raise UsageError(f"catalog.folder.path: {pattern} is not a folder")
+            raise UsageError(f"catalog.{self.name}.path: {pattern} is not a folder")
         return sorted(
             _text(path.relative_to(self.root))
             for path in found
-            if path.suffix.lower() in SUFFIXES and not path.is_dir()
+            if path.suffix.lower() in self.suffixes and not path.is_dir()
         )
 
     def locators(self) -> list[str]:
         if self._manifest is not None:
             return sorted(self._manifest)
         if not self._files:
-            raise UsageError(f"{self._settings.path} holds no mesh file ({' '.join(SUFFIXES)})")
+            raise UsageError(f"{self._settings.path} holds no {self.what} ({' '.join(self.suffixes)})")
         return self._files
 
     def gone(self, known: list[str]) -> list[str]:
@@ -94,10 +96,10 @@ class FolderSource:
         mapped = {}
         for ours, theirs in self._settings.columns.items():
             if ours not in COLUMNS:
-                raise UsageError(f"config: catalog.folder.columns.{ours} is not one of {', '.join(COLUMNS)}")
+                raise UsageError(f"config: catalog.{self.name}.columns.{ours} is not one of {', '.join(COLUMNS)}")
             if theirs not in header:
                 raise UsageError(
-                    f"config: catalog.folder.columns.{ours} = {theirs}: {self._settings.manifest} has no such column"
+                    f"config: catalog.{self.name}.columns.{ours} = {theirs}: {self._settings.manifest} has no such column"
                     f" (it has {', '.join(header)})"
                 )
             mapped[ours] = theirs
@@ -106,7 +108,7 @@ class FolderSource:
                 if ours not in mapped and theirs in header and theirs not in mapped.values():
                     mapped[ours] = theirs
         if "file" not in mapped:
-            raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.folder.columns")
+            raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.{self.name}.columns")
         rest = [column for column in header if column not in mapped.values()]
         kept = [column for column in rest if _NEVER_LOST.search(column)]
         return mapped, kept, [column for column in rest if column not in kept]
@@ -120,7 +122,7 @@ class FolderSource:
                 rows = list(reader)
                 return [column for column in reader.fieldnames or [] if column], rows
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"catalog.folder.manifest: {path}: {error}") from None
+            raise UsageError(f"catalog.{self.name}.manifest: {path}: {error}") from None
 
     @property
     def _header(self) -> list[str]:
@@ -174,7 +176,9 @@ class FolderSource:
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
         names = ("category", "text", "license", "credit", "page")
-        return [{name: (self._manifest or {}).get(locator, {}).get(name) for name in names} for locator in locators]
+        if self._manifest is None:
+            return [dict.fromkeys(names) | _labels_of_names(locator) for locator in locators]
+        return [{name: self._manifest.get(locator, {}).get(name) for name in names} for locator in locators]
 
     def label_digest(self, locators: list[str]) -> str:
         if self._manifest is None:
@@ -215,6 +219,15 @@ def _walk(folder: Path) -> Iterator[Path]:
             name for name in folders if name[0] != "." and os.path.realpath(os.path.join(parent, name)) not in seen
         ]
         yield from (Path(parent, name) for name in names if name[0] != ".")
+
+
+def _labels_of_names(locator: str) -> dict[str, str | None]:
+    """What the names say where nothing else does: the folder's is the category, else the file's is the text."""
+    path = Path(locator)
+    category, text = (" ".join(re.split(r"[\s_.-]+", name)).strip() for name in (path.parent.name, path.stem))
+    if any(character.isalpha() for character in category):
+        return {"category": category}
+    return {"text": text if any(character.isalpha() for character in text) else None}
 
 
 def _text(path: Path) -> str:
