@@ -71,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
         _add_config(command)
         if name == "freeze":
             command.add_argument("shards", nargs="+", metavar="shard", help="names or files of the new shards")
+    command = add(
+        "export",
+        "write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY",
+        "export results/triplets --format gltf --to splats",
+    )
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="PLY files, tars of triplets, or folders of either")
+    command.add_argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb")
+    command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="one file an object goes there")
+    command.add_argument("--uid", action="append", default=[], help="only this object; may be given several times")
+    command = add("plan", "print what a run will need: disk, jobs and hours a stage", "plan --config config.yaml")
+    _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
     _add_config(command)
     command = add("config", "print the whole configuration with units and meanings", "config > config.yaml")
@@ -112,6 +123,9 @@ def _run(options: argparse.Namespace) -> int:
         text = configuration.schema() if options.schema else configuration.to_yaml()
         sys.stdout.write(text)
         return 0
+    if name == "export":
+        import_module("clipgs.splats.export").export(options.inputs, options.to, options.format, options.uid)
+        return 0
     config = _config(options)
     if name in _SHARD_STAGES:
         function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name)
@@ -120,6 +134,9 @@ def _run(options: argparse.Namespace) -> int:
     if name in _MERGE_STAGES:
         shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []
         getattr(import_module(_MERGE_STAGES[name][0]), name)(config, *shards)
+        return 0
+    if name == "plan":
+        sys.stdout.write(import_module("clipgs.estimate").plan_text(config))
         return 0
     if name == "summary":
         sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))

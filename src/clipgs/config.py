@@ -9,13 +9,15 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 
 from clipgs.storage import UsageError, canonical_json
+
+WHERE_PATTERN = r"^\s*(\S.*?)\s*(<=|>=|!=|=|<|>|\sin\s)\s*(.+?)\s*$"  # a rule of catalog.curation.where
 
 
 def _key(default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any) -> Any:
@@ -56,6 +58,37 @@ class Folder(Section):
     )
 
 
+class ModelNet(Section):
+    """ModelNet40 or ModelNet10, with its own split."""
+
+    path: str | None = _key(
+        None,
+        "path or URL",
+        "the folder of CLASS/train/NAME.off, or the published archive (ModelNet40.zip); default: download it",
+        runtime=True,
+    )
+
+
+class SplatFolder(Section):
+    """A folder of ready splats: 3DGS PLY files of any program. They are pictured and packed, never fitted."""
+
+    path: str | None = _key(None, "path", "the folder, or a glob such as splats/**/*.ply", runtime=True)
+    manifest: str | None = _key(None, "path", "CSV, as that of `folder`", runtime=True)
+    columns: dict[str, str] = _key({}, "names", "our name: the manifest's name", runtime=True)
+    up_axis: Literal["y", "-y", "z"] = _key(
+        "y", "axis", "which axis of the files points up; -y in most splats of photographs"
+    )
+    max_gaussians: int = _key(200_000, "Gaussians", "splats with more are failed rows", ge=1, le=1_000_000)
+    box_fraction: float = _key(
+        0.99,
+        "fraction",
+        "of the visible Gaussians along each axis in the core; what lies far outside it does not set the size",
+        assumed=True,
+        gt=0.5,
+        le=1,
+    )
+
+
 class Downloads(Section):
     """How files are fetched from the network."""
 
@@ -71,10 +104,77 @@ class Downloads(Section):
     timeout_seconds: float = _key(60.0, "s", "without a byte", runtime=True, gt=0)
 
 
+class Objaverse(Section):
+    """Objaverse 1.0: 798,759 GLB files with annotations."""
+
+    subset: Literal["all", "lvis", "list"] = _key(
+        "all", "name", "lvis: the objects that have an LVIS category; list: those named in `uids`", runtime=True
+    )
+    uids: str | None = _key(None, "path", "text or CSV file with one uid a line, for `subset: list`", runtime=True)
+    categories: list[str] = _key([], "names", "LVIS categories to take, for `subset: lvis`; empty: all", runtime=True)
+    lvis: Literal["test", "train"] = _key(
+        "test", "name", "test: LVIS objects are never trained on, and no others are tested on", runtime=True
+    )
+    hashes: str | None = _key(
+        None,
+        "path or URL",
+        "Objaverse-XL's sketchfab.parquet: SHA-256 of each file, which finds re-uploads before the download",
+        runtime=True,
+    )
+    root: str = _key("~/.objaverse", "path", "cache of the objaverse package: read, never written", runtime=True)
+
+
+class ObjaverseXL(Section):
+    """Objaverse-XL, from its annotation tables with their SHA-256. `objaverse.lvis` and `objaverse.root` hold too."""
+
+    tables: list[str] = _key(
+        [
+            "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main/sketchfab/sketchfab.parquet",
+            "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main/github/github.parquet",
+            "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main/smithsonian/smithsonian.parquet",
+        ],
+        "paths or URLs",
+        "parquet or CSV: fileIdentifier, source, license, fileType, sha256, metadata",
+        runtime=True,
+    )
+
+
+class Curation(Section):
+    """Which objects of an annotated source are taken. What an annotation does not say refuses nothing but a licence."""
+
+    licenses: list[str] = _key(
+        [], "names", "allowed, as the source writes them: by, by-sa, by-nc, by-nc-sa, cc0; empty: all", runtime=True
+    )
+    min_faces: int = _key(0, "faces", "at least", runtime=True, ge=0)
+    max_faces: int | None = _key(None, "faces", "at most", runtime=True, ge=1)
+    max_file_mb: float | None = _key(None, "MB", "at most, as the annotation says", runtime=True, gt=0)
+    animated: Literal["any", "no", "only"] = _key("any", "name", "objects with animations", runtime=True)
+    textured: Literal["any", "no", "only"] = _key("any", "name", "objects with textures", runtime=True)
+    table: str | None = _key(None, "path", "CSV with a column `key` and columns of your own", runtime=True)
+    key: Literal["uid", "sha256", "file_identifier"] = _key(
+        "uid", "column", "by which the table names an object; an object it does not name is refused", runtime=True
+    )
+    where: list[Annotated[str, StringConstraints(pattern=WHERE_PATTERN)]] = _key(
+        [],
+        "rules",
+        "COLUMN OP VALUE over the table's columns, such as aesthetic_score >= 5.5 or style in a|b",
+        runtime=True,
+    )
+    max_objects: int | None = _key(
+        None,
+        "objects",
+        "at most so many, chosen by a hash of the uid; LVIS test objects come on top",
+        runtime=True,
+        ge=1,
+    )
+
+
 class Catalog(Section):
     """Which objects there are. Frozen shards keep what they were frozen with."""
 
-    source: Literal["procedural", "folder"] = _key("procedural", "name", "where objects come from", runtime=True)
+    source: Literal["procedural", "folder", "objaverse", "objaverse_xl", "modelnet40", "modelnet10", "splats"] = _key(
+        "procedural", "name", "where objects come from", runtime=True
+    )
     shard_objects: int = _key(1024, "objects", "objects in a new shard", runtime=True, ge=1, le=100_000)
     validation_fraction: float = _key(
         0.1, "fraction", "share of groups for choosing checkpoints", assumed=True, runtime=True, ge=0, lt=0.5
@@ -84,6 +184,11 @@ class Catalog(Section):
     )
     procedural: Procedural = _section(Procedural)
     folder: Folder = _section(Folder)
+    objaverse: Objaverse = _section(Objaverse)
+    objaverse_xl: ObjaverseXL = _section(ObjaverseXL)
+    curation: Curation = _section(Curation)
+    modelnet: ModelNet = _section(ModelNet)
+    splats: SplatFolder = _section(SplatFolder)
     downloads: Downloads = _section(Downloads)
 
 
@@ -163,7 +268,13 @@ class Render(Section):
 class Caption(Section):
     """Where the text of a triplet comes from."""
 
-    captioner: Literal["catalog"] = _key("catalog", "name", "catalog: the source's own text")
+    captioner: Literal["catalog", "cap3d"] = _key(
+        "catalog", "name", "catalog: the source's own text; cap3d: a CSV of captions"
+    )
+    cap3d: str | None = _key(None, "path", "CSV of uid and caption, as Cap3D publishes it; with or without a header")
+    fallback: Literal["catalog", "fail"] = _key(
+        "catalog", "name", "what an object gets that the CSV does not list: the source's own text, or a failed row"
+    )
     max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
 
 
@@ -196,6 +307,9 @@ class Config(Section):
     )
     seed: int = _key(0, "seed", "of every random choice, together with stage and uid", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _key("auto", "name", "auto: cuda where there is one", runtime=True)
+    temporary: list[Literal["points", "views"]] = _key(
+        [], "stages", "files that are dropped when the splats are fitted: a later fit makes them again", runtime=True
+    )
     catalog: Catalog = _section(Catalog)
     meshes: Meshes = _section(Meshes)
     points: PointCloud = _section(PointCloud)
@@ -220,13 +334,23 @@ class Config(Section):
 # Objects, views and captions of earlier stages reach a stage through its input files.
 STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "label": (1, ()),
-    "fetch": (1, ("seed", "meshes.max_file_mb")),
+    "fetch": (1, ("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians")),
     "sample": (1, ("seed", "catalog.folder.up_axis", "meshes", "points")),
     "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
-    "fit": (1, ("seed", "views", "fit")),
+    "fit": (1, ("seed", "catalog.splats.up_axis", "catalog.splats.box_fraction", "views", "fit")),
     "render": (1, ("render", "views.count", "views.fov_degrees", "views.distance")),
     "caption": (1, ("caption",)),
-    "pack": (1, ("views.count", "views.fov_degrees", "views.distance", "render.pixels")),
+    "pack": (
+        1,
+        (
+            "catalog.folder.up_axis",
+            "catalog.splats.up_axis",
+            "views.count",
+            "views.fov_degrees",
+            "views.distance",
+            "render.pixels",
+        ),
+    ),
     "index": (1, ("pack",)),
 }
 
@@ -322,7 +446,7 @@ def _scalar_types(annotation: Any) -> set[Any]:
 def from_settings(*layers: str) -> Config:
     """Reads what `stage_settings` and `runtime_settings` wrote."""
     values = merge(*(json.loads(layer) for layer in layers))
-    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels")})
+    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels", "captions")})
 
 
 def read(*paths: str | Path) -> Config:

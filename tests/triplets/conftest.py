@@ -1,16 +1,17 @@
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 
+from clipgs.catalog.records import stage_schema
+from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.splats.render import to_webp
-from clipgs.storage import TarWriter
+from clipgs.storage import TarWriter, write_table
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 32
@@ -34,7 +35,7 @@ class Shard:
 
     @property
     def views(self) -> Path:
-        return self.folder / "views" / f"{self.name}.tar"
+        return self.folder / "views" / f"{self.name}.parquet"
 
     def pack(self) -> list[dict]:
         return pack_shard(self.tar, self.table, shard=self.name, **self.inputs)
@@ -76,12 +77,9 @@ def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
         for i, uid in enumerate(whole):
             for view in range(VIEWS):
                 tar.add(f"{uid}/{view:02d}.webp", to_webp(picture(10 * i + view), 90))
-    with TarWriter(folder / "views" / f"{name}.tar") as tar:
-        for i, uid in enumerate(tried):
-            for view in range(VIEWS + 1):
-                buffer = io.BytesIO()
-                Image.fromarray(picture(10 * i + view)).convert("RGBA").save(buffer, "PNG")
-                tar.add(f"{uid}/{view:03d}.png", buffer.getvalue())
+    best = showing(cameras().viewmats)
+    thumbnails = [{"uid": uid, "thumbnail": to_webp(picture(10 * i + best), 90)} for i, uid in enumerate(tried)]
+    write_table(folder / "views" / f"{name}.parquet", thumbnails, stage_schema({"thumbnail": pa.binary()}))
     terms = {"category": "mug", "license": "CC-BY-4.0"}
     labels = [
         {"uid": uid, **terms, "credit": f"A. Maker {i}", "page": f"https://example.org/{i}"}

@@ -77,5 +77,5 @@ def test_rows_fit_the_schema(tmp_path):
 
 
 def test_unknown_captioner():
-    with pytest.raises(UsageError, match=r"catalogue: .* did you mean catalog\? \(there are: catalog\)"):
+    with pytest.raises(UsageError, match=r"catalogue: .* did you mean catalog\? \(there are: cap3d, catalog\)"):
         captions.captioner("catalogue")

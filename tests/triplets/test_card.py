@@ -158,7 +158,7 @@ def test_size_category():
 
 def test_a_missing_view_is_an_error_that_names_the_file(packed):
     packed[1].views.unlink()
-    with pytest.raises(ClipgsError, match=r"views/00001\.tar cannot be read .*snakemake --force"):
+    with pytest.raises(ClipgsError, match=r"views/00001\.parquet is missing; make it again with: snakemake"):
         write(packed)
 
 

@@ -19,10 +19,14 @@ FIRST_STAGES = {
     "caption": {"caption"},
     "pack": {"index"},
     "catalog.folder.up_axis": {"sample", "view"},
+    "catalog.splats.max_gaussians": {"fetch"},
+    "catalog.splats.up_axis": {"fit"},
+    "catalog.splats.box_fraction": {"fit"},
     # A place, a device, a limit, or what only objects to come are frozen with.
     "output": set(),
     "cache": set(),
     "device": set(),
+    "temporary": set(),
     "workers": set(),
     "catalog": set(),
 }
@@ -38,10 +42,45 @@ FEEDS = {
     "label": {"caption", "pack"},
 }
 # Another value of each kind; where none of these is valid for a key, its own.
-OTHER = {"output": None, "caption.captioner": None, "fit.schedule": "constant", "catalog.folder.up_axis": "z",
-         "device": "auto", "catalog.source": None, "catalog.folder.path": "./meshes/", "cache": "elsewhere",
-         "catalog.folder.manifest": "./meshes/manifest.csv", "catalog.folder.columns": {"page": "category"},
-         "meshes.neutral_color": [0.5, 0.5, 0.5], "fit.relocate_below": 0.01, "pack.title": "another"}  # fmt: skip
+OTHER = {
+    "catalog.objaverse.subset": "lvis",
+    "catalog.objaverse.uids": "uids.txt",
+    "catalog.objaverse.lvis": "train",
+    "catalog.objaverse.categories": ["mug"],
+    "catalog.objaverse.hashes": "h.parquet",
+    "catalog.objaverse.root": "elsewhere",
+    "catalog.objaverse_xl.tables": ["t.csv"],
+    "catalog.curation.licenses": ["by"],
+    "catalog.curation.max_faces": 1000,
+    "catalog.curation.animated": "no",
+    "catalog.curation.max_file_mb": 9.5,
+    "catalog.curation.textured": "only",
+    "catalog.curation.table": "t.csv",
+    "catalog.curation.key": "sha256",
+    "catalog.curation.where": ["score > 1"],
+    "catalog.curation.max_objects": 9,
+    "caption.cap3d": "captions.csv",
+    "caption.fallback": "fail",
+    "temporary": ["points"],
+    "output": None,
+    "caption.captioner": None,
+    "fit.schedule": "constant",
+    "catalog.folder.up_axis": "z",
+    "device": "auto",
+    "catalog.source": None,
+    "catalog.folder.path": "./meshes/",
+    "cache": "elsewhere",
+    "catalog.folder.manifest": "./meshes/manifest.csv",
+    "catalog.folder.columns": {"page": "category"},
+    "meshes.neutral_color": [0.5, 0.5, 0.5],
+    "fit.relocate_below": 0.01,
+    "pack.title": "another",
+    "catalog.modelnet.path": "ModelNet40.zip",
+    "catalog.splats.path": "ready",
+    "catalog.splats.up_axis": "-y",
+    "catalog.splats.manifest": "ready.csv",
+    "catalog.splats.columns": {"text": "title"},
+}
 
 
 def downstream(stages):
@@ -127,6 +166,17 @@ def test_a_mended_caption_fits_and_renders_nothing(made, tmp_path):
     assert read_table(text)[0]["caption"] == "a caption that somebody mended"
 
 
+def test_a_mended_file_of_captions_captions_again(made, tmp_path):
+    workspace = made.copy(tmp_path / "captions")
+    file, overlay = workspace.folder / "captions.csv", workspace.folder / "overlay.yaml"
+    file.write_text("someone else,a mug\n")
+    overlay.write_text(yaml.safe_dump({"caption": {"captioner": "cap3d", "cap3d": str(file)}}))
+    workspace.make("--configfile", str(overlay))
+    assert workspace.planned("--configfile", str(overlay)) == {}
+    file.write_text("someone else,a cup\n")
+    assert workspace.planned("--configfile", str(overlay)) == {"caption": 2, "pack": 2, "index": 1}
+
+
 def test_looking_changes_nothing(made, tmp_path):
     workspace = made.copy(tmp_path / "look")
     workspace.add_objects(3)
@@ -159,6 +209,8 @@ def test_the_profile_beside_the_snakefile_needs_no_flag(made, checkout):
         ({"fit": {"step": 3}}, "fit.step is not a key; did you mean fit.steps?"),
         ({"fit": {"steps": "many"}}, "fit.steps"),
         ({"caption": {"captioner": "catalogue"}}, "did you mean catalog?"),
+        ({"caption": {"captioner": "cap3d"}}, "name the CSV of captions in caption.cap3d"),
+        ({"caption": {"captioner": "cap3d", "cap3d": "nowhere.csv"}}, "No such file"),
         ({"output": "new", "catalog": {"folder": {"path": "empty", "manifest": None}}}, "holds no mesh file"),
         ({"output": "new", "catalog": {"folder": {"path": "nowhere", "manifest": None}}}, "is not a folder"),
         ({"catalog": {"folder": {"path": None}}}, "catalog.folder.path is not set"),

@@ -120,6 +120,20 @@ def test_bad_objects_are_rows_and_the_others_go_on(made, tmp_path):
     assert not any("Traceback" in error for error in errors.values())
 
 
+def test_passing_files_go_when_the_splats_are_fitted(made, tmp_path):
+    workspace = Workspace(tmp_path / "passing", made.checkout)
+    workspace.folder.mkdir()
+    workspace.write_config(SETTINGS | {"temporary": ["points", "views"]})
+    workspace.add_objects(1)
+    workspace.make()
+    assert not list(workspace.output.glob("views/*.tar"))
+    assert not list(workspace.output.glob("points/*.npz"))
+    assert objects_of(workspace, "splats").items() <= objects_of(made, "splats").items()
+    assert workspace.planned() == {}
+    workspace.add_objects(1, text0="a mended caption")
+    assert workspace.planned() == {"label": 1, "caption": 1, "pack": 1, "index": 1}
+
+
 def test_the_report_is_made(made, tmp_path):
     workspace = made.copy(tmp_path / "report")
     done = workspace.run("triplets", "--report", "report.html")

@@ -39,7 +39,8 @@ rule objects:
     input:
         expand(out("catalog/shards/{shard}.parquet"), shard=PLAN.shards),
     output:
-        out("catalog/objects.parquet"),
+        objects=out("catalog/objects.parquet"),
+        curation=out("catalog/curation.json"),
     log:
         out("logs/objects.log"),
     conda:

@@ -1,4 +1,5 @@
 # What all rules share: the checked configuration, the plan of shards, and the words of a command.
+import logging
 import os
 import sys
 from pathlib import Path
@@ -7,14 +8,24 @@ from clipgs import config as settings
 from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
 from clipgs.storage import ClipgsError
+from clipgs.triplets.captions import listed_digest
+
+# Reading the annotations of a large source for the first time takes a while, and says so.
+LOG, SPEAKER = logging.getLogger("clipgs"), logging.StreamHandler()
+LOG.setLevel(logging.INFO)
+if workflow.is_main_process:
+    LOG.addHandler(SPEAKER)
 
 try:
     CONFIG = settings.check(config)
     PLAN = plan(CONFIG)
+    digest = listed_digest(CONFIG.caption)
 except ClipgsError as error:
     # A WorkflowError would name a line of the Snakefile, which is not where the fault is.
     sys.stderr.write(f"clipgs: {error}\n")
     raise SystemExit(2)
+finally:
+    LOG.removeHandler(SPEAKER)
 
 if workflow.is_main_process:
     for note in PLAN.notes:
@@ -32,6 +43,7 @@ os.environ |= {
         [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
     ),
 }
+CAPTIONS = {"captions": digest} if digest else {}
 THREADS = CONFIG.workers.threads or workflow._cores or 1
 ENV = str(Path(workflow.basedir, "envs", "clipgs.yaml"))
 GPU_ENV = str(Path(workflow.basedir, "envs", "clipgs-gpu.yaml"))  # with gsplat
@@ -44,6 +56,11 @@ wildcard_constraints:
 def out(name):
     """A file of the output."""
     return os.path.join(CONFIG.output, name)
+
+
+def passing(name):
+    """A file of the output that goes when nothing needs it any more, if the configuration says so."""
+    return temp(out(name)) if name.split("/")[0] in CONFIG.temporary else out(name)
 
 
 def stage(name, **more):

@@ -23,7 +23,7 @@ rule sample:
     input:
         meshes=out("meshes/{shard}.parquet"),
     output:
-        points=out("points/{shard}.npz"),
+        points=passing("points/{shard}.npz"),
         table=out("points/{shard}.parquet"),
     log:
         out("logs/sample/{shard}.log"),
@@ -45,7 +45,7 @@ rule view:
     input:
         meshes=out("meshes/{shard}.parquet"),
     output:
-        pictures=out("views/{shard}.tar"),
+        pictures=passing("views/{shard}.tar"),
         table=out("views/{shard}.parquet"),
     log:
         out("logs/view/{shard}.log"),

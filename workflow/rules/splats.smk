@@ -1,5 +1,6 @@
 rule fit:
     input:
+        meshes=out("meshes/{shard}.parquet"),
         points=out("points/{shard}.npz"),
         points_table=out("points/{shard}.parquet"),
         views=out("views/{shard}.tar"),

@@ -14,7 +14,7 @@ rule caption:
     resources:
         mem_mb=1000,
     params:
-        settings=stage("caption"),
+        settings=stage("caption", **CAPTIONS),
     shell:
         "clipgs caption {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -54,7 +54,7 @@ rule index:
     input:
         tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
         triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
-        views=expand(out("views/{shard}.tar"), shard=PLAN.shards),
+        views=expand(out("views/{shard}.parquet"), shard=PLAN.shards),
     output:
         index=out("triplets/index.parquet"),
         card=report(out("triplets/README.md"), category="Dataset"),

@@ -5,22 +5,24 @@
 """
 
 import hashlib
+import json
 import logging
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
-from clipgs.catalog.sources import source
+from clipgs.catalog.sources import Annotated, Source, source
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.config import Config
-from clipgs.storage import ClipgsError, ObjectError, read_table, write_table
+from clipgs.storage import ClipgsError, ObjectError, canonical_json, read_table, whole, write_bytes, write_table
 
 log = logging.getLogger(__name__)
 
 MAX_GONE_FRACTION = 0.05  # more known objects missing than this, and the folder is probably not mounted
 _STRATIFY_FROM_GROUPS = 3
+_PLAN_VERSION = 1  # raised when the same shards and source would be planned otherwise
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Plan:
     pending: tuple[str, ...]
     label_digests: dict[str, str]
     notes: tuple[str, ...]
+    objects: int
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -52,9 +55,9 @@ def frozen_shards(config: Config) -> list[str]:
     return sorted(path.stem for path in (config.output_path / "catalog" / "shards").glob("[0-9]*.parquet"))
 
 
-def _pending(config: Config, frozen: list[str], known: set[str]) -> dict[str, list[str]]:
+def _pending(config: Config, objects: Source, frozen: list[str], known: set[str]) -> dict[str, list[str]]:
     """Shard name to locators, of the objects that no shard holds yet."""
-    new = [locator for locator in source(config).locators() if locator not in known]
+    new = [locator for locator in objects.locators() if locator not in known]
     size = config.catalog.shard_objects
     first = int(frozen[-1]) + 1 if frozen else 0
     return {f"{first + i // size:05d}": new[i : i + size] for i in range(0, len(new), size)}
@@ -69,24 +72,66 @@ def plan(config: Config) -> Plan:
     """
     objects = source(config)
     frozen = frozen_shards(config)
-    members = {
-        shard: [
-            row["locator"]
-            for row in read_table(shard_path(config, shard), ["source", "locator"])
-            if row["source"] == objects.name
-        ]
-        for shard in frozen
-    }
-    known = [locator for locators in members.values() for locator in locators]
+    remembered = _Remembered(config, objects, frozen)
+    if remembered.plan is not None:
+        return remembered.plan
+    members = {shard: _members(config, shard) for shard in frozen}
+    known = [locator for name, locators in members.values() if name == objects.name for locator in locators]
     gone = objects.gone(known)
     if len(gone) > MAX_GONE_FRACTION * len(known):
         raise ClipgsError(
             f"{len(gone)} of {len(known)} known objects have gone from the source (the first: {gone[0]}); "
             "is it mounted? To go on without them, use another `output`"
         )
-    pending = _pending(config, frozen, set(known))
-    digests = {shard: objects.label_digest(locators) for shard, locators in {**members, **pending}.items()}
-    return Plan(tuple(frozen), tuple(pending), digests, tuple(objects.notes()))
+    pending = _pending(config, objects, frozen, set(known))
+    members |= {shard: (objects.name, locators) for shard, locators in pending.items()}
+    names = {name for name, _ in members.values()}  # an output may hold shards of several sources
+    sources = {name: source(config, name) for name in names - {objects.name}} | {objects.name: objects}
+    digests = {shard: sources[name].label_digest(locators) for shard, (name, locators) in members.items()}
+    count = sum(len(locators) for _, locators in members.values())
+    made = Plan(tuple(frozen), tuple(pending), digests, tuple(objects.notes()), count)
+    if len(sources) == 1:
+        remembered.keep(made)
+    return made
+
+
+def _members(config: Config, shard: str) -> tuple[str, list[str]]:
+    """The source of a frozen shard's objects, which is one, and their locators; no Python object a row and column."""
+    import pyarrow.parquet as pq
+
+    rows = pq.ParquetFile(shard_path(config, shard), memory_map=True).read(["source", "locator"])
+    return rows["source"][0].as_py(), rows["locator"].to_pylist()
+
+
+class _Remembered:
+    """The last plan of an output, kept in the cache while shards, source and settings are what they were.
+
+    Snakemake plans in every job. Only a source that can tell at a glance that it is unchanged is remembered.
+    """
+
+    def __init__(self, config: Config, objects: Source, frozen: list[str]) -> None:
+        self.plan: Plan | None = None
+        self._key: str | None = None
+        if not isinstance(objects, Annotated):
+            return
+        shards = [(stat.st_size, stat.st_mtime_ns) for stat in (shard_path(config, shard).stat() for shard in frozen)]
+        settings = [config.catalog.model_dump(mode="json"), config.seed]
+        state = [_PLAN_VERSION, objects.state(), settings, frozen, shards]
+        self._key = hashlib.sha256(canonical_json(state).encode()).hexdigest()
+        output = hashlib.sha256(str(config.output_path.absolute()).encode()).hexdigest()[:16]
+        self._path = config.cache_path / "plans" / f"{output}.json"
+        try:
+            kept = json.loads(self._path.read_text())
+            if kept["key"] == self._key:
+                lists = (tuple(kept["frozen"]), tuple(kept["pending"]))
+                self.plan = Plan(*lists, dict(kept["label_digests"]), tuple(kept["notes"]), kept["objects"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # there is none, or another version wrote it
+
+    def keep(self, plan: Plan) -> None:
+        if self._key is not None:
+            with whole(self._path) as temporary:
+                temporary.write_text(canonical_json({"key": self._key, **asdict(plan)}))
 
 
 def freeze(config: Config, shards: list[str]) -> None:
@@ -98,7 +143,7 @@ def freeze(config: Config, shards: list[str]) -> None:
     objects = source(config)
     frozen = frozen_shards(config)
     rows = [row for shard in frozen for row in read_table(shard_path(config, shard))]
-    pending = _pending(config, frozen, {row["locator"] for row in rows if row["source"] == objects.name})
+    pending = _pending(config, objects, frozen, {row["locator"] for row in rows if row["source"] == objects.name})
     if not set(shards) <= set(pending):
         raise ClipgsError("the source changed while shards were planned; run the same command again")
     splits = _Splits(config, rows)
@@ -187,15 +232,32 @@ def _hash(group: str) -> str:
 
 
 def label(config: Config, shard: str, threads: int = 1) -> None:
-    """Writes `catalog/labels/S.parquet`: the source's category, text, license, credit and page of each object."""
+    """Writes `catalog/labels/S.parquet`: their source's category, text, license, credit and page of each object."""
     del threads
-    rows = [row for row in read_table(shard_path(config, shard)) if row["source"] == config.catalog.source]
-    labels = source(config).labels([row["locator"] for row in rows])
+    rows = read_table(shard_path(config, shard))
+    labels = source(config, rows[0]["source"]).labels([row["locator"] for row in rows])
     labelled = [{"uid": row["uid"], **found} for row, found in zip(rows, labels, strict=True)]
     write_table(labels_path(config, shard), labelled, labels_schema())
 
 
 def objects(config: Config) -> None:
-    """Writes `catalog/objects.parquet`: every frozen row with its shard."""
+    """Writes `catalog/objects.parquet`, every frozen row with its shard, and `catalog/curation.json`.
+
+    The latter says how many objects the source has, which it left out by which rule, and by which settings.
+    """
     rows = [{"shard": shard, **row} for shard in frozen_shards(config) for row in read_table(shard_path(config, shard))]
     write_table(config.output_path / "catalog" / "objects.parquet", rows, objects_schema())
+    write_bytes(curation_path(config), canonical_json(curation(config)).encode() + b"\n")
+
+
+def curation_path(config: Config) -> Path:
+    """Where the counts of refused objects lie."""
+    return config.output_path / "catalog" / "curation.json"
+
+
+def curation(config: Config) -> dict[str, Any]:
+    """What the source has, and what `catalog.curation` left out: source, taken, refused (rule to count), rules."""
+    objects = source(config)
+    refused = objects.refusals() if isinstance(objects, Annotated) else {}
+    rules = config.catalog.curation.model_dump(mode="json") if isinstance(objects, Annotated) else {}
+    return {"source": objects.name, "taken": len(objects.locators()), "refused": refused, "rules": rules}

@@ -9,6 +9,8 @@ from clipgs.storage import ObjectError
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
+_SHOWING_DIRECTION = (0.62, 0.42, 0.66)
+
 
 def canonical(
     count: int = 36,
@@ -98,3 +100,12 @@ def parse_cameras(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
     if viewmats.shape[1:] != (4, 4) or Ks.shape[1:] != (3, 3) or len(viewmats) != len(Ks):
         raise ObjectError(f"the cameras have the shapes {viewmats.shape} and {Ks.shape}")
     return viewmats, Ks, int(described["pixels"])
+
+
+def showing(
+    viewmats: np.ndarray,  # [V, 4, 4], world to camera
+) -> int:
+    """The view that shows an object best as one picture: from the front, to the right and a little above."""
+    positions = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    directions = positions / np.linalg.norm(positions, axis=1, keepdims=True)
+    return int((directions @ np.array(_SHOWING_DIRECTION)).argmax())

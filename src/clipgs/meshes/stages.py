@@ -1,19 +1,25 @@
 """The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed pictures."""
 
+import errno
 import io
+import queue
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipgs.catalog.shards import shard_path
-from clipgs.catalog.sources import source
+from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
 from clipgs.storage import (
+    ClipgsError,
     ObjectError,
     TarWriter,
     check,
+    describe_error,
     read_table,
     seed_of,
     sha256_of,
@@ -33,24 +39,82 @@ def fetch(config: Config, shard: str, threads: int) -> None:
 
     check(shard_path(config, shard))
     rows = read_table(shard_path(config, shard))
-    compute = in_workers(
-        _fetch,
-        threads=threads,
-        timeout_seconds=config.workers.load_timeout_seconds,
-        memory_mb=config.workers.load_memory_mb,
-    )
+    sources = {name: source(config, name) for name in {row["source"] for row in rows}}
+
+    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+        remote, local = [], []
+        for task in tasks:
+            (remote if sources[task.payload[1]["source"]].remote else local).append(task)
+        yield from _in_threads(config, sources, remote)
+        in_processes = in_workers(
+            _fetch,
+            threads=threads,
+            timeout_seconds=config.workers.load_timeout_seconds,
+            memory_mb=config.workers.load_memory_mb,
+        )
+        yield from in_processes(local)
+
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
     done = [row for row, _ in over_objects(config, "fetch", shard, tasks, compute)]
     extra = {"path": pa.string(), "sha256": pa.string(), "bytes": pa.int64()}
     write_table(path(config, "meshes", shard, ".parquet"), done, stage_schema(extra))
 
 
-def _fetch(payload: tuple[Config, Row]) -> tuple[Row, Files]:
+def _in_threads(
+    config: Config, sources: dict[str, Source], tasks: list[Task]
+) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    """Fetches what others serve, `catalog.downloads.parallel` at once.
+
+    The threads are daemons, for a pool of `concurrent.futures` cannot be left while one waits for a server: whoever
+    interrupts the run would wait too. What they leave undone is gone on with by the next run.
+    """
+    todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Task, tuple[Row, Files] | str | Exception]] = queue.SimpleQueue()
+    ended = threading.Event()
+    for task in tasks:
+        todo.put(task)
+
+    def work() -> None:
+        while not ended.is_set():
+            try:
+                task = todo.get_nowait()
+            except queue.Empty:
+                return
+            result: tuple[Row, Files] | str | Exception
+            try:
+                result = _fetch(task.payload, sources[task.payload[1]["source"]])
+            except ClipgsError as error:
+                result = error
+            except Exception as error:  # any other but a full disk is the object's, as in a worker process
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                result = error if full else describe_error(error)
+            done.put((task, result))
+
+    for _ in range(min(config.catalog.downloads.parallel, len(tasks))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in tasks:
+            task, result = done.get()
+            if isinstance(result, Exception):
+                raise result
+            yield task, result
+    finally:
+        ended.set()
+
+
+def _fetch(payload: tuple[Config, Row], objects: Source | None = None) -> tuple[Row, Files]:
     config, row = payload
     if row["note"] is not None:
         return {"status": "failed", "error": row["note"]}, []
-    objects = source(config, row["source"])
-    mesh = objects.fetch(row)
+    objects = objects or source(config, row["source"])
+    try:
+        mesh = objects.fetch(row)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the disk's fault, not the object's
+            raise ClipgsError(
+                f"{config.cache_path}: {error.strerror}; free some space or set another `cache`"
+            ) from None
+        raise
     size = mesh.stat().st_size
     if size > config.meshes.max_file_mb * 1_000_000:
         raise ObjectError(f"the file has {size / 1e6:.0f} MB, meshes.max_file_mb is {config.meshes.max_file_mb}")
@@ -65,11 +129,13 @@ def _portable(config: Config, mesh: Path) -> str:
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
-    """One task an object whose mesh is there: its file, its up axis and its seed."""
+    """One task an object that has a mesh, and whose mesh is there: its file, its up axis and its seed."""
     meshes = good(table(config, "meshes", shard))
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard))}
     tasks = []
     for uid, mesh in meshes.items():
+        if frozen[uid]["source"] in READY_SPLATS:
+            continue
         objects = source(config, frozen[uid]["source"])
         file = objects.path(frozen[uid])
         payload = (config, uid, file, objects.up_axis(frozen[uid]), seed_of(config.seed, stage, uid))
@@ -142,8 +208,11 @@ def _sample(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
 def view(config: Config, shard: str, threads: int) -> None:
     """Renders every object: pictures to fit, then pictures held out.
 
-    Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error).
+    Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error, thumbnail:
+    the view that shows the object best, WebP over white).
     """
+    import pyarrow as pa
+
     from clipgs.catalog.records import stage_schema
 
     tasks = _mesh_tasks(config, shard, "view")
@@ -156,10 +225,14 @@ def view(config: Config, shard: str, threads: int) -> None:
     rows = []
     with TarWriter(path(config, "views", shard, ".tar")) as tar:
         for row, files in over_objects(config, "view", shard, tasks, compute):
-            rows.append(row)
-            for name, data in files:
+            pictures = dict(files)
+            rows.append(row | {"thumbnail": pictures.pop(_THUMBNAIL, None)})
+            for name, data in pictures.items():
                 tar.add(f"{row['uid']}/{name}", data)
-    write_table(path(config, "views", shard, ".parquet"), rows, stage_schema())
+    write_table(path(config, "views", shard, ".parquet"), rows, stage_schema({"thumbnail": pa.binary()}))
+
+
+_THUMBNAIL = "thumbnail.webp"
 
 
 def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
@@ -181,4 +254,7 @@ def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
         buffer = io.BytesIO()
         Image.fromarray(picture, "RGBA").save(buffer, "PNG", compress_level=1)
         files.append((f"{index:03d}.png", buffer.getvalue()))
-    return {}, files
+    best = Image.fromarray(rgba[cameras.showing(canonical[0])], "RGBA")
+    buffer = io.BytesIO()
+    Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB").save(buffer, "WEBP", quality=90)
+    return {}, [*files, (_THUMBNAIL, buffer.getvalue())]

@@ -8,6 +8,7 @@ in one call.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from clipgs.config import Fit
+from clipgs.cores import usable_cores
 from clipgs.splats.gaussians import Gaussians, Points, Views
-from clipgs.splats.losses import FrameLoss, fit_loss
-from clipgs.splats.rasterize import kernels, rasterize
+from clipgs.splats.losses import FrameLoss
+from clipgs.splats.rasterize import kernels
 from clipgs.splats.rasterize.cpu import Rasterizer, camera_row, padded
 from clipgs.splats.rasterize.simd import LANES, exp, load, root, store
 from clipgs.storage import ObjectError
@@ -340,92 +342,35 @@ def _fit_cpu(points, views, settings, seeds, progress) -> Gaussians:
         one = CpuFit(table, rgba, cameras, settings, seeds[b])
         for number in range(settings.steps):
             one.step(number)
-            _report(progress, number + 1, settings.steps)
+            report(progress, number + 1, settings.steps)
         tables.append(torch.from_numpy(one.table.copy()))
-    return _gaussians(torch.stack(tables))
+    return as_gaussians(torch.stack(tables))
 
 
 def _fit_cuda(points, views, settings, seeds, progress) -> Gaussians:
-    objects, count, height, width = views.rgba.shape[:4]
-    device = points.xyz.device
-    tables = np.stack(
-        [
-            start(
-                *(tensor[b].cpu().numpy() for tensor in (points.xyz, points.rgb, points.normals)),
-                settings,
-                seeds[b],
-            )
-            for b in range(objects)
-        ]
-    )
-    # everything the steps need is on the device before the first, so that no step waits for the host
-    plans = [schedule(settings, count, seed) for seed in seeds]
-    orders = torch.from_numpy(np.stack([plan.views for plan in plans])).to(device)
-    grounds = torch.from_numpy(np.stack([plan.grounds for plan in plans])).to(device)
-    rates = plans[0].rates[:, [kernels.MEANS, kernels.QUATS, kernels.SCALES, kernels.OPACITIES, kernels.COLORS]]
-    raw = torch.from_numpy(tables).to(device)
-    groups = [tensor.movedim(1, 2).contiguous().requires_grad_() for tensor in raw.split(PARTS, dim=1)]
-    optimizer = torch.optim.Adam(
-        [{"params": [group], "lr": 0.0} for group in groups], betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
-    )
-    rows = torch.arange(objects, device=device)
-    for number in range(settings.steps):
-        if number in plans[0].relocations:
-            _relocate_batch(groups, optimizer, settings, [plan.relocation_rng for plan in plans])
-        for group, rate in zip(optimizer.param_groups, rates[number].tolist(), strict=True):
-            group["lr"] = rate
-        view, ground = orders[:, number], grounds[:, number, None]
-        rgba = views.rgba[rows, view].float() / 255
-        target_alphas = rgba[..., 3:]
-        targets = torch.lerp(ground[:, :, None].expand_as(rgba[..., :3]), rgba[..., :3], target_alphas)
-        means, quats, log_scales, logits, color_logits = groups
-        images, alphas = rasterize(
-            means,
-            quats,
-            log_scales.exp(),
-            logits[..., 0].sigmoid(),
-            color_logits.sigmoid(),
-            views.viewmats[rows, view][:, None],
-            views.Ks[rows, view][:, None],
-            width,
-            height,
-            backgrounds=ground,
-        )
-        # the sum over objects of each one's mean: an object's gradient does not depend on the batch
-        loss = fit_loss(
-            images[:, 0], alphas[:, 0], targets, target_alphas, settings.ssim_weight, settings.alpha_weight
-        ).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        _report(progress, number + 1, settings.steps)
-    return _gaussians(torch.cat([group.detach() for group in groups], dim=2).movedim(1, 2))
+    from clipgs.splats.fit_cuda import fit_tables
+
+    clouds = [tensor.cpu().numpy() for tensor in (points.xyz, points.rgb, points.normals)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        tables = list(pool.map(lambda *cloud: start(*cloud[:3], settings, cloud[3]), *clouds, seeds))
+        plans = list(pool.map(lambda seed: schedule(settings, views.rgba.shape[1], seed), seeds))
+    return as_gaussians(fit_tables(np.stack(tables), views, settings, plans, progress))
 
 
-def _relocate_batch(groups, optimizer, settings, rngs) -> None:
-    """`relocate` for each object, on the host: it happens a few times a fit."""
-    with torch.no_grad():
-        states = [optimizer.state[group] for group in groups]
-        kinds = [groups, [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]]
-        values = [torch.cat(kind, dim=2).movedim(1, 2).contiguous().cpu().numpy() for kind in kinds]  # [B, 14, N]
-        for b, rng in enumerate(rngs):
-            moments = np.stack([values[1][b], values[2][b]])
-            relocate(values[0][b], moments, settings.relocate_below, rng)
-            values[1][b], values[2][b] = moments
-        for kind, value in zip(kinds, values, strict=True):
-            parts = torch.from_numpy(value).movedim(1, 2).split(PARTS, dim=2)
-            for tensor, part in zip(kind, parts, strict=True):
-                tensor.copy_(part)
-
-
-def _report(progress, step: int, steps: int) -> None:
+def report(
+    progress: Callable[[int, int], None] | None, step: int, steps: int, wait: Callable[[], None] | None = None
+) -> None:
+    """Tell of every hundredth step and the last, after waiting for it."""
     if progress is not None and (step % PROGRESS_STEPS == 0 or step == steps):
+        if wait is not None:
+            wait()
         progress(step, steps)
 
 
-def _gaussians(
+def as_gaussians(
     tables: Tensor,  # [B, 14, N]
-) -> Gaussians:
+) -> Gaussians:  # [B, N, ...]
+    """Raw parameters as what a splat holds."""
     means, quats, log_scales, logits, color_logits = tables.movedim(1, 2).split(PARTS, dim=2)
     return Gaussians(
         means=means.contiguous(),

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 
 from clipgs.catalog.records import stage_schema
 from clipgs.config import Config
+from clipgs.cores import usable_cores
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
 from clipgs.storage import (
     ClipgsError,
     Members,
+    ObjectError,
     TarWriter,
     check,
+    describe_error,
     seed_of,
     tar_objects,
     write_table,
@@ -43,12 +47,14 @@ def device(config: Config) -> str:
 
 
 def fit(config: Config, shard: str, threads: int) -> None:
-    """Fits one splat an object to its views, and measures it on the held-out ones.
+    """Fits one splat an object to its views, and measures it on the held-out ones; a ready splat is only placed.
 
     Writes `splats/S.tar` (uid.ply) and `splats/S.parquet` (uid, status, error, psnr, psnr_foreground, ssim, alpha_iou,
-    gaussians).
+    gaussians; of a ready splat the centre and scale that placed it, and a note on what it lost).
     """
     import pyarrow as pa
+
+    from clipgs.splats import ready
 
     points = path(config, "points", shard, ".npz")
     pictures = path(config, "views", shard, ".tar")
@@ -71,6 +77,8 @@ def fit(config: Config, shard: str, threads: int) -> None:
             timeout_seconds=config.workers.fit_timeout_seconds,
             memory_mb=config.workers.fit_memory_mb,
         )
+    tasks += ready.tasks(config, shard)
+    compute = ready.beside(compute, config, threads)
     rows = []
     with TarWriter(path(config, "splats", shard, ".tar")) as tar:
         for row, files in over_objects(config, "fit", shard, tasks, compute):
@@ -78,20 +86,21 @@ def fit(config: Config, shard: str, threads: int) -> None:
             for _, data in files if row["status"] == "ok" else ():
                 tar.add(f"{row['uid']}.ply", data)
     numbers = {name: pa.float64() for name in ("psnr", "psnr_foreground", "ssim", "alpha_iou")}
-    write_table(path(config, "splats", shard, ".parquet"), rows, stage_schema({**numbers, "gaussians": pa.int64()}))
+    placing = {"centre": pa.list_(pa.float64()), "scale": pa.float64(), "note": pa.string()}
+    extra = {**numbers, "gaussians": pa.int64(), **placing}
+    write_table(path(config, "splats", shard, ".parquet"), rows, stage_schema(extra))
 
 
-def _inputs(payload: tuple[Config, str, Path, Members, int]) -> tuple[Any, Any]:
-    """Points and views of one object, without a batch axis."""
+def _inputs(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any]:
+    """Points and views of one object, without a batch axis; `arrays` is the shard's opened file of points."""
     import torch
     from PIL import Image
 
     from clipgs.meshes.views import parse_cameras
     from clipgs.splats.gaussians import Points, Views
 
-    _, uid, points, members, _ = payload
-    with np.load(points, allow_pickle=False) as arrays:
-        cloud = Points(*(torch.from_numpy(arrays[f"{uid}/{name}"]) for name in ("xyz", "rgb", "normals")))
+    _, uid, _, members, _ = payload
+    cloud = Points(*(torch.from_numpy(arrays[f"{uid}/{name}"]) for name in ("xyz", "rgb", "normals")))
     files = members.read()
     viewmats, Ks, _ = parse_cameras(files.pop("cameras.json"))
     rgba = np.stack([np.asarray(Image.open(io.BytesIO(data))) for _, data in sorted(files.items())])
@@ -103,10 +112,12 @@ def _judge(config: Config, gaussians: Any, held_out: Any) -> tuple[Row, Files]:
     from clipgs.splats.ply import to_bytes
     from clipgs.splats.quality import quality
 
+    if not all(getattr(gaussians, name).isfinite().all() for name in ("means", "quats_wxyz", "log_scales")):
+        raise ObjectError("The fit did not stay finite.")
     gaussians = gaussians.prune(config.fit.prune_below)
     if len(gaussians) == 0:
         return {"status": "failed", "error": "the fit left no Gaussian that can be seen"}, []
-    row: Row = quality(gaussians, held_out)
+    row: Row = quality(gaussians, held_out.to(gaussians.means.device))
     if row["psnr"] < config.fit.min_psnr:
         row |= {
             "status": "failed",
@@ -122,56 +133,103 @@ def _fit_one(payload: tuple[Config, str, Path, Members, int]) -> tuple[Row, File
     from clipgs.splats.fit import fit as fit_batch
 
     torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits everywhere
-    config, *_, seed = payload
-    cloud, views = _inputs(payload)
+    config, _, points, _, seed = payload
+    with np.load(points, allow_pickle=False) as arrays:
+        cloud, views = _inputs(payload, arrays)
     count = config.views.count
     gaussians = fit_batch(cloud[None], views[None, :count], config.fit, seeds=[seed])
     return _judge(config, gaussians[0], views[count:])
 
 
 def _fit_batches(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-    """Many objects in one call on the GPU; when memory runs out the batch is halved."""
+    """Many objects in one call on the GPU; while a batch is fitted, threads read the next and judge the last. When
+    memory runs out the batch is halved."""
     import torch
 
-    from clipgs.splats.fit import fit as fit_batch
-    from clipgs.splats.gaussians import Points, Views
+    from clipgs.splats.fit import as_gaussians
+    from clipgs.splats.fit_cuda import fit_tables, objects_a_batch
 
-    def stacked(kind: type, parts: list[Any]) -> Any:
-        names = kind.__dataclass_fields__
-        return kind(**{name: torch.stack([getattr(part, name) for part in parts]) for name in names})
+    if not tasks:
+        return
+    config, _, points, *_ = tasks[0].payload
+    size, first = objects_a_batch(config.fit, config.views.count, config.views.pixels), 0
+    reading: dict[int, Future] = {}
+    judging: dict[int, Future] = {}
+    with np.load(points, allow_pickle=False) as arrays, ThreadPoolExecutor(usable_cores()) as pool:
+        while first < len(tasks):
+            for index in range(first, min(first + 2 * size, len(tasks))):
+                if index not in reading:
+                    reading[index] = pool.submit(_prepared, tasks[index].payload, arrays)
+            batch = range(first, min(first + size, len(tasks)))
+            results = {index: _result(reading[index]) for index in batch}
+            inputs = {index: result for index, result in results.items() if not isinstance(result, str)}
+            try:
+                raw = (
+                    fit_tables(
+                        np.stack([start for start, *_ in inputs.values()]),
+                        _stacked([views[: config.views.count].to("cuda") for _, views, _ in inputs.values()]),
+                        config.fit,
+                        [plan for *_, plan in inputs.values()],
+                    )
+                    if inputs
+                    else torch.empty(0)
+                )
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise ClipgsError(
+                        "one object does not fit into the GPU's memory; lower views.pixels or fit.gaussians"
+                    ) from None
+                size = max(1, len(inputs) // 2)
+                torch.cuda.empty_cache()
+                log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
+                # the generators of what was read have moved on: a repeated fit shall be the same
+                for index in batch:
+                    del reading[index]
+                continue
+            for index in batch:
+                del reading[index]
+                if isinstance(results[index], str):
+                    yield tasks[index], results[index]
+            for index, future in judging.items():
+                yield tasks[index], _result(future)
+            judging = {
+                index: pool.submit(_judge, config, as_gaussians(table[None])[0], views[config.views.count :])
+                for table, (index, (_, views, _)) in zip(raw, inputs.items(), strict=True)
+            }
+            first = batch.stop
+        for index, future in judging.items():
+            yield tasks[index], _result(future)
 
-    start, size = 0, min(_BATCH_OBJECTS, len(tasks))
-    while start < len(tasks):
-        batch = tasks[start : start + size]
-        config: Config = batch[0].payload[0]
-        inputs = [_inputs(task.payload) for task in batch]
-        clouds, views = (
-            stacked(Points, [cloud for cloud, _ in inputs]),
-            stacked(Views, [view for _, view in inputs]),
-        )
-        count = config.views.count
-        try:
-            gaussians = fit_batch(
-                clouds.to("cuda"),
-                views[:, :count].to("cuda"),
-                config.fit,
-                seeds=[task.payload[-1] for task in batch],
-            )
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise ClipgsError(
-                    "one object does not fit into the GPU's memory; lower views.pixels or fit.gaussians"
-                ) from None
-            size //= 2
-            torch.cuda.empty_cache()
-            log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
-            continue
-        for index, task in enumerate(batch):
-            yield task, _judge(config, gaussians[index], views[index, count:].to("cuda"))
-        start += len(batch)
+
+def _prepared(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any, Any]:
+    """The start, the views and the plan of one object's fit."""
+    from clipgs.splats.fit import schedule, start
+
+    config, *_, seed = payload
+    cloud, views = _inputs(payload, arrays)
+    table = start(cloud.xyz.numpy(), cloud.rgb.numpy(), cloud.normals.numpy(), config.fit, seed)
+    return table, views, schedule(config.fit, config.views.count, seed)
 
 
-_BATCH_OBJECTS = 32  # beyond it a step grows as the batch does (docs/decisions.md)
+def _stacked(views: list[Any]) -> Any:
+    """Views of single objects as a batch."""
+    import torch
+
+    from clipgs.splats.gaussians import Views
+
+    return Views(*(torch.stack([getattr(one, name) for one in views]) for name in ("rgba", "viewmats", "Ks")))
+
+
+def _result(future: Future) -> Any:
+    """What a thread gave, or its error as text."""
+    import torch
+
+    try:
+        return future.result()
+    except (ClipgsError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the object's own: it becomes its row
+        return describe_error(error)
 
 
 def render(config: Config, shard: str, threads: int) -> None:

@@ -1,14 +1,16 @@
 """Captions: where the text of a triplet comes from."""
 
+import csv
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from clipgs.config import Caption
-from clipgs.storage import UsageError
+from clipgs.storage import UsageError, sha256_of
 
 Row = dict[str, Any]
 Captioner = Callable[[Sequence[Row], Sequence[Row], Caption], list[Row]]
@@ -82,7 +84,68 @@ def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> li
     return captions
 
 
-CAPTIONERS: Mapping[str, Captioner] = MappingProxyType({"catalog": catalog})
+def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> list[Row]:
+    """Captions from a CSV of uid (or SHA-256 of the file) and caption, as Cap3D publishes (Luo et al., NeurIPS 2023).
+
+    An object that the CSV does not list gets the catalog's text, or is a failed row where `fallback` is `fail`.
+
+    Raises:
+        UsageError: the CSV cannot be read, or `cap3d` names none.
+    """
+    path = _cap3d_path(settings)
+    wanted = {row[name] for row in rows for name in ("uid", "sha256") if row.get(name)}
+    listed = {}
+    for key, text in _listed_captions(path):
+        if key in wanted:
+            listed.setdefault(key, clean(text, settings.max_characters))
+    own = {row["uid"]: row for row in catalog(rows, labels, settings)} if settings.fallback == "catalog" else {}
+    captions = []
+    for row in rows:
+        text = listed.get(row["uid"]) or listed.get(row.get("sha256"))
+        if text:
+            captions.append(_caption(row["uid"], text, "Cap3D"))
+        else:
+            missing = _caption(row["uid"], error=f"{path.name} has no caption of it, and caption.fallback is fail")
+            captions.append(own.get(row["uid"], missing))
+    return captions
+
+
+def _cap3d_path(settings: Caption) -> Path:
+    if settings.cap3d is None:
+        raise UsageError("config: caption.captioner = cap3d: name the CSV of captions in caption.cap3d")
+    return Path(settings.cap3d).expanduser()
+
+
+def _listed_captions(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for cells in csv.reader(file):
+                if len(cells) > 2 or (len(cells) == 1 and cells[0].strip()):
+                    raise UsageError(
+                        f"config: caption.cap3d: {path} has {len(cells)} columns at {cells[0][:70]!r}; "
+                        "it must have two, uid and caption (quoted, where it holds a comma)"
+                    )
+                if len(cells) == 2:
+                    yield cells[0].strip(), cells[1]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"config: caption.cap3d: {path}: {error}") from None
+
+
+def listed_digest(settings: Caption) -> str:
+    """Hash of the file that captions are taken from; empty where there is none. A mended file captions again.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if settings.captioner != "cap3d":
+        return ""
+    try:
+        return sha256_of(_cap3d_path(settings))[:16]
+    except OSError as error:
+        raise UsageError(f"config: caption.cap3d: {settings.cap3d}: {error.strerror or error}") from None
+
+
+CAPTIONERS: Mapping[str, Captioner] = MappingProxyType({"catalog": catalog, "cap3d": cap3d})
 
 
 def captioner(name: str) -> Captioner:

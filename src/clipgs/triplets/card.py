@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import numpy as np
 import yaml
 
 from clipgs.config import Pack
+from clipgs.meshes.cameras import showing
 from clipgs.splats.render import from_image
-from clipgs.storage import ClipgsError, Members, tar_objects, write_bytes
+from clipgs.storage import check, read_table, write_bytes
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset
 from clipgs.triplets.pack import all_rows
@@ -26,7 +26,6 @@ Row = dict[str, Any]
 SHOWN_CATEGORIES = 60
 SHOWN_FAILURES = 30
 SHOWN_CREDITS = 500  # a page that still opens; CREDITS.csv has all of them
-SAMPLE_DIRECTION = (0.62, 0.42, 0.66)  # from the front, to the right and a little above
 
 # The names that the Hugging Face hub knows licences by; Objaverse writes them without "CC" and version.
 HUB_LICENSES: Mapping[str, str] = MappingProxyType(
@@ -51,7 +50,7 @@ def write_card(
     Args:
         folder: `triplets/` of the output; its index has been merged.
         tables: `triplets/S.parquet` of every shard.
-        views: `views/S.tar` of every shard; its first pictures of an object are from the canonical cameras.
+        views: `views/S.parquet` of every shard, with a picture of each mesh.
 
     Raises:
         ClipgsError: a tar is missing or damaged.
@@ -61,7 +60,7 @@ def write_card(
     rows = table.drop_columns(["caption", "source", "group", "offset", "sha256"]).to_pylist()
     packed = [row for row in rows if row["status"] == "ok"]
     write_bytes(folder / "CREDITS.csv", _credits(packed))
-    write_bytes(folder / "quality.png", _histogram([row["psnr"] for row in packed]))
+    write_bytes(folder / "quality.png", _histogram([row["psnr"] for row in packed if row["psnr"] is not None]))
     sheet = io.BytesIO()
     contact_sheet(list(_samples(folder, packed, views, settings.samples)), settings.title).save(sheet, "PNG")
     write_bytes(folder / "contact_sheet.png", sheet.getvalue())
@@ -87,8 +86,7 @@ def readme(rows: Sequence[Row], title: str) -> str:
         "Triplets of a 3D Gaussian splat, pictures of it from all around and a caption, made from 3D meshes.",
         _table(["", ""], _facts(rows, packed)),
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
-        "## Quality\n\nOn views that no splat was fitted to, over a white ground.\n\n"
-        "![Histogram of the PSNR](quality.png)\n\n" + _table(*_quality(packed)),
+        "## Quality\n\n" + _quality_section(packed),
         "## Categories\n\n" + _counts("category", categories, SHOWN_CATEGORIES),
         "## Failures\n\n" + _failures(failed),
         "## Licences\n\n"
@@ -167,11 +165,22 @@ def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> list[list[str]]:
     ]
     if packed:
         counts = [row["gaussians"] for row in packed]
+        ready = sum(row["psnr"] is None for row in packed)
+        if ready:
+            facts.append(["ready splats, not fitted here", f"{ready:,}"])
         facts += [
             ["Gaussians an object", f"{np.mean(counts):,.0f} ({min(counts):,} to {max(counts):,})"],
             ["size", f"{sum(row['bytes'] for row in packed) / 1e6:,.1f} MB"],
         ]
     return facts
+
+
+def _quality_section(packed: Sequence[Row]) -> str:
+    header, lines = _quality(packed)
+    if packed and not lines:
+        return "Not known: all are ready splats, which came without views to hold them against."
+    text = "On views that no splat was fitted to, over a white ground.\n\n![Histogram of the PSNR](quality.png)\n\n"
+    return text + _table(header, lines)
 
 
 def _quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -269,27 +278,18 @@ def _samples(folder: Path, packed: Sequence[Row], views: Mapping[str, Path], lim
     chosen = [by_category[i] for i in spread]
     dataset = TripletDataset(folder)
     place_of = {uid: i for i, uid in enumerate(dataset.uids)}
-    views_of: dict[str, Members] = {}
+    meshes: dict[str, bytes] = {}
     for shard in sorted({row["shard"] for row in chosen}):
-        tar = views[shard]
-        try:
-            in_shard = tar_objects(tar)
-        except (OSError, tarfile.TarError) as error:
-            raise ClipgsError(f"{tar} cannot be read ({error}); make it with: snakemake --force {tar}") from None
-        views_of |= {row["uid"]: in_shard[row["uid"]] for row in chosen if row["shard"] == shard}
+        wanted = {row["uid"] for row in chosen if row["shard"] == shard}
+        check(views[shard])
+        seen = read_table(views[shard], ["uid", "thumbnail"])
+        meshes |= {row["uid"]: row["thumbnail"] for row in seen if row["uid"] in wanted and row["thumbnail"]}
     for row in chosen:
         uid = row["uid"]
         members = dataset.members(place_of[uid])
         meta = json.loads(members[f"{uid}.json"])
-        view = _nearest_view(np.array(meta["cameras"]["viewmats"]))
-        mesh = from_image(views_of[uid].read()[f"{view:03d}.png"])
+        view = showing(np.array(meta["cameras"]["viewmats"]))
         splat = from_image(members[f"{uid}.{view:02d}.webp"])
+        # A ready splat has no mesh: its place stays white.
+        mesh = from_image(meshes[uid]) if uid in meshes else np.full_like(splat, 255)
         yield Sample(mesh, splat, meta["caption"], row["psnr"])
-
-
-def _nearest_view(
-    viewmats: np.ndarray,  # [V, 4, 4], world to camera
-) -> int:
-    positions = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
-    directions = positions / np.linalg.norm(positions, axis=1, keepdims=True)
-    return int((directions @ np.array(SAMPLE_DIRECTION)).argmax())

@@ -32,7 +32,7 @@ class Sample:
     mesh: np.ndarray  # [H, W, 3] uint8
     splat: np.ndarray  # [H, W, 3] uint8
     caption: str
-    psnr: float  # dB
+    psnr: float | None  # dB; None of a splat that was not fitted here
 
 
 def _frame(*pictures: np.ndarray) -> tuple[float, float, float]:
@@ -90,7 +90,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
         for line in caption:
             draw.text((left, y), line, TEXT, small)
             y += LINE_PIXELS
-        draw.text((left, y), f"{sample.psnr:.1f} dB", FAINT, small)
+        draw.text((left, y), "ready splat" if sample.psnr is None else f"{sample.psnr:.1f} dB", FAINT, small)
     return sheet
 
 

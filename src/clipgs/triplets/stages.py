@@ -56,6 +56,11 @@ def pack(config: Config, shard: str, threads: int) -> None:
     normalised = {
         uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid]) for uid, row in good(stages["sample"]).items()
     }
+    normalised |= {
+        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid])
+        for uid, row in good(stages["fit"]).items()
+        if row["centre"] is not None
+    }
     pack_shard(
         path(config, "triplets", shard, ".tar"),
         path(config, "triplets", shard, ".parquet"),
@@ -82,7 +87,7 @@ def index(config: Config) -> None:
         check(file)
     folder = config.output_path / "triplets"
     merge_index(tables, folder / "index.parquet")
-    write_card(folder, tables, {shard: path(config, "views", shard, ".tar") for shard in shards}, config.pack)
+    write_card(folder, tables, {shard: path(config, "views", shard, ".parquet") for shard in shards}, config.pack)
 
 
 def summary(config: Config) -> str:
@@ -92,8 +97,8 @@ def summary(config: Config) -> str:
     done = [row for row in rows if row["status"] == "ok"]
     lines = [f"objects    {len(rows)}", f"triplets   {len(done)}", f"failures   {len(rows) - len(done)}"]
     lines += [f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"][:10]
-    if done:
-        psnr = sorted(row["psnr"] for row in done)
+    psnr = sorted(row["psnr"] for row in done if row["psnr"] is not None)  # ready splats have none
+    if psnr:
         lines.append(
             f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, held-out views"
             f" ({config.fit.gaussians} Gaussians, {config.fit.steps} steps, {config.views.pixels} px)"

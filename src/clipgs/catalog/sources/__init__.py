@@ -1,7 +1,7 @@
 """Where objects come from. A source lists what it has, says what is frozen of it, labels it and fetches it."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from clipgs.config import Config
 from clipgs.storage import ClipgsError
@@ -11,6 +11,7 @@ class Source(Protocol):
     """What the catalog and the fetch stage ask of a source. Construction reads nothing."""
 
     name: str
+    remote: bool  # `fetch` waits for a network or a disk: threads that share the source call it, not processes
 
     def locators(self) -> list[str]:
         """All objects the source has now, each by the text that finds it again; sorted, without doubles."""
@@ -44,12 +45,40 @@ class Source(Protocol):
         """What the user should know of the source, a sentence each."""
 
 
+@runtime_checkable
+class Annotated(Protocol):
+    """What a source with annotations says besides: enough to remember a plan, and what its rules left out."""
+
+    def state(self) -> str:
+        """Changes whenever anything that the source says may have changed. Looks at sizes and times only."""
+
+    def refusals(self) -> dict[str, int]:
+        """Rule to the number of objects that it left out."""
+
+
+# Sources whose files are splats: `sample`, `view` and the optimisation of `fit` are not for them.
+READY_SPLATS = frozenset({"splats"})
+
+
 def source(config: Config, name: str | None = None) -> Source:
     """The source that the configuration names, or the one that a frozen row came from."""
     from clipgs.catalog.sources.folder import FolderSource
+    from clipgs.catalog.sources.modelnet import ModelNet10Source, ModelNet40Source
+    from clipgs.catalog.sources.objaverse import ObjaverseSource
+    from clipgs.catalog.sources.objaverse_xl import ObjaverseXLSource
     from clipgs.catalog.sources.procedural import ProceduralSource
+    from clipgs.catalog.sources.splats import SplatSource
 
-    kinds = {kind.name: kind for kind in (FolderSource, ProceduralSource)}
+    known = (
+        FolderSource,
+        ProceduralSource,
+        ModelNet40Source,
+        ModelNet10Source,
+        SplatSource,
+        ObjaverseSource,
+        ObjaverseXLSource,
+    )
+    kinds = {kind.name: kind for kind in known}
     name = name or config.catalog.source
     if name not in kinds:
         raise ClipgsError(f"objects of the source {name!r} are frozen here, and this version does not know it")

@@ -32,6 +32,7 @@ class FolderSource:
     """See `Source`. A locator is the file's path relative to the folder, with forward slashes."""
 
     name = "folder"
+    remote = False
     what = "mesh file"
     suffixes = SUFFIXES
 
@@ -99,8 +100,8 @@ class FolderSource:
                 raise UsageError(f"config: catalog.{self.name}.columns.{ours} is not one of {', '.join(COLUMNS)}")
             if theirs not in header:
                 raise UsageError(
-                    f"config: catalog.{self.name}.columns.{ours} = {theirs}: {self._settings.manifest} has no such column"
-                    f" (it has {', '.join(header)})"
+                    f"config: catalog.{self.name}.columns.{ours} = {theirs}: {self._settings.manifest} has no such"
+                    f" column (it has {', '.join(header)})"
                 )
             mapped[ours] = theirs
         for ours in COLUMNS:

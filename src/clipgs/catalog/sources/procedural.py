@@ -95,6 +95,7 @@ class ProceduralSource:
     """See `Source`. Objects are made when they are fetched, into the cache."""
 
     name = "procedural"
+    remote = False
 
     def __init__(self, config: Config) -> None:
         self._count, self._seed = config.catalog.procedural.objects, config.seed

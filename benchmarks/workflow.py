@@ -1,0 +1,197 @@
+"""What a catalog of the paper's size costs: planning, freezing, appending, and Snakemake's dry run.
+
+    python benchmarks/workflow.py --objects 240000
+
+Writes synthetic annotations in Objaverse's layout (48 files of 5,000 objects, of the real ones' keys and size), and
+runs each step in a process of its own, whose time and peak memory are taken. Nothing is downloaded, no mesh is made.
+Writes benchmarks/results/workflow.json.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from record import CHECKOUT, record
+
+_log = logging.getLogger(__name__)
+PER_FILE = 5_000
+LVIS_FRACTION = 47_000 / 798_759
+BARS = {
+    "first_plan": {"seconds": 60, "mb": 2000},
+    "unchanged_plan": {"seconds": 1},
+    "appended_plan": {"seconds": 5},
+    "dry_run": {"seconds": 20, "mb": 500},
+}
+PLAN = """
+import sys, time
+from clipgs import config
+from clipgs.catalog.shards import plan
+start = time.perf_counter()
+made = plan(config.read(sys.argv[1]))
+print(len(made.frozen), len(made.pending), time.perf_counter() - start)
+"""
+
+
+def annotation(uid: str, dice: random.Random) -> dict[str, Any]:
+    """About 4 KB of JSON, as a real entry with its thumbnails and tags."""
+    faces = int(10 ** dice.uniform(1, 6))
+    address = f"https://media.sketchfab.com/models/{uid}/thumbnails/"
+    sizes = [(1920, 1080), (1024, 576), (720, 405), (256, 144), (64, 36)]
+    images = [
+        {"uid": f"{uid[:24]}{n:08x}", "size": n * 1009, "width": w, "url": f"{address}{uid}/{w}x{h}.jpeg", "height": h}
+        for n, (w, h) in enumerate(sizes * 2)
+    ]
+    tags = [
+        {"name": f"tag{n}", "slug": f"tag{n}", "uri": f"https://api.sketchfab.com/v3/tags/tag{n}"} for n in range(8)
+    ]
+    archives = {
+        kind: {"faceCount": faces, "textureCount": dice.randrange(6), "size": faces * 40, "type": kind,
+               "textureMaxResolution": 2048, "vertexCount": faces // 2}
+        for kind in ("glb", "gltf", "usdz", "source")
+    }  # fmt: skip
+    return {
+        "uri": f"https://api.sketchfab.com/v3/models/{uid}",
+        "uid": uid,
+        "name": f"Object {uid[:6]} of many",
+        "staffpickedAt": None,
+        "viewCount": dice.randrange(10_000),
+        "likeCount": dice.randrange(300),
+        "animationCount": int(dice.random() < 0.08),
+        "viewerUrl": f"https://sketchfab.com/3d-models/{uid}",
+        "embedUrl": f"https://sketchfab.com/models/{uid}/embed",
+        "isDownloadable": True,
+        "publishedAt": "2021-03-04T05:06:07.891011",
+        "tags": tags,
+        "categories": [{"name": "furniture-home"}],
+        "thumbnails": {"images": images},
+        "user": {"uid": uid[::-1], "username": f"user{uid[:3]}", "displayName": f"User {uid[:3]}", "account": "basic"},
+        "description": "A description of some length that nobody reads. " * 6,
+        "faceCount": faces,
+        "vertexCount": faces // 2,
+        "isAgeRestricted": False,
+        "archives": archives,
+        "license": dice.choices(["by", "by-nc", "by-nc-sa", "by-sa", "cc0"], [721, 25, 52, 16, 3.5])[0],
+    }
+
+
+def write_annotations(root: Path, first: int, last: int) -> None:
+    """Writes or completes the tree so that it holds the objects before `last`; files before `first` are whole."""
+    uids = [hashlib.md5(str(index).encode(), usedforsecurity=False).hexdigest() for index in range(last)]
+    folders = [f"000-{index // PER_FILE:03d}" for index in range(last)]
+    (root / "metadata").mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, value: Any) -> None:
+        with gzip.open(root / f"{name}.json.gz", "wb", compresslevel=1) as file:
+            file.write(json.dumps(value).encode())
+
+    for start in range(first // PER_FILE * PER_FILE, last, PER_FILE):
+        dice = random.Random(start)
+        write(f"metadata/{folders[start]}", {uid: annotation(uid, dice) for uid in uids[start : start + PER_FILE]})
+    write("object-paths", {uid: f"glbs/{folder}/{uid}.glb" for uid, folder in zip(uids, folders, strict=True)})
+    count = max(1, int(last * LVIS_FRACTION))
+    lvis: dict[str, list[str]] = {}
+    for index in range(count):
+        lvis.setdefault(f"category_{index % 1156:04d}", []).append(uids[index * (last // count)])
+    write("lvis-annotations", lvis)
+
+
+def measured(command: list[str], folder: Path) -> dict[str, Any]:
+    """Runs a command: its seconds, peak memory of the largest process in it, and output."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = process.stdout.read()  # type: ignore[union-attr]
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{output[-3000:]}")
+    return {"seconds": round(seconds, 2), "mb": round(usage.ru_maxrss * 1024 / 1e6), "output": output}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[0-9]*.parquet")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=int, default=240_000)
+    parser.add_argument("--appended", type=int, default=1_000)
+    parser.add_argument("--folder", type=Path, help="where everything is written (default: a temporary folder)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory() as temporary:
+        results = run((arguments.folder or Path(temporary)).absolute(), arguments.objects, arguments.appended)
+    record("workflow", {"objects": arguments.objects, "appended": arguments.appended}, results)
+    return 0 if results["within_the_bars"] else 1
+
+
+def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    catalog = {
+        "source": "objaverse",
+        "objaverse": {"root": str(folder / "package")},
+        "curation": {"licenses": ["by", "by-sa", "by-nc", "by-nc-sa", "cc0"]},
+    }
+    settings = {"output": str(folder / "results"), "cache": str(folder / "cache"), "catalog": catalog}
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    root = folder / "package" / "hf-objaverse-v1"
+    write_annotations(root, 0, objects)
+    results: dict[str, Any] = {"annotations_mb": round(sum(f.stat().st_size for f in root.rglob("*.gz")) / 1e6)}
+    plan = [sys.executable, "-c", PLAN, str(config)]
+
+    def step(name: str, command: list[str]) -> str:
+        found = measured(command, folder)
+        output = found.pop("output")
+        results[name] = found
+        _log.info("%s: %s %s", name, found, output.strip().splitlines()[-1] if output.strip() else "")
+        return output
+
+    def planned(name: str) -> list[int]:
+        *counts, seconds = step(name, plan).split()[-3:]
+        results[name]["plan_alone_seconds"] = round(float(seconds), 3)
+        return [int(count) for count in counts]
+
+    def freeze(name: str, first: int, count: int) -> None:
+        shards = [f"{shard:05d}" for shard in range(first, first + count)]
+        step(name, [sys.executable, "-m", "clipgs", "freeze", *shards, "--config", str(config)])
+
+    _, pending = planned("first_plan")
+    freeze("freeze", 0, pending)
+    planned("plan_after_freezing")
+    frozen, none = planned("unchanged_plan")
+    before = digests(folder / "results" / "catalog" / "shards")
+    snakemake = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(CHECKOUT / "Snakefile"),
+        "--directory",
+        str(folder),
+    ]
+    dry_run = [*snakemake, "--configfile", str(config), "-n", "triplets", "--quiet", "all"]
+    step("dry_run", dry_run)
+    write_annotations(root, objects, objects + appended)
+    _, new = planned("appended_plan")
+    freeze("freeze_appended", frozen, new)
+    after = digests(folder / "results" / "catalog" / "shards")
+    unchanged = {name: after[name] for name in before} == before
+    results |= {"shards": frozen, "shards_unchanged": unchanged, "load_average": os.getloadavg(), "bars": BARS}
+    within = all(results[name][unit] <= most for name, bar in BARS.items() for unit, most in bar.items())
+    results["within_the_bars"] = within and unchanged and none == 0 and new == -(-appended // 1024)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

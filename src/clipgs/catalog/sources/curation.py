@@ -1,0 +1,189 @@
+"""Curation: which annotated objects are taken, by rules over their annotations and over a table of the user's."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipgs.config import WHERE_PATTERN, Catalog, Curation
+from clipgs.storage import UsageError
+
+_MB = 1_000_000
+
+
+def curate(
+    objects: Any,  # pyarrow.Table: uid, sha256, file_identifier, license_name, faces, bytes, animations, textures, lvis
+    catalog: Catalog,
+) -> Any:
+    """For each object the rule that leaves it out, else null: a string array as long as the table.
+
+    A rule that the source has set already, in `refused`, stands. The rules of `catalog.curation` follow in the order
+    of the configuration; then of several objects with the same bytes one is kept, an LVIS object before others; then
+    `max_objects`, which counts no LVIS test objects.
+
+    Raises:
+        UsageError: the table cannot be read, or a rule does not fit it.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    refused = objects["refused"].combine_chunks()
+    for rule, allowed in _rules(objects, catalog.curation):
+        left_out = pc.and_(pc.is_null(refused), pc.invert(allowed))
+        refused = pc.if_else(left_out, pa.scalar(rule), refused)
+    refused = pc.if_else(_doubles(objects, pc.is_null(refused)), pa.scalar("same bytes as another object"), refused)
+    limit = catalog.curation.max_objects
+    if limit is not None:
+        counted = pc.is_null(refused)
+        if catalog.objaverse.lvis == "test":
+            counted = pc.and_(counted, pc.invert(objects["lvis"].combine_chunks()))
+        refused = pc.if_else(_beyond(objects, counted, limit), pa.scalar("max_objects"), refused)
+    return refused
+
+
+def _rules(objects: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
+    """Each rule's name and, for every object, whether it passes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def column(name: str) -> Any:
+        return objects[name].combine_chunks()
+
+    def known(passes: Any) -> Any:
+        return pc.fill_null(passes, True)  # what the annotation does not say refuses nothing
+
+    if settings.licenses:
+        allowed = pa.array([name.lower() for name in settings.licenses])
+        yield "licenses", pc.is_in(pc.utf8_lower(column("license_name")), value_set=allowed)
+    if settings.min_faces:
+        yield "min_faces", known(pc.greater_equal(column("faces"), settings.min_faces))
+    if settings.max_faces is not None:
+        yield "max_faces", known(pc.less_equal(column("faces"), settings.max_faces))
+    if settings.max_file_mb is not None:
+        yield "max_file_mb", known(pc.less_equal(column("bytes"), int(settings.max_file_mb * _MB)))
+    for name, wanted, count in (
+        ("animated", settings.animated, "animations"),
+        ("textured", settings.textured, "textures"),
+    ):
+        if wanted != "any":
+            has = pc.greater(column(count), 0)
+            yield name, known(has if wanted == "only" else pc.invert(has))
+    if settings.table is not None:
+        yield from _table_rules(column(settings.key), settings)
+    elif settings.where:
+        raise UsageError("config: catalog.curation.where holds rules, and catalog.curation.table names no table")
+
+
+def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
+    import pyarrow.compute as pc
+
+    table = _read_table(Path(str(settings.table)).expanduser(), settings.key)
+    places = pc.index_in(names, value_set=table[settings.key].combine_chunks())
+    yield "table", pc.is_valid(places)
+    for rule in settings.where:
+        match = re.match(WHERE_PATTERN, rule)
+        assert match is not None  # the configuration is checked
+        name, operator, value = match[1], match[2].strip(), match[3]
+        if name not in table.column_names:
+            near = difflib.get_close_matches(name, table.column_names, n=1)
+            raise UsageError(
+                f"config: catalog.curation.where: {settings.table} has no column {name}"
+                + (f"; did you mean {near[0]}?" if near else "")
+                + f" (it has {', '.join(table.column_names)})"
+            )
+        passes = _compare(rule, table[name].combine_chunks(), operator, value)
+        yield rule, pc.fill_null(pc.take(passes, places), False)
+
+
+def _read_table(path: Path, key: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    try:
+        table = csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types={key: pa.string()}),
+        )
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"config: catalog.curation.table: {path}: {' '.join(str(error).split())}") from None
+    if key not in table.column_names:
+        raise UsageError(
+            f"config: catalog.curation.key = {key}: {path} has no such column (it has {', '.join(table.column_names)})"
+        )
+    if pc.count_distinct(table[key]).as_py() != len(table):
+        counts = table.group_by(key).aggregate([([], "count_all")])
+        twice = counts.filter(pc.greater(counts["count_all"], 1))[key][0]
+        raise UsageError(f"config: catalog.curation.table: {path} lists {twice} more than once")
+    return table
+
+
+def _compare(rule: str, column: Any, operator: str, value: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    values = [part.strip() for part in value.split("|")] if operator == "in" else [value]
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        holds, parsed, column = "numbers", [_number(text) for text in values], column.cast(pa.float64())
+    elif pa.types.is_boolean(kind):
+        holds, parsed = "true or false", [{"true": True, "false": False}.get(text.lower()) for text in values]
+    else:
+        holds, parsed, column = "text", values, column.cast(pa.string())
+    if None in parsed:
+        raise UsageError(f"config: catalog.curation.where: {rule}: the column holds {holds}")
+    if operator == "in":
+        return pc.and_(pc.is_in(column, value_set=pa.array(parsed)), pc.is_valid(column))
+    if operator not in ("=", "!=") and holds != "numbers":
+        raise UsageError(f"config: catalog.curation.where: {rule}: the column holds {holds}: use =, != or in")
+    functions = {
+        "=": pc.equal,
+        "!=": pc.not_equal,
+        "<": pc.less,
+        "<=": pc.less_equal,
+        ">": pc.greater,
+        ">=": pc.greater_equal,
+    }
+    return functions[operator](column, parsed[0])
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _doubles(objects: Any, taken: Any) -> Any:
+    """True of all but one of the taken objects that have the same SHA-256."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    doubled = np.zeros(len(objects), bool)
+    rows = np.flatnonzero(
+        pc.and_(taken, pc.is_valid(objects["sha256"].combine_chunks())).to_numpy(zero_copy_only=False)
+    )
+    codes = objects["sha256"].combine_chunks().take(rows).dictionary_encode().indices.to_numpy()
+    in_category = pc.is_valid(objects["category"].combine_chunks()).to_numpy(zero_copy_only=False)[rows]
+    order = np.lexsort((rows, ~in_category, codes))
+    same_as_before = codes[order][1:] == codes[order][:-1]
+    doubled[rows[order[1:][same_as_before]]] = True
+    return pa.array(doubled)
+
+
+def _beyond(objects: Any, counted: Any, limit: int) -> Any:
+    """True of the counted objects that are not among the `limit` with the lowest hash of their uid."""
+    import numpy as np
+    import pyarrow as pa
+
+    beyond = np.zeros(len(objects), bool)
+    rows = np.flatnonzero(counted.to_numpy(zero_copy_only=False))
+    uids = objects["uid"].combine_chunks().take(rows).to_pylist()
+    digests = b"".join(hashlib.sha256(uid.encode()).digest()[:8] for uid in uids)
+    order = np.argsort(np.frombuffer(digests, ">u8"), kind="stable")
+    beyond[rows[order[limit:]]] = True
+    return pa.array(beyond)

@@ -1,0 +1,318 @@
+"""Objaverse 1.0: all of it, its LVIS subset, or a list of uids.
+
+The objaverse package is not needed: it has no retry, timeout, checksum or endpoint. Its cache is used where there is
+one: annotations and GLB files in `objaverse.root` are read in place where they are whole, and never written.
+"""
+
+import csv
+import difflib
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clipgs.catalog.sources.annotations import (
+    AnnotatedSource,
+    AnnotationFiles,
+    label_hash,
+    lvis_categories,
+    page_of,
+)
+from clipgs.storage import UID_PATTERN, ClipgsError, ObjectError, UsageError, sha256_of, whole
+
+PART_VERSION = 1  # raised when other things are read of an annotation
+# As Objaverse writes licences, and their names elsewhere.
+LICENSES = {
+    "by": "CC-BY-4.0",
+    "by-sa": "CC-BY-SA-4.0",
+    "by-nd": "CC-BY-ND-4.0",
+    "by-nc": "CC-BY-NC-4.0",
+    "by-nc-sa": "CC-BY-NC-SA-4.0",
+    "by-nc-nd": "CC-BY-NC-ND-4.0",
+    "cc0": "CC0-1.0",
+}
+_NOWHERE = "unknown"  # the folder in the locator of a listed uid that Objaverse does not have
+_PATH = r"^glbs/(?P<locator>[0-9]{3}-[0-9]{3}/(?P<uid>[A-Za-z0-9_-]{1,64}))\.glb$"
+
+
+class ObjaverseSource(AnnotatedSource):
+    """See `Source`. A locator is FOLDER/UID, as the GLB lies in the dataset: glbs/FOLDER/UID.glb."""
+
+    name = "objaverse"
+
+    def given(self) -> list[Path]:
+        settings = self.config.catalog.objaverse
+        if settings.subset != "list":
+            return []
+        if settings.uids is None:
+            raise UsageError("config: catalog.objaverse.subset = list: name a file with one uid a line in `uids`")
+        return [Path(settings.uids)]
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        """Uid to its file in the dataset."""
+        return self.files.read_json("object-paths.json.gz")
+
+    @cached_property
+    def _lvis(self) -> dict[str, str]:
+        return lvis_categories(self.files)
+
+    @cached_property
+    def _wanted(self) -> list[str]:
+        settings = self.config.catalog.objaverse
+        if settings.categories and settings.subset != "lvis":
+            raise UsageError("config: catalog.objaverse.categories holds LVIS categories: set subset to lvis")
+        if settings.subset == "list":
+            return read_uids(Path(str(settings.uids)).expanduser())
+        if settings.subset == "all":
+            return list(self._paths)
+        known = set(self._lvis.values())
+        for category in settings.categories:
+            if category not in known:
+                near = difflib.get_close_matches(category, known, n=1)
+                raise UsageError(
+                    f"config: catalog.objaverse.categories: LVIS has no category {category}"
+                    + (f"; did you mean {near[0]}?" if near else "")
+                )
+        chosen = set(settings.categories) or known
+        return [uid for uid, category in self._lvis.items() if category in chosen]
+
+    @cached_property
+    def _locators(self) -> Any:
+        """FOLDER/UID of every wanted uid, in their order."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        paths = pa.array([self._paths.get(uid) for uid in self._wanted], pa.string())
+        found = pc.extract_regex(paths, _PATH)
+        uids, locators = pa.array(self._wanted, pa.string()), pc.struct_field(found, "locator")
+        wrong = pc.and_(pc.is_valid(paths), pc.fill_null(pc.not_equal(pc.struct_field(found, "uid"), uids), True))
+        for uid, path in zip(uids.filter(wrong).to_pylist(), paths.filter(wrong).to_pylist(), strict=True):
+            locator_of(uid, path)  # raises
+        return pc.coalesce(locators, pc.binary_join_element_wise(pa.scalar(_NOWHERE), uids, pa.scalar("/")))
+
+    def _folders(self) -> list[str]:
+        """The annotation files with a wanted object, by name."""
+        import pyarrow.compute as pc
+
+        folders = pc.utf8_slice_codeunits(self._locators, 0, 7).unique().to_pylist()
+        return sorted(set(folders) - {_NOWHERE})
+
+    def gather(self) -> list[Path]:
+        folders = self._folders()  # reads the two lists, and finds out whether they are whole
+        files = [self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
+        files += self.files.get_all([f"metadata/{folder}.json.gz" for folder in folders])
+        if self.config.catalog.objaverse.hashes:
+            files.append(self.files.linked(self.config.catalog.objaverse.hashes))
+        return files
+
+    def read(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted, paths, lvis = self._wanted, self._paths, self._lvis
+        annotations = self._annotations(self._folders())
+        places = pc.index_in(pa.array(wanted, pa.string()), value_set=annotations["uid"].combine_chunks())
+        found = annotations.take(places)
+        notes = [None if uid in paths else f"unreadable: Objaverse has no object {uid}" for uid in wanted]
+        columns = {name: found[name] for name in found.column_names} | {
+            "uid": pa.array(wanted, pa.string()),
+            "locator": self._locators,
+            "file_identifier": pa.array([page_of(uid) for uid in wanted]),
+            "note": pa.array(notes, pa.string()),
+            "category": pa.array([lvis.get(uid) for uid in wanted], pa.string()),
+        }
+        hashes = self._hashes()
+        if hashes is not None:
+            order = pc.index_in(columns["file_identifier"], value_set=hashes["fileIdentifier"].combine_chunks())
+            columns["sha256"] = pc.utf8_lower(hashes["sha256"].combine_chunks().take(order))
+        return pa.table(columns)
+
+    def _hashes(self) -> Any:
+        place = self.config.catalog.objaverse.hashes
+        if place is None:
+            return None
+        from clipgs.catalog.sources.objaverse_xl import read_xl_table
+
+        return self.files.read(self.files.linked, place, lambda path: read_xl_table(path, ["fileIdentifier", "sha256"]))
+
+    def _annotations(self, folders: list[str]) -> Any:
+        """The wanted columns of these annotation files."""
+        import pyarrow as pa
+
+        from clipgs.stage import Progress
+
+        progress = Progress("reading annotations of Objaverse", len(folders), "file")
+        parts = []
+        for folder in folders:
+            parts.append(self._part(folder))
+            progress.step()
+        progress.close()
+        return pa.concat_tables(parts) if parts else pa.Table.from_pylist([], _part_schema())
+
+    def _part(self, folder: str) -> Any:
+        """One annotation file's columns: of the cache, where they were read before."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        name = f"metadata/{folder}.json.gz"
+        file = self.files.get(name)
+        found = file.stat()
+        origin = f"{PART_VERSION} {file.resolve()} {found.st_size} {found.st_mtime_ns}"
+        place = hashlib.sha256(str(file.resolve().parent).encode()).hexdigest()[:8]
+        path = self.files.cache / "parts" / place / f"{folder}.parquet"
+        try:
+            table = pq.read_table(path)
+            if (table.schema.metadata or {}).get(b"origin") == origin.encode():
+                return table
+        except (OSError, pa.ArrowInvalid):
+            pass  # not read yet, or not whole
+        rows = [_annotation(uid, entry) for uid, entry in sorted(self.files.read_json(name).items())]
+        table = pa.Table.from_pylist(rows, _part_schema().with_metadata({"origin": origin}))
+        with whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        return table
+
+    def notes(self) -> list[str]:
+        if self.config.catalog.objaverse.hashes is not None:
+            return super().notes()
+        return [*super().notes(), "re-uploads of the same file are not known: catalog.objaverse.hashes names no table"]
+
+    # --- files ---
+
+    def fetch(self, row: dict[str, Any]) -> Path:
+        if row["locator"].startswith(f"{_NOWHERE}/"):
+            raise ObjectError(f"Objaverse has no object {row['uid']}")
+        return fetch_glb(self.files, row["locator"], row["sha256"], self.max_bytes)
+
+    def path(self, row: dict[str, Any]) -> Path:
+        return glb_path(self.files, row["locator"])
+
+    def up_axis(self, row: dict[str, Any]) -> str:
+        return "y"
+
+
+def read_uids(path: Path) -> list[str]:
+    """The first column of a text or CSV file, sorted and without doubles; a heading `uid` and empty lines are left out.
+
+    Raises:
+        UsageError: the file cannot be read, holds no uid, or holds what no uid can be.
+    """
+    uids = set()
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for line, cells in enumerate(csv.reader(file), start=1):
+                uid = cells[0].strip().removesuffix(".glb") if cells else ""
+                if not uid or (line == 1 and uid.lower() == "uid"):
+                    continue
+                if not UID_PATTERN.fullmatch(uid):
+                    raise UsageError(f"catalog.objaverse.uids: {path}, line {line}: {uid[:80]!r} is not a uid")
+                uids.add(uid)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"config: catalog.objaverse.uids: {path}: {error}") from None
+    if not uids:
+        raise UsageError(f"config: catalog.objaverse.uids: {path} names no uid")
+    return sorted(uids)
+
+
+def locator_of(uid: str, path: str) -> str:
+    """FOLDER/UID of glbs/FOLDER/UID.glb. The folder also names the annotation file.
+
+    Raises:
+        ClipgsError: the list of paths holds something else.
+    """
+    match = re.fullmatch(_PATH, path)
+    if match is None or match["uid"] != uid:
+        raise ClipgsError(f"object-paths.json.gz gives {uid!r} the file {path!r}, which no file of Objaverse 1.0 is")
+    return match["locator"]
+
+
+def glb_path(files: AnnotationFiles, locator: str) -> Path:
+    """Where the GLB lies: our cache, else the objaverse package's, else (not fetched yet) ours again."""
+    own, theirs = _glb_places(files, locator)
+    return theirs if not own.exists() and theirs.exists() else own
+
+
+def _glb_places(files: AnnotationFiles, locator: str) -> tuple[Path, Path]:
+    name = f"glbs/{locator}.glb"
+    return files.cache / name, files.package / "hf-objaverse-v1" / name
+
+
+def fetch_glb(files: AnnotationFiles, locator: str, sha256: str | None, max_bytes: int) -> Path:
+    """Makes an Objaverse 1.0 file lie on disk: the package's copy where it is right, else a download.
+
+    Raises:
+        ObjectError: it cannot be had, is cut, is too large, or has another hash.
+    """
+    own, theirs = _glb_places(files, locator)
+    if not own.exists() and theirs.exists() and _is_right(theirs, sha256):
+        return theirs
+    url = files.downloader.resolve(files.BASE, f"glbs/{locator}.glb")
+    files.downloader.get(url, own, sha256=sha256, max_bytes=max_bytes, token=True)
+    if not _is_right(own, None):
+        raise ObjectError(f"{own.name} is not a whole GLB file: its header names another length")
+    return own
+
+
+def _is_right(path: Path, sha256: str | None) -> bool:
+    """Whether the file has its hash or, where none is known, is a GLB as long as its header says."""
+    if sha256 is not None:
+        return sha256_of(path) == sha256
+    with open(path, "rb") as file:
+        header = file.read(12)
+    return header[:4] == b"glTF" and int.from_bytes(header[8:12], "little") == path.stat().st_size
+
+
+# --- one annotation ---------------------------------------------------------------------------------------------------
+
+
+def _part_schema() -> Any:
+    import pyarrow as pa
+
+    texts = ("uid", "text", "license", "license_name", "credit", "page")
+    numbers = ("faces", "vertices", "bytes", "textures", "animations")
+    return pa.schema(
+        [(name, pa.string()) for name in texts]
+        + [(name, pa.int64()) for name in numbers]
+        + [("label_hash", pa.uint64())]
+    )
+
+
+def _annotation(uid: str, entry: Any) -> dict[str, Any]:
+    """What is kept of one annotation. The text is the object's name; what is not of its type is not known."""
+    entry = _mapping(entry)
+    glb = _mapping(_mapping(entry.get("archives")).get("glb"))
+    user = _mapping(entry.get("user"))
+    license_name, page = _text(entry.get("license")), _text(entry.get("viewerUrl")) or ""
+    labels = {
+        "text": _text(entry.get("name")),
+        "license": LICENSES.get(license_name.lower(), license_name) if license_name else None,
+        "credit": _text(user.get("displayName")) or _text(user.get("username")),
+        "page": page if page.startswith("https://") else page_of(uid),
+    }
+    return labels | {
+        "uid": uid,
+        "license_name": license_name,
+        "label_hash": label_hash(*labels.values()),
+        "faces": _count(entry.get("faceCount")),
+        "vertices": _count(entry.get("vertexCount")),
+        "bytes": _count(glb.get("size")),
+        "textures": _count(glb.get("textureCount")),
+        "animations": _count(entry.get("animationCount")),
+    }
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    # A name cut inside an emoji is a lone surrogate, which no file of ours can hold.
+    return value.encode("utf-8", "replace").decode().strip() or None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None

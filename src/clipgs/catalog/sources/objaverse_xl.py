@@ -1,0 +1,180 @@
+"""Objaverse-XL, from its annotation tables: Objaverse 1.0's files, single files of GitHub, and Smithsonian's.
+
+Every file has its SHA-256 in the table, and one with another hash is refused. A uid is Objaverse's own for Objaverse
+1.0, else the file's whole SHA-256, by which Cap3D and others name these objects too.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
+from clipgs.catalog.sources.folder import SUFFIXES
+from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of
+from clipgs.storage import ObjectError, UsageError
+
+_COLUMNS = ("fileIdentifier", "source", "license", "sha256")
+_OURS = ("locator", "uid", "file_identifier", "sha256", "category", "license_name", "refused",
+         "text", "license", "credit", "page", "label_hash")  # fmt: skip
+_BATCH_ROWS = 1 << 16
+_GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)/blob/([0-9a-f]{40})/(.+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RAW = "https://raw.githubusercontent.com/"
+_SKETCHFAB = "sketchfab:"  # before the FOLDER/UID of an Objaverse 1.0 file
+
+
+def read_xl_table(path: Path, columns: list[str]) -> Any:
+    """Columns of an annotation table of Objaverse-XL, all text.
+
+    Raises:
+        UsageError: it has not these columns.
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    types = dict.fromkeys(columns, pa.string())
+    if path.suffix == ".parquet":
+        names = pq.read_schema(path).names
+    else:
+        with csv.open_csv(path) as reader:
+            names = reader.schema.names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
+    if path.suffix == ".parquet":
+        table = pq.read_table(path, columns=columns)
+    else:
+        options = csv.ConvertOptions(include_columns=columns, column_types=types)
+        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
+
+
+class ObjaverseXLSource(AnnotatedSource):
+    """See `Source`. A locator is the table's fileIdentifier or, of an Objaverse 1.0 file, sketchfab:FOLDER/UID."""
+
+    name = "objaverse_xl"
+
+    def given(self) -> list[Path]:
+        if not self.config.catalog.objaverse_xl.tables:
+            raise UsageError("config: catalog.objaverse_xl.tables names no table")
+        return []
+
+    def gather(self) -> list[Path]:
+        tables = [self.files.linked(place) for place in self.config.catalog.objaverse_xl.tables]
+        assert isinstance(self._lvis, dict)  # read here, so that a cut file is found before it is written down
+        assert isinstance(self._paths, dict)
+        return [*tables, self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return self.files.read_json("object-paths.json.gz")
+
+    @cached_property
+    def _lvis(self) -> dict[str, str]:
+        return lvis_categories(self.files)
+
+    def read(self) -> Any:
+        import numpy as np
+        import pyarrow as pa
+
+        parts = []
+        for place in self.config.catalog.objaverse_xl.tables:
+            table = self.files.read(self.files.linked, place, lambda path: read_xl_table(path, list(_COLUMNS)))
+            parts += [self._part(batch) for batch in table.to_batches(max_chunksize=_BATCH_ROWS)]
+        rows = pa.concat_tables(parts) if parts else []
+        if not len(rows):
+            raise UsageError("config: catalog.objaverse_xl.tables hold no object")
+        codes = rows["locator"].combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first = np.unique(codes, return_index=True)  # a locator that is listed again says nothing new
+        return rows.take(np.sort(first))
+
+    def _part(self, batch: Any) -> Any:
+        """Some rows of an annotation table, in our columns."""
+        import pyarrow as pa
+
+        columns: dict[str, list[Any]] = {name: [] for name in _OURS}
+        for identifier, source, license_name, digest in zip(*batch.to_pydict().values(), strict=True):
+            if not identifier:
+                continue
+            digest = (digest or "").lower()
+            locator, uid, refused = self._place(identifier, source or "", digest)
+            category = self._lvis.get(uid) if locator.startswith(_SKETCHFAB) else None
+            labels = (_name(identifier), license_name or None, _credit(identifier), identifier)
+            hashed = label_hash(*labels)
+            row = (locator, uid, identifier, digest or None, category, labels[1], refused, *labels, hashed)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+        kinds = {name: pa.uint64() if name == "label_hash" else pa.string() for name in _OURS}
+        return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
+
+    def _place(self, identifier: str, source: str, digest: str) -> tuple[str, str, str | None]:
+        """Locator, uid, and why the object cannot be taken, else None."""
+        if not _SHA256.fullmatch(digest):
+            return identifier, "", "no SHA-256 in the table"
+        if source == "sketchfab":
+            uid = identifier.rsplit("/", 1)[-1]
+            path = self._paths.get(uid)
+            if path is None:
+                return identifier, digest, "not in Objaverse 1.0"
+            return _SKETCHFAB + locator_of(uid, path), uid, None
+        if source == "thingiverse":
+            return identifier, digest, "thingiverse gives no file without an account"
+        if _suffix(identifier) not in SUFFIXES:
+            return identifier, digest, "a kind of file that is not read"
+        if source == "github":
+            return identifier, digest, None if _GITHUB.fullmatch(identifier) else "no single file at a commit"
+        if source == "smithsonian":
+            return identifier, digest, None if identifier.startswith("https://") else "no address of a file"
+        return identifier, digest, "a source that is not known"
+
+    # --- files ---
+
+    def fetch(self, row: dict[str, Any]) -> Path:
+        locator = row["locator"]
+        if locator.startswith(_SKETCHFAB):
+            return fetch_glb(self.files, locator.removeprefix(_SKETCHFAB), row["sha256"], self.max_bytes)
+        github = _GITHUB.fullmatch(locator)
+        if github:
+            base, relative = _RAW, "/".join([*github.groups()[:3], unquote(github[4])])
+        else:
+            parts = urlsplit(locator)
+            base, relative = f"{parts.scheme}://{parts.netloc}/", unquote(parts.path).lstrip("/")
+        url = self.files.downloader.resolve(base, relative)
+        return self.files.downloader.get(url, self.path(row), sha256=row["sha256"], max_bytes=self.max_bytes)
+
+    def path(self, row: dict[str, Any]) -> Path:
+        locator, digest = row["locator"], row["sha256"]
+        if locator.startswith(_SKETCHFAB):
+            return glb_path(self.files, locator.removeprefix(_SKETCHFAB))
+        if not _SHA256.fullmatch(digest or ""):
+            raise ObjectError(f"no SHA-256 is known of {locator}")
+        return self.config.cache_path / self.name / digest[:2] / f"{digest}{_suffix(locator)}"
+
+    def up_axis(self, row: dict[str, Any]) -> str:
+        return "z" if self.path(row).suffix == ".stl" else "y"  # STL is the format of printers, whose bed is flat
+
+
+def _suffix(identifier: str) -> str:
+    """The suffix of the file that an address names."""
+    name = urlsplit(identifier).path.rsplit("/", 1)[-1]
+    return "." + name.rsplit(".", 1)[-1].lower() if "." in name else ""
+
+
+def _credit(identifier: str) -> str | None:
+    github = _GITHUB.fullmatch(identifier)
+    if github:
+        return f"{github[1]}/{github[2]} on GitHub"
+    return "Smithsonian Institution" if urlsplit(identifier).netloc.endswith("si.edu") else None
+
+
+def _name(identifier: str) -> str | None:
+    """A GitHub file's name in words; the other sources' addresses hold none."""
+    github = _GITHUB.fullmatch(identifier)
+    if not github:
+        return None
+    stem = unquote(github[4]).rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[_\W]+", " ", stem).split()) or None

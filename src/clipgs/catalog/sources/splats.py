@@ -1,0 +1,65 @@
+"""A folder of ready splats, made by any program: they enter the workflow after `fit`."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipgs.catalog.sources.folder import FolderSource
+from clipgs.config import Config
+from clipgs.storage import ObjectError
+
+_HEADER_BYTES = 1 << 16
+_NEEDED = {"x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"}
+_NEEDED |= {"rot_0", "rot_1", "rot_2", "rot_3"}
+
+
+class SplatHeader(NamedTuple):
+    """What a PLY's header says of its splat."""
+
+    gaussians: int
+    harmonics: int  # coefficients above degree 0
+
+
+class SplatSource(FolderSource):
+    """See `Source`. A locator is the file's path relative to the folder, with forward slashes."""
+
+    name = "splats"
+    what = "splat"
+    suffixes = (".ply",)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._max_gaussians = config.catalog.splats.max_gaussians
+
+    def fetch(self, row: dict[str, Any]) -> Path:
+        path = super().fetch(row)
+        count = read_header(path).gaussians
+        if count > self._max_gaussians:
+            raise ObjectError(f"it has {count} Gaussians, catalog.splats.max_gaussians is {self._max_gaussians}")
+        return path
+
+    def up_axis(self, row: dict[str, Any]) -> str:
+        return self._settings.up_axis
+
+
+def read_header(path: Path) -> SplatHeader:
+    """Reads the header alone, so that a file of any size can be refused before it is loaded.
+
+    Raises:
+        ObjectError: it is no PLY, or its vertices are no Gaussians.
+    """
+    with open(path, "rb") as file:
+        head, end, _ = file.read(_HEADER_BYTES).partition(b"end_header")
+    if not head.startswith(b"ply") or not end:
+        raise ObjectError("it is not a PLY file, or its header is cut short")
+    text = head.decode("latin-1")
+    vertex = re.search(r"^element +vertex +(\d{1,18})\s*$((?:\n *(?:property|comment) .*$)*)", text, re.MULTILINE)
+    if vertex is None:
+        raise ObjectError("its header has no element `vertex`")
+    properties = set(re.findall(r"property +\w+ +(\w+)", vertex[2]))
+    if "packed_position" in properties:
+        raise ObjectError("it is a compressed splat PLY; export it as an uncompressed PLY")
+    if not properties >= _NEEDED:
+        missing = ", ".join(sorted(_NEEDED - properties))
+        raise ObjectError(f"it is not a Gaussian splat: its vertices have no {missing} (a mesh or a point cloud?)")
+    return SplatHeader(int(vertex[1]), sum(name.startswith("f_rest_") for name in properties))

@@ -1,0 +1,101 @@
+"""What a run will need, from measured rates: disk, jobs and hours a stage, before anything is started.
+
+The rates were read off the benchmarks (docs/scaling.md says on which machines); they tell the size of a run, not its
+end to the hour.
+"""
+
+from dataclasses import dataclass
+
+from clipgs.catalog.shards import plan
+from clipgs.config import Config
+
+# Bytes. A picture's are in proportion to its pixels, measured at 128 and 256 px on real and built-in objects.
+POINT_BYTES = 36
+VIEW_BYTES_A_PIXEL = 0.45  # PNG with alpha, cut by most of the frame being empty
+RENDER_BYTES_A_PIXEL = 0.10  # WebP of quality 90
+GAUSSIAN_BYTES = 56
+OBJECT_BYTES = 30_000  # tar headers and the JSON with 36 cameras
+
+# Seconds of one core an object, on an Intel Xeon of 2.3 GHz.
+LOAD_SECONDS = 0.1
+VIEW_SECONDS, VIEW_SECONDS_A_PIXEL = 0.4, 1.1e-5  # of one drawn picture, for all 40 of them, with Mesa
+FIT_SECONDS_A_GAUSSIAN, FIT_SECONDS_A_PIXEL = 2.0e-7, 9.0e-8  # a step
+RENDER_SECONDS = 0.5
+PACK_SECONDS = 0.02
+# Seconds of one H200 an object and step, at 256 px and 10,000 Gaussians.
+GPU_FIT_SECONDS = 1.1e-4
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage needs for all objects."""
+
+    stage: str
+    jobs: int
+    disk_bytes: float
+    core_hours: float
+    gpu_hours: float  # where the stage runs on a GPU; its core-hours are those without one
+    passing: bool  # the configuration drops its files when nothing needs them any more
+
+
+def needs(config: Config) -> tuple[int, list[Need]]:
+    """Objects in the catalog with those to come, and what each stage needs for them.
+
+    Raises:
+        ClipgsError: as `clipgs.catalog.shards.plan`.
+    """
+    made = plan(config)
+    objects, shards = made.objects, len(made.shards)
+    views, fit = config.views, config.fit
+    pictures, drawn = views.count + views.held_out, (views.pixels * views.supersample) ** 2
+    splat = GAUSSIAN_BYTES * fit.gaussians
+    renders = views.count * config.render.pixels**2 * RENDER_BYTES_A_PIXEL
+    step = FIT_SECONDS_A_GAUSSIAN * fit.gaussians + FIT_SECONDS_A_PIXEL * views.pixels**2
+    gpu_step = GPU_FIT_SECONDS * (fit.gaussians / 10_000 + (views.pixels / 256) ** 2) / 2
+    bytes_and_seconds = {
+        "fetch": (0.0, LOAD_SECONDS, 0.0),
+        "sample": (POINT_BYTES * config.points.count, LOAD_SECONDS, 0.0),
+        "view": (pictures * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * drawn, 0.0),
+        "fit": (splat, fit.steps * step, fit.steps * gpu_step),
+        "render": (renders, RENDER_SECONDS, 0.0),
+        "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),
+    }
+    folders = {"sample": "points", "view": "views", "fit": "splats", "render": "renders"}
+    return objects, [
+        Need(
+            stage,
+            shards,
+            objects * size,
+            objects * seconds / 3600,
+            objects * gpu / 3600,
+            folders.get(stage) in config.temporary,
+        )
+        for stage, (size, seconds, gpu) in bytes_and_seconds.items()
+    ]
+
+
+def plan_text(config: Config) -> str:
+    """The needs as a table, for `clipgs plan`."""
+    objects, stages = needs(config)
+    shards = stages[0].jobs
+    jobs = (len(stages) + len(("label", "caption"))) * shards + len(("freeze", "objects", "index"))
+    lines = [
+        f"{objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
+        f"{'stage':<8} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
+    ]
+    for need in stages:
+        gpu = _time(need.gpu_hours) if need.gpu_hours else ""
+        row = f"{need.stage:<8} {_size(need.disk_bytes):>10} {_time(need.core_hours):>12} {gpu:>12}"
+        lines.append((row + ("  dropped when no longer needed" if need.passing else "")).rstrip())
+    kept = sum(need.disk_bytes for need in stages if not need.passing)
+    lines.append(f"{'kept':<8} {_size(kept):>10}")
+    lines.append("fit runs on a GPU or on cores. Mesh files and their download are not counted.")
+    return "\n".join(lines) + "\n"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"

@@ -1,0 +1,186 @@
+"""Splats as files of other programs: .splat, and glTF with KHR_gaussian_splatting."""
+
+import json
+import logging
+import struct
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
+from clipgs.storage import ClipgsError, UsageError, tar_objects, whole
+
+log = logging.getLogger(__name__)
+
+EXTENSION = "KHR_gaussian_splatting"
+GLTF_FLOAT, GLTF_UNSIGNED_SHORT = 5126, 5123
+GLTF_VERTICES = 34962  # target of a buffer view: attributes
+GLTF_POINTS = 0  # mode of a primitive
+GLB_MAGIC, GLB_JSON, GLB_BINARY = 0x46546C67, 0x4E4F534A, 0x004E4942
+
+SPLAT_ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
+
+
+def to_splat(gaussians: Gaussians) -> bytes:
+    """One object as .splat, 32 bytes a Gaussian, in the layout of antimatter15's viewer.
+
+    Position and scale (world units) as float32; RGB and opacity as bytes; the unit quaternion w, x, y, z as
+    128 + 128 q. The largest and most opaque stand first, so that a viewer shows the object before all is loaded.
+
+    Raises:
+        ValueError: a batch, or no Gaussians.
+    """
+    means, quats, scales, opacities, colors = _values(gaussians)
+    rows = np.empty(len(means), SPLAT_ROW)
+    rows["position"], rows["scale"] = means, scales
+    rows["rgba"] = _steps(np.column_stack([colors.clip(0, 1), opacities]), 255, np.uint8)
+    rows["rotation"] = (quats * 128 + 128).round().clip(0, 255)
+    return rows[np.argsort(-scales.prod(axis=1) * opacities, kind="stable")].tobytes()
+
+
+def to_glb(gaussians: Gaussians) -> bytes:
+    """One object as binary glTF 2.0 with the extension KHR_gaussian_splatting, the rows in their order.
+
+    Positions (Y up, as glTF's), unit quaternions x, y, z, w, linear scales, opacities in [0, 1] and the spherical
+    harmonic of degree 0, all float32. `COLOR_0` (linear, as glTF asks) lets programs without the extension show points.
+    The primitive's extension holds what the specification requires: kernel and colour space.
+
+    Raises:
+        ValueError: a batch, or no Gaussians.
+    """
+    means, quats, scales, opacities, colors = _values(gaussians)
+    shown = colors.clip(0, 1)  # other programs' colours may lie beyond
+    linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
+    attributes = {
+        "POSITION": means,
+        "COLOR_0": _steps(np.column_stack([linear, opacities]), 65535, np.uint16),
+        f"{EXTENSION}:ROTATION": quats[:, [1, 2, 3, 0]],
+        f"{EXTENSION}:SCALE": scales,
+        f"{EXTENSION}:OPACITY": opacities[:, None],
+        f"{EXTENSION}:SH_DEGREE_0_COEF_0": (colors - 0.5) / ply.SH_C0,
+    }
+    accessors, views, blocks, offset = [], [], [], 0
+    for index, values in enumerate(attributes.values()):
+        block = values if values.dtype == np.uint16 else np.ascontiguousarray(values, "<f4")
+        accessor = {
+            "bufferView": index,
+            "componentType": GLTF_UNSIGNED_SHORT if block.dtype == np.uint16 else GLTF_FLOAT,
+            "count": len(block),
+            "type": {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[block.shape[1]],
+        }
+        if block.dtype == np.uint16:
+            accessor["normalized"] = True
+        if index == 0:  # the specification wants the box of the positions
+            accessor |= {"min": block.min(axis=0).tolist(), "max": block.max(axis=0).tolist()}
+        accessors.append(accessor)
+        views.append({"buffer": 0, "byteOffset": offset, "byteLength": block.nbytes, "target": GLTF_VERTICES})
+        blocks.append(block.tobytes())
+        offset += block.nbytes  # a whole number of four bytes in each
+    primitive = {
+        "mode": GLTF_POINTS,
+        "attributes": {name: index for index, name in enumerate(attributes)},
+        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+    }
+    document = {
+        "asset": {"version": "2.0", "generator": "clipgs"},
+        "extensionsUsed": [EXTENSION],
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [primitive]}],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": offset}],
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), GLB_JSON) + text + struct.pack("<II", offset, GLB_BINARY) + b"".join(blocks)
+    return struct.pack("<III", GLB_MAGIC, 2, 12 + len(chunks)) + chunks
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[Gaussians], bytes]]] = MappingProxyType(
+    {"splat": (".splat", to_splat), "gltf": (".glb", to_glb), "ply": (".ply", ply.to_bytes)}
+)
+
+
+def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Sequence[str] = ()) -> int:
+    """Writes each splat of the inputs to `folder` as UID.splat, UID.glb or UID.ply, and says how many it wrote.
+
+    Args:
+        inputs: PLY files, tars that hold them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
+        kind: `splat`, `gltf` or `ply`.
+        uids: only these (of a PLY file, its name without `.ply`); all where it is empty.
+
+    Raises:
+        UsageError: there is nothing to export, or two inputs have one name.
+        ClipgsError: an input cannot be read as a splat; the others are written nevertheless.
+    """
+    suffix, encode = FORMATS[kind]
+    written: dict[str, Path] = {}
+    errors = []
+    for uid, file, read in _splats(inputs):
+        if uids and uid not in uids:
+            continue
+        if uid in written:
+            raise UsageError(f"{uid} is in {written[uid]} and in {file}: export them to two folders")
+        written[uid] = file
+        try:
+            data = encode(ply.from_bytes(read(), f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
+        except ValueError as error:
+            errors.append(str(error))
+            log.warning("not exported: %s", error)
+            continue
+        with whole(Path(folder) / f"{uid}{suffix}") as temporary:
+            temporary.write_bytes(data)
+    missing = sorted(set(uids) - written.keys())
+    if missing or not written:
+        what = ", ".join(missing) or "a splat"
+        raise UsageError(f"no input holds {what}: name PLY files, or the folder `triplets` of an output")
+    log.info("exported %d splats to %s", len(written) - len(errors), folder)
+    if errors:
+        raise ClipgsError(f"{len(errors)} of {len(written)} splats could not be exported; the first: {errors[0]}")
+    return len(written)
+
+
+def _splats(inputs: Sequence[Path | str]) -> Iterator[tuple[str, Path, Callable[[], bytes]]]:
+    """Uid, the file it is in, and what reads its PLY."""
+    for path in map(Path, inputs):
+        if path.is_dir():
+            files = sorted(path.glob("*.tar")) or sorted(path.glob("*.ply"))
+        elif path.exists():
+            files = [path]
+        else:
+            raise UsageError(f"{path} is not there")
+        for file in files:
+            if file.suffix != ".tar":
+                yield file.stem, file, file.read_bytes
+                continue
+            try:
+                objects = tar_objects(file)
+            except (tarfile.TarError, ValueError) as error:
+                raise ClipgsError(f"{file} is not a tar of splats ({error})") from None
+            for uid, members in objects.items():
+                splat = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply"))
+                if splat.entries:
+                    yield uid, file, lambda splat=splat: splat.read()["ply"]
+
+
+def _values(gaussians: Gaussians) -> tuple[np.ndarray, ...]:
+    """Means, unit quaternions wxyz, scales, opacities and colours, all activated, in float64."""
+    if gaussians.means.ndim != 2 or len(gaussians) == 0:
+        raise ValueError(f"A file holds one object with Gaussians, not {list(gaussians.means.shape)}.")
+    fields = (gaussians.means, gaussians.quats_wxyz, gaussians.log_scales, gaussians.opacity_logits, gaussians.colors)
+    means, quats, log_scales, logits, colors = (values.detach().cpu().double() for values in fields)
+    quats = torch.nn.functional.normalize(quats, dim=1, eps=1e-300)
+    values = (means, quats, log_scales.exp(), logits.sigmoid(), colors)
+    return tuple(tensor.numpy() for tensor in values)
+
+
+def _steps(fractions: np.ndarray, highest: int, number: type) -> np.ndarray:
+    """Fractions in [0, 1] as whole numbers up to `highest`."""
+    return (fractions * highest).round().astype(number)

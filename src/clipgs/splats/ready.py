@@ -1,0 +1,165 @@
+"""Ready splats: what `fit` does with objects that come as splats. They are put into the frame, and not fitted."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from clipgs.catalog.shards import shard_path
+from clipgs.catalog.sources import READY_SPLATS, source
+from clipgs.catalog.sources.splats import read_header
+from clipgs.config import Config
+from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
+from clipgs.stage import Files, Row, Task, good, in_workers, table
+from clipgs.storage import ObjectError, read_table
+
+Compute = Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]]
+
+_VISIBLE = 0.05  # opacity; more transparent Gaussians have no say in the box
+_FLOATER = 0.25  # of the core box's longest side: an antenna or a tip stands out less, a floater more
+_SMALLEST, _LARGEST = 1e-15, 1e15  # as for meshes: no object is smaller or larger in any unit
+
+# Turns that take an axis to +Y; quaternions w, x, y, z.
+_TURNS = {
+    "y": (1.0, 0.0, 0.0, 0.0),
+    "-y": (0.0, 1.0, 0.0, 0.0),
+    "z": (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0),
+}
+
+
+class ReadySplat(NamedTuple):
+    """The payload of a task: where the splat lies, and which of its axes points up."""
+
+    config: Config
+    file: Path
+    up_axis: str
+
+
+def tasks(config: Config, shard: str) -> list[Task]:
+    """One task for each object of the shard that was fetched and is a splat already."""
+    frozen = {row["uid"]: row for row in read_table(shard_path(config, shard)) if row["source"] in READY_SPLATS}
+    if not frozen:
+        return []
+    found = []
+    for uid, fetched in good(table(config, "meshes", shard)).items():
+        if uid in frozen:
+            objects = source(config, frozen[uid]["source"])
+            payload = ReadySplat(config, objects.path(frozen[uid]), objects.up_axis(frozen[uid]))
+            found.append(Task(uid, fetched["sha256"], payload))
+    return found
+
+
+def beside(fit: Compute, config: Config, threads: int) -> Compute:
+    """A `compute` that gives ready splats to workers, and all other tasks to `fit`."""
+    place_all = in_workers(
+        _place,
+        threads=threads,
+        timeout_seconds=config.workers.fit_timeout_seconds,
+        memory_mb=config.workers.fit_memory_mb,
+    )
+
+    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+        ready = [task for task in tasks if isinstance(task.payload, ReadySplat)]
+        others = [task for task in tasks if not isinstance(task.payload, ReadySplat)]
+        if ready:
+            yield from place_all(ready)
+        if others:
+            yield from fit(others)
+
+    return compute
+
+
+def _place(payload: ReadySplat) -> tuple[Row, Files]:
+    """Row and PLY of one ready splat. There are no held-out views, so its quality stays null."""
+    torch.set_num_threads(1)
+    config, file, up_axis = payload
+    try:
+        gaussians = ply.from_bytes(file.read_bytes(), "the PLY")
+    except ValueError as error:
+        raise ObjectError(str(error)) from None
+    gaussians = gaussians.prune(config.fit.prune_below)
+    if len(gaussians) == 0:
+        raise ObjectError("none of its Gaussians can be seen")
+    placed, centre, scale = place(gaussians, up_axis, config.catalog.splats.box_fraction)
+    dropped = read_header(file).harmonics
+    note = f"{dropped} spherical harmonics above degree 0 are dropped" if dropped else None
+    row: Row = {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}
+    return row, [("ply", ply.to_bytes(placed))]
+
+
+def place(
+    gaussians: Gaussians,  # [N, *]
+    up_axis: str,  # y, -y or z
+    box_fraction: float,
+) -> tuple[Gaussians, list[float], float]:
+    """Puts one splat into the canonical frame: Y up, its box centred, the longest side 1.
+
+    A core box holds `box_fraction` of the visible Gaussians along each axis; those farther outside than a quarter of
+    its longest side are floaters, and the box is that of the others. A turn and one scale for all axes change a
+    Gaussian's mean, quaternion and size, and nothing else; without spherical harmonics above degree 0 no colour turns.
+    Colours are clamped to [0, 1].
+
+    Returns:
+        the splat; centre [3] and scale of placed = (turned - centre) * scale.
+
+    Raises:
+        ObjectError: it has no size, or an absurd one.
+    """
+    turn = torch.tensor(_TURNS[up_axis], dtype=torch.float64)
+    means = gaussians.means.double() @ _matrix(turn).T
+    visible = gaussians.opacities >= _VISIBLE
+    shown = means[visible] if visible.any() else means
+    tail = (1 - box_fraction) / 2
+    ordered = shown.sort(dim=0).values
+    low, high = ordered[round(tail * (len(shown) - 1))], ordered[round((1 - tail) * (len(shown) - 1))]
+    margin = _FLOATER * (high - low).max()
+    body = shown[((shown >= low - margin) & (shown <= high + margin)).all(dim=1)]
+    if len(body):
+        low, high = body.min(dim=0).values, body.max(dim=0).values
+    size, reach = float((high - low).max()), float(means.abs().max())
+    if reach > _LARGEST:
+        raise ObjectError(f"it reaches to {reach:.3g}, which is no size of an object")
+    if size < max(_SMALLEST, reach * 1e-12):
+        raise ObjectError("it has no size: its visible Gaussians lie at one point")
+    centre, scale = (low + high) / 2, 1 / size
+    placed = replace(
+        gaussians,
+        means=((means - centre) * scale).float(),
+        quats_wxyz=_product(turn, gaussians.quats_wxyz.double()).float(),
+        log_scales=(gaussians.log_scales.double() + math.log(scale)).float(),
+        colors=gaussians.colors.clamp(0, 1),
+    )
+    return placed, centre.tolist(), scale
+
+
+def _matrix(
+    quat: torch.Tensor,  # [4], unit length
+) -> torch.Tensor:  # [3, 3]
+    w, x, y, z = quat.tolist()
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.tensor(rows, dtype=torch.float64).round(decimals=12)  # quarter turns are exact
+
+
+def _product(
+    one: torch.Tensor,  # [4]
+    others: torch.Tensor,  # [N, 4]
+) -> torch.Tensor:  # [N, 4], first `others`, then `one`
+    a, b, c, d = one
+    w, x, y, z = others.unbind(dim=1)
+    return torch.stack(
+        [
+            a * w - b * x - c * y - d * z,
+            a * x + b * w + c * z - d * y,
+            a * y - b * z + c * w + d * x,
+            a * z + b * y - c * x + d * w,
+        ],
+        dim=1,
+    )

@@ -1,0 +1,154 @@
+from itertools import pairwise
+
+import pytest
+from objaverse_tree import uid_of, write_objaverse
+
+from clipgs.catalog.shards import plan
+from clipgs.catalog.sources import source
+from clipgs.config import check
+from clipgs.storage import UsageError
+
+
+@pytest.fixture
+def package(tmp_path):
+    # Faces 100 to 1000; licences by, by-nc-sa and cc0 in turn; every other one textured; two are animated.
+    changes = {"object_4": {"animationCount": 2}, "object_9": {"animationCount": 1}}
+    unknown = {"object_7": {"faceCount": None, "license": None, "archives": {}}}
+    write_objaverse(tmp_path / "package/hf-objaverse-v1", 10, glbs=False, **changes, **unknown)
+    return tmp_path / "package"
+
+
+def config_of(tmp_path, curation, **objaverse):
+    catalog = {
+        "source": "objaverse",
+        "objaverse": {"root": str(tmp_path / "package"), **objaverse},
+        "curation": curation,
+    }
+    return check({"output": str(tmp_path / "out"), "cache": str(tmp_path / "cache"), "catalog": catalog})
+
+
+def taken(tmp_path, curation, **objaverse):
+    objects = source(config_of(tmp_path, curation, **objaverse))
+    uids = {objects.identify(locator)["uid"] for locator in objects.locators()}
+    return {index for index in range(10) if uid_of(index) in uids}, objects.refusals()
+
+
+@pytest.mark.parametrize(
+    ("curation", "left", "refused"),
+    [
+        ({}, set(range(10)), {}),
+        ({"licenses": ["BY", "cc0"]}, {0, 2, 3, 5, 6, 8, 9}, {"licenses": 3}),  # 7 states none
+        ({"min_faces": 300}, {2, 3, 4, 5, 6, 7, 8, 9}, {"min_faces": 2}),  # of 7 no number is known
+        ({"max_faces": 300}, {0, 1, 2, 7}, {"max_faces": 6}),
+        ({"max_file_mb": 0.001005}, {0, 1, 2, 3, 4, 5, 7}, {"max_file_mb": 3}),
+        ({"animated": "no"}, {0, 1, 2, 3, 5, 6, 7, 8}, {"animated": 2}),
+        ({"animated": "only"}, {4, 9}, {"animated": 8}),
+        ({"textured": "only"}, {1, 3, 5, 7, 9}, {"textured": 5}),
+        ({"textured": "no"}, {0, 2, 4, 6, 7, 8}, {"textured": 4}),
+        ({"licenses": ["by"], "max_faces": 500}, {0, 3}, {"licenses": 6, "max_faces": 2}),
+    ],
+)
+def test_each_rule_leaves_out_what_it_should_and_counts_it(tmp_path, package, curation, left, refused):
+    assert taken(tmp_path, curation) == (left, refused)
+
+
+TABLE = "uid,score,style,good\n" + "".join(
+    f"{uid_of(i)},{i / 2 if i != 5 else ''},{('a', 'b, c', 'd')[i % 3]!r},{str(i % 2 == 0).lower()}\n".replace("'", '"')
+    for i in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ([], set(range(8))),
+        (["score >= 2"], {4, 6, 7}),  # that of 5 is empty
+        (["score<1"], {0, 1}),
+        (["score in 0|2.5|3"], {0, 6}),
+        (["score != 1"], {0, 1, 3, 4, 6, 7}),
+        (["style = b, c"], {1, 4, 7}),
+        (["style in a|d"], {0, 2, 3, 5, 6}),
+        (["good = true"], {0, 2, 4, 6}),
+        (["good = false", "score > 1"], {3, 7}),
+    ],
+)
+def test_a_table_of_the_users(tmp_path, package, where, left):
+    (tmp_path / "table.csv").write_text(TABLE)
+    found, refused = taken(tmp_path, {"table": str(tmp_path / "table.csv"), "where": where})
+    assert found == left
+    assert refused["table"] == 2  # 8 and 9 are not in it
+    assert sum(refused.values()) == 10 - len(left)
+
+
+def test_a_table_may_name_objects_by_their_page(tmp_path, package):
+    (tmp_path / "t.csv").write_text(f"file_identifier,s\nhttps://sketchfab.com/3d-models/{uid_of(3)},1\n")
+    assert taken(tmp_path, {"table": str(tmp_path / "t.csv"), "key": "file_identifier"})[0] == {3}
+
+
+@pytest.mark.parametrize(
+    ("table", "curation", "words"),
+    [
+        (
+            TABLE,
+            {"where": ["scores > 1"]},
+            "has no column scores; did you mean score? (it has uid, score, style, good)",
+        ),
+        (TABLE, {"where": ["score > high"]}, "score > high: the column holds numbers"),
+        (TABLE, {"where": ["style > a"]}, "the column holds text: use =, != or in"),
+        (TABLE, {"where": ["good = perhaps"]}, "the column holds true or false"),
+        (TABLE, {"key": "sha256"}, "curation.key = sha256"),
+        (TABLE + TABLE.splitlines()[1] + "\n", {}, f"lists {uid_of(0)} more than once"),
+        ("uid,a\nx\n", {}, "curation.table"),
+        ("", {}, "curation.table"),
+        (None, {}, "No such file"),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_one_line(tmp_path, package, table, curation, words):
+    if table is not None:
+        (tmp_path / "table.csv").write_text(table)
+    with pytest.raises(UsageError) as error:
+        plan(config_of(tmp_path, {"table": str(tmp_path / "table.csv"), **curation}))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rules_need_a_table(tmp_path, package):
+    with pytest.raises(UsageError, match="names no table"):
+        plan(config_of(tmp_path, {"where": ["score > 1"]}))
+
+
+@pytest.mark.parametrize("rule", ["score", "score >", "> 3", "score in"])
+def test_what_is_no_rule_is_refused_with_the_configuration(rule):
+    with pytest.raises(UsageError, match=r"catalog.curation.where.*COLUMN OP VALUE"):
+        check({"catalog": {"curation": {"where": [rule]}}})
+
+
+def test_rules_that_leave_nothing_are_one_line_with_the_counts(tmp_path, package):
+    with pytest.raises(UsageError, match=r"leave none of 10 objects \(refused by licenses: 10\)"):
+        plan(config_of(tmp_path, {"licenses": ["mit"]}))
+
+
+def test_a_mended_table_is_read_again(tmp_path, package):
+    curation = {"table": str(tmp_path / "t.csv")}
+    (tmp_path / "t.csv").write_text(f"uid\n{uid_of(3)}\n")
+    assert taken(tmp_path, curation)[0] == {3}
+    (tmp_path / "t.csv").write_text(f"uid\n{uid_of(3)}\n{uid_of(4)}\n")
+    assert taken(tmp_path, curation)[0] == {3, 4}
+
+
+def test_a_limit_grows_without_changing_what_it_chose_and_keeps_the_test_objects(tmp_path, package):
+    lvis = {1, 2, 3}
+    chosen = [taken(tmp_path, {"max_objects": count})[0] for count in range(1, 8)]
+    for count, objects in enumerate(chosen, start=1):
+        assert lvis <= objects
+        assert len(objects - lvis) == count
+    assert all(few < more for few, more in pairwise(chosen))
+    assert len(taken(tmp_path, {"max_objects": 2}, lvis="train")[0]) == 2
+    assert taken(tmp_path, {"max_objects": 2})[1] == {"max_objects": 5}
+
+
+def test_notes_tell_what_was_refused(tmp_path, package):
+    notes = plan(config_of(tmp_path, {"licenses": ["by"], "max_faces": 500})).notes
+    assert "2 of 10 objects are taken" in notes
+    assert "catalog.curation refuses 6: licenses" in notes
+    assert "catalog.curation refuses 2: max_faces" in notes

@@ -1,0 +1,189 @@
+"""Fitting on CUDA: each step's gradients against autograd through the CPU engine and the plain loss, and moving."""
+
+import numpy as np
+import pytest
+import torch
+from test_fit import SETTINGS, balls, picture
+
+from clipgs.config import Fit
+from clipgs.splats import fit_cuda
+from clipgs.splats.fit import fit, relocate, schedule, start
+from clipgs.splats.gaussians import Views
+from clipgs.splats.losses import fit_loss
+from clipgs.splats.rasterize import kernels, rasterize
+from clipgs.storage import ClipgsError
+
+ROWS = {"means": 3, "quats": 4, "log_scales": 3, "opacity_logits": 1, "color_logits": 3}
+
+
+def crop(views: Views, height: int, width: int) -> Views:
+    """The pictures' upper left corner: the cameras need not change."""
+    return Views(views.rgba[..., :height, :width, :].contiguous(), views.viewmats, views.Ks)
+
+
+def scene(objects: int, height: int, width: int, **changes) -> tuple[torch.Tensor, Views, Fit]:
+    """Half-fitted raw parameters [B, 14, N] on the CPU, views, settings."""
+    points, views = balls(objects, points=900)
+    settings = SETTINGS.model_copy(update={"gaussians": 300, **changes})
+    tables = [
+        start(points.xyz[b].numpy(), points.rgb[b].numpy(), points.normals[b].numpy(), settings, seed=b)
+        for b in range(objects)
+    ]
+    tables = torch.from_numpy(np.stack(tables))
+    noise = torch.randn(tables.shape, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([0.01] * 3 + [0.3] * 4 + [0.5] * 3 + [1.5] + [0.5] * 3)
+    return tables + noise * scale[:, None], crop(views, height, width), settings
+
+
+def reference(raw: torch.Tensor, views: Views, settings: Fit, plans, number: int):
+    """Pictures, and the gradient by the raw parameters, from autograd."""
+    raw = raw.clone().requires_grad_()
+    means, quats, log_scales, logits, colors = raw.movedim(1, 2).split(tuple(ROWS.values()), dim=2)
+    chosen = [plan.views[number] for plan in plans]
+    rows = torch.arange(len(plans))
+    grounds = torch.from_numpy(np.stack([plan.grounds[number] for plan in plans]))
+    rgba = views.rgba[rows, chosen].float() / 255
+    targets = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * grounds[:, None, None]
+    images, alphas = rasterize(
+        means,
+        quats,
+        log_scales.exp(),
+        logits[..., 0].sigmoid(),
+        colors.sigmoid(),
+        views.viewmats[rows, chosen][:, None],
+        views.Ks[rows, chosen][:, None],
+        *views.rgba.shape[-2:-4:-1],
+        backgrounds=grounds[:, None],
+    )
+    loss = fit_loss(
+        images[:, 0], alphas[:, 0], targets, rgba[..., 3:], settings.ssim_weight, settings.alpha_weight
+    ).sum()
+    loss.backward()
+    return images[:, 0].detach(), alphas[:, 0].detach(), raw.grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("objects", "height", "width", "changes"),
+    [
+        (1, 40, 40, {}),
+        (3, 37, 22, {}),
+        (2, 40, 40, {"ssim_weight": 0.0, "alpha_weight": 0.0, "random_ground": False}),
+        (2, 9, 40, {"ssim_weight": 1.0}),
+    ],
+)
+def test_a_steps_gradients_are_those_of_autograd(objects, height, width, changes):
+    raw, views, settings = scene(objects, height, width, **changes)
+    plans = [schedule(settings, views.rgba.shape[1], seed) for seed in range(objects)]
+    images, alphas, gradients = reference(raw, views, settings, plans, 0)
+    one = fit_cuda.CudaFit(raw.cuda(), views.to("cuda"), settings, plans)
+    one.step(0)
+    frame = one.frame.cpu()
+    grounds = torch.from_numpy(np.stack([plan.grounds[0] for plan in plans]))
+    ours = frame[..., :3] + frame[..., 3:] * grounds[:, None, None]
+    # An alpha that float32 puts on either side of 1/255 changes a pixel by up to that much.
+    assert (ours - images).abs().max() < 1 / 255 + 1e-4
+    assert (ours - images).abs().mean() < 1e-5
+    assert (1 - frame[..., 3:] - alphas).abs().mean() < 1e-5
+    mine = one.moments[:, 0].cpu() / (1 - fit_cuda.BETA_1)  # the first moment after one step
+    parts = zip(ROWS, mine.split(tuple(ROWS.values()), 1), gradients.split(tuple(ROWS.values()), 1), strict=True)
+    for name, part, expected in parts:
+        assert (part - expected).norm() < 1e-2 * expected.norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (37, 22), (5, 3)])
+@pytest.mark.parametrize("weights", [(0.2, 0.2), (0.0, 0.5), (1.0, 0.0)])
+def test_the_loss_is_fit_loss(height, width, weights):
+    raw, views, settings = scene(2, height, width, ssim_weight=weights[0], alpha_weight=weights[1])
+    plans = [schedule(settings, views.rgba.shape[1], seed) for seed in range(2)]
+    one = fit_cuda.CudaFit(raw.cuda(), views.to("cuda"), settings, plans)
+    random = torch.Generator().manual_seed(2)
+    colors = torch.rand(2, height, width, 3, generator=random).double()
+    passed = torch.rand(2, height, width, 1, generator=random).double() * 0.9 + 0.05
+    one.frame.copy_(torch.cat([colors * (1 - passed), passed], dim=-1))
+    one.queue("loss")
+
+    drawn, alphas = (colors * (1 - passed)).requires_grad_(), (1 - passed).requires_grad_()
+    chosen = [plan.views[0] for plan in plans]
+    ground = torch.from_numpy(np.stack([plan.grounds[0] for plan in plans])).double()[:, None, None]
+    rgba = views.rgba[torch.arange(2), chosen].double() / 255
+    targets = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * ground
+    fit_loss(drawn + (1 - alphas) * ground, alphas, targets, rgba[..., 3:], *weights).sum().backward()
+    expected = torch.cat([drawn.grad, alphas.grad], dim=-1)
+    ours = one.pixel_gradients.cpu().double()
+    assert (ours - expected).norm() < 1e-4 * expected.norm()
+    assert (ours - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+@pytest.mark.gpu
+def test_replayed_steps_are_the_eager_ones():
+    raw, views, settings = scene(2, 40, 40, steps=30)
+    plans = [schedule(settings, views.rgba.shape[1], seed) for seed in range(2)]
+    replayed = fit_cuda.CudaFit(raw.cuda(), views.to("cuda"), settings, plans)
+    eager = fit_cuda.CudaFit(raw.cuda(), views.to("cuda"), settings, plans)
+    for number in range(3):  # the later, the farther apart the unordered sums take them
+        replayed.step(number)
+        eager._step()
+        assert (replayed.frame - eager.frame).abs().mean() < 1e-4
+    assert replayed._graph is not None
+
+
+@pytest.mark.gpu
+def test_an_objects_fit_does_not_depend_on_its_batch():
+    points, views = balls(3)
+    settings = SETTINGS.model_copy(update={"steps": 20})
+    together = fit(points.to("cuda"), views.to("cuda"), settings, seeds=[1, 2, 3])
+    alone = fit(points[1:2].to("cuda"), views[1:2].to("cuda"), settings, seeds=[2])
+    assert (together.means[1] - alone.means[0]).abs().mean() < 1e-4
+
+
+def dead_and_living(seed: int):
+    rng = np.random.default_rng(seed)
+    table = np.zeros((kernels.PARAMETERS, 60), np.float32)
+    table[:2] = rng.uniform(-0.5, 0.5, (2, 60))
+    table[kernels.QUATS] = 1
+    table[kernels.SCALES : kernels.OPACITIES] = np.log(rng.uniform(0.05, 0.1, (3, 60)))
+    table[kernels.OPACITIES] = 0.5
+    table[kernels.COLORS :] = rng.normal(size=(3, 60))
+    table[kernels.OPACITIES, 40:] = -9.0
+    return table
+
+
+def test_a_batchs_dead_are_moved_and_the_pictures_stay():
+    tables = np.stack([dead_and_living(seed) for seed in range(3)])
+    tables[2, kernels.OPACITIES] = -9.0  # all of one object are dead: nowhere to move them
+    raw, moments = torch.from_numpy(tables.copy()), torch.ones(3, 2, *tables.shape[1:])
+    fit_cuda.relocate(raw, moments, 0.005, torch.rand(3, 60, generator=torch.Generator().manual_seed(0)))
+    assert np.array_equal(raw[2].numpy(), tables[2])
+    assert moments[2].all()
+    for b in range(2):
+        moved = (raw[b].numpy() != tables[b]).any(axis=0)
+        assert moved[40:].all()
+        assert raw[b, kernels.OPACITIES].sigmoid().min() > 0.005
+        assert not moments[b, :, :, moved].any()
+        assert moments[b, :, :, ~moved].all()
+        change = (picture(raw[b].numpy()) - picture(tables[b])).abs()
+        assert change.max() < 0.1
+        assert change.mean() < 0.01
+
+
+def test_a_batch_moves_as_one_object_does():
+    # one living Gaussian: both ways can only choose it, and give it 59 copies
+    table = dead_and_living(0)
+    table[kernels.OPACITIES, :] = -9.0
+    table[kernels.OPACITIES, 7] = 1.0
+    raw, moments = torch.from_numpy(table.copy())[None], torch.ones(1, 2, *table.shape)
+    fit_cuda.relocate(raw, moments, 0.005, torch.rand(1, 60, generator=torch.Generator().manual_seed(0)))
+    expected = table.copy()
+    relocate(expected, np.ones((2, *table.shape), np.float32), 0.005, np.random.default_rng(0))
+    np.testing.assert_allclose(raw[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
+    with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, and this one has 7\.5"):
+        fit_cuda.library.__wrapped__((7, 5))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fit_cuda.shutil, "which", lambda name: None)
+    with pytest.raises(ClipgsError, match=r"no nvcc.*CUDA_HOME.*device: cpu"):
+        fit_cuda.library.__wrapped__((9, 0))
