@@ -151,6 +151,10 @@ def test_files_of_one_hash_are_one_object_and_an_lvis_one_stays_in_the_test_spli
     )
     pq.write_table(table, tmp_path / "sketchfab.parquet")
     config = config_of(tmp_path, hashes=str(tmp_path / "sketchfab.parquet"))
+    (tmp_path / "uids.txt").write_text(uid_of(0))  # alone, it is an LVIS shape still
+    alone = source(config_of(tmp_path, hashes=str(tmp_path / "sketchfab.parquet"), subset="list",
+                             uids=str(tmp_path / "uids.txt")))  # fmt: skip
+    assert [alone.identify(locator)["split"] for locator in alone.locators()] == ["test"]
     freeze_all(config)
     rows = {row["uid"]: row for row in rows_of(config)}
     assert uid_of(0) not in rows
@@ -219,6 +223,48 @@ def test_rules_that_leave_out_a_frozen_object_do_not_make_it_gone(tmp_path, pack
     stricter = config_of(tmp_path, curation={"licenses": ["cc0"]})
     assert plan(stricter).pending == ()
     assert plan(stricter).frozen == ("00000", "00001", "00002")
+
+
+def test_another_list_leaves_frozen_objects_and_their_labels_as_they_were(tmp_path, package):
+    listed = tmp_path / "uids.txt"
+    listed.write_text("".join(f"{uid_of(index)}\n" for index in (1, 6, 11)))
+    config = config_of(tmp_path, subset="list", uids=str(listed))
+    freeze_all(config)
+    before = plan(config).label_digests
+    label(config, "00000")
+    labels = labels_path(config, "00000").read_bytes()
+    listed.write_text(f"{uid_of(8)}\n")
+    assert plan(config).label_digests["00000"] == before["00000"]
+    label(config, "00000")
+    assert labels_path(config, "00000").read_bytes() == labels
+    assert freeze_all(config) == ["00001"]
+    assert {row["uid"] for row in rows_of(config)} == {uid_of(index) for index in (1, 6, 8, 11)}
+
+
+def test_objects_that_objaverse_no_longer_has_stop_the_run(tmp_path, package):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    paths = json.loads(gzip.decompress((package / "hf-objaverse-v1/object-paths.json.gz").read_bytes()))
+    write_gz(package / "hf-objaverse-v1/object-paths.json.gz", dict(list(paths.items())[:8]))
+    with pytest.raises(ClipgsError, match="4 of 12 known objects have gone"):
+        plan(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("object-paths.json.gz", ["a"]),
+        ("object-paths.json.gz", {"a": 3}),
+        ("lvis-annotations.json.gz", {"mug": 3}),
+        ("lvis-annotations.json.gz", {"mug": [None]}),
+        ("metadata/000-000.json.gz", [1]),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_line(tmp_path, package, name, value):
+    write_gz(package / "hf-objaverse-v1" / name, value)
+    with pytest.raises(ClipgsError) as error:
+        plan(config_of(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -299,6 +345,16 @@ def test_a_cut_annotation_file_of_the_packages_cache_is_passed_over(tmp_path, pa
     assert len(first.pending) == 3
     assert caplog.text.count("is downloaded again") == 2
     assert plan(config) == first
+
+
+def test_a_damaged_table_of_hashes_is_one_line(tmp_path, package):
+    (package / "sketchfab").mkdir()
+    table = package / "sketchfab" / "sketchfab.parquet"
+    table.write_bytes(b"PAR1 and no more")
+    with pytest.raises(ClipgsError, match="is cut or damaged"):
+        plan(config_of(tmp_path, hashes=str(table)))
+    with pytest.raises(ClipgsError, match=r"annotations cannot be had|is not a folder"):  # passed over for a download
+        plan(config_of(tmp_path, hashes="https://huggingface.co/x/sketchfab/sketchfab.parquet"))
 
 
 def test_annotations_that_cannot_be_had_are_one_line(tmp_path):

@@ -309,7 +309,7 @@ def test_nothing_but_splats_makes_a_card_too(mixed, tmp_path):
     for name in ("00001.tar", "00001.parquet"):
         (tmp_path / name).write_bytes((source / name).read_bytes())
     merge_index([tmp_path / "00001.parquet"], tmp_path / "index.parquet")
-    views = {"00001": mixed.output_path / "views" / "00001.tar"}
+    views = {"00001": mixed.output_path / "views" / "00001.parquet"}
     write_card(tmp_path, [tmp_path / "00001.parquet"], views, mixed.pack)
     assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
     assert "ready splats" in (tmp_path / "README.md").read_text()

@@ -151,6 +151,23 @@ def test_no_credit_is_lost_where_there_are_too_many_for_the_page():
     assert len(card._credits(many).splitlines()) == 601
 
 
+def test_what_was_left_out_is_counted():
+    curation = {
+        "source": "objaverse",
+        "taken": 7,
+        "refused": {"licence": 2, "max_faces": 1},
+        "rules": {"licenses": ["by"], "max_faces": 10, "min_faces": None, "lvis": "test"},
+    }
+    text = card.readme(rows(2, status="failed", stage="fetch", error="x"), "Chosen", curation)
+    assert "7 objects taken, 3 left out" in text
+    for line in ("| licence | 2 |", "| lvis |", "| max"):
+        assert line in text
+    assert "min_faces" not in text.replace("\\", "")
+    assert "## Selection" not in card.readme(
+        rows(1), "All", {"source": "folder", "taken": 1, "refused": {}, "rules": {}}
+    )
+
+
 def test_size_category():
     sizes = {0: "n<1K", 999: "n<1K", 1000: "1K<n<10K", 24_000: "10K<n<100K", 240_000: "100K<n<1M"}
     assert {count: card._size_category(count) for count in sizes} == sizes

@@ -63,7 +63,7 @@ OTHER = {
     "caption.fallback": "fail",
     "temporary": ["points"],
     "output": None,
-    "caption.captioner": None,
+    "caption.captioner": "cap3d",
     "fit.schedule": "constant",
     "catalog.folder.up_axis": "z",
     "device": "auto",
@@ -124,6 +124,9 @@ def test_a_changed_key_runs_again_what_depends_on_it_and_no_more(made, tmp_path,
     if key in OTHER and OTHER[key] is None:
         pytest.skip(f"another {key} is another run; tests of its own cover it")
     settings = changed(key)
+    if key == "caption.captioner":
+        (tmp_path / "captions.csv").write_text("a-uid,a caption\n")
+        settings["caption"]["cap3d"] = str(tmp_path / "captions.csv")
     assert configuration.check(settings) != configuration.check(SETTINGS)
     overlay = tmp_path / "changed.yaml"
     overlay.write_text(yaml.safe_dump(settings))

@@ -52,6 +52,7 @@ rule pack:
 
 rule index:
     input:
+        curation=out("catalog/curation.json"),
         tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
         triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
         views=expand(out("views/{shard}.parquet"), shard=PLAN.shards),

@@ -260,4 +260,6 @@ def curation(config: Config) -> dict[str, Any]:
     objects = source(config)
     refused = objects.refusals() if isinstance(objects, Annotated) else {}
     rules = config.catalog.curation.model_dump(mode="json") if isinstance(objects, Annotated) else {}
+    if isinstance(objects, Annotated):
+        rules["lvis"] = config.catalog.objaverse.lvis
     return {"source": objects.name, "taken": len(objects.locators()), "refused": refused, "rules": rules}

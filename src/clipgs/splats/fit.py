@@ -58,6 +58,7 @@ def fit(
     Raises:
         ValueError: shapes that do not belong together, or fewer points than Gaussians.
         ObjectError: an object's numbers are not finite, or its fit did not stay finite.
+        ClipgsError: on CUDA, where the kernels cannot be compiled.
     """
     objects, available = points.xyz.shape[:2]
     seeds = [0] * objects if seeds is None else list(seeds)

@@ -95,7 +95,7 @@ class CudaFit:
         gaussians, steps, device = tables.shape[2], settings.steps, tables.device
         if objects > MOST_OBJECTS:
             raise ValueError(f"At most {MOST_OBJECTS} objects can be fitted in one batch, not {objects}.")
-        self._library = library(torch.cuda.get_device_capability(device))
+        self._library = library(torch.cuda.get_device_capability(device), device.index)
         self.settings, self.plans = settings, plans
         regions = -(-width // REGION) * -(-height // REGION)
 
@@ -278,8 +278,10 @@ def relocate(
 
 
 @functools.cache
-def library(capability: tuple[int, int]) -> ctypes.CDLL:
-    """The kernels for GPUs of a compute capability, compiled if the cache does not have them.
+def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
+    """The kernels for the current device, compiled for its compute capability if the cache does not have them.
+
+    `device` is its index: the kernels are loaded, and their window is set, for each device by itself.
 
     Raises:
         ClipgsError: the GPU is too old, or there is no nvcc, or it fails.

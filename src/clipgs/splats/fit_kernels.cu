@@ -230,10 +230,11 @@ __global__ void __launch_bounds__(128) list_kernel(Fit fit, int across, int regi
 __device__ __forceinline__ bool reaches(float4 a, float qc, float log2_opacity, float left, float top) {
     float dx0 = left - a.x, dx1 = dx0 + (TILE - 1), dy0 = top - a.y, dy1 = dy0 + (TILE - 1);
     float ex = dx0 > 0 ? dx0 : fminf(dx1, 0.0f), ey = dy0 > 0 ? dy0 : fminf(dy1, 0.0f);
-    float dy = fminf(fmaxf(-0.5f * a.w * ex / qc, dy0), dy1), dx = fminf(fmaxf(-0.5f * a.w * ey / a.z, dx0), dx1);
+    float dy = fminf(fmaxf(-0.5f * __fdividef(a.w * ex, qc), dy0), dy1);
+    float dx = fminf(fmaxf(-0.5f * __fdividef(a.w * ey, a.z), dx0), dx1);
+    // where an edge does not face the mean, its value is that of some point of the tile, and the other's is no less
     float by_x = (a.z * ex + a.w * dy) * ex + qc * dy * dy, by_y = (a.z * dx + a.w * ey) * dx + qc * ey * ey;
-    float best = ex == 0 ? (ey == 0 ? 0.0f : by_y) : (ey == 0 ? by_x : fmaxf(by_x, by_y));
-    return log2_opacity + best + REACH_MARGIN >= LOG2_ALPHA_MIN;
+    return log2_opacity + fmaxf(by_x, by_y) + REACH_MARGIN >= LOG2_ALPHA_MIN;
 }
 
 // The Gaussians of one tile, in the order of depth, 32 of the region's list at a time; a warp's own state.
@@ -358,8 +359,11 @@ __global__ void __launch_bounds__(128) differentiate_kernel(Fit fit, int across,
     // the sum of weight times dL/dweight over the Gaussians still to come
     float behind_0 = d0.x * f0.x + d0.y * f0.y + d0.z * f0.z + d0.w * (1 - f0.w);
     float behind_1 = d1.x * f1.x + d1.y * f1.y + d1.z * f1.z + d1.w * (1 - f1.w);
-    float *sums = fit.sums + static_cast<size_t>(object) * fit.gaussians * SUMS;
-    float *blue_sums = fit.blue_sums + static_cast<size_t>(object) * fit.gaussians;
+    // Of nine sums a Gaussian, every fourth lane adds one and lane 1 the ninth: to its own place, in its own stride.
+    bool ninth = tile.lane == 1, adds = ninth || tile.lane % 4 == 0;
+    float *own = ninth ? fit.blue_sums + static_cast<size_t>(object) * fit.gaussians
+                       : fit.sums + static_cast<size_t>(object) * fit.gaussians * SUMS + tile.lane / 4;
+    int stride = ninth ? 1 : SUMS;
     for (int base = 0; base < tile.count; base += 32) {
         int hits = tile.stage(base);
         for (int j = 0; j < hits; ++j) {
@@ -385,10 +389,7 @@ __global__ void __launch_bounds__(128) differentiate_kernel(Fit fit, int across,
             float sum = sum_of_eight(v, tile.lane);
 #pragma unroll
             for (int k = 16; k >= 1; k /= 2) blue += __shfl_xor_sync(~0u, blue, k);
-            int index = __float_as_int(c.y);
-            bool ninth = tile.lane == 1;
-            if (ninth || tile.lane % 4 == 0)
-                atomicAdd(ninth ? blue_sums + index : sums + index * SUMS + tile.lane / 4, ninth ? blue : sum);
+            if (adds) atomicAdd(own + __float_as_int(c.y) * stride, ninth ? blue : sum);
         }
         if (__all_sync(~0u, p0.passed < 0 && p1.passed < 0)) break;
     }

@@ -167,7 +167,7 @@ def _fit_batches(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | 
                 raw = (
                     fit_tables(
                         np.stack([start for start, *_ in inputs.values()]),
-                        _stacked([views[: config.views.count].to("cuda") for _, views, _ in inputs.values()]),
+                        _stacked([views[: config.views.count].to(device(config)) for _, views, _ in inputs.values()]),
                         config.fit,
                         [plan for *_, plan in inputs.values()],
                     )

@@ -44,6 +44,7 @@ def write_card(
     tables: Sequence[Path],
     views: Mapping[str, Path],
     settings: Pack,
+    curation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
 
@@ -51,6 +52,7 @@ def write_card(
         folder: `triplets/` of the output; its index has been merged.
         tables: `triplets/S.parquet` of every shard.
         views: `views/S.parquet` of every shard, with a picture of each mesh.
+        curation: `catalog/curation.json`: which rules chose the objects, and how many each left out.
 
     Raises:
         ClipgsError: a tar is missing or damaged.
@@ -64,10 +66,10 @@ def write_card(
     sheet = io.BytesIO()
     contact_sheet(list(_samples(folder, packed, views, settings.samples)), settings.title).save(sheet, "PNG")
     write_bytes(folder / "contact_sheet.png", sheet.getvalue())
-    write_bytes(folder / "README.md", readme(rows, settings.title).encode())
+    write_bytes(folder / "README.md", readme(rows, settings.title, curation).encode())
 
 
-def readme(rows: Sequence[Row], title: str) -> str:
+def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The card's text, for the rows of all shards' tables."""
     packed = [row for row in rows if row["status"] == "ok"]
     failed = [row for row in rows if row["status"] != "ok"]
@@ -87,6 +89,7 @@ def readme(rows: Sequence[Row], title: str) -> str:
         _table(["", ""], _facts(rows, packed)),
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
         "## Quality\n\n" + _quality_section(packed),
+        *_selection(curation),
         "## Categories\n\n" + _counts("category", categories, SHOWN_CATEGORIES),
         "## Failures\n\n" + _failures(failed),
         "## Licences\n\n"
@@ -173,6 +176,18 @@ def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> list[list[str]]:
             ["size", f"{sum(row['bytes'] for row in packed) / 1e6:,.1f} MB"],
         ]
     return facts
+
+
+def _selection(curation: Mapping[str, Any]) -> list[str]:
+    """Which objects of the source are in the catalog, and why others are not."""
+    if not curation.get("rules"):
+        return []
+    rules = {name: value for name, value in curation["rules"].items() if value not in (None, [], {})}
+    refused = curation["refused"]
+    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken, {sum(refused.values()):,} left out."
+    left_out = _table(["left out by", "objects"], [[escape(rule), f"{count:,}"] for rule, count in refused.items()])
+    chosen = _table(["rule", "value"], [[escape(name), escape(json.dumps(value))] for name, value in rules.items()])
+    return [f"## Selection\n\n{text}\n\n{left_out}\n\n{chosen}"]
 
 
 def _quality_section(packed: Sequence[Row]) -> str:

@@ -1,9 +1,10 @@
 """The stages `caption`, `pack` and `index`: from splats and pictures to the dataset, and a summary at the end."""
 
+import json
 import statistics
 from pathlib import Path
 
-from clipgs.catalog.shards import frozen_shards, labels_path, shard_path
+from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
 from clipgs.stage import fail_as_a_whole, good, path, table
@@ -87,7 +88,10 @@ def index(config: Config) -> None:
         check(file)
     folder = config.output_path / "triplets"
     merge_index(tables, folder / "index.parquet")
-    write_card(folder, tables, {shard: path(config, "views", shard, ".parquet") for shard in shards}, config.pack)
+    check(curation_path(config))
+    curation = json.loads(curation_path(config).read_text())
+    views = {shard: path(config, "views", shard, ".parquet") for shard in shards}
+    write_card(folder, tables, views, config.pack, curation)
 
 
 def summary(config: Config) -> str:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources.curation import curate
@@ -31,7 +32,7 @@ _CANNOT_BE_READ = (OSError, EOFError, ValueError, zlib.error)  # cut, not gzip, 
 
 # Rows of the table, sorted by locator. `category` is the LVIS category; `lvis` is also true of a file that has the
 # bytes of an LVIS object; `refused` is the rule that leaves the object out, else null. A subclass gives `label_hash`
-# of the other labels; that of the category is mixed in.
+# of the other labels, that of the category is mixed in; and `lvis`, where it knows of more than its rows show.
 _COLUMNS = {
     "locator": "string",
     "uid": "string",
@@ -128,7 +129,13 @@ class AnnotationFiles:
         own = self._own / f"{hashlib.sha256(place.encode()).hexdigest()[:8]}-{name}"
         if not own.exists() and theirs.exists() and theirs not in self._passed_over:
             return theirs
-        return self.download(self.downloader.resolve(base + "/", name), own, token=True)
+        url = self.downloader.resolve(base + "/", name)
+        # A table may lie anywhere: the token is for the endpoint that the user chose, or for the hub's own host.
+        return self.download(
+            url,
+            own,
+            token=self._settings.endpoint is not None or urlsplit(url).hostname == urlsplit(self.BASE).hostname,
+        )
 
     def download(self, url: str, path: Path, **checks: Any) -> Path:
         """Downloads a file that the whole run needs."""
@@ -151,7 +158,7 @@ class AnnotationFiles:
         try:
             return load(path)
         except _CANNOT_BE_READ as error:
-            if path.is_relative_to(self.package):
+            if path.is_relative_to(self.package) and path not in self._passed_over:
                 log.warning("%s is cut or damaged (%s); it is downloaded again into %s", path, error, self._own)
                 self._passed_over.add(path)
                 return self.read(get, name, load)
@@ -174,6 +181,8 @@ def _load_json(path: Path) -> dict[str, Any]:
 def lvis_categories(files: AnnotationFiles) -> dict[str, str]:
     """Uid to LVIS category; of an object in several categories, to the first by name."""
     listed = files.read_json("lvis-annotations.json.gz")
+    if not all(isinstance(uids, list) and all(isinstance(uid, str) for uid in uids) for uids in listed.values()):
+        raise ClipgsError("lvis-annotations.json.gz does not hold categories and lists of uids")
     return {uid: category for category in sorted(listed, reverse=True) for uid in listed[category]}
 
 
@@ -186,6 +195,7 @@ class AnnotatedSource:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.files = AnnotationFiles(config)
+        self._outside: tuple[set[str], Any] = (set(), None)  # what was looked up outside the table, and was found
         self.max_bytes = config.meshes.max_file_mb * 1_000_000  # what is larger is not downloaded
 
     # --- of the subclass ---
@@ -201,6 +211,13 @@ class AnnotatedSource:
     def read(self) -> Any:
         """All objects as a `pyarrow.Table` with some of the columns of this module, one row a locator."""
         raise NotImplementedError
+
+    def outside(self, locators: list[str]) -> Any:
+        """Those of these that are in the annotations and not in `read`: another subset of them was frozen."""
+        import pyarrow as pa
+
+        del locators
+        return pa.table({"locator": pa.array([], pa.string())})
 
     # --- the table ---
 
@@ -257,20 +274,23 @@ class AnnotatedSource:
         return table
 
     def _curated(self, rows: Any) -> Any:
+        table = self._completed(rows.sort_by("locator"))
+        return table.set_column(table.column_names.index("refused"), "refused", curate(table, self.config.catalog))
+
+    def _completed(self, rows: Any) -> Any:
+        """All columns of this module, of those that a subclass gives."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        rows = rows.sort_by("locator")
         columns = {
             name: rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(rows), kind)
             for name, kind in _COLUMNS.items()
         }
         hashes, in_lvis = columns["sha256"], pc.is_valid(columns["category"])
         same_bytes = pc.is_in(hashes, value_set=pc.drop_null(pc.filter(hashes, in_lvis)))
-        columns["lvis"] = pc.or_(in_lvis, same_bytes)
+        columns["lvis"] = pc.or_(pc.or_(in_lvis, same_bytes), columns["lvis"].fill_null(False))
         columns["label_hash"] = _with_category(columns["label_hash"].fill_null(0), columns["category"])
-        table = pa.table(columns)
-        return table.set_column(table.column_names.index("refused"), "refused", curate(table, self.config.catalog))
+        return pa.table(columns)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -285,18 +305,36 @@ class AnnotatedSource:
     def _row_of_any(self) -> dict[str, int]:
         return {locator: row for row, locator in enumerate(self.table["locator"].to_pylist())}
 
-    def _row(self, locator: str) -> int:
+    def _row(self, locator: str) -> int | None:
         row = self._row_of.get(locator)
-        if row is None:  # frozen under rules that were less strict
-            row = self._row_of_any.get(locator)
-        if row is None:
-            raise ClipgsError(f"{locator} is frozen here, and the annotations no longer have it")
-        return row
+        return self._row_of_any.get(locator) if row is None else row  # frozen under rules that were less strict
 
-    def _rows(self, locators: list[str]) -> Any:
-        import numpy as np
+    def _strangers(self, locators: list[str]) -> Any:
+        """Rows of frozen objects that the table does not hold, all looked up at once where `gone` asked for all."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-        return np.array([self._row(locator) for locator in locators], np.int64)
+        asked, table = self._outside
+        new = [locator for locator in locators if locator not in asked]
+        if new:
+            found = self._completed(self.outside(new))
+            table = found if table is None else pa.concat_tables([table, found])
+            self._outside = (asked | set(new), table)
+        return table.filter(pc.is_in(table["locator"], value_set=pa.array(locators, pa.string())))
+
+    def _labelled(self, locators: list[str], columns: tuple[str, ...]) -> Any:
+        """These columns, a row for each locator; of an object that is no more all null."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows = [self._row(locator) for locator in locators]
+        missing = [locator for locator, row in zip(locators, rows, strict=True) if row is None]
+        table = self.table.select(["locator", *columns]).take(pa.array([r for r in rows if r is not None], pa.int64()))
+        if missing:
+            table = pa.concat_tables([table, self._strangers(missing).select(["locator", *columns])])
+            places = pc.index_in(pa.array(locators, pa.string()), value_set=table["locator"].combine_chunks())
+            table = table.take(places)
+        return table.select(columns)
 
     @cached_property
     def _frozen_columns(self) -> list[Any]:
@@ -317,11 +355,12 @@ class AnnotatedSource:
         return taken
 
     def gone(self, known: list[str]) -> list[str]:
-        missing = [locator for locator in known if locator not in self._row_of]
-        return [locator for locator in missing if locator not in self._row_of_any]
+        missing = [locator for locator in known if self._row(locator) is None]
+        found = set(self._strangers(missing)["locator"].to_pylist()) if missing else set()
+        return [locator for locator in missing if locator not in found]
 
     def identify(self, locator: str) -> dict[str, Any]:
-        row = self._row(locator)
+        row = self._row_of[locator]  # only what `locators` names is frozen
         uid, digest, note, lvis = (column[row].as_py() for column in self._frozen_columns)
         group = digest[:16] if digest else uid
         return {"uid": uid, "sha256": digest, "group": group, "split": self._split(group, lvis), "note": note}
@@ -335,14 +374,11 @@ class AnnotatedSource:
         return "validation" if position < self.config.catalog.validation_fraction else "train"
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        return self.table.select(LABELS).take(self._rows(locators)).to_pylist()
+        return self._labelled(locators, LABELS).to_pylist()
 
     def label_digest(self, locators: list[str]) -> str:
-        return hashlib.sha256(self._label_hash[self._rows(locators)].tobytes()).hexdigest()[:16]
-
-    @cached_property
-    def _label_hash(self) -> Any:
-        return self.table["label_hash"].to_numpy()
+        hashes = self._labelled(locators, ("label_hash",))["label_hash"].fill_null(0)
+        return hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest()[:16]
 
     def refusals(self) -> dict[str, int]:
         """Rule to the number of objects that it left out; an object counts for the first rule that refused it."""

@@ -52,7 +52,7 @@ class ObjaverseSource(AnnotatedSource):
     @cached_property
     def _paths(self) -> dict[str, str]:
         """Uid to its file in the dataset."""
-        return self.files.read_json("object-paths.json.gz")
+        return read_paths(self.files)
 
     @cached_property
     def _lvis(self) -> dict[str, str]:
@@ -78,29 +78,22 @@ class ObjaverseSource(AnnotatedSource):
         chosen = set(settings.categories) or known
         return [uid for uid, category in self._lvis.items() if category in chosen]
 
-    @cached_property
-    def _locators(self) -> Any:
-        """FOLDER/UID of every wanted uid, in their order."""
+    def _locators(self, wanted: list[str]) -> Any:
+        """FOLDER/UID of every uid."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        paths = pa.array([self._paths.get(uid) for uid in self._wanted], pa.string())
+        uids = pa.array(wanted, pa.string())
+        paths = pa.array([self._paths.get(uid) for uid in wanted], pa.string())
         found = pc.extract_regex(paths, _PATH)
-        uids, locators = pa.array(self._wanted, pa.string()), pc.struct_field(found, "locator")
         wrong = pc.and_(pc.is_valid(paths), pc.fill_null(pc.not_equal(pc.struct_field(found, "uid"), uids), True))
         for uid, path in zip(uids.filter(wrong).to_pylist(), paths.filter(wrong).to_pylist(), strict=True):
             locator_of(uid, path)  # raises
-        return pc.coalesce(locators, pc.binary_join_element_wise(pa.scalar(_NOWHERE), uids, pa.scalar("/")))
-
-    def _folders(self) -> list[str]:
-        """The annotation files with a wanted object, by name."""
-        import pyarrow.compute as pc
-
-        folders = pc.utf8_slice_codeunits(self._locators, 0, 7).unique().to_pylist()
-        return sorted(set(folders) - {_NOWHERE})
+        nowhere = pc.binary_join_element_wise(pa.scalar(_NOWHERE), uids, pa.scalar("/"))
+        return pc.coalesce(pc.struct_field(found, "locator"), nowhere)
 
     def gather(self) -> list[Path]:
-        folders = self._folders()  # reads the two lists, and finds out whether they are whole
+        folders = _folders(self._locators(self._wanted))  # reads the two lists, and finds out whether they are whole
         files = [self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
         files += self.files.get_all([f"metadata/{folder}.json.gz" for folder in folders])
         if self.config.catalog.objaverse.hashes:
@@ -108,25 +101,33 @@ class ObjaverseSource(AnnotatedSource):
         return files
 
     def read(self) -> Any:
+        return self._objects(self._wanted)
+
+    def outside(self, locators: list[str]) -> Any:
+        uids = [locator.split("/")[-1] for locator in locators]
+        return self._objects([uid for uid in uids if uid in self._paths])
+
+    def _objects(self, wanted: list[str]) -> Any:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        wanted, paths, lvis = self._wanted, self._paths, self._lvis
-        annotations = self._annotations(self._folders())
+        paths, lvis, locators = self._paths, self._lvis, self._locators(wanted)
+        annotations = self._annotations(_folders(locators))
         places = pc.index_in(pa.array(wanted, pa.string()), value_set=annotations["uid"].combine_chunks())
         found = annotations.take(places)
         notes = [None if uid in paths else f"unreadable: Objaverse has no object {uid}" for uid in wanted]
         columns = {name: found[name] for name in found.column_names} | {
             "uid": pa.array(wanted, pa.string()),
-            "locator": self._locators,
+            "locator": locators,
             "file_identifier": pa.array([page_of(uid) for uid in wanted]),
             "note": pa.array(notes, pa.string()),
             "category": pa.array([lvis.get(uid) for uid in wanted], pa.string()),
         }
         hashes = self._hashes()
         if hashes is not None:
-            order = pc.index_in(columns["file_identifier"], value_set=hashes["fileIdentifier"].combine_chunks())
-            columns["sha256"] = pc.utf8_lower(hashes["sha256"].combine_chunks().take(order))
+            columns["sha256"] = _looked_up(hashes, columns["file_identifier"])
+            in_lvis = _looked_up(hashes, pa.array([page_of(uid) for uid in lvis]))  # whatever the subset
+            columns["lvis"] = pc.is_in(columns["sha256"], value_set=pc.drop_null(in_lvis))
         return pa.table(columns)
 
     def _hashes(self) -> Any:
@@ -193,6 +194,22 @@ class ObjaverseSource(AnnotatedSource):
         return "y"
 
 
+def _looked_up(hashes: Any, identifiers: Any) -> Any:
+    """The SHA-256 of each identifier, null where the table has none."""
+    import pyarrow.compute as pc
+
+    order = pc.index_in(identifiers, value_set=hashes["fileIdentifier"].combine_chunks())
+    return pc.utf8_lower(hashes["sha256"].combine_chunks().take(order))
+
+
+def _folders(locators: Any) -> list[str]:
+    """The annotation files of these objects, by name."""
+    import pyarrow.compute as pc
+
+    folders = pc.utf8_slice_codeunits(locators, 0, len(_NOWHERE)).unique().to_pylist()  # as long as 000-023
+    return sorted(set(folders) - {_NOWHERE})
+
+
 def read_uids(path: Path) -> list[str]:
     """The first column of a text or CSV file, sorted and without doubles; a heading `uid` and empty lines are left out.
 
@@ -214,6 +231,18 @@ def read_uids(path: Path) -> list[str]:
     if not uids:
         raise UsageError(f"config: catalog.objaverse.uids: {path} names no uid")
     return sorted(uids)
+
+
+def read_paths(files: AnnotationFiles) -> dict[str, str]:
+    """Uid to its file in the dataset.
+
+    Raises:
+        ClipgsError: the list cannot be had or holds something else.
+    """
+    paths = files.read_json("object-paths.json.gz")
+    if not all(isinstance(path, str) for path in paths.values()):
+        raise ClipgsError("object-paths.json.gz does not hold uids and paths")
+    return paths
 
 
 def locator_of(uid: str, path: str) -> str:

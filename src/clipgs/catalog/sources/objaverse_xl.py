@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
 from clipgs.catalog.sources.folder import SUFFIXES
-from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of
+from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
 from clipgs.storage import ObjectError, UsageError
 
 _COLUMNS = ("fileIdentifier", "source", "license", "sha256")
@@ -71,7 +71,7 @@ class ObjaverseXLSource(AnnotatedSource):
 
     @cached_property
     def _paths(self) -> dict[str, str]:
-        return self.files.read_json("object-paths.json.gz")
+        return read_paths(self.files)
 
     @cached_property
     def _lvis(self) -> dict[str, str]:
@@ -130,6 +130,11 @@ class ObjaverseXLSource(AnnotatedSource):
         if source == "smithsonian":
             return identifier, digest, None if identifier.startswith("https://") else "no address of a file"
         return identifier, digest, "a source that is not known"
+
+    def notes(self) -> list[str]:
+        if self.table["category"].null_count < len(self.table):
+            return super().notes()
+        return [*super().notes(), "no table lists Objaverse 1.0, so copies of LVIS objects are not known as such"]
 
     # --- files ---
 
