@@ -23,7 +23,7 @@ FIT_SECONDS_A_GAUSSIAN, FIT_SECONDS_A_PIXEL = 2.0e-7, 9.0e-8  # a step
 RENDER_SECONDS = 0.5
 PACK_SECONDS = 0.02
 # Seconds of one H200 an object and step, at 256 px and 10,000 Gaussians.
-GPU_FIT_SECONDS = 1.1e-4
+GPU_FIT_SECONDS = 1.9e-5
 
 
 @dataclass(frozen=True)

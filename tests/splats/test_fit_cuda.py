@@ -1,5 +1,7 @@
 """Fitting on CUDA: each step's gradients against autograd through the CPU engine and the plain loss, and moving."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from test_fit import SETTINGS, balls, picture
 
 from clipgs.config import Fit
 from clipgs.splats import fit_cuda
-from clipgs.splats.fit import fit, relocate, schedule, start
+from clipgs.splats.fit import BETA_1, BETA_2, EPSILON, fit, relocate, schedule, start
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import fit_loss
 from clipgs.splats.rasterize import kernels, rasterize
@@ -85,7 +87,7 @@ def test_a_steps_gradients_are_those_of_autograd(objects, height, width, changes
     assert (ours - images).abs().max() < 1 / 255 + 1e-4
     assert (ours - images).abs().mean() < 1e-5
     assert (1 - frame[..., 3:] - alphas).abs().mean() < 1e-5
-    mine = one.moments[:, 0].cpu() / (1 - fit_cuda.BETA_1)  # the first moment after one step
+    mine = one.moments[:, 0].cpu() / (1 - BETA_1)  # the first moment after one step
     parts = zip(ROWS, mine.split(tuple(ROWS.values()), 1), gradients.split(tuple(ROWS.values()), 1), strict=True)
     for name, part, expected in parts:
         assert (part - expected).norm() < 1e-2 * expected.norm(), name
@@ -178,6 +180,14 @@ def test_a_batch_moves_as_one_object_does():
     expected = table.copy()
     relocate(expected, np.ones((2, *table.shape), np.float32), 0.005, np.random.default_rng(0))
     np.testing.assert_allclose(raw[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernels_and_the_host_agree_on_the_arguments():
+    body = re.search(r"struct Fit {(.*?)\n};", fit_cuda.SOURCE.read_text(), re.DOTALL)[1]
+    declared = re.sub(r"//.*|const |_t\b|[*;]", "", body).split("\n")
+    names = [name.strip() for line in declared for name in " ".join(line.split()[1:]).split(",") if line.strip()]
+    assert names == [name for name, _ in fit_cuda._Arguments._fields_]
+    assert f"BETA_1 = {BETA_1:g}f, BETA_2 = {BETA_2:g}f, EPSILON = {EPSILON:g}f;" in fit_cuda.SOURCE.read_text()
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ rule fit:
         GPU_ENV
     threads: THREADS
     resources:
-        mem_mb=2000,
+        mem_mb=8000,
     params:
         settings=stage("fit"),
     shell:
