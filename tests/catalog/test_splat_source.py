@@ -206,6 +206,7 @@ def mixed(tmp_path_factory):
         shards.freeze(config, [shard])
         for stage in STAGES:
             getattr(import_module(MODULES[stage]), stage)(config, shard, 1)
+    shards.objects(config)
     import_module("clipgs.triplets.stages").index(config)
     return config
 

@@ -4,7 +4,6 @@ from typing import Any
 
 FROZEN_COLUMNS = ("uid", "source", "locator", "sha256", "group", "split", "note")
 LABEL_COLUMNS = ("uid", "category", "text", "license", "credit", "page")
-SPLITS = ("train", "validation", "test")
 
 
 def _strings(columns: tuple[str, ...]) -> Any:
