@@ -115,12 +115,12 @@ class Part:
             temporary.write_text(json.dumps({"bytes": self.size, "sha256": digest}) + "\n")
             os.replace(temporary, where)
         try:
+            self._note.unlink(missing_ok=True)  # before, so that a kill between the two leaves nothing behind
             os.replace(self._path, self._target)
         except FileNotFoundError:  # where locks are not passed on, another host may have done it
             if not os.path.samestat(os.fstat(self._descriptor), os.stat(self._target)):
                 raise
         self._published = True
-        self._note.unlink(missing_ok=True)
 
 
 def _part_path(target: Path) -> Path:
