@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clipgs.config import Config, stage_settings
 from clipgs.storage import ClipgsError, Journal, check, read_table
@@ -152,12 +152,16 @@ def fail_as_a_whole(config: Config, what: str, errors: dict[str, str], total: in
 
 def in_workers(
     function: Callable[[Any], tuple[Row, Files]],
-    *,
+    config: Config,
+    limits: Literal["load", "fit"],
     threads: int,
-    timeout_seconds: float,
-    memory_mb: int,
 ) -> Callable[[list[Task]], Iterator[tuple[Task, tuple[Row, Files] | str]]]:
-    """A `compute` that runs `function` in processes with limits of time and memory; a crash is the object's error."""
+    """A `compute` that runs `function` in processes with limits of time and memory; a crash is the object's error.
+
+    `limits` names the keys of `workers` that hold: for one mesh, or for one splat.
+    """
+    timeout_seconds: float = getattr(config.workers, f"{limits}_timeout_seconds")
+    memory_mb: int = getattr(config.workers, f"{limits}_memory_mb")
 
     def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
         from clipgs.meshes import workers

@@ -258,8 +258,8 @@ def curation_path(config: Config) -> Path:
 def curation(config: Config) -> dict[str, Any]:
     """What the source has, and what `catalog.curation` left out: source, taken, refused (rule to count), rules."""
     objects = source(config)
-    refused = objects.refusals() if isinstance(objects, Annotated) else {}
-    rules = config.catalog.curation.model_dump(mode="json") if isinstance(objects, Annotated) else {}
+    refused, rules = {}, {}
     if isinstance(objects, Annotated):
-        rules["lvis"] = config.catalog.objaverse.lvis
+        refused = objects.refusals()
+        rules = {**config.catalog.curation.model_dump(mode="json"), "lvis": config.catalog.objaverse.lvis}
     return {"source": objects.name, "taken": len(objects.locators()), "refused": refused, "rules": rules}

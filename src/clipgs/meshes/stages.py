@@ -46,12 +46,7 @@ def fetch(config: Config, shard: str, threads: int) -> None:
         for task in tasks:
             (remote if sources[task.payload[1]["source"]].remote else local).append(task)
         yield from _in_threads(config, sources, remote)
-        in_processes = in_workers(
-            _fetch,
-            threads=threads,
-            timeout_seconds=config.workers.load_timeout_seconds,
-            memory_mb=config.workers.load_memory_mb,
-        )
+        in_processes = in_workers(_fetch, config, "load", threads)
         yield from in_processes(local)
 
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
@@ -69,7 +64,7 @@ def _in_threads(
     interrupts the run would wait too. What they leave undone is gone on with by the next run.
     """
     todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Task, tuple[Row, Files] | str | Exception]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Task, tuple[Row, Files] | str | ClipgsError]] = queue.SimpleQueue()
     ended = threading.Event()
     for task in tasks:
         todo.put(task)
@@ -80,14 +75,13 @@ def _in_threads(
                 task = todo.get_nowait()
             except queue.Empty:
                 return
-            result: tuple[Row, Files] | str | Exception
+            result: tuple[Row, Files] | str | ClipgsError
             try:
                 result = _fetch(task.payload, sources[task.payload[1]["source"]])
             except ClipgsError as error:
                 result = error
-            except Exception as error:  # any other but a full disk is the object's, as in a worker process
-                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                result = error if full else describe_error(error)
+            except Exception as error:  # the object's, as in a worker process
+                result = describe_error(error)
             done.put((task, result))
 
     for _ in range(min(config.catalog.downloads.parallel, len(tasks))):
@@ -95,7 +89,7 @@ def _in_threads(
     try:
         for _ in tasks:
             task, result = done.get()
-            if isinstance(result, Exception):
+            if isinstance(result, ClipgsError):
                 raise result
             yield task, result
     finally:
@@ -167,12 +161,7 @@ def sample(config: Config, shard: str, threads: int) -> None:
     from clipgs.catalog.records import stage_schema
 
     tasks = _mesh_tasks(config, shard, "sample")
-    compute = in_workers(
-        _sample,
-        threads=threads,
-        timeout_seconds=config.workers.load_timeout_seconds,
-        memory_mb=config.workers.load_memory_mb,
-    )
+    compute = in_workers(_sample, config, "load", threads)
     rows: list[Row] = []
 
     def arrays() -> Any:
@@ -216,12 +205,7 @@ def view(config: Config, shard: str, threads: int) -> None:
     from clipgs.catalog.records import stage_schema
 
     tasks = _mesh_tasks(config, shard, "view")
-    compute = in_workers(
-        _view,
-        threads=threads,
-        timeout_seconds=config.workers.load_timeout_seconds,
-        memory_mb=config.workers.load_memory_mb,
-    )
+    compute = in_workers(_view, config, "load", threads)
     rows = []
     with TarWriter(path(config, "views", shard, ".tar")) as tar:
         for row, files in over_objects(config, "view", shard, tasks, compute):

@@ -55,12 +55,7 @@ def tasks(config: Config, shard: str) -> list[Task]:
 
 def beside(fit: Compute, config: Config, threads: int) -> Compute:
     """A `compute` that gives ready splats to workers, and all other tasks to `fit`."""
-    place_all = in_workers(
-        _place,
-        threads=threads,
-        timeout_seconds=config.workers.fit_timeout_seconds,
-        memory_mb=config.workers.fit_memory_mb,
-    )
+    place_all = in_workers(_place, config, "fit", threads)
 
     def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
         ready = [task for task in tasks if isinstance(task.payload, ReadySplat)]

@@ -68,15 +68,7 @@ def fit(config: Config, shard: str, threads: int) -> None:
             cloud = b"".join(arrays[f"{uid}/{name}"].tobytes() for name in ("xyz", "rgb", "normals"))
             payload = (config, uid, points, views[uid], seed_of(config.seed, "fit", uid))
             tasks.append(Task(uid, f"{sha256(cloud).hexdigest()} {views[uid].digest()}", payload))
-    if device(config) == "cuda":
-        compute = _fit_batches
-    else:
-        compute = in_workers(
-            _fit_one,
-            threads=threads,
-            timeout_seconds=config.workers.fit_timeout_seconds,
-            memory_mb=config.workers.fit_memory_mb,
-        )
+    compute = _fit_batches if device(config) == "cuda" else in_workers(_fit_one, config, "fit", threads)
     tasks += ready.tasks(config, shard)
     compute = ready.beside(compute, config, threads)
     rows = []
@@ -241,15 +233,7 @@ def render(config: Config, shard: str, threads: int) -> None:
     check(splats)
     fitted, plys = good(table(config, "splats", shard)), tar_objects(splats)
     tasks = [Task(uid, plys[uid].digest(), (config, plys[uid])) for uid in fitted]
-    if device(config) == "cuda":
-        compute = _render_here
-    else:
-        compute = in_workers(
-            _render_one,
-            threads=threads,
-            timeout_seconds=config.workers.fit_timeout_seconds,
-            memory_mb=config.workers.fit_memory_mb,
-        )
+    compute = _render_here if device(config) == "cuda" else in_workers(_render_one, config, "fit", threads)
     rows = []
     with TarWriter(path(config, "renders", shard, ".tar")) as tar:
         for row, files in over_objects(config, "render", shard, tasks, compute):
