@@ -143,7 +143,7 @@ def test_pictures_of_a_batch_are_those_of_each(monkeypatch, tmp_path, caplog):
     results = {task.uid: result for task, result in stages._render_batches(tasks, 2)}
     assert batches == [6, 3, 2, 1]
     assert "going on with 3 objects a batch" in caplog.text
-    assert results.pop("splat3").startswith("ObjectError")
+    assert "cut short" in results.pop("splat3")
     assert results == alone  # the same bytes
 
 
@@ -152,7 +152,7 @@ def test_pictures_on_the_gpu_are_those_of_the_cpu(tmp_path):
     pytest.importorskip("gsplat", reason="needs gsplat")
     tasks = ready_splats(tmp_path, 7, "cuda")
     results = {task.uid: result for task, result in stages._render_batches(tasks, 2)}
-    assert results.pop("splat3").startswith("ObjectError")
+    assert "cut short" in results.pop("splat3")
     for task in tasks:
         if task.uid in results:
             (_, theirs), (_, ours) = stages._render_one(task.payload), results[task.uid]
