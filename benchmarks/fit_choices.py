@@ -11,6 +11,7 @@ compare with. Writes benchmarks/results/fit_choices.json.
 
 import argparse
 import csv
+import importlib
 import logging
 import statistics
 import sys
@@ -23,14 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from fit import driver, prepare
-from record import SHARED, record
+from record import SHARED, commit, record
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from clipgs.config import Config, Fit
 from clipgs.cores import usable_cores
-from clipgs.splats import fit as fitting
-from clipgs.splats.fit import as_gaussians, fit, schedule, start
+from clipgs.splats.fit import EPSILON, LAST_RATE, PARTS, as_gaussians, fit, schedule, start
 from clipgs.splats.fit_cuda import CudaFit
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import fit_loss
@@ -91,6 +91,7 @@ def judged(what: str, points: Points, views: Views, gaussians: Gaussians, begin:
         "gaussians": statistics.fmean(row["gaussians"] for row in rows),
         "seconds_an_object": seconds / len(gaussians),
         "batch": len(gaussians),
+        "commit": commit(),
         **more,
     }
 
@@ -128,26 +129,50 @@ def around_fast(points: Points, views: Views):
     }.items():
         for factor in values:
             yield ours(f"fast, {name} x {factor:g}", points, views, **fast | {name: fast[name] * factor})
-    last = fitting.LAST_RATE
+    fitting = importlib.import_module("clipgs.splats.fit")  # the name in the package is the function
     for rate in (0.01, 0.1):
         fitting.LAST_RATE = rate
         yield ours(f"fast, rates end at {rate:.0%}", points, views, **fast)
-    fitting.LAST_RATE = last
+    fitting.LAST_RATE = LAST_RATE
+
+
+TOGETHER = {
+    "A: scales x 2, opacities x 0.5, colours x 2": {"lr_scales": 2.0, "lr_opacities": 0.5, "lr_colors": 2.0},
+    "B: A, means x 0.5": {"lr_means": 0.5},
+    "C: A, means x 0.25": {"lr_means": 0.25},
+    "D: C, quaternions x 3": {"lr_means": 0.25, "lr_quats": 3.0},
+    "E: D, thickness x 0.5": {"lr_means": 0.25, "lr_quats": 3.0, "disc_thickness": 0.5},
+    "F: E, scales x 4": {"lr_means": 0.25, "lr_quats": 3.0, "disc_thickness": 0.5, "lr_scales": 4.0},
+    "G: E, opacities x 0.25": {"lr_means": 0.25, "lr_quats": 3.0, "disc_thickness": 0.5, "lr_opacities": 0.25},
+    "H: E, means x 0.12": {"lr_means": 0.12, "lr_quats": 3.0, "disc_thickness": 0.5},
+}
+
+
+def together(points: Points, views: Views):
+    """What helped alone, together: rates of their own for positions, scales, opacities and colours."""
+    for preset, steps in (("fast", 1_250), ("fast", 1_000), ("paper", 5_000)):
+        base = Fit(preset=preset).model_dump() | {"steps": steps}
+        yield ours(f"{preset}, {steps} steps", points, views, **base)
+        for what, factors in TOGETHER.items():
+            factors = TOGETHER["A: scales x 2, opacities x 0.5, colours x 2"] | factors
+            changes = {name: base[name] * factor for name, factor in factors.items()}
+            yield ours(f"{preset}, {steps} steps, {what}", points, views, **base | changes)
 
 
 def losses(points: Points, views: Views):
     """Grounds, schedule, alpha term, relocation: each against the default, with either preset."""
-    for preset in ("paper", "fast"):
+    for preset in ("fast", "paper"):
         base = Fit(preset=preset).model_dump()
         yield ours(preset, points, views, **base)
-        for what, changes in {
+        changed = {
             "constant rates": {"schedule": "constant"},
             "white ground": {"random_ground": False},
             "no alpha term": {"alpha_weight": 0.0},
             "white ground, no alpha term": {"random_ground": False, "alpha_weight": 0.0},
             "nothing moved": {"relocate_below": 0.0},
             "L1 alone": {"ssim_weight": 0.0},
-        }.items():
+        }
+        for what, changes in list(changed.items())[: 2 if preset == "paper" else None]:
             yield ours(f"{preset}, {what}", points, views, **base | changes)
 
 
@@ -215,6 +240,7 @@ def papers_steps(points: Points, views: Views):
 EXPERIMENTS: dict[str, Callable] = {
     "few_steps": few_steps,
     "around_fast": around_fast,
+    "together": together,
     "losses": losses,
     "resolution": resolution,
     "autograd": autograd,
@@ -243,18 +269,16 @@ def by_autograd(
     scale_prior: float,
 ) -> Tensor:  # [B, 14, N]
     """A batched fit by gsplat, autograd and one Adam, without relocation."""
-    groups = [part.movedim(1, 2).contiguous().requires_grad_() for part in tables.split(fitting.PARTS, dim=1)]
+    groups = [part.movedim(1, 2).contiguous().requires_grad_() for part in tables.split(PARTS, dim=1)]
     rates = (settings.lr_means, settings.lr_quats, settings.lr_scales, settings.lr_opacities, settings.lr_colors)
     optimizer = torch.optim.Adam(
         [{"params": [group], "lr": rate * settings.lr_factor} for group, rate in zip(groups, rates, strict=True)],
-        eps=fitting.EPSILON,
+        eps=EPSILON,
         fused=True,
     )
     decay = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: (
-            fitting.LAST_RATE + (1 - fitting.LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(step / settings.steps, 1)))
-        ),
+        lambda step: LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(step / settings.steps, 1))),
     )
     order = torch.from_numpy(np.stack([plan.views for plan in plans])).cuda()
     grounds = torch.from_numpy(np.stack([plan.grounds for plan in plans])).cuda()

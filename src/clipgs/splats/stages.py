@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -91,20 +92,27 @@ def fit(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "splats", shard, ".parquet"), rows, stage_schema(extra))
 
 
-def _inputs(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any]:
-    """Points and views of one object, without a batch axis; `arrays` is the shard's opened file of points."""
+def _cloud(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> Any:
+    """Points of one object, without a batch axis; `arrays` is the shard's opened file of points."""
+    import torch
+
+    from clipgs.splats.gaussians import Points
+
+    return Points(*(torch.from_numpy(arrays[f"{payload[1]}/{name}"]) for name in ("xyz", "rgb", "normals")))
+
+
+def _views(payload: tuple[Config, str, Path, Members, int]) -> Any:
+    """Views of one object, without a batch axis."""
     import torch
     from PIL import Image
 
     from clipgs.meshes.views import parse_cameras
-    from clipgs.splats.gaussians import Points, Views
+    from clipgs.splats.gaussians import Views
 
-    _, uid, _, members, _ = payload
-    cloud = Points(*(torch.from_numpy(arrays[f"{uid}/{name}"]) for name in ("xyz", "rgb", "normals")))
-    files = members.read()
+    files = payload[3].read()
     viewmats, Ks, _ = parse_cameras(files.pop("cameras.json"))
     rgba = np.stack([np.asarray(Image.open(io.BytesIO(data))) for _, data in sorted(files.items())])
-    return cloud, Views(torch.from_numpy(rgba), torch.from_numpy(viewmats), torch.from_numpy(Ks))
+    return Views(torch.from_numpy(rgba), torch.from_numpy(viewmats), torch.from_numpy(Ks))
 
 
 def _judge(config: Config, gaussians: Any, held_out: Any) -> tuple[Row, Files]:
@@ -135,8 +143,8 @@ def _fit_one(payload: tuple[Config, str, Path, Members, int]) -> tuple[Row, File
     torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits everywhere
     config, _, points, _, seed = payload
     with np.load(points, allow_pickle=False) as arrays:
-        cloud, views = _inputs(payload, arrays)
-    count = config.views.count
+        cloud = _cloud(payload, arrays)
+    views, count = _views(payload), config.views.count
     gaussians = fit_batch(cloud[None], views[None, :count], config.fit, seeds=[seed])
     return _judge(config, gaussians[0], views[count:])
 
@@ -217,16 +225,20 @@ def _fit_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[
 
     with np.load(points, allow_pickle=False) as arrays:
         size = objects_a_batch(config.fit, count, config.views.pixels)
-        read = partial(_prepared, arrays=arrays)
+        read = partial(_prepared, arrays=arrays, reading=threading.Lock())
         yield from _in_batches(tasks, threads, size, read, compute, finish, "views.pixels or fit.gaussians")
 
 
-def _prepared(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any, Any]:
-    """The start, the views and the plan of one object's fit."""
+def _prepared(
+    payload: tuple[Config, str, Path, Members, int], arrays: Any, reading: threading.Lock
+) -> tuple[Any, Any, Any]:
+    """The start, the views and the plan of one object's fit; a zip file is not one for several threads at once."""
     from clipgs.splats.fit import schedule, start
 
     config, *_, seed = payload
-    cloud, views = _inputs(payload, arrays)
+    with reading:
+        cloud = _cloud(payload, arrays)
+    views = _views(payload)
     table = start(cloud.xyz.numpy(), cloud.rgb.numpy(), cloud.normals.numpy(), config.fit, seed)
     return table, views, schedule(config.fit, config.views.count, seed)
 
