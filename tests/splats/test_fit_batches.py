@@ -1,6 +1,8 @@
 """The fit stage's batches: every object comes out once, whatever fails and however often memory runs out."""
 
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -81,6 +83,32 @@ def test_every_object_comes_out_once(monkeypatch, tmp_path):
     # each with its own cloud: the balls differ in size
     radii = [ply.from_bytes(files[0][1]).means.norm(dim=1).mean().item() for _, (_, files) in sorted(results.items())]
     np.testing.assert_allclose(radii, [0.4, 0.45, 0.5, 0.55, 0.65, 0.7], rtol=1e-4)
+
+
+def test_threads_read_the_points_in_turn(monkeypatch, tmp_path):
+    """A zip file gives one thread's bytes to another, and says nothing or something strange."""
+    tasks, load = tasks_of(tmp_path, 6, broken=None), np.load
+
+    class Arrays:
+        def __init__(self, *arguments, **options):
+            self.opened, self.busy = load(*arguments, **options), threading.Lock()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.opened.close()
+
+        def __getitem__(self, name):
+            assert self.busy.acquire(blocking=False), "two threads at once"
+            time.sleep(0.002)
+            self.busy.release()
+            return self.opened[name]
+
+    monkeypatch.setattr(np, "load", Arrays)
+    Gpu(monkeypatch, holds=8, asked=6)
+    results = [result for _, result in stages._fit_batches(tasks, 6)]
+    assert [row["gaussians"] for row, _ in results] == [200] * 6
 
 
 def test_when_memory_runs_out_the_batch_is_halved(monkeypatch, tmp_path, caplog):
@@ -173,7 +201,7 @@ def test_the_stage_fits_on_the_gpu_what_it_fits_on_the_cpu(tmp_path):
         )
         payloads[device] = [Task(task.uid, "", (config, *task.payload[1:])) for task in tasks]
     results = {task.uid: result for task, result in stages._fit_batches(payloads["cuda"], 2)}
-    assert results.pop("ball2").startswith("ObjectError")
+    assert "is not finite" in results.pop("ball2")
     for task in payloads["cpu"]:
         if task.uid in results:
             row, _ = stages._fit_one(task.payload)
