@@ -334,6 +334,7 @@ class Config(Section):
 # Objects, views and captions of earlier stages reach a stage through its input files.
 STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "label": (1, ()),
+    "objects": (1, ()),
     "fetch": (1, ("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians")),
     "sample": (1, ("seed", "catalog.folder.up_axis", "meshes", "points")),
     "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
@@ -443,10 +444,13 @@ def _scalar_types(annotation: Any) -> set[Any]:
     return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
+_DIGESTS = ("stage", "version", "labels", "curation", "captions")  # what a stage's settings hold besides the keys
+
+
 def from_settings(*layers: str) -> Config:
     """Reads what `stage_settings` and `runtime_settings` wrote."""
     values = merge(*(json.loads(layer) for layer in layers))
-    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels", "captions")})
+    return check({key: value for key, value in values.items() if key not in _DIGESTS})
 
 
 def read(*paths: str | Path) -> Config:

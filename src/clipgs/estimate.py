@@ -6,7 +6,7 @@ end to the hour.
 
 from dataclasses import dataclass
 
-from clipgs.catalog.shards import plan
+from clipgs.catalog.shards import Plan, plan
 from clipgs.config import Config
 
 # Bytes. A picture's are in proportion to its pixels, measured at 128 and 256 px on real and built-in objects.
@@ -38,8 +38,8 @@ class Need:
     passing: bool  # the configuration drops its files when nothing needs them any more
 
 
-def needs(config: Config) -> tuple[int, list[Need]]:
-    """Objects in the catalog with those to come, and what each stage needs for them.
+def needs(config: Config) -> tuple[Plan, list[Need]]:
+    """The catalog with the objects to come, and what each stage needs for all of them.
 
     Raises:
         ClipgsError: as `clipgs.catalog.shards.plan`.
@@ -61,7 +61,7 @@ def needs(config: Config) -> tuple[int, list[Need]]:
         "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),
     }
     folders = {"sample": "points", "view": "views", "fit": "splats", "render": "renders"}
-    return objects, [
+    return made, [
         Need(
             stage,
             shards,
@@ -75,12 +75,13 @@ def needs(config: Config) -> tuple[int, list[Need]]:
 
 
 def plan_text(config: Config) -> str:
-    """The needs as a table, for `clipgs plan`."""
-    objects, stages = needs(config)
-    shards = stages[0].jobs
+    """Which objects are taken, and the needs as a table, for `clipgs plan`."""
+    made, stages = needs(config)
+    shards = len(made.shards)
     jobs = (len(stages) + len(("label", "caption"))) * shards + len(("freeze", "objects", "index"))
     lines = [
-        f"{objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
+        *(f"{note[0].upper()}{note[1:]}." for note in made.notes),
+        f"{made.objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
         f"{'stage':<8} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
     ]
     for need in stages:

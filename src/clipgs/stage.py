@@ -36,11 +36,16 @@ def path(config: Config, stage: str, shard: str, suffix: str) -> Path:
     return config.output_path / stage / f"{shard}{suffix}"
 
 
-def table(config: Config, folder: str, shard: str) -> list[Row]:
-    """All rows of an earlier stage, its file checked."""
+def table(config: Config, folder: str, shard: str, columns: list[str] | None = None) -> list[Row]:
+    """All rows of an earlier stage, its file checked; pictures in it are only read where `columns` names them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     where = path(config, folder, shard, ".parquet")
     check(where)
-    return read_table(where)
+    if columns is None:
+        columns = [field.name for field in pq.read_schema(where) if not pa.types.is_binary(field.type)]
+    return read_table(where, columns)
 
 
 def good(rows: list[Row]) -> dict[str, Row]:
@@ -140,6 +145,37 @@ def over_objects(
         row, files = entry
         yield {"uid": task.uid, "status": "ok", "error": None, **row}, files
     journal.clear()
+
+
+def write_objects(
+    config: Config,
+    stage: str,
+    folder: str,
+    shard: str,
+    tasks: list[Task],
+    compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
+    columns: dict[str, Any],
+    *,
+    member: str = "{uid}/{name}",
+) -> None:
+    """Writes `FOLDER/S.tar` and `FOLDER/S.parquet` of all objects, as `over_objects` gives them.
+
+    Args:
+        columns: those of the table besides uid, status and error, name to type. A file that has the name of a column
+            is the row's, and no member of the tar.
+        member: how an object's file is named in the tar.
+    """
+    from clipgs.catalog.records import stage_schema
+    from clipgs.storage import TarWriter, write_table
+
+    rows = []
+    with TarWriter(path(config, folder, shard, ".tar")) as tar:
+        for row, files in over_objects(config, stage, shard, tasks, compute):
+            rows.append(row | {name: data for name, data in files if name in columns})
+            for name, data in files:
+                if name not in columns:
+                    tar.add(member.format(uid=row["uid"], name=name), data)
+    write_table(path(config, folder, shard, ".parquet"), rows, stage_schema(columns))
 
 
 def fail_as_a_whole(config: Config, what: str, errors: dict[str, str], total: int) -> None:
