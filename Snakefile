@@ -4,7 +4,10 @@ from snakemake.utils import min_version
 min_version("9.9")
 
 
-configfile: "config.yaml"
+# A job has the configuration that its run was started with, whatever became of the file since.
+if workflow.is_main_process:
+
+    configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -16,6 +19,18 @@ include: "workflow/rules/triplets.smk"
 
 localrules:
     triplets,
+
+
+onstart:
+    hold_output()
+
+
+onsuccess:
+    release_output()
+
+
+onerror:
+    release_output()
 
 
 # Packed triplets of every object, their index and dataset card.

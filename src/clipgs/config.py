@@ -444,7 +444,14 @@ def _scalar_types(annotation: Any) -> set[Any]:
     return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
-_DIGESTS = ("stage", "version", "labels", "curation", "captions")  # what a stage's settings hold besides the keys
+_DIGESTS = (
+    "stage",
+    "version",
+    "labels",
+    "curation",
+    "captions",
+    "excluded",
+)  # what a stage's settings hold besides the keys
 
 
 def from_settings(*layers: str) -> Config:

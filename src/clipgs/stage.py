@@ -5,15 +5,19 @@ that was killed goes on where it was; failed ones become rows; the shard's own f
 """
 
 import logging
+import os
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from clipgs.config import Config, stage_settings
-from clipgs.storage import ClipgsError, Journal, check, read_table
+from clipgs.previous import Previous
+from clipgs.storage import ClipgsError, Journal, canonical_json, check, read_table, whole
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,39 @@ def good(rows: list[Row]) -> dict[str, Row]:
 def failed(uid: str, error: str) -> Row:
     """The row of an object that failed."""
     return {"uid": uid, "status": "failed", "error": error}
+
+
+def _journal_path(config: Config, stage: str, shard: str) -> Path:
+    return config.output_path / "work" / stage / shard
+
+
+def mark_path(config: Config, stage: str, shard: str) -> Path:
+    """The file that says who works on a stage of a shard, or how that failed; none once it is done."""
+    return config.output_path / "work" / stage / f"{shard}.json"
+
+
+@contextmanager
+def marked(config: Config, stage: str, shard: str) -> Iterator[None]:
+    """Leaves a mark while the stage runs and when it fails; clears away what only helped once its files are whole.
+
+    The journal goes last: should the disk fill while the table is written, what was made is still there.
+    """
+    mark = mark_path(config, stage, shard)
+    at_work = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+
+    def leave(**state: str) -> None:
+        with suppress(OSError), whole(mark) as temporary:  # the disk may be what fails
+            temporary.write_text(canonical_json({**state, **at_work}))
+
+    leave(state="running")
+    try:
+        yield
+    except Exception as error:
+        leave(state="failed", error=" ".join(str(error).split()))
+        raise
+    Journal(_journal_path(config, stage, shard), "").clear()
+    Previous(config.output_path, stage, shard).clear()
+    mark.unlink(missing_ok=True)
 
 
 class Progress:
@@ -111,7 +148,7 @@ def over_objects(
     tasks: list[Task],
     compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
 ) -> Iterator[tuple[Row, Files]]:
-    """Yields row and files of each task in their order, computing what the journal does not have.
+    """Yields row and files of each task in their order, computing what neither journal nor earlier files have.
 
     Args:
         compute: gets the tasks to do and yields each with its result, or with its error as text.
@@ -119,8 +156,12 @@ def over_objects(
     Raises:
         ClipgsError: more than `workers.max_failed_fraction` of a shard of 100 objects or more failed.
     """
-    journal = Journal(config.output_path / "work" / stage / shard, stage_settings(config, stage))
-    todo = [task for task in tasks if (task.uid, task.inputs) not in journal]
+    journal = Journal(_journal_path(config, stage, shard), stage_settings(config, stage))
+    previous = Previous(config.output_path, stage, shard)
+    keys = {task.uid: journal.key(task.inputs) for task in tasks}
+    todo = [
+        task for task in tasks if (task.uid, task.inputs) not in journal and (task.uid, keys[task.uid]) not in previous
+    ]
     if len(todo) < len(tasks):
         log.info("%s %s: %d of %d objects are done already", stage, shard, len(tasks) - len(todo), len(tasks))
     errors: dict[str, str] = {}
@@ -140,11 +181,12 @@ def over_objects(
             yield failed(task.uid, errors[task.uid]), []
             continue
         entry = journal.get(task.uid, task.inputs)
+        if entry is None and (task.uid, keys[task.uid]) in previous:
+            entry = previous.get(task.uid, keys[task.uid])
         if entry is None:
             raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")
         row, files = entry
-        yield {"uid": task.uid, "status": "ok", "error": None, **row}, files
-    journal.clear()
+        yield {"uid": task.uid, "status": "ok", "error": None, **row, "key": keys[task.uid]}, files
 
 
 def write_objects(
