@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -90,6 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("target", nargs="?", help="of the workflow (default: triplets)")
     command.add_argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
     _add_config(command)
+    command = add(
+        "submit",
+        "run the workflow on a SLURM cluster; safe to repeat after a kill",
+        "submit --config config.yaml --config mine.yaml",
+    )
+    command.add_argument("target", nargs="?", default="triplets", help="of the workflow (default: triplets)")
+    command.add_argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm beside the Snakefile")
+    command.add_argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
+    command.add_argument(
+        "--snakemake", type=shlex.split, default=[], metavar="ARGS", help="further arguments: --snakemake='--jobs 50'"
+    )
+    _add_config(command)
     command = add("verify", "hold every file of the output against its .check file", "verify --threads 8")
     command.add_argument("--set-aside", action="store_true", help="move damaged files away: the next run makes them")
     command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="files to read at once")
@@ -103,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line")
     command.add_argument("--reason", default="on request", help="stands in the dataset card")
     command.add_argument("--undo", action="store_true", help="take them in again")
+    _add_config(command)
+    command = add(
+        "move", "move the output, with Snakemake's record of what its files were made of", "move /big/results"
+    )
+    command.add_argument("to", metavar="FOLDER", help="what `output` will be from now on")
     _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
     _add_config(command)
@@ -161,7 +179,7 @@ def _run(options: argparse.Namespace) -> int:
     if name == "plan":
         sys.stdout.write(import_module("clipgs.estimate").plan_text(config))
         return 0
-    if name in ("status", "verify", "retry", "exclude"):
+    if name in ("status", "submit", "verify", "retry", "exclude", "move"):
         return _keep_up(options, config)
     if name == "summary":
         sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))
@@ -178,6 +196,9 @@ def _keep_up(options: argparse.Namespace, config: configuration.Config) -> int:
     if name == "status":
         sys.stdout.write(import_module("clipgs.upkeep.status").status(config, options.target, options.snakefile))
         return 0
+    if name == "submit":
+        submit = import_module("clipgs.upkeep.submit").submit
+        submit(config, options.target, options.profile, options.snakefile, options.snakemake)
     if name == "verify":
         count, damaged = import_module("clipgs.upkeep.verify").verify(
             config, options.threads, set_aside=options.set_aside
@@ -189,6 +210,12 @@ def _keep_up(options: argparse.Namespace, config: configuration.Config) -> int:
         found = import_module("clipgs.upkeep.retry").retry(config, options.stage, options.shards)
         text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again; {run_again}"
         sys.stdout.write(text if found else f"no object failed at {options.stage}\n")
+        return 0
+    if name == "move":
+        count = import_module("clipgs.upkeep.move").move(config, options.to)
+        sys.stdout.write(
+            f"moved, with the history of {count:,} files; now set in your configuration: output: {options.to}\n"
+        )
         return 0
     uids = list(options.uids)
     if options.list:

@@ -444,20 +444,14 @@ def _scalar_types(annotation: Any) -> set[Any]:
     return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
-_DIGESTS = (
-    "stage",
-    "version",
-    "labels",
-    "curation",
-    "captions",
-    "excluded",
-)  # what a stage's settings hold besides the keys
+# What a stage's settings hold besides the keys: what else its result, or its running again, depends on.
+_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
 
 
 def from_settings(*layers: str) -> Config:
     """Reads what `stage_settings` and `runtime_settings` wrote."""
     values = merge(*(json.loads(layer) for layer in layers))
-    return check({key: value for key, value in values.items() if key not in _DIGESTS})
+    return check({key: value for key, value in values.items() if key not in _BESIDES})
 
 
 def read(*paths: str | Path) -> Config:

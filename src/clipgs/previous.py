@@ -1,7 +1,7 @@
-"""Files of a shard that were set aside to be made again: what is good in them is taken, not made.
+"""Files of a shard that will be made again: what is good in them is taken, not made.
 
-`clipgs retry` links a stage's table and bundle into `work/STAGE/S.previous`. The stage, when it runs, finds the objects
-whose inputs and settings are still the same by the `key` of their row.
+`clipgs retry` links a stage's table and bundle into `work/STAGE/S.previous`, because Snakemake removes them before the
+stage runs. That then finds the objects whose inputs and settings are still the same by the `key` of their row.
 """
 
 import io
@@ -48,14 +48,6 @@ class Previous:
             except OSError:  # a file system without links
                 shutil.copy2(file, self.folder / file.name)
         return True
-
-    def remove_made(self) -> None:
-        """Removes the files of the shard from the output, so that they are made again."""
-        for suffix in (".parquet", self._suffix):
-            if suffix:
-                file = self._output / self._made_in / f"{self._shard}{suffix}"
-                for path in (file, file.with_name(file.name + ".check")):
-                    path.unlink(missing_ok=True)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str], dict[str, Any]]:

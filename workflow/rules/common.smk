@@ -12,6 +12,7 @@ from clipgs.cores import usable_cores
 from clipgs.storage import ClipgsError
 from clipgs.triplets.captions import listed_digest
 from clipgs.upkeep.lock import OutputLock, describe, holder
+from clipgs.upkeep.retry import retries
 
 # Reading the annotations of a large source for the first time takes a while, and says so.
 LOG, SPEAKER = logging.getLogger("clipgs"), logging.StreamHandler()
@@ -27,7 +28,7 @@ try:
     CONFIG = settings.check(json.loads(FROZEN) if FROZEN else config)
     PLAN = plan(CONFIG)
     digest = listed_digest(CONFIG.caption)
-    EXCLUDED = excluded_digests(CONFIG)
+    EXCLUDED, RETRIES = excluded_digests(CONFIG), retries(CONFIG)
 except ClipgsError as error:
     # A WorkflowError would name a line of the Snakefile, which is not where the fault is.
     sys.stderr.write(f"clipgs: {error}\n")
@@ -96,6 +97,16 @@ def passing(name):
 def stage(name, **more):
     """What the result of a stage depends on, as one string."""
     return settings.stage_settings(CONFIG, name, **more)
+
+
+def retried(name):
+    """As `stage`, of a stage whose failed objects may be tried again, shard by shard."""
+
+    def of_shard(wildcards):
+        count = RETRIES.get(name, {}).get(wildcards.shard)
+        return stage(name, **({"retry": str(count)} if count else {}))
+
+    return of_shard
 
 
 def excluded(shard):

@@ -18,7 +18,7 @@ rule fit:
     resources:
         mem_mb=8000,
     params:
-        settings=stage("fit"),
+        settings=retried("fit"),
     shell:
         "clipgs fit {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -41,7 +41,7 @@ rule render:
     resources:
         mem_mb=2000,
     params:
-        settings=stage("render"),
+        settings=retried("render"),
     shell:
         "clipgs render {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

@@ -1,12 +1,18 @@
-"""Making failed objects again, and only those."""
+"""Making failed objects again, and only those.
 
+`catalog/retries.json` counts how often a shard's stage was retried. The count stands in the settings of that shard's
+rule, so that Snakemake does what has no other cause; it changes no result.
+"""
+
+import json
 import logging
+from pathlib import Path
 
 from clipgs.catalog.shards import frozen_shards, shard_path
 from clipgs.config import Config
 from clipgs.previous import BUNDLES, Previous
 from clipgs.stage import path
-from clipgs.storage import UsageError, read_table
+from clipgs.storage import UsageError, canonical_json, read_table, whole
 from clipgs.upkeep.lock import OutputLock
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,7 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
     for shard in shards:
         if shard not in known:
             raise UsageError(f"{config.output_path} has no shard {shard}")
-    found = {}
+    found, counts = {}, retries(config)
     with OutputLock(config.output_path):
         for shard in shards or known:
             count = _failed(config, stage, shard)
@@ -46,8 +52,31 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
             for each in (stage, *_AFTER[stage]):
                 if not Previous(config.output_path, each, shard).set_aside():
                     log.info("%s %s is not there or not whole: the next run makes all of it", each, shard)
-            Previous(config.output_path, stage, shard).remove_made()
+            counts.setdefault(stage, {})[shard] = counts.get(stage, {}).get(shard, 0) + 1
+        if found:
+            with whole(_path(config)) as temporary:
+                temporary.write_text(canonical_json(counts) + "\n")
     return found
+
+
+def _path(config: Config) -> Path:
+    return config.output_path / "catalog" / "retries.json"
+
+
+def retries(config: Config) -> dict[str, dict[str, int]]:
+    """Stage to shard to the number of times it was retried.
+
+    Raises:
+        UsageError: the file that holds them is damaged.
+    """
+    try:
+        return {stage: dict(shards) for stage, shards in json.loads(_path(config).read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"{_path(config)} is damaged ({error}); remove it, and all that was retried is made again"
+        ) from None
 
 
 def _failed(config: Config, stage: str, shard: str) -> int:

@@ -10,7 +10,7 @@ from clipgs.storage import SIDECAR, ClipgsError, check, damage
 
 # Folders in which every file has its sidecar.
 _CHECKED = ("catalog", "meshes", "points", "views", "splats", "renders", "captions", "triplets", "features")
-_WITHOUT = ("excluded.csv",)  # that users may edit
+_WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
 
 
 def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[int, list[str]]:
