@@ -38,5 +38,7 @@ rule triplets:
     default_target: True
     input:
         out("catalog/objects.parquet"),
+        # A packed file that was lost is made again: Snakemake misses only what a target names.
+        expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
