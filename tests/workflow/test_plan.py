@@ -1,6 +1,9 @@
 """What runs again after a change, and what does not."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -205,6 +208,17 @@ def test_a_changed_rule_that_adds_no_object_tells_the_card_and_makes_nothing_els
     assert counts["rules"]["licenses"] == ["by"]
     assert counts["refused"] == {"licenses": 1}
     assert "by" in (workspace.output / "triplets" / "README.md").read_text().split("## Selection")[1]
+
+
+def test_what_every_job_imports_to_plan_is_light(checkout):
+    """Snakemake reads the workflow in every job: no torch, nor what takes as long."""
+    text = (checkout / "workflow" / "rules" / "common.smk").read_text()
+    imports = [line for line in text.splitlines() if re.match(r"(from|import) clipgs", line)]
+    assert len(imports) > 5
+    heavy = "{'torch', 'numba', 'scipy', 'matplotlib', 'pandas', 'open_clip', 'sklearn'}"
+    code = "; ".join([*imports, "import sys", f"sys.exit(str(sorted({heavy} & set(sys.modules))))"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_looking_changes_nothing(made, tmp_path):
