@@ -75,7 +75,8 @@ def mark_path(config: Config, stage: str, shard: str) -> Path:
 def marked(config: Config, stage: str, shard: str) -> Iterator[None]:
     """Leaves a mark while the stage runs and when it fails; clears away what only helped once its files are whole.
 
-    The journal goes last: should the disk fill while the table is written, what was made is still there.
+    The commands use it. The journal goes last: should the disk fill while the table is written, what was made is still
+    there. Who calls a stage's function without this keeps the journal, and a repeated call takes all from it.
     """
     mark = mark_path(config, stage, shard)
     at_work = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}

@@ -21,7 +21,7 @@ from clipgs import config as configuration
 from clipgs.upkeep.submit import job_prefix
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 480
+SECONDS = 480 * float(os.environ.get("CLIPGS_PATIENCE", "1"))  # more where others use the machine
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     assert not [file for file in (disturbed.output / "work").rglob("*") if file.is_file()]
     logs = "".join(file.read_text(errors="replace") for file in disturbed.folder.glob(".snakemake/slurm_logs/**/*.log"))
     assert "exceeded memory limit" in logs
-    assert f"clipgs-{job_prefix(disturbed.output).removeprefix('clipgs-')}_" in text
+    assert f"SLURM run ID: {job_prefix(disturbed.output)}_" in text
 
 
 def test_submit_needs_a_profile_that_is_filled_in(tmp_path, checkout):

@@ -220,9 +220,8 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     if spare:
         lines.append("could go: " + ", ".join(f"{name} {size_text(size)}" for name, size in spare.items()))
         if any(name.split("/")[0] in _SHARD_FILES for name in spare):
-            lines.append(
-                "          (points and views: a later change of `fit` makes them again; temporary: drops them)"
-            )
+            lines.append("          points and views: set `temporary` and run snakemake --delete-temp-output triplets;")
+            lines.append("          a later change of a `fit` key makes them again")
     hours = left(config, found)
     if hours:
         lines += ["", *_table(["left", "objects", "of one core", "of one H200"], [
