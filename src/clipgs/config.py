@@ -372,6 +372,7 @@ class Config(Section):
 # Objects, views and captions of earlier stages reach a stage through its input files.
 STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "label": (1, ()),
+    "objects": (1, ()),
     "fetch": (1, ("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians")),
     "sample": (1, ("seed", "catalog.folder.up_axis", "meshes", "points")),
     "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
@@ -481,10 +482,14 @@ def _scalar_types(annotation: Any) -> set[Any]:
     return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
+# What a stage's settings hold besides the keys: what else its result, or its running again, depends on.
+_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
+
+
 def from_settings(*layers: str) -> Config:
     """Reads what `stage_settings` and `runtime_settings` wrote."""
     values = merge(*(json.loads(layer) for layer in layers))
-    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels", "captions")})
+    return check({key: value for key, value in values.items() if key not in _BESIDES})
 
 
 def read(*paths: str | Path) -> Config:

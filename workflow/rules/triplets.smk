@@ -44,7 +44,7 @@ rule pack:
     resources:
         mem_mb=1000,
     params:
-        settings=stage("pack"),
+        settings=lambda wildcards: stage("pack", **excluded(wildcards.shard)),
     shell:
         "clipgs pack {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

@@ -184,7 +184,10 @@ def _selection(curation: Mapping[str, Any]) -> list[str]:
         return []
     rules = {name: value for name, value in curation["rules"].items() if value not in (None, [], {})}
     refused = curation["refused"]
-    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken, {sum(refused.values()):,} left out."
+    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken"
+    if "lvis" in curation:
+        text += f" ({curation['lvis']:,} of them LVIS shapes)"
+    text += f", {sum(refused.values()):,} left out."
     left_out = _table(["left out by", "objects"], [[escape(rule), f"{count:,}"] for rule, count in refused.items()])
     chosen = _table(["rule", "value"], [[escape(name), escape(json.dumps(value))] for name, value in rules.items()])
     return [f"## Selection\n\n{text}\n\n{left_out}\n\n{chosen}"]

@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
@@ -42,6 +43,8 @@ def pack(config: Config, shard: str, threads: int) -> None:
     for stage in ("splats", "renders"):
         check(path(config, stage, shard, ".tar"))
     frozen = read_table(shard_path(config, shard))
+    reasons = excluded(config).get(shard, {})
+    frozen = [row | {"note": f"excluded: {reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
     stages = {
         "fetch": table(config, "meshes", shard),
         "sample": table(config, "points", shard),
