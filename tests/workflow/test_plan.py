@@ -66,6 +66,7 @@ OTHER = {
     "temporary": ["points"],
     "output": None,
     "caption.captioner": "cap3d",
+    "caption.min_score": 0.1,
     "fit.schedule": "constant",
     "catalog.folder.up_axis": "z",
     "device": "auto",
