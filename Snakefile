@@ -15,10 +15,12 @@ include: "workflow/rules/catalog.smk"
 include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
+include: "workflow/rules/training.smk"
 
 
 localrules:
     triplets,
+    features,
 
 
 onstart:
@@ -42,3 +44,13 @@ rule triplets:
         expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
+
+
+# What the teacher sees in the pictures and reads in the captions of every triplet.
+rule features:
+    input:
+        expand(
+            features("{kind}/{shard}.safetensors"),
+            kind=("images", "texts"),
+            shard=PLAN.shards,
+        ),

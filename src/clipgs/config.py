@@ -8,6 +8,7 @@ it is in no stage's settings and changing it reruns nothing.
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -303,17 +304,129 @@ class Render(Section):
     webp_quality: int = _key(90, "0 to 100", "of the WebP", assumed=True, ge=0, le=100)
 
 
+class Coca(Section):
+    """The model that writes captions of pictures, for `coca` and `consensus`."""
+
+    name: str = _key("coca_ViT-L-14", "name", "of a CoCa of open_clip, or local-dir:FOLDER", assumed=True, min_length=1)
+    pretrained: str = _key(
+        "mscoco_finetuned_laion2b_s13b_b90k",
+        "tag or path",
+        "open_clip's tag, or a .safetensors or .pt file; local-dir brings its own",
+        assumed=True,
+        min_length=1,
+    )
+    views: int = _key(8, "pictures", "of an object that it sees, spread over all that show it", assumed=True, ge=1)
+    candidates: int = _key(5, "captions", "it writes of each of them", assumed=True, ge=1, le=100)
+    top_p: float = _key(
+        0.9, "probability", "the next word is drawn from the likeliest that sum up to it", assumed=True, gt=0, le=1
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """As `Teacher.files`."""
+        return _model_files(self.name, self.pretrained)
+
+
 class Caption(Section):
     """Where the text of a triplet comes from."""
 
-    captioner: Literal["catalog", "cap3d"] = _key(
-        "catalog", "name", "catalog: the source's own text; cap3d: a CSV of captions"
+    captioner: Literal["catalog", "cap3d", "coca", "consensus"] = _key(
+        "catalog",
+        "name",
+        "catalog: the source's own text; cap3d: a CSV of captions; coca: a model writes some of the pictures and keeps "
+        "what it likes best; consensus: what the teacher likes best",
     )
-    cap3d: str | None = _key(None, "path", "CSV of uid and caption, as Cap3D publishes it; with or without a header")
-    fallback: Literal["catalog", "fail"] = _key(
-        "catalog", "name", "what an object gets that the CSV does not list: the source's own text, or a failed row"
+    cap3d: str | None = _key(
+        None, "path or URL", "CSV of uid and caption, as Cap3D publishes it; with or without a header"
+    )
+    fallback: Literal["catalog", "fail", "coca", "consensus"] = _key(
+        "catalog", "name", "what an object gets that the CSV does not list: another captioner's text, or a failed row"
     )
     max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
+    min_score: float | None = _key(
+        None,
+        "cosine",
+        "a caption is marked where the teacher finds it less like the object's pictures, in the mean; null: not judged",
+        assumed=True,
+        ge=-1,
+        le=1,
+    )
+    coca: Coca = _section(Coca)
+
+    @property
+    def writer(self) -> str | None:
+        """Which of `coca` and `consensus` writes captions of pictures, if any."""
+        name = self.fallback if self.captioner == "cap3d" else self.captioner
+        return name if name in ("coca", "consensus") else None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """The teacher scores captions, against the features of the pictures."""
+        return self.writer == "consensus" or self.min_score is not None
+
+
+def _model_files(name: str, pretrained: str | None) -> list[str]:
+    """Files of the user's that hold a model of open_clip: another file there is another model."""
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
+        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    path = Path(pretrained or "").expanduser()
+    return [str(path)] if path.is_file() else []
+
+
+class SmallTeacher(Section):
+    """The small model of `name: train`: about 64 px and 12 M parameters, trained on the training split's renders."""
+
+    steps: int = _key(2_000, "steps", "of AdamW", assumed=True, ge=1, le=1_000_000)
+    batch: int = _key(256, "objects", "a step, no two of one caption", assumed=True, ge=2, le=65_536)
+    learning_rate: float = _key(1e-3, "a step", "the highest; it rises, then falls along a cosine", assumed=True, gt=0)
+    weight_decay: float = _key(0.1, "a step", "of weights, not of biases and norms", assumed=True, ge=0)
+    max_objects: int = _key(
+        10_000, "objects", "at most so many are learnt from, chosen by a hash of the uid", assumed=True, ge=2
+    )
+
+
+class Teacher(Section):
+    """The frozen CLIP in whose space the splats shall lie: any model of open_clip, run once over all triplets."""
+
+    name: str = _key(
+        "EVA02-E-14-plus",
+        "name",
+        "of an open_clip model, or local-dir:FOLDER; train: a small one is trained on these objects",
+        assumed=True,
+        min_length=1,
+    )
+    pretrained: str | None = _key(
+        "laion2b_s9b_b144k",
+        "tag or path",
+        "open_clip's tag, or a .safetensors or .pt file; train and local-dir bring their own",
+        assumed=True,
+        min_length=1,
+    )
+    images: Literal["splats", "meshes"] = _key(
+        "splats", "name", "which pictures it sees: renders of the splats, or the views that these were fitted to"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = _key(
+        "auto", "name", "auto: bfloat16 on CUDA, float32 on a CPU", assumed=True
+    )
+    batch: int = _key(256, "pictures", "at once on a GPU; fewer where memory runs out", runtime=True, ge=1, le=65_536)
+    small: SmallTeacher = _section(SmallTeacher)
+
+    @property
+    def slug(self) -> str:
+        """Folder of its features under `features/`: the name and the tag, or the file's name."""
+        if self.name == "train":
+            return "clipgs-small"
+        scheme, _, place = self.name.rpartition(":")
+        name = Path(place).resolve().name if scheme == "local-dir" else place
+        tag = "" if scheme or not self.pretrained else f"-{Path(self.pretrained).name}"
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name + tag).strip("-.") or "teacher"
+
+    @property
+    def files(self) -> list[str]:
+        """Files of the user's that hold it; the small teacher is none of them."""
+        return [] if self.name == "train" else _model_files(self.name, self.pretrained)
 
 
 class Pack(Section):
@@ -356,6 +469,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    teacher: Teacher = _section(Teacher)
     workers: Workers = _section(Workers)
 
     @property
@@ -378,9 +492,9 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
     "fit": (1, ("seed", "catalog.splats.up_axis", "catalog.splats.box_fraction", "views", "fit")),
     "render": (1, ("render", "views.count", "views.fov_degrees", "views.distance")),
-    "caption": (1, ("caption",)),
+    "caption": (2, ("caption",)),  # with what its pictures and their judge depend on, see `_caption_keys`
     "pack": (
-        1,
+        2,
         (
             "catalog.folder.up_axis",
             "catalog.splats.up_axis",
@@ -391,6 +505,9 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "teacher": (1, ("seed", "teacher.small")),
+    "embed-images": (1, ("views.count", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision")))),
+    "embed-texts": (1, tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
 }
 
 
@@ -400,6 +517,8 @@ def stage_settings(config: Config, stage: str, **more: str) -> str:
     It is the only param of the stage's rule, and `from_settings` reads it back.
     """
     version, keys = STAGES[stage]
+    if stage == "caption":
+        keys += _caption_keys(config)
     picked: dict[str, Any] = {}
     values = config.model_dump(mode="json")
     for key in keys:
@@ -409,6 +528,16 @@ def stage_settings(config: Config, stage: str, **more: str) -> str:
             target, source = target.setdefault(parent, {}), source[parent]
         target[last] = source[last]
     return canonical_json({"stage": stage, "version": version, **more, **picked})
+
+
+def _caption_keys(config: Config) -> tuple[str, ...]:
+    """What captions depend on besides their own section: pictures and teacher count only where they are looked at."""
+    keys: tuple[str, ...] = ()
+    if config.caption.writer:
+        keys += ("seed", "views.count", "teacher.images")
+    if config.caption.uses_teacher:
+        keys += tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))
+    return tuple(dict.fromkeys(keys))
 
 
 def runtime_settings(config: Config) -> str:
@@ -444,9 +573,16 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
         UsageError: one line with the key, what is allowed and the nearest right name.
     """
     try:
-        return Config.model_validate(_typed(Config, values))
+        config = Config.model_validate(_typed(Config, values))
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
+    if config.caption.uses_teacher and config.teacher.name == "train":
+        key = "min_score" if config.caption.writer != "consensus" else "captioner"
+        raise UsageError(
+            f"{where}: caption.{key} needs a teacher, and teacher.name = train is trained on the captions themselves; "
+            "name a model of open_clip in teacher.name"
+        )
+    return config
 
 
 def _typed(model: type[BaseModel], values: Any) -> Any:

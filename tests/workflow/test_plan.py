@@ -36,6 +36,8 @@ FIRST_STAGES = {
     "temporary": set(),
     "workers": set(),
     "catalog": set(),
+    # What the triplets do not depend on.
+    "teacher": set(),
 }
 FEEDS = {
     "fetch": {"sample", "view", "caption", "pack"},
@@ -71,6 +73,7 @@ OTHER = {
     "temporary": ["points"],
     "output": None,
     "caption.captioner": "cap3d",
+    "caption.min_score": 0.1,
     "fit.schedule": "constant",
     "catalog.folder.up_axis": "z",
     "device": "auto",
@@ -82,6 +85,9 @@ OTHER = {
     "meshes.neutral_color": [0.5, 0.5, 0.5],
     "fit.relocate_below": 0.01,
     "pack.title": "another",
+    "teacher.name": "ViT-B-32",
+    "teacher.images": "meshes",
+    "teacher.precision": "float32",
     "catalog.modelnet.path": "ModelNet40.zip",
     "catalog.splats.path": "ready",
     "catalog.splats.up_axis": "-y",

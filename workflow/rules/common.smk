@@ -11,7 +11,7 @@ from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
 from clipgs.gpus import visible_gpus
 from clipgs.storage import ClipgsError
-from clipgs.triplets.captions import listed_digest
+from clipgs.triplets.captions import listed_digest, located
 from clipgs.upkeep.lock import OutputLock, describe, holder
 from clipgs.upkeep.retry import retries
 
@@ -28,7 +28,7 @@ FROZEN = None if workflow.is_main_process else os.environ.get("CLIPGS_CONFIG")
 try:
     CONFIG = settings.check(json.loads(FROZEN) if FROZEN else config)
     PLAN = plan(CONFIG)
-    digest = listed_digest(CONFIG.caption)
+    digest = listed_digest(located(CONFIG))
     EXCLUDED, RETRIES = excluded_digests(CONFIG), retries(CONFIG)
 except ClipgsError as error:
     # A WorkflowError would name a line of the Snakefile, which is not where the fault is.
@@ -108,6 +108,24 @@ def out(name):
 def passing(name):
     """A file of the output that goes when nothing needs it any more, if the configuration says so."""
     return temp(out(name)) if name.split("/")[0] in CONFIG.temporary else out(name)
+
+
+SMALL_TEACHER = [
+    out("teacher/open_clip_config.json"),
+    out("teacher/open_clip_model.safetensors"),
+]
+TEACHER = SMALL_TEACHER if CONFIG.teacher.name == "train" else CONFIG.teacher.files
+PICTURES = {"splats": "renders", "meshes": "views"}[CONFIG.teacher.images]
+
+
+def pictures():
+    """The files of a shard's pictures, as the teacher sees them."""
+    return [out(f"{PICTURES}/{{shard}}.tar"), out(f"{PICTURES}/{{shard}}.parquet")]
+
+
+def features(name):
+    """A file of the teacher's features."""
+    return out(f"features/{CONFIG.teacher.slug}/{name}")
 
 
 def stage(name, **more):

@@ -15,15 +15,23 @@ from clipgs.storage import check, read_table, write_table
 def caption(config: Config, shard: str, threads: int) -> None:
     """Gives every object its caption, with the captioner that the configuration names.
 
-    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores.
+    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores; where it was judged score, and
+    a note where that is under `caption.min_score`.
     """
     del threads
-    from clipgs.triplets.captions import captioner, schema
+    from clipgs.triplets.captions import captioner, located, schema
 
     check(labels_path(config, shard))
     meshes = good(table(config, "meshes", shard))
     frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
-    rows = captioner(config.caption.captioner)(frozen, read_table(labels_path(config, shard)), config.caption)
+    labels = read_table(labels_path(config, shard))
+    if config.caption.writer or config.caption.uses_teacher:
+        from clipgs.triplets.captions_written import judged, look
+
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config), look(config, shard))
+        rows = judged(config, shard, rows)
+    else:
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config))
     errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
     fail_as_a_whole(config, f"caption {shard}", errors, len(rows))
     write_table(path(config, "captions", shard, ".parquet"), rows, schema())

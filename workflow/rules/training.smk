@@ -1,0 +1,66 @@
+# Frozen once made, on the triplets of that day: more of them train no other teacher.
+rule teacher:
+    input:
+        triplets=ancient(out("triplets/index.parquet")),
+    output:
+        teacher=SMALL_TEACHER,
+        about=out("teacher/teacher.json"),
+        card=out("teacher/README.md"),
+    log:
+        out("logs/teacher.log"),
+    benchmark:
+        out("benchmarks/teacher.tsv")
+    conda:
+        GPU_ENV
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+    params:
+        settings=stage("teacher"),
+    shell:
+        "clipgs teacher --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
+rule embed_images:
+    input:
+        teacher=TEACHER,
+        pictures=pictures(),
+    output:
+        features("images/{shard}.safetensors"),
+    log:
+        out("logs/embed_images/{shard}.log"),
+    benchmark:
+        out("benchmarks/embed_images/{shard}.tsv")
+    conda:
+        GPU_ENV
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+    params:
+        settings=stage("embed-images"),
+    shell:
+        "clipgs embed-images {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"
+
+
+rule embed_texts:
+    input:
+        teacher=TEACHER,
+        images=features("images/{shard}.safetensors"),
+        captions=out("triplets/{shard}.parquet"),
+    output:
+        features("texts/{shard}.safetensors"),
+    log:
+        out("logs/embed_texts/{shard}.log"),
+    benchmark:
+        out("benchmarks/embed_texts/{shard}.tsv")
+    conda:
+        GPU_ENV
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+    params:
+        settings=stage("embed-texts"),
+    shell:
+        "clipgs embed-texts {wildcards.shard} --settings {params.settings:q} "
+        "--threads {threads} --log {log:q}"
