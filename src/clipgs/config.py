@@ -285,6 +285,73 @@ class Pack(Section):
     samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
 
 
+class Augmentation(Section):
+    """What an object is turned into, anew each time it is seen."""
+
+    rotation: Literal["none", "y", "full"] = _key(
+        "y", "name", "y: by any angle about the vertical; full: any rotation", assumed=True
+    )
+    tilt_sigma: float = _key(
+        0.06, "radians", "a small rotation about each axis on top, standard deviation", assumed=True, ge=0
+    )
+    tilt_clip: float = _key(0.18, "radians", "and its largest", assumed=True, ge=0, le=3.2)
+    scale_min: float = _key(0.8, "factor", "smallest size, the same along all axes", assumed=True, gt=0)
+    scale_max: float = _key(1.25, "factor", "largest size", assumed=True, gt=0)
+    shift: float = _key(0.1, "radii", "largest shift along each axis", assumed=True, ge=0)
+    color_dropout: float = _key(0.5, "probability", "of an object that loses its colours", assumed=True, ge=0, le=1)
+
+
+class Training(Section):
+    """CLIP-GS, trained on the triplets and their features: one run."""
+
+    run: str = _key(
+        "base", "name", "the run's folder under runs/", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$"
+    )
+    seed: int = _key(0, "seed", "of the weights, the order, the views and the augmentation", ge=0)
+    epochs: int = _key(50, "epochs", "how often each object is seen", assumed=True, ge=1, le=100_000)
+    batch: int = _key(
+        1024,
+        "objects",
+        "in a step, over all GPUs: each is contrasted with all others",
+        assumed=True,
+        ge=1,
+        le=1_000_000,
+    )
+    micro_batch: int = _key(
+        256, "objects", "on a GPU at once; a larger share is computed in parts, and contrasted whole", ge=1
+    )
+    gaussians: int = _key(
+        10_000, "Gaussians", "of an object the encoder sees, the first in farthest-point order", assumed=True, ge=16
+    )
+    views: int = _key(5, "views", "pictures of each object in a step: K", ge=1, le=360)
+    image_weight: float = _key(1.0, "weight", "loss L_text + w L_img", ge=0)
+    score_norm: Literal["none", "mean_one", "softmax"] = _key(
+        "none",
+        "name",
+        "weight S of a view: its cosine with the text; over the mean of the object's views; or their softmax",
+        assumed=True,
+    )
+    duplicate_captions: Literal["mask", "paper"] = _key(
+        "mask", "name", "mask: objects of the same caption are no negatives of each other's text", assumed=True
+    )
+    lr: float = _key(5e-4, "a step", "largest learning rate of AdamW", assumed=True, gt=0)
+    layer_decay: float = _key(
+        0.95, "factor", "on the learning rate of each earlier block of the transformer", assumed=True, gt=0, le=1
+    )
+    weight_decay: float = _key(0.1, "a step", "of AdamW, on matrices", assumed=True, ge=0)
+    warmup_epochs: float = _key(
+        2.0, "epochs", "of a growing learning rate, before it falls along a cosine", assumed=True, ge=0
+    )
+    clip_norm: float = _key(5.0, "norm", "largest gradient of a step", assumed=True, gt=0)
+    batch_norm: Literal["sync", "local", "frozen"] = _key(
+        "sync", "name", "statistics over all GPUs, over each alone, or those loaded, which stay", assumed=True
+    )
+    precision: Literal["bf16", "fp32"] = _key("bf16", "name", "of the arithmetic on CUDA; a CPU computes in fp32")
+    logit_scale: float = _key(14.2857, "factor", "on the cosines at the start; it is learnt", assumed=True, gt=0)
+    validate_epochs: int = _key(1, "epochs", "between two looks at the validation split", ge=1)
+    augmentation: Augmentation = _section(Augmentation)
+
+
 class Workers(Section):
     """Processes and limits. Nothing here changes a result."""
 
@@ -293,6 +360,10 @@ class Workers(Section):
     load_memory_mb: int = _key(1500, "MB", "one mesh may take", runtime=True, ge=400)
     fit_timeout_seconds: int = _key(7200, "s", "for fitting one object on a CPU", runtime=True, ge=1)
     fit_memory_mb: int = _key(1000, "MB", "one fit on a CPU may take", runtime=True, ge=500)
+    checkpoint_steps: int = _key(500, "steps", "between two states that training can go on from", runtime=True, ge=1)
+    loaders: int = _key(4, "threads", "that read ahead of training", runtime=True, ge=1, le=256)
+    gpus: int = _key(0, "GPUs", "of this machine that training uses; 0: all", runtime=True, ge=0)
+    compile: bool = _key(True, "switch", "torch.compile the encoder on CUDA", runtime=True)
     max_failed_fraction: float = _key(
         0.9, "fraction", "a shard of 100 objects or more fails as a whole above it", runtime=True, gt=0, le=1
     )
@@ -318,6 +389,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    training: Training = _section(Training)
     workers: Workers = _section(Workers)
 
     @property
@@ -352,6 +424,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "train": (1, ("training",)),
 }
 
 

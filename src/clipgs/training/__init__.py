@@ -1,0 +1,1 @@
+"""Training: the teacher and its features, and CLIP-GS trained against them."""
