@@ -32,6 +32,7 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
 }
 
 _ADVICE = {
@@ -80,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb")
     command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="one file an object goes there")
     command.add_argument("--uid", action="append", default=[], help="only this object; may be given several times")
+    command = add(
+        "publish",
+        "write a finished run as a folder to upload: weights, settings, model card",
+        "publish results/runs/base --to clip-gs-base",
+    )
+    command.add_argument("run", type=Path, help="the run's folder")
+    command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="weights, settings and card go there")
+    command.add_argument("--full", action="store_true", help="weights in single precision, not half")
     command = add("plan", "print what a run will need: disk, jobs and hours a stage", "plan --config config.yaml")
     _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
@@ -125,6 +134,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if name == "export":
         import_module("clipgs.splats.export").export(options.inputs, options.to, options.format, options.uid)
+        return 0
+    if name == "publish":
+        import_module("clipgs.training.checkpoints").publish(options.run, options.to, half=not options.full)
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:

@@ -42,8 +42,7 @@ def in_front(objects, distance=2.0):
 
 
 def drawn(settings, count=1, seed=0):
-    generator = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([draw(settings, generator) for _ in range(count)]))
+    return torch.from_numpy(draw(settings, count, np.random.default_rng(seed)))
 
 
 def test_a_splat_turned_about_the_camera_axis_renders_as_the_turned_picture():

@@ -1,1 +1,1 @@
-"""Training: the teacher and its features, and CLIP-GS trained against them."""
+"""Training: the frozen teacher, its features of every triplet, and the encoder that learns from them."""

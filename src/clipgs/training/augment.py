@@ -18,27 +18,24 @@ from clipgs.splats.gaussians import Gaussians
 DRAWS = 9  # numbers an object: quaternion 4, scale, shift 3, whether it keeps its colours
 
 
-def draw(settings: Augmentation, generator: np.random.Generator) -> np.ndarray:
-    """The numbers of one augmentation, [9] float32, for `augment`.
-
-    They are drawn where the batch is put together, an object at a time, so that an object's do not depend on its
-    batch or process.
-    """
+def draw(settings: Augmentation, objects: int, generator: np.random.Generator) -> np.ndarray:
+    """The numbers of one augmentation for each object, [B, 9] float32, for `augment`."""
     if settings.rotation == "full":
-        quat = generator.normal(size=4)  # an isotropic direction in four dimensions is a uniform rotation
-        quat /= np.linalg.norm(quat)
+        quats = generator.normal(size=(objects, 4))  # an isotropic direction in four dimensions: a uniform rotation
     else:
-        half = generator.uniform(0, math.pi) if settings.rotation == "y" else 0.0
-        quat = np.array([math.cos(half), 0.0, math.sin(half), 0.0])
-        tilt = settings.tilt_sigma * generator.normal(size=3)
-        tilt = tilt.clip(-settings.tilt_clip, settings.tilt_clip)  # radians, about x, y and z
-        angle = np.linalg.norm(tilt)
-        small = np.concatenate([[math.cos(angle / 2)], math.sin(angle / 2) * tilt / max(angle, 1e-12)])
-        quat = _product(torch.from_numpy(quat), torch.from_numpy(small)).numpy()
-    scale = generator.uniform(settings.scale_min, settings.scale_max)
-    shift = generator.uniform(-settings.shift, settings.shift, size=3)
-    keeps_colors = generator.uniform() >= settings.color_dropout
-    return np.concatenate([quat, [scale], shift, [keeps_colors]]).astype(np.float32)
+        half = generator.uniform(0, math.pi, objects) if settings.rotation == "y" else np.zeros(objects)
+        zero = np.zeros(objects)
+        about_y = np.stack([np.cos(half), zero, np.sin(half), zero], axis=1)
+        tilts = settings.tilt_sigma * generator.normal(size=(objects, 3))
+        tilts = tilts.clip(-settings.tilt_clip, settings.tilt_clip)  # radians, about x, y and z
+        angles = np.linalg.norm(tilts, axis=1, keepdims=True)
+        small = np.concatenate([np.cos(angles / 2), np.sin(angles / 2) * tilts / angles.clip(1e-12)], axis=1)
+        quats = _product(torch.from_numpy(about_y), torch.from_numpy(small)).numpy()
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    scales = generator.uniform(settings.scale_min, settings.scale_max, (objects, 1))
+    shifts = generator.uniform(-settings.shift, settings.shift, (objects, 3))
+    keeps_colors = generator.uniform(size=(objects, 1)) >= settings.color_dropout
+    return np.concatenate([quats, scales, shifts, keeps_colors], axis=1).astype(np.float32)
 
 
 def augment(
