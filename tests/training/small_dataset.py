@@ -14,7 +14,7 @@ from clipgs.encoder.transformer import Shape
 from clipgs.splats import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.storage import TarWriter, write_table
-from clipgs.triplets.pack import schema
+from clipgs.triplets.pack import digest, merge_index, schema
 
 DIM, PICTURES, KINDS = 12, 6, 4
 SHAPE = Shape(width=32, depth=2, heads=2, hidden=48, gated=True, hidden_norm=True)
@@ -82,11 +82,19 @@ def make_shard(config: Config, shard: str, uids: list[str], splits=("train",)) -
     for folder in ("triplets", "catalog/shards"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     (output / "catalog" / "shards" / f"{shard}.parquet").touch()
+    offset = 0
     with TarWriter(output / "triplets" / f"{shard}.tar") as tar:
-        for uid, kind, seed in zip(uids, kinds, seeds, strict=True):
-            tar.add(f"{uid}.ply", to_bytes(splat(kind, seed, rows=60 + seed % 50)))
-            tar.add(f"{uid}.txt", b"a text")
-    write_table(output / "triplets" / f"{shard}.parquet", rows, schema())
+        for row, kind, seed in sorted(zip(rows, kinds, seeds, strict=True), key=lambda one: one[0]["uid"]):
+            uid = row["uid"]
+            members = [(f"{uid}.ply", to_bytes(splat(kind, seed, rows=60 + seed % 50))), (f"{uid}.txt", b"a text")]
+            for name, data in members:
+                tar.add(name, data)
+            size = sum(512 + -(-len(data) // 512) * 512 for _, data in members)
+            row |= {"offset": offset, "bytes": size, "sha256": digest(members)}
+            offset += size
+    table = output / "triplets" / f"{shard}.parquet"
+    write_table(table, rows, schema())
+    merge_index(sorted(table.parent.glob("[0-9]*.parquet")), table.parent / "index.parquet")
     centres = unit(KINDS, DIM, seed=0)[kinds]
     own = torch.stack([unit(DIM, seed=seed) for seed in seeds])
     texts = functional.normalize(centres + 0.3 * own, dim=-1)

@@ -38,7 +38,7 @@ def gradients(config, ranks, seed=0):
 
 
 if __name__ == "__main__":
-    settings, folder = configuration.read(sys.argv[1]), Path(sys.argv[2])
     with distributed.ranks("cpu") as ranks:
-        found, norms = gradients(settings, ranks)
-        save_file({**found, **norms}, folder / f"rank{ranks.rank}.safetensors")
+        for folder in map(Path, sys.argv[1:]):
+            found, norms = gradients(configuration.read(folder / "config.yaml"), ranks)
+            save_file({**found, **norms}, folder / f"rank{ranks.rank}.safetensors")

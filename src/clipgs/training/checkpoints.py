@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 MODEL, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 _STATE = re.compile(r"step-(\d{8})\.safetensors")
 _BEST = re.compile(r"best-(\d{8})\.safetensors")
+SMALL_TEACHER = "clipgs-small"  # what the teacher that was trained on the spot is called
 _ENCODE_BATCH = 16  # objects
 
 
@@ -200,6 +201,9 @@ def publish(run: Path, folder: Path, half: bool = True) -> None:
     _save(folder / MODEL, tensors, notes)
     for name in (CONFIG, CARD):
         shutil.copyfile(run / name, folder / name)
+    small = run.parent.parent / "teacher"
+    if notes["teacher"]["teacher"] == SMALL_TEACHER and small.is_dir():  # nobody else has it
+        shutil.copytree(small, folder / "teacher", dirs_exist_ok=True)
     log.info("%s holds %s, %s and %s", folder, MODEL, CONFIG, CARD)
 
 
@@ -228,7 +232,8 @@ class TrainedEncoder:
         if not (run / MODEL).exists():
             raise ClipgsError(f"{run} has no {MODEL}; train the run first: snakemake train")
         self.run = run
-        self.config = read(run / CONFIG)
+        place = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder brings a small teacher
+        self.config = read(run / CONFIG).model_copy(update={"output": str(place)})
         tensors, self.notes = _load(run / MODEL)
         self.dim: int = self.notes["dim"]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
