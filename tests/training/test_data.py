@@ -7,13 +7,12 @@ import torch
 from small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
 
 from clipgs.encoder import prepare
+from clipgs.encoder.groups import nearest
 from clipgs.splats import Gaussians
 from clipgs.splats.gaussians import PADDING_LOGIT
 from clipgs.splats.ply import from_bytes, to_bytes
 from clipgs.storage import ClipgsError, TarWriter, tar_objects
 from clipgs.training.data import Prefetch, TrainingBatches, TrainingData, compact, pack, unpack
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -47,13 +46,24 @@ def test_a_record_holds_what_the_encoder_would_be_given(config):
     assert (found.means[0, count:] == found.means[0, 0]).all()
 
 
-@pytest.mark.parametrize("rows", [1, 50, 200])
-def test_records_of_any_number_of_gaussians(rows):
-    count, packed = pack(splat(0, 0, rows), 64)
-    assert count == min(rows, 64)
-    assert packed.shape == (64, 14)
-    gaussians = unpack(torch.from_numpy(packed)[None], torch.tensor([count]))
-    assert (gaussians.opacities[0] > 0).sum() == count
+@pytest.mark.parametrize("rows", [1, 5, 50, 200])
+def test_records_of_any_number_of_gaussians(tmp_path, rows):
+    encoder = settings(tmp_path).encoder
+    one = splat(0, 0, rows)
+    record = pack(prepare(one, encoder), encoder)
+    assert record.count == min(rows, 96)
+    assert record.rows.shape == (96, 14)
+    count = torch.tensor([record.count])
+    gaussians = unpack(torch.from_numpy(record.rows)[None], count)
+    assert (gaussians.opacities[0] > 0).sum() == record.count
+    centres = gaussians.means[0, torch.arange(8) % record.count]
+    wanted = nearest(gaussians.means, centres[None], 8, count)[0]
+    found = torch.from_numpy(record.neighbours)
+    for rows_of_patch in (wanted, found):  # equal distances may stand in another order
+        assert rows_of_patch.shape == (8, 8)
+        assert rows_of_patch.max() < record.count
+    distances = [(gaussians.means[0, r] - centres[:, None]).norm(dim=-1) for r in (wanted, found)]
+    assert torch.allclose(*distances, atol=1e-6)
 
 
 def test_an_object_that_cannot_be_used_is_left_out_and_named(config, caplog):
@@ -149,7 +159,7 @@ def test_a_step_is_the_same_whoever_asks_and_when(config, tmp_path):
     halves = [TrainingBatches(data, data.split("train"), config, rank, 2)(4) for rank in range(2)]
     whole(1)
     again = whole(4)
-    for name in ("rows", "count", "texts", "images", "scores", "captions", "draws"):
+    for name in ("rows", "count", "neighbours", "texts", "images", "scores", "captions", "draws"):
         joined = torch.cat([getattr(half, name) for half in halves])
         assert torch.equal(getattr(wanted, name), joined), name
         assert torch.equal(getattr(wanted, name), getattr(again, name)), name
@@ -188,7 +198,7 @@ def test_batches_come_in_order_and_hardly_any_time_is_waited():
         time.sleep(0.004 * (item % 3))
         return torch.tensor(item)
 
-    prefetch = Prefetch(read, range(30), 2, CPU)
+    prefetch = Prefetch(read, range(30), 2)
     start = time.perf_counter()
     seen = []
     for value in prefetch:
@@ -205,8 +215,8 @@ def test_what_goes_wrong_while_reading_ahead_is_told(config):
         return torch.tensor(item)
 
     with pytest.raises(ClipgsError, match="no such shard"):
-        list(Prefetch(read, range(10), 2, CPU))
-    slow = Prefetch(lambda item: time.sleep(0.05) or torch.tensor(item), range(2), 1, CPU)
+        list(Prefetch(read, range(10), 2))
+    slow = Prefetch(lambda item: time.sleep(0.05) or torch.tensor(item), range(2), 1)
     list(slow)
     assert slow.waited_seconds > 0.05
 

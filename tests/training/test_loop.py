@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import os
 import signal
@@ -18,7 +19,7 @@ from two_processes import SHARDS, gradients
 from clipgs.config import Training
 from clipgs.encoder import ClipGS
 from clipgs.storage import ClipgsError, check
-from clipgs.training import loop, runs
+from clipgs.training import distributed, loop, runs
 from clipgs.training.data import TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
 from clipgs.training.loop import Trainer, parameter_groups, rate, retrieval, still_statistics
@@ -173,6 +174,25 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
             for norm, value in norms.items():
                 assert torch.allclose(found.pop(norm), value, atol=1e-5), norm
             assert_equal_gradients(found, alone, 2e-5)
+
+
+def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
+    config = settings(tmp_path, encoder={"batch_norm": "sync"}, training={"epochs": 1})
+    make(config)
+    with caplog.at_level(logging.INFO):
+        distributed.launch(config, 2)
+    check(runs.run_path(config) / "model.safetensors")
+    assert [line["step"] for line in lines(config) if "loss" in line] == [1, 2, 3]
+    assert "holds step 3 of 3" in caplog.text
+
+
+def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
+    script = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no memory'); time.sleep(60)"
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO), pytest.raises(ClipgsError, match="one of 2 processes failed"):
+        distributed.together([sys.executable, "-c", script], 2, {})
+    assert time.monotonic() - start < 30
+    assert [record.getMessage() for record in caplog.records] == ["no memory"]
 
 
 # --- a run ---

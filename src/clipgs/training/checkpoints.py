@@ -106,7 +106,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with whole(path) as temporary:
         save_file(plain, temporary, {"clipgs": canonical_json(notes)})
 
@@ -134,7 +134,7 @@ def write_run(folder: Path, config: Config, model: dict[str, Tensor], notes: dic
     values = {key: value for key, value in settings.items() if key not in ("stage", "version")}
     about = f"# The settings of this run, clipgs {__version__}. Read by clipgs.load; other keys have no part in it.\n"
     write_bytes(folder / CONFIG, (about + yaml.safe_dump(values, sort_keys=False)).encode())
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(model.items())}
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(model.items())}
     with atomic(folder / MODEL) as temporary:
         save_file(plain, temporary, {"clipgs": canonical_json(notes)})
     write_bytes(folder / CARD, card(config, notes).encode())

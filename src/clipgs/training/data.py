@@ -18,9 +18,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-from clipgs.config import Config
+from clipgs.config import Config, Encoder
 from clipgs.cores import usable_cores
 from clipgs.encoder import prepare
 from clipgs.splats import ply
@@ -34,7 +35,14 @@ log = logging.getLogger(__name__)
 
 NUMBERS = 14  # a Gaussian: mean 3, quaternion 4, log-scale 3, opacity logit 1, colour 3
 _LOGIT = 10  # of them the opacity's
-_PREPARED_BY = ("gaussians", "groups", "min_opacity", "radius_fraction", "outlier_radii")  # keys that change a record
+_PREPARED_BY = (
+    "gaussians",
+    "groups",
+    "group_size",
+    "min_opacity",
+    "radius_fraction",
+    "outlier_radii",
+)  # keys that change a record
 _FORMAT = 1  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
 
@@ -42,19 +50,29 @@ _SPLITS = ("train", "validation", "test")
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def _file_type(objects: int, gaussians: int) -> np.dtype:
-    """A file of records: how many rows of each object are real (0: it could not be used), then all rows."""
-    return np.dtype([("count", "<i4", (objects,)), ("rows", "<f2", (objects, gaussians, NUMBERS))])
+class Record(NamedTuple):
+    """One object: count real rows, and of each patch the rows nearest to its centre."""
+
+    count: int
+    rows: np.ndarray  # [N, 14] float16
+    neighbours: np.ndarray  # [g, n]
 
 
-def compact(config: Config, shard: str) -> Path:
+def _file_type(objects: int, settings: Encoder) -> np.dtype:
+    """A file of records, field by field; a count of 0 marks an object that could not be used."""
+    g, n = settings.groups, settings.group_size
+    rows = ("rows", "<f2", (objects, settings.gaussians, NUMBERS))
+    row_number = "<i2" if settings.gaussians <= 1 << 15 else "<i4"
+    return np.dtype([("count", "<i4", (objects,)), ("neighbours", row_number, (objects, g, n)), rows])
+
+
+def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     """Writes a shard's records, once: objects in the order of their uids, as `encoder.prepare` cleans them.
 
     Raises:
         ClipgsError: `triplets/S.tar` is missing or damaged.
     """
     tar = path(config, "triplets", shard, ".tar")
-    count = config.encoder.gaussians
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
     try:
         sidecar = tar.with_name(tar.name + ".check").read_text()
@@ -67,23 +85,24 @@ def compact(config: Config, shard: str) -> Path:
     check(tar)
     members = tar_objects(tar)
 
-    def record(uid: str) -> tuple[int, np.ndarray] | str:
+    def record(uid: str) -> Record | str:
         entries = tuple(entry for entry in members[uid].entries if entry[0] == "ply")
         (data,) = members[uid]._replace(entries=entries).read().values()
         try:
-            return pack(prepare(ply.from_bytes(data, uid), config.encoder, uid), count)
+            return pack(prepare(ply.from_bytes(data, uid), config.encoder, uid), config.encoder)
         except (ObjectError, ValueError) as error:
             return describe_error(error)
 
     progress = Progress(f"records {shard}", len(members))
     uids = sorted(members)
-    with whole(file) as temporary, ThreadPoolExecutor(usable_cores()) as pool:
-        (records,) = np.lib.format.open_memmap(temporary, "w+", _file_type(len(uids), count), (1,))
+    with whole(file) as temporary, ThreadPoolExecutor(threads or usable_cores()) as pool:
+        (records,) = np.lib.format.open_memmap(temporary, "w+", _file_type(len(uids), config.encoder), (1,))
         for i, packed in enumerate(pool.map(record, uids)):
             if isinstance(packed, str):
                 log.warning("train: %s of shard %s is left out: %s", uids[i], shard, packed)
             else:
-                records["count"][i], records["rows"][i] = packed
+                for field in Record._fields:
+                    records[field][i] = getattr(packed, field)
             progress.step(ok=not isinstance(packed, str))
     progress.close()
     for old in file.parent.glob(f"{shard}.*.npy"):  # of other settings, or of a shard that was packed again
@@ -94,10 +113,9 @@ def compact(config: Config, shard: str) -> Path:
 
 def pack(
     gaussians: Gaussians,  # [N, *], prepared
-    rows: int,
-) -> tuple[int, np.ndarray]:
-    """How many of an object's rows are real, and the rows [rows, 14]; missing ones are copies of the first with an
-    opacity of zero.
+    settings: Encoder,
+) -> Record:
+    """The record of one object; missing rows are copies of the first with an opacity of zero.
 
     Raises:
         ValueError: no Gaussians, or a number that half floats do not hold.
@@ -106,13 +124,30 @@ def pack(
         raise ValueError("no Gaussian is left of it")
     quats = torch.nn.functional.normalize(gaussians.quats_wxyz, dim=-1)
     logits = gaussians.opacity_logits[:, None].clamp(PADDING_LOGIT, -PADDING_LOGIT)
-    values = torch.cat([gaussians.means, quats, gaussians.log_scales, logits, gaussians.colors], dim=1)[:rows]
+    values = torch.cat([gaussians.means, quats, gaussians.log_scales, logits, gaussians.colors], dim=1)[
+        : settings.gaussians
+    ]
     values = values.half()
     if not values.isfinite().all():
         raise ValueError("a number of it is not finite as a half float")
-    padding = values[:1].repeat(rows - len(values), 1)
+    padding = values[:1].repeat(settings.gaussians - len(values), 1)
     padding[:, _LOGIT] = PADDING_LOGIT
-    return len(values), torch.cat([values, padding]).numpy()
+    near = neighbours(values[:, :3].float().numpy(), settings.groups, settings.group_size)
+    return Record(len(values), torch.cat([values, padding]).numpy(), near)
+
+
+def neighbours(
+    means: np.ndarray,  # [N, 3], the centres of the patches first
+    groups: int,
+    size: int,
+) -> np.ndarray:  # [g, n]
+    """What `encoder.groups.nearest` finds for every augmentation of the object, found once, by a tree.
+
+    Fewer rows than patches or neighbours are taken again from the first on.
+    """
+    near = min(size, len(means))
+    _, rows = cKDTree(means).query(means[np.arange(groups) % len(means)], k=np.arange(1, near + 1))
+    return rows[:, np.arange(size) % near]
 
 
 def unpack(
@@ -133,6 +168,7 @@ class Batch:
 
     rows: Tensor  # [B, N, 14] float16, of `unpack`
     count: Tensor  # [B] int64
+    neighbours: Tensor  # [B, g, n] int16 or int32
     texts: Tensor  # [B, D] float16, unit length
     images: Tensor  # [B, K, D] float16, unit length
     scores: Tensor  # [B, K] float32, cos(text, image)
@@ -149,7 +185,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Self:
-        """The same where a GPU can fetch it by itself."""
+        """The same where a GPU can fetch it by itself, copied where it is not there yet."""
         return self._map(Tensor.pin_memory)
 
     def __getitem__(self, part: slice) -> Self:
@@ -179,22 +215,27 @@ class TrainingData:
     Args:
         shards: names; every packed object of them that the encoder can use is here.
         files: their records, of `compact`.
+        pin: whether batches go to a GPU.
 
     Raises:
         ClipgsError: features are missing, or of other objects, or of several teachers.
     """
 
-    def __init__(self, config: Config, shards: Sequence[str], files: Sequence[Path]) -> None:
+    def __init__(self, config: Config, shards: Sequence[str], files: Sequence[Path], pin: bool = False) -> None:
         if not shards:
             raise ClipgsError("there are no shards to train on; make them with: snakemake triplets")
         self._settings, self._gaussians = config.training, config.encoder.gaussians
+        self.pin = pin
         records = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
         self._rows = [mapped["rows"][0] for mapped in records]  # [n, N, 14] each
+        self._neighbours = [mapped["neighbours"][0] for mapped in records]  # [n, g, K] each
         counts = [mapped["count"][0] for mapped in records]
         self._features = [features.read(config, shard) for shard in shards]
         self.teacher = {name: self._features[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
         self.pictures, self.dim = self._features[0].images.shape[1:]
         self.shards = list(shards)
+        names = [file.name for file in files]  # with the hashes of what they were made from
+        self.identity = hashlib.sha256(canonical_json([names, self.teacher]).encode()).hexdigest()
         uids, places = [], []
         for index, shard in enumerate(shards):
             packed = sorted((row for row in table(config, "triplets", shard) if row["status"] == "ok"),
@@ -249,17 +290,21 @@ class TrainingData:
         draws: np.ndarray,  # [B, 9]
     ) -> Batch:
         """Copies the objects' records and the features of the named views."""
-        rows = np.empty((len(objects), self._gaussians, NUMBERS), np.float16)
-        texts, images, scores = [], [], []
+        # Where a GPU can fetch it by itself, so that it need not be copied there once more.
+        rows = torch.empty((len(objects), self._gaussians, NUMBERS), dtype=torch.float16, pin_memory=self.pin)
+        array = rows.numpy()
+        near, texts, images, scores = [], [], [], []
         for i, (shard, row) in enumerate(zip(self._places.shards[objects], self._places.rows[objects], strict=True)):
-            rows[i] = self._rows[shard][row]  # a long copy, during which other threads go on
+            array[i] = self._rows[shard][row]  # a long copy, during which other threads go on
+            near.append(self._neighbours[shard][row])
             found = self._features[shard]
             texts.append(found.texts[row])
             images.append(found.images[row][views[i]])
             scores.append(found.scores[row][views[i]])
-        return Batch(
-            rows=torch.from_numpy(rows),
+        batch = Batch(
+            rows=rows,
             count=torch.from_numpy(self._places.counts[objects].astype(np.int64)),
+            neighbours=torch.from_numpy(np.stack(near)),
             texts=torch.stack(texts),
             images=torch.stack(images),
             scores=torch.stack(scores),
@@ -267,6 +312,7 @@ class TrainingData:
             draws=torch.from_numpy(draws),
             uids=tuple(self.uids[objects].tolist()),
         )
+        return batch.pinned() if self.pin else batch
 
 
 class TrainingBatches:
@@ -319,24 +365,19 @@ class TrainingBatches:
 class Prefetch:
     """Yields `read(item)` of each item in order, read ahead by threads; knows how long it was waited for."""
 
-    def __init__(self, read: Callable[[int], Batch], items: Iterable[int], threads: int, device: torch.device) -> None:
-        self._read, self._items = read, iter(items)
-        self._threads, self._pin = threads, device.type == "cuda"
+    def __init__(self, read: Callable[[int], Batch], items: Iterable[int], threads: int) -> None:
+        self._read, self._items, self._threads = read, iter(items), threads
         self.waited_seconds = 0.0
-
-    def _load(self, item: int) -> Batch:
-        batch = self._read(item)
-        return batch.pinned() if self._pin else batch
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         try:
-            ahead = deque(pool.submit(self._load, item) for item in islice(self._items, self._threads + 1))
+            ahead = deque(pool.submit(self._read, item) for item in islice(self._items, self._threads + 1))
             while ahead:
                 start = time.perf_counter()
                 batch = ahead.popleft().result()
                 self.waited_seconds += time.perf_counter() - start
-                ahead.extend(pool.submit(self._load, item) for item in islice(self._items, 1))
+                ahead.extend(pool.submit(self._read, item) for item in islice(self._items, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

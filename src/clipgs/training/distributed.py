@@ -1,19 +1,25 @@
 """Several processes that train one model: who is who, features gathered with their gradients, one process a GPU."""
 
+import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from threading import Thread
+from typing import IO, Any
 
 import torch
 from torch import Tensor, distributed
 
 from clipgs.config import Config, runtime_settings, stage_settings
 from clipgs.storage import ClipgsError
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(hours=12)  # while another process writes the records of its shards
 
@@ -106,19 +112,56 @@ def ranks(device: str) -> Iterator[Ranks]:
 
 
 def launched() -> bool:
-    """Whether `torchrun`, or something like it, started this process."""
+    """Whether this process is one of several that were started together, by `torchrun` or by `launch`."""
     return "WORLD_SIZE" in os.environ
 
 
+def processes_here() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def launch(config: Config, processes: int) -> None:
-    """Runs `clipgs train` in as many processes on this machine as are asked for, and waits for them.
+    """Runs `clipgs train` in several processes on this machine, waits for them, and logs what they log.
+
+    As `torchrun --standalone` does, but the fault of one is told in its own line, and the others end with it.
 
     Raises:
-        ClipgsError: one of them failed; it has said why.
+        ClipgsError: one of them failed.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "clipgs", "train", "--settings", stage_settings(config, "train")]
-    environment = {**os.environ, "CLIPGS_RUNTIME": runtime_settings(config)}
-    done = subprocess.run(command, env=environment)
-    if done.returncode:
-        raise ClipgsError(f"one of {processes} training processes failed; its error stands above")
+    runtime = {"CLIPGS_RUNTIME": runtime_settings(config)}
+    settings = stage_settings(config, "train")
+    together([sys.executable, "-m", "clipgs", "train", "--settings", settings], processes, runtime)
+
+
+def together(command: list[str], processes: int, environment: dict[str, str]) -> None:
+    """Runs a command in several processes of one group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    running, readers = [], []
+    try:
+        for rank in range(processes):
+            own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+            readers.append(Thread(target=_tell, args=(running[-1].stderr,), daemon=True))
+            readers[-1].start()
+        while any(process.poll() is None for process in running) and not any(p.returncode for p in running):
+            time.sleep(0.2)
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+        for process, reader in zip(running, readers, strict=True):
+            process.wait()
+            reader.join()
+            process.stderr.close()
+    if any(process.returncode for process in running):
+        raise ClipgsError(f"one of {processes} processes failed; its error stands above")
+
+
+def _tell(lines: IO[str]) -> None:
+    for line in lines:
+        log.info("%s", line.rstrip())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clipgs.catalog.shards import frozen_shards
 from clipgs.config import Config, Training, stage_settings
+from clipgs.cores import usable_cores
 from clipgs.splats.stages import device as device_of
 from clipgs.stage import Progress
 from clipgs.storage import ClipgsError, seed_of
@@ -63,11 +64,12 @@ def train(config: Config) -> None:
         shards = ranks.from_first(runs.begun_with(config) or frozen_shards(config))
         if ranks.first:
             runs.begin(config, shards)
+        threads = max(1, usable_cores() // distributed.processes_here())
         for shard in shards[ranks.rank :: ranks.world]:
-            compact(config, shard)
+            compact(config, shard, threads)
         ranks.wait()
         files = [compact(config, shard) for shard in shards]
-        data = TrainingData(config, shards, files)
+        data = TrainingData(config, shards, files, pin=device == "cuda")
         torch.manual_seed(config.training.seed)
         model = encoder.build(config.encoder, data.dim)
         Trainer(config, ranks, model, data).run()
@@ -144,7 +146,7 @@ class Trainer:
     """One process of a run.
 
     Args:
-        model: `model(gaussians) -> [B, D]` of unit length.
+        model: `model(gaussians, neighbours) -> [B, D]` of unit length.
     """
 
     def __init__(self, config: Config, ranks: Ranks, model: nn.Module, data: TrainingData) -> None:
@@ -185,9 +187,7 @@ class Trainer:
         self._finish()
 
     def _train(self, metrics: "_Metrics | None") -> None:
-        prefetch = Prefetch(
-            self._batches, range(self.step, self.steps), self._config.workers.loaders, self._ranks.device
-        )
+        prefetch = Prefetch(self._batches, range(self.step, self.steps), self._config.workers.loaders)
         progress = Progress("train", (self.steps - self.step) * self._settings.batch) if metrics else None
         speed = _Speed(prefetch)
         for batch in prefetch:
@@ -254,7 +254,7 @@ class Trainer:
         """[b, D] of a part of the share; the same random choices each time it is asked."""
         torch.manual_seed(seed_of(self._settings.seed, "forward", str(self.step), str(self._ranks.rank), str(index)))
         with self._autocast():
-            return module(augment(part.gaussians(), part.draws)).float()
+            return module(augment(part.gaussians(), part.draws), part.neighbours).float()
 
     def _losses(
         self,
@@ -347,11 +347,11 @@ class Trainer:
             return self._data.batch(some, np.tile(views, (len(some), 1)), np.zeros((len(some), DRAWS), np.float32))
 
         parts = []
-        for batch in Prefetch(read, range(len(chunks)), self._config.workers.loaders, ranks.device):
+        for batch in Prefetch(read, range(len(chunks)), self._config.workers.loaders):
             batch = batch.to(ranks.device)
             with self._autocast():
                 # Not compiled: another batch size and mode would compile it once more.
-                shapes = self.model.forward(batch.gaussians()).float()
+                shapes = self.model.forward(batch.gaussians(), batch.neighbours).float()
             parts.append((shapes, batch.texts.float(), batch.images.float(), batch.captions))
         shapes, texts, images, captions = (ranks.gather(torch.cat(tensors))[: len(objects)] for tensors in zip(*parts))  # noqa: B905
         numbers = retrieval(shapes, texts, images, captions)
@@ -375,7 +375,7 @@ class Trainer:
 
     def _identity(self) -> str:
         """What a state must agree in: the settings, the number of processes, and the objects."""
-        return f"{stage_settings(self._config, 'train')} {self._ranks.world} {len(self._data.uids)}"
+        return f"{stage_settings(self._config, 'train')} {self._ranks.world} {self._data.identity}"
 
     def _keep(self) -> None:
         self._average_statistics()
