@@ -26,6 +26,8 @@ _SHARD_STAGES = {
     "render": ("clipgs.splats.stages", "render the splats from the canonical cameras"),
     "caption": ("clipgs.triplets.stages", "give every object its caption"),
     "pack": ("clipgs.triplets.stages", "pack splat, pictures and caption into WebDataset tars"),
+    "embed-images": ("clipgs.training.features", "put all pictures of a shard's objects through the teacher"),
+    "embed-texts": ("clipgs.training.features", "put a shard's captions through the teacher"),
 }
 # Stages over many shards: (config), and for `freeze` the names of the shards.
 _MERGE_STAGES = {
@@ -33,6 +35,10 @@ _MERGE_STAGES = {
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
     "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
+}
+# Stages over all shards that use many cores or a GPU: (config, threads).
+_WHOLE_STAGES = {
+    "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
 }
 
 _ADVICE = {
@@ -72,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_config(command)
         if name == "freeze":
             command.add_argument("shards", nargs="+", metavar="shard", help="names or files of the new shards")
+    for name, (_, text) in _WHOLE_STAGES.items():
+        command = add(name, text, f"{name} --config config.yaml --threads 8")
+        command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="most threads to use")
+        _add_config(command)
     command = add(
         "export",
         "write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY",
@@ -140,8 +150,11 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:
-        function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name)
+        function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name.replace("-", "_"))
         function(config, options.shard, options.threads)
+        return 0
+    if name in _WHOLE_STAGES:
+        getattr(import_module(_WHOLE_STAGES[name][0]), name.replace("-", "_"))(config, options.threads)
         return 0
     if name in _MERGE_STAGES:
         shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []

@@ -148,7 +148,7 @@ def together(command: list[str], processes: int, environment: dict[str, str]) ->
             running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
             readers.append(Thread(target=_tell, args=(running[-1].stderr,), daemon=True))
             readers[-1].start()
-        while any(process.poll() is None for process in running) and not any(p.returncode for p in running):
+        while None in (codes := [process.poll() for process in running]) and not any(codes):
             time.sleep(0.2)
     finally:
         for process in running:
