@@ -34,11 +34,11 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
-    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
     "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
+    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
 }
 
 _ADVICE = {
