@@ -13,12 +13,8 @@ rule train:
     input:
         triplets=ancient(expand(out("triplets/{shard}.tar"), shard=RUN_SHARDS)),
         tables=ancient(expand(out("triplets/{shard}.parquet"), shard=RUN_SHARDS)),
-        images=ancient(
-            expand(features("images/{shard}.safetensors"), shard=RUN_SHARDS)
-        ),
-        texts=ancient(
-            expand(features("texts/{shard}.safetensors"), shard=RUN_SHARDS)
-        ),
+        images=ancient(expand(features("images/{shard}.safetensors"), shard=RUN_SHARDS)),
+        texts=ancient(expand(features("texts/{shard}.safetensors"), shard=RUN_SHARDS)),
     output:
         model=run("model.safetensors"),
         config=run("config.yaml"),
