@@ -300,9 +300,7 @@ class Encoder(Section):
     radius_fraction: float = _key(
         0.99, "fraction", "of the Gaussians lie within radius 1; 1 as in Uni3D", assumed=True, gt=0.5, le=1
     )
-    outlier_radii: float = _key(
-        2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1
-    )
+    outlier_radii: float = _key(2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1)
     attributes: list[Literal["position", "color", "opacity", "scale", "rotation"]] = _key(
         ["position", "color", "opacity", "scale", "rotation"],
         "names",
