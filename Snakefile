@@ -16,6 +16,7 @@ include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/train.smk"
 
 
 localrules:

@@ -39,6 +39,7 @@ _MERGE_STAGES = {
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
     "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
+    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
 }
 
 _ADVICE = {
@@ -91,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb")
     command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="one file an object goes there")
     command.add_argument("--uid", action="append", default=[], help="only this object; may be given several times")
+    command = add(
+        "publish",
+        "write a finished run as a folder to upload: weights, settings, model card",
+        "publish results/runs/base --to clip-gs-base",
+    )
+    command.add_argument("run", type=Path, help="the run's folder")
+    command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="weights, settings and card go there")
+    command.add_argument("--full", action="store_true", help="weights in single precision, not half")
     command = add("plan", "print what a run will need: disk, jobs and hours a stage", "plan --config config.yaml")
     _add_config(command)
     command = add(
@@ -175,6 +184,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if name == "export":
         import_module("clipgs.splats.export").export(options.inputs, options.to, options.format, options.uid)
+        return 0
+    if name == "publish":
+        import_module("clipgs.training.checkpoints").publish(options.run, options.to, half=not options.full)
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:

@@ -31,4 +31,7 @@ CLOUDS = {
 @pytest.mark.parametrize("count", [1, 2, LEAF, LEAF + 1, 700])
 def test_is_the_plain_loop_s(cloud, count):
     xyz = CLOUDS[cloud](np.random.default_rng(count), count)
-    assert farthest_point_order(xyz).tolist() == plainly(xyz)
+    order = plainly(xyz)
+    assert farthest_point_order(xyz).tolist() == order
+    for first in (1, 5, count, count + 3):
+        assert farthest_point_order(xyz, first).tolist() == order[:first] + sorted(order[first:])

@@ -29,6 +29,7 @@ FIRST_STAGES = {
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
     "catalog.splats.box_fraction": {"fit"},
+    "encoder": set(),  # what trains is not planned with the triplets
     # A place, a device, a limit, or what only objects to come are frozen with.
     "output": set(),
     "cache": set(),
@@ -93,6 +94,13 @@ OTHER = {
     "catalog.splats.up_axis": "-y",
     "catalog.splats.manifest": "ready.csv",
     "catalog.splats.columns": {"text": "title"},
+    "encoder.size": "tiny",
+    "encoder.attributes": ["position"],
+    "encoder.point_attributes": "all",
+    "encoder.orders": ["z"],
+    "encoder.order_fusion": "sample",
+    "encoder.batch_norm": "local",
+    "encoder.initialisation": "uni3d",
 }
 
 

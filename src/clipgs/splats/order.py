@@ -16,7 +16,8 @@ def _farthest_point_order(
     y,  # [N] float32
     z,  # [N] float32
     rows,  # [N] int64: where each stood
-    first,  # where row 0 stands now
+    start,  # where row 0 stands now
+    steps,  # how many rows to choose
 ):
     count = x.shape[0]
     leaves = (count + LEAF - 1) // LEAF
@@ -27,11 +28,11 @@ def _farthest_point_order(
         part = slice(leaf * LEAF, min((leaf + 1) * LEAF, count))
         low[0, leaf], low[1, leaf], low[2, leaf] = x[part].min(), y[part].min(), z[part].min()
         high[0, leaf], high[1, leaf], high[2, leaf] = x[part].max(), y[part].max(), z[part].max()
-    order = np.empty(count, np.int64)
+    order = np.empty(steps, np.int64)
     nearest = np.full(count, np.float32(np.finfo(np.float32).max))  # squared distance to the chosen set
     zero = np.float32(0.0)
-    current = first
-    for step in range(count):
+    current = start
+    for step in range(steps):
         order[step] = rows[current]
         nearest[current] = -1.0  # chosen: below every distance, so copies of a point are taken once each
         own = current // LEAF
@@ -75,13 +76,15 @@ def _side_by_side(
 
 def farthest_point_order(
     xyz: np.ndarray,  # [N, 3]
+    first: int | None = None,
 ) -> np.ndarray:
     """Rows in farthest-point order, starting with row 0: each next row is the farthest from all before it.
 
     The first g rows of the result are the g centres that farthest-point sampling would choose, for every g
     (Eldar et al., "The farthest point strategy for progressive image sampling", 1997). Equal distances go to
     the lower row, so the order is deterministic. A point changes nothing for those that all lie farther from it than
-    from the chosen set; they are found by the boxes of points that lie together, so most steps look at few points.
+    from the chosen set; they are found by the boxes of points that lie together, so most steps look at few points. With
+    `first`, only so many rows are chosen, and the others follow as they stood.
 
     Returns:
         int64 [N], a permutation of 0 .. N - 1.
@@ -99,4 +102,8 @@ def farthest_point_order(
     xyz /= max(float(np.abs(xyz).max()), np.finfo(np.float64).tiny)
     points = np.ascontiguousarray(xyz.T, dtype=np.float32)
     rows = _side_by_side(points.T)
-    return _farthest_point_order(*points[:, rows], rows, int(np.flatnonzero(rows == 0)[0]))
+    steps = len(xyz) if first is None else min(first, len(xyz))
+    order = _farthest_point_order(*points[:, rows], rows, int(np.flatnonzero(rows == 0)[0]), steps)
+    others = np.ones(len(xyz), bool)
+    others[order] = False
+    return np.concatenate([order, np.flatnonzero(others)])
