@@ -12,6 +12,7 @@ include: "workflow/rules/catalog.smk"
 include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
+include: "workflow/rules/report.smk"
 
 
 localrules:

@@ -32,6 +32,7 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+    "report": ("clipgs.report.page", "write one page of what was made: pictures, tables, curves, splats to turn"),
 }
 
 _ADVICE = {

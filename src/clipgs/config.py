@@ -285,6 +285,13 @@ class Pack(Section):
     samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
 
 
+class Report(Section):
+    """The page of what was made: pictures, tables, curves, and splats to turn."""
+
+    splats: int = _key(6, "splats", "that can be turned on the page", ge=0, le=50)
+    samples: int = _key(6, "objects", "shown as the best, and as many as the worst", ge=0, le=100)
+
+
 class Workers(Section):
     """Processes and limits. Nothing here changes a result."""
 
@@ -318,6 +325,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    report: Report = _section(Report)
     workers: Workers = _section(Workers)
 
     @property
@@ -352,6 +360,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "report": (1, ("report", "pack.title")),
 }
 
 

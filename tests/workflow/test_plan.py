@@ -18,6 +18,7 @@ FIRST_STAGES = {
     "render": {"render"},
     "caption": {"caption"},
     "pack": {"index"},
+    "report": set(),
     "catalog.folder.up_axis": {"sample", "view"},
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
@@ -38,6 +39,7 @@ FEEDS = {
     "render": {"pack"},
     "caption": {"pack"},
     "pack": {"index"},
+    "report": set(),
     "index": set(),
     "label": {"caption", "pack"},
 }
