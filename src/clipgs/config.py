@@ -285,6 +285,41 @@ class Pack(Section):
     samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
 
 
+class Evaluation(Section):
+    """How well a run does: retrieval, zero-shot and few-shot classification. Protocols: docs/protocols.md."""
+
+    split: Literal["test", "validation", "train", "all"] = _key(
+        "test", "name", "whose objects are the gallery, and are asked about"
+    )
+    per: Literal["object", "group"] = _key(
+        "object", "name", "gallery: every object, or one of each group of one shape", assumed=True
+    )
+    seed: int = _key(0, "seed", "of pictures that stand for objects, episodes and intervals", ge=0)
+    resamples: int = _key(1000, "samples", "of the bootstrap, for intervals", ge=2, le=100_000)
+    templates: str | None = _key(
+        None, "path", "prompts for the names of classes: lines with {}; default: our own", assumed=True
+    )
+    classes: str | None = _key(
+        None,
+        "path",
+        "names of the classes, one a line; default: those of LVIS for Objaverse, else all categories there are",
+    )
+    class_names: Literal["spoken", "raw"] = _key(
+        "spoken", "name", "spoken: teddy bear for teddy_bear; raw: as the names are", assumed=True
+    )
+    few_shot: list[Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-way [1-9]\d*-shot$")]] = _key(
+        ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot", "50-way 5-shot", "10-way 10-shot"],
+        "cells",
+        "episodes of so many classes with so many objects of each to learn from",
+    )
+    few_shot_support: Literal["train", "same"] = _key(
+        "train", "name", "which split is learnt from; same: the one that is asked about, other groups", assumed=True
+    )
+    few_shot_queries: int = _key(20, "objects", "asked about of each class, or what there is", ge=1, le=10_000)
+    few_shot_strict: bool = _key(False, "switch", "leave out classes with fewer")
+    examples: int = _key(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
+
+
 class Report(Section):
     """The page of what was made: pictures, tables, curves, and splats to turn."""
 
@@ -325,6 +360,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    evaluation: Evaluation = _section(Evaluation)
     report: Report = _section(Report)
     workers: Workers = _section(Workers)
 
@@ -360,6 +396,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "evaluate": (1, ("evaluation",)),
     "report": (1, ("report", "pack.title")),
 }
 
