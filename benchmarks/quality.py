@@ -40,29 +40,13 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
-    core = SHARED / "data" / "core"
-    with open(core / "manifest.csv", newline="") as file:
-        objects = sorted(csv.DictReader(file), key=lambda row: row["uid"])[: arguments.objects]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "manifest.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(objects[0]))
-        writer.writeheader()
-        writer.writerows(objects)
     settings: dict[str, Any] = {
         "device": arguments.device,
         "views": {"pixels": arguments.pixels},
         "fit": {"gaussians": arguments.gaussians, "steps": arguments.steps},
         "render": {"pixels": arguments.pixels},
     }
-    places = {
-        "output": str(folder / "results"),
-        "catalog": {"source": "folder", "folder": {"path": str(core), "manifest": str(folder / "manifest.csv")}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **places}))
-    start = time.monotonic()
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-    subprocess.run([*snakemake, "triplets", "--directory", str(folder), "--quiet", "rules", "host"], check=True)
-    seconds = time.monotonic() - start
+    objects, seconds = make_triplets(SHARED / "data" / "core", arguments.objects, settings, folder)
     names = {row["uid"]: Path(row["file"]).stem for row in objects}
     rows = read_table(folder / "results" / "triplets" / "00000.parquet")
     done = [row for row in rows if row["status"] == "ok"]
@@ -87,6 +71,28 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     }
     record("quality", {"objects": arguments.objects, **settings}, results)
     return 0 if mean >= BAR_DB and len(table) == arguments.objects else 1
+
+
+def make_triplets(data: Path, count: int, settings: dict[str, Any], folder: Path) -> tuple[list[dict[str, str]], float]:
+    """Runs the workflow over the first objects by uid of a folder with a manifest.csv, in `folder`/results.
+
+    Returns the manifest's rows, and the seconds that it took.
+    """
+    with open(data / "manifest.csv", newline="") as file:
+        objects = sorted(csv.DictReader(file), key=lambda row: row["uid"])[:count]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "manifest.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(objects[0]))
+        writer.writeheader()
+        writer.writerows(objects)
+    catalog = {"source": "folder", "folder": {"path": str(data), "manifest": str(folder / "manifest.csv")}}
+    catalog |= settings.get("catalog", {})
+    places = {"output": str(folder / "results"), "catalog": catalog}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | places))
+    start = time.monotonic()
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
+    subprocess.run([*snakemake, "triplets", "--directory", str(folder), "--quiet", "rules", "host"], check=True)
+    return objects, time.monotonic() - start
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_every_key_reaches_a_stage_or_the_run():
     config = configuration.check({})
     layers = [configuration.stage_settings(config, stage) for stage in configuration.STAGES]
     reached = configuration.merge(*(json.loads(layer) for layer in [*layers, configuration.runtime_settings(config)]))
-    for key in configuration.setting_names():
+    for key in set(configuration.setting_names()) - {"fit.preset"}:  # it stands for other keys, which do
         value = reached
         for part in key.split("."):
             assert part in value, f"{key} changes nothing"
@@ -107,11 +107,27 @@ def test_config_yaml_says_what_the_code_says(checkout):
     configuration.check(values)
 
 
+def test_a_preset_gives_what_is_null_and_no_more():
+    steps = {name: preset["steps"] for name, preset in configuration.FIT_PRESETS.items()}
+    assert steps["paper"] == 5_000
+    for name in steps:
+        assert configuration.check({"fit": {"preset": name, "steps": None}}).fit.steps == steps[name]
+        assert configuration.check({"fit": {"preset": name, "steps": 7}}).fit.steps == 7
+    # the same numbers are the same settings, by whichever name
+    fast = configuration.check({"fit": {"preset": "fast"}})
+    spelled = configuration.check({"fit": configuration.FIT_PRESETS["fast"]})
+    assert configuration.stage_settings(fast, "fit") == configuration.stage_settings(spelled, "fit")
+    assert configuration.stage_settings(fast, "fit") != configuration.stage_settings(configuration.check({}), "fit")
+
+
 def test_overlays_are_valid(checkout):
     overlays = sorted((checkout / "configs").glob("*.yaml"))
     assert overlays
     for overlay in overlays:
-        configuration.read(checkout / "config.yaml", overlay)
+        config = configuration.read(checkout / "config.yaml", overlay)
+        # as many as the paper's splats have
+        assert 10_000 <= config.fit.gaussians <= 20_000
+        assert config.fit.steps == 5_000
 
 
 def test_real_work_does_not_inherit_the_demos_settings(checkout):

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from clipgs.storage import UsageError, canonical_json
@@ -224,18 +232,40 @@ class Views(Section):
     )
 
 
+# How long a fit takes, and the learning rates that suit it: the paper's steps; the quality of the usual way of fitting
+# in as few steps as it takes; what a laptop's CPU does in a minute.
+FIT_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"steps": 5_000, "lr_factor": 2.0},
+    "fast": {"steps": 1_500, "lr_factor": 4.0},
+    "demo": {"steps": 1_500, "lr_factor": 3.0},
+}
+
+
+def _or_null(kind: str) -> WithJsonSchema:
+    """In a file the value may be null: it is then the preset's."""
+    return WithJsonSchema({"anyOf": [{"type": kind}, {"type": "null"}]})
+
+
 class Fit(Section):
     """One splat an object, by gradient descent on its views."""
 
     gaussians: int = _key(10_000, "Gaussians", "a fixed number an object", ge=16, le=200_000)
-    steps: int = _key(5_000, "steps", "steps of Adam, one view each", ge=1, le=100_000)
+    # Left out of a stage's settings: what it stands for is there.
+    preset: Literal["paper", "fast", "demo"] = _key(
+        "paper", "name", "what `steps` and `lr_factor` are where they are null", exclude=True
+    )
+    steps: Annotated[int, _or_null("integer")] = _key(
+        None, "steps", "steps of Adam, one view each; null: the preset's", ge=1, le=100_000
+    )
     ssim_weight: float = _key(0.2, "weight", "loss (1 - w) L1 + w (1 - SSIM)", assumed=True, ge=0, le=1)
     alpha_weight: float = _key(0.2, "weight", "of the L1 between the alphas", assumed=True, ge=0)
     random_ground: bool = _key(True, "switch", "a random ground colour each step, against floaters", assumed=True)
     schedule: Literal["cosine", "constant"] = _key(
         "cosine", "name", "of the learning rates; cosine ends at 5 %", assumed=True
     )
-    lr_factor: float = _key(2.0, "factor", "on all learning rates", assumed=True, gt=0)
+    lr_factor: Annotated[float, _or_null("number")] = _key(
+        None, "factor", "on all learning rates; null: the preset's", assumed=True, gt=0
+    )
     lr_means: float = _key(1.6e-4, "a step", "learning rate of the positions", assumed=True, gt=0)
     lr_scales: float = _key(5e-3, "a step", "learning rate of the log-scales", assumed=True, gt=0)
     lr_quats: float = _key(1e-3, "a step", "learning rate of the quaternions", assumed=True, gt=0)
@@ -256,6 +286,14 @@ class Fit(Section):
         lt=1,
     )
     min_psnr: float = _key(20.0, "dB", "held-out quality below this is a failed row", assumed=True, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        preset = FIT_PRESETS.get(str(values.get("preset", "paper")), {})
+        return {**values, **{name: value for name, value in preset.items() if values.get(name) is None}}
 
 
 class Render(Section):

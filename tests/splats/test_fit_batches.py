@@ -1,6 +1,8 @@
 """The fit stage's batches: every object comes out once, whatever fails and however often memory runs out."""
 
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from test_fit import balls
 from clipgs.config import Config
 from clipgs.meshes.cameras import cameras_json
 from clipgs.splats import fit_cuda, ply, stages
+from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.render import from_image
 from clipgs.stage import Task
 from clipgs.storage import ClipgsError, Members
 
@@ -67,7 +71,7 @@ class Gpu:
 def test_every_object_comes_out_once(monkeypatch, tmp_path):
     gpu = Gpu(monkeypatch, holds=8, asked=3)
     tasks = tasks_of(tmp_path, 7, broken=4)
-    results = {task.uid: result for task, result in stages._fit_batches(tasks)}
+    results = {task.uid: result for task, result in stages._fit_batches(tasks, 2)}
     assert gpu.batches == [3, 2, 1]
     assert sorted(results) == [task.uid for task in tasks]
     assert results.pop("ball4") == "ObjectError: A surface point's position, colour or normal is not finite."
@@ -81,18 +85,124 @@ def test_every_object_comes_out_once(monkeypatch, tmp_path):
     np.testing.assert_allclose(radii, [0.4, 0.45, 0.5, 0.55, 0.65, 0.7], rtol=1e-4)
 
 
+def test_threads_read_the_points_in_turn(monkeypatch, tmp_path):
+    """A zip file gives one thread's bytes to another, and says nothing or something strange."""
+    tasks, load = tasks_of(tmp_path, 6, broken=None), np.load
+
+    class Arrays:
+        def __init__(self, *arguments, **options):
+            self.opened, self.busy = load(*arguments, **options), threading.Lock()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.opened.close()
+
+        def __getitem__(self, name):
+            assert self.busy.acquire(blocking=False), "two threads at once"
+            time.sleep(0.002)
+            self.busy.release()
+            return self.opened[name]
+
+    monkeypatch.setattr(np, "load", Arrays)
+    Gpu(monkeypatch, holds=8, asked=6)
+    results = [result for _, result in stages._fit_batches(tasks, 6)]
+    assert [row["gaussians"] for row, _ in results] == [200] * 6
+
+
 def test_when_memory_runs_out_the_batch_is_halved(monkeypatch, tmp_path, caplog):
     gpu = Gpu(monkeypatch, holds=2, asked=6)
     tasks = tasks_of(tmp_path, 6, broken=0)
-    results = dict((task.uid, result) for task, result in stages._fit_batches(tasks))
+    results = dict((task.uid, result) for task, result in stages._fit_batches(tasks, 2))
     assert gpu.batches == [5, 1, 2, 2]
     assert len(results) == 6
     assert "going on with 2 objects a batch" in caplog.text
 
     Gpu(monkeypatch, holds=0, asked=1)
     with pytest.raises(ClipgsError, match=r"views\.pixels or fit\.gaussians"):
-        list(stages._fit_batches(tasks[1:]))
+        list(stages._fit_batches(tasks[1:], 2))
 
 
 def test_without_objects_no_gpu_is_asked():
-    assert list(stages._fit_batches([])) == []
+    assert list(stages._fit_batches([], 2)) == []
+
+
+def ready_splats(folder, objects: int, device: str = "cpu") -> list[Task]:
+    """Tasks as `render` makes them, of splats of different sizes; one file is cut."""
+    config = Config.model_validate(
+        {"device": device, "views": {"count": COUNT}, "render": {"pixels": 32, "webp_quality": 100}}
+    )
+    tasks = []
+    for b in range(objects):
+        random = torch.Generator().manual_seed(b)
+        rows = 40 + 10 * b
+        splat = Gaussians(
+            means=torch.rand(rows, 3, generator=random) - 0.5,
+            quats_wxyz=torch.randn(rows, 4, generator=random),
+            log_scales=torch.rand(rows, 3, generator=random) - 3.5,
+            opacity_logits=torch.randn(rows, generator=random),
+            colors=torch.rand(rows, 3, generator=random),
+        )
+        data = ply.to_bytes(splat)
+        data = data[:-100] if b == 3 else data
+        (folder / f"{b}.ply").write_bytes(data)
+        tasks.append(Task(f"splat{b}", "", (config, Members(str(folder / f"{b}.ply"), (("ply", 0, len(data)),)))))
+    return tasks
+
+
+def test_pictures_of_a_batch_are_those_of_each(monkeypatch, tmp_path, caplog):
+    tasks = ready_splats(tmp_path, 7)
+    alone = {task.uid: stages._render_one(task.payload) for task in tasks if task.uid != "splat3"}
+    drawing, batches = stages._drawing, []
+
+    def on_a_small_gpu(config, _):
+        draw = drawing(config, "cpu")
+
+        def held(splats):
+            batches.append(len(splats))
+            if len(splats) > 4:
+                raise torch.OutOfMemoryError("none left")
+            return draw(splats)
+
+        return held
+
+    monkeypatch.setattr(stages, "_drawing", on_a_small_gpu)
+    results = {task.uid: result for task, result in stages._render_batches(tasks, 2)}
+    assert batches == [6, 3, 2, 1]
+    assert "going on with 3 objects a batch" in caplog.text
+    assert "cut short" in results.pop("splat3")
+    assert results == alone  # the same bytes
+
+
+@pytest.mark.gpu
+def test_pictures_on_the_gpu_are_those_of_the_cpu(tmp_path):
+    pytest.importorskip("gsplat", reason="needs gsplat")
+    tasks = ready_splats(tmp_path, 7, "cuda")
+    results = {task.uid: result for task, result in stages._render_batches(tasks, 2)}
+    assert "cut short" in results.pop("splat3")
+    for task in tasks:
+        if task.uid in results:
+            (_, theirs), (_, ours) = stages._render_one(task.payload), results[task.uid]
+            assert [name for name, _ in ours] == [name for name, _ in theirs]
+            for (_, one), (_, other) in zip(ours, theirs, strict=True):
+                off = from_image(one).astype(int) - from_image(other)
+                assert abs(off).mean() < 0.5
+
+
+@pytest.mark.gpu
+def test_the_stage_fits_on_the_gpu_what_it_fits_on_the_cpu(tmp_path):
+    tasks = tasks_of(tmp_path, 5, broken=2)
+    settings = {"gaussians": 200, "steps": 300, "lr_factor": 3.0, "min_psnr": 0}
+    payloads = {}
+    for device in ("cpu", "cuda"):
+        config = Config.model_validate(
+            {"device": device, "views": {"count": COUNT, "held_out": HELD_OUT, "pixels": 40}, "fit": settings}
+        )
+        payloads[device] = [Task(task.uid, "", (config, *task.payload[1:])) for task in tasks]
+    results = {task.uid: result for task, result in stages._fit_batches(payloads["cuda"], 2)}
+    assert "is not finite" in results.pop("ball2")
+    for task in payloads["cpu"]:
+        if task.uid in results:
+            row, _ = stages._fit_one(task.payload)
+            assert abs(results[task.uid][0]["psnr"] - row["psnr"]) < 0.2, task.uid

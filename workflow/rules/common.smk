@@ -7,6 +7,7 @@ from pathlib import Path
 from clipgs import config as settings
 from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
+from clipgs.gpus import visible_gpus
 from clipgs.storage import ClipgsError
 from clipgs.triplets.captions import listed_digest
 
@@ -45,6 +46,19 @@ os.environ |= {
 }
 CAPTIONS = {"captions": digest} if digest else {}
 THREADS = CONFIG.workers.threads or workflow._cores or 1
+
+# Here a job on a GPU takes one of those that there are; on a cluster it asks for one where the configuration says cuda,
+# and the scheduler chooses.
+GPUS = len(visible_gpus()) if workflow.local_exec and CONFIG.device != "cpu" else 0
+if workflow.local_exec and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", GPUS)
+GPU = int(GPUS > 0 or (CONFIG.device == "cuda" and not workflow.local_exec))
+# With several shards the GPUs fit one while the other cores read and draw the meshes of the next; a third of the cores
+# reads for the GPUs, and writes what they made.
+CPU_THREADS = GPU_THREADS = THREADS
+if GPUS and len(PLAN.shards) > 1:
+    GPU_THREADS = max(1, THREADS // (3 * GPUS))
+    CPU_THREADS = max(1, THREADS - GPUS * GPU_THREADS)
 ENV = str(Path(workflow.basedir, "envs", "clipgs.yaml"))
 GPU_ENV = str(Path(workflow.basedir, "envs", "clipgs-gpu.yaml"))  # with gsplat
 

@@ -9,7 +9,7 @@ rule fetch:
         out("benchmarks/fetch/{shard}.tsv")
     conda:
         ENV
-    threads: THREADS
+    threads: CPU_THREADS
     resources:
         mem_mb=2000,
     params:
@@ -31,7 +31,7 @@ rule sample:
         out("benchmarks/sample/{shard}.tsv")
     conda:
         ENV
-    threads: THREADS
+    threads: CPU_THREADS
     resources:
         mem_mb=2000,
     params:
@@ -53,7 +53,7 @@ rule view:
         out("benchmarks/view/{shard}.tsv")
     conda:
         ENV
-    threads: THREADS
+    threads: CPU_THREADS
     resources:
         mem_mb=2000,
     params:

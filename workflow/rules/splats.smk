@@ -14,9 +14,10 @@ rule fit:
         out("benchmarks/fit/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: GPU_THREADS
     resources:
         mem_mb=8000,
+        gpu=GPU,
     params:
         settings=stage("fit"),
     shell:
@@ -37,9 +38,10 @@ rule render:
         out("benchmarks/render/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: GPU_THREADS
     resources:
         mem_mb=2000,
+        gpu=GPU,
     params:
         settings=stage("render"),
     shell:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from clipgs.gpus import visible_gpus
 from clipgs.storage import ClipgsError
 
 _REMEDY = "install it with: apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
@@ -19,7 +20,7 @@ def import_pyrender() -> ModuleType:
 
     pyrender 0.1.45 imports pyglet, and with it a display, for a viewer that is not used here: a stand-in
     takes the viewer's place. It also reads `np.infty`, which numpy 2 has no more. Which GPU draws is the
-    environment's EGL_DEVICE_ID; without a GPU, Mesa's llvmpipe draws on the CPU.
+    environment's EGL_DEVICE_ID, else any of those there are; without one, Mesa's llvmpipe draws on the CPU.
 
     Raises:
         ClipgsError: the machine has no EGL, nothing that draws, or not that device.
@@ -44,7 +45,9 @@ def import_pyrender() -> ModuleType:
             raise ClipgsError(f"OpenGL cannot be used through EGL ({error}); {_REMEDY}") from error
     if devices == 0:
         raise ClipgsError(f"EGL has no device to draw with; {_REMEDY}")
-    wanted = os.environ.get("EGL_DEVICE_ID", "0")
+    # Of several GPUs each worker draws on one; EGL lists them before what draws on the CPU.
+    gpus = min(len(visible_gpus()), devices)
+    wanted = os.environ.setdefault("EGL_DEVICE_ID", str(os.getpid() % gpus if gpus > 1 else 0))
     if not wanted.isdecimal() or int(wanted) >= devices:
         raise ClipgsError(f"EGL_DEVICE_ID asks for {wanted}, and EGL has the devices 0 to {devices - 1}")
 

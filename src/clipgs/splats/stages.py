@@ -2,8 +2,10 @@
 
 import io
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 
 from clipgs.catalog.records import stage_schema
 from clipgs.config import Config
-from clipgs.cores import usable_cores
+from clipgs.gpus import take_gpu
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
 from clipgs.storage import (
     ClipgsError,
@@ -29,14 +31,20 @@ from clipgs.storage import (
 log = logging.getLogger(__name__)
 
 
+# Of the pictures that one call draws, as floats with what the rasteriser keeps beside them.
+_RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40
+
+
 def device(config: Config) -> str:
-    """`cuda` or `cpu`: what the configuration says, or what is there.
+    """`cuda` or `cpu`: what the configuration says, or what is there. Of several GPUs this process takes a free one.
 
     Raises:
         ClipgsError: the configuration asks for CUDA, and torch sees none.
     """
     import torch
 
+    if config.device != "cpu":
+        take_gpu()
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -68,7 +76,8 @@ def fit(config: Config, shard: str, threads: int) -> None:
             cloud = b"".join(arrays[f"{uid}/{name}"].tobytes() for name in ("xyz", "rgb", "normals"))
             payload = (config, uid, points, views[uid], seed_of(config.seed, "fit", uid))
             tasks.append(Task(uid, f"{sha256(cloud).hexdigest()} {views[uid].digest()}", payload))
-    compute = _fit_batches if device(config) == "cuda" else in_workers(_fit_one, config, "fit", threads)
+    on_gpu = partial(_fit_batches, threads=threads)
+    compute = on_gpu if device(config) == "cuda" else in_workers(_fit_one, config, "fit", threads)
     tasks += ready.tasks(config, shard)
     compute = ready.beside(compute, config, threads)
     rows = []
@@ -83,20 +92,27 @@ def fit(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "splats", shard, ".parquet"), rows, stage_schema(extra))
 
 
-def _inputs(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any]:
-    """Points and views of one object, without a batch axis; `arrays` is the shard's opened file of points."""
+def _cloud(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> Any:
+    """Points of one object, without a batch axis; `arrays` is the shard's opened file of points."""
+    import torch
+
+    from clipgs.splats.gaussians import Points
+
+    return Points(*(torch.from_numpy(arrays[f"{payload[1]}/{name}"]) for name in ("xyz", "rgb", "normals")))
+
+
+def _views(payload: tuple[Config, str, Path, Members, int]) -> Any:
+    """Views of one object, without a batch axis."""
     import torch
     from PIL import Image
 
     from clipgs.meshes.views import parse_cameras
-    from clipgs.splats.gaussians import Points, Views
+    from clipgs.splats.gaussians import Views
 
-    _, uid, _, members, _ = payload
-    cloud = Points(*(torch.from_numpy(arrays[f"{uid}/{name}"]) for name in ("xyz", "rgb", "normals")))
-    files = members.read()
+    files = payload[3].read()
     viewmats, Ks, _ = parse_cameras(files.pop("cameras.json"))
     rgba = np.stack([np.asarray(Image.open(io.BytesIO(data))) for _, data in sorted(files.items())])
-    return cloud, Views(torch.from_numpy(rgba), torch.from_numpy(viewmats), torch.from_numpy(Ks))
+    return Views(torch.from_numpy(rgba), torch.from_numpy(viewmats), torch.from_numpy(Ks))
 
 
 def _judge(config: Config, gaussians: Any, held_out: Any) -> tuple[Row, Files]:
@@ -127,78 +143,102 @@ def _fit_one(payload: tuple[Config, str, Path, Members, int]) -> tuple[Row, File
     torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits everywhere
     config, _, points, _, seed = payload
     with np.load(points, allow_pickle=False) as arrays:
-        cloud, views = _inputs(payload, arrays)
-    count = config.views.count
+        cloud = _cloud(payload, arrays)
+    views, count = _views(payload), config.views.count
     gaussians = fit_batch(cloud[None], views[None, :count], config.fit, seeds=[seed])
     return _judge(config, gaussians[0], views[count:])
 
 
-def _fit_batches(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-    """Many objects in one call on the GPU; while a batch is fitted, threads read the next and judge the last. When
-    memory runs out the batch is halved."""
+def _in_batches(
+    tasks: list[Task],
+    threads: int,
+    size: int,
+    read: Callable[[Any], Any],
+    compute: Callable[[list[Any]], Any],
+    finish: Callable[[Any, Any], tuple[Row, Files]],
+    lower: str,
+) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    """Many objects in one call on the GPU, while threads read the next batch and finish the last.
+
+    Args:
+        size: objects a batch; halved when the GPU's memory runs out.
+        read: from a task's payload to what `compute` takes; what it raises is the object's own error.
+        compute: from a list of these to as many results.
+        finish: from a result, and what it was made from, to the object's row and files.
+        lower: the keys to lower where not even one object fits.
+    """
     import torch
 
+    first = 0
+    reading: dict[int, Future] = {}
+    finishing: dict[int, Future] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        while first < len(tasks):
+            for index in range(first, min(first + 2 * size, len(tasks))):
+                if index not in reading:
+                    reading[index] = pool.submit(read, tasks[index].payload)
+            batch = range(first, min(first + size, len(tasks)))
+            results = {index: _result(reading[index]) for index in batch}
+            # should they be needed again: generators in what was read will have moved on
+            for index in batch:
+                del reading[index]
+            inputs = {index: result for index, result in results.items() if not isinstance(result, str)}
+            try:
+                computed = compute(list(inputs.values())) if inputs else []
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise ClipgsError(f"one object does not fit into the GPU's memory; lower {lower}") from None
+                size = max(1, len(inputs) // 2)
+                torch.cuda.empty_cache()
+                log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
+                continue
+            for index in batch:
+                if isinstance(results[index], str):
+                    yield tasks[index], results[index]
+            for index, future in finishing.items():
+                yield tasks[index], _result(future)
+            finishing = {
+                index: pool.submit(finish, result, inputs[index])
+                for index, result in zip(inputs, computed, strict=True)
+            }
+            first = batch.stop
+        for index, future in finishing.items():
+            yield tasks[index], _result(future)
+
+
+def _fit_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
     from clipgs.splats.fit import as_gaussians
     from clipgs.splats.fit_cuda import fit_tables, objects_a_batch
 
     if not tasks:
         return
     config, _, points, *_ = tasks[0].payload
-    size, first = objects_a_batch(config.fit, config.views.count, config.views.pixels), 0
-    reading: dict[int, Future] = {}
-    judging: dict[int, Future] = {}
-    with np.load(points, allow_pickle=False) as arrays, ThreadPoolExecutor(usable_cores()) as pool:
-        while first < len(tasks):
-            for index in range(first, min(first + 2 * size, len(tasks))):
-                if index not in reading:
-                    reading[index] = pool.submit(_prepared, tasks[index].payload, arrays)
-            batch = range(first, min(first + size, len(tasks)))
-            results = {index: _result(reading[index]) for index in batch}
-            inputs = {index: result for index, result in results.items() if not isinstance(result, str)}
-            try:
-                raw = (
-                    fit_tables(
-                        np.stack([start for start, *_ in inputs.values()]),
-                        _stacked([views[: config.views.count].to(device(config)) for _, views, _ in inputs.values()]),
-                        config.fit,
-                        [plan for *_, plan in inputs.values()],
-                    )
-                    if inputs
-                    else torch.empty(0)
-                )
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise ClipgsError(
-                        "one object does not fit into the GPU's memory; lower views.pixels or fit.gaussians"
-                    ) from None
-                size = max(1, len(inputs) // 2)
-                torch.cuda.empty_cache()
-                log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
-                # the generators of what was read have moved on: a repeated fit shall be the same
-                for index in batch:
-                    del reading[index]
-                continue
-            for index in batch:
-                del reading[index]
-                if isinstance(results[index], str):
-                    yield tasks[index], results[index]
-            for index, future in judging.items():
-                yield tasks[index], _result(future)
-            judging = {
-                index: pool.submit(_judge, config, as_gaussians(table[None])[0], views[config.views.count :])
-                for table, (index, (_, views, _)) in zip(raw, inputs.items(), strict=True)
-            }
-            first = batch.stop
-        for index, future in judging.items():
-            yield tasks[index], _result(future)
+    count, where = config.views.count, device(config)
+
+    def compute(inputs: list[Any]) -> Any:
+        tables, views, plans = zip(*inputs, strict=True)
+        seen = _stacked([one[:count].to(where) for one in views])
+        return fit_tables(np.stack(tables), seen, config.fit, plans)
+
+    def finish(table: Any, read: Any) -> tuple[Row, Files]:
+        return _judge(config, as_gaussians(table[None])[0], read[1][count:])
+
+    with np.load(points, allow_pickle=False) as arrays:
+        size = objects_a_batch(config.fit, count, config.views.pixels)
+        read = partial(_prepared, arrays=arrays, reading=threading.Lock())
+        yield from _in_batches(tasks, threads, size, read, compute, finish, "views.pixels or fit.gaussians")
 
 
-def _prepared(payload: tuple[Config, str, Path, Members, int], arrays: Any) -> tuple[Any, Any, Any]:
-    """The start, the views and the plan of one object's fit."""
+def _prepared(
+    payload: tuple[Config, str, Path, Members, int], arrays: Any, reading: threading.Lock
+) -> tuple[Any, Any, Any]:
+    """The start, the views and the plan of one object's fit; a zip file is not one for several threads at once."""
     from clipgs.splats.fit import schedule, start
 
     config, *_, seed = payload
-    cloud, views = _inputs(payload, arrays)
+    with reading:
+        cloud = _cloud(payload, arrays)
+    views = _views(payload)
     table = start(cloud.xyz.numpy(), cloud.rgb.numpy(), cloud.normals.numpy(), config.fit, seed)
     return table, views, schedule(config.fit, config.views.count, seed)
 
@@ -233,7 +273,8 @@ def render(config: Config, shard: str, threads: int) -> None:
     check(splats)
     fitted, plys = good(table(config, "splats", shard)), tar_objects(splats)
     tasks = [Task(uid, plys[uid].digest(), (config, plys[uid])) for uid in fitted]
-    compute = _render_here if device(config) == "cuda" else in_workers(_render_one, config, "fit", threads)
+    on_gpu = partial(_render_batches, threads=threads)
+    compute = on_gpu if device(config) == "cuda" else in_workers(_render_one, config, "fit", threads)
     rows = []
     with TarWriter(path(config, "renders", shard, ".tar")) as tar:
         for row, files in over_objects(config, "render", shard, tasks, compute):
@@ -243,29 +284,59 @@ def render(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "renders", shard, ".parquet"), rows, stage_schema())
 
 
-def _render_one(payload: tuple[Config, Members], where: str = "cpu") -> tuple[Row, Files]:
+def _render_one(payload: tuple[Config, Members]) -> tuple[Row, Files]:
+    config, _ = payload
+    draw = _drawing(config, "cpu")
+    return _encode(config, draw([_splat(payload)])[0])
+
+
+def _render_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    if not tasks:
+        return
+    config = tasks[0].payload[0]
+    picture_bytes = config.views.count * config.render.pixels**2 * _RENDER_BYTES_A_PIXEL
+    yield from _in_batches(
+        tasks,
+        threads,
+        max(1, int(_RENDER_BYTES / picture_bytes)),
+        _splat,
+        _drawing(config, "cuda"),
+        lambda pictures, _: _encode(config, pictures),
+        "render.pixels",
+    )
+
+
+def _splat(payload: tuple[Config, Members]) -> Any:
+    from clipgs.splats import ply
+
+    (data,) = payload[1].read().values()
+    return ply.from_bytes(data)
+
+
+def _drawing(config: Config, where: str) -> Callable[[list[Any]], np.ndarray]:
+    """A function from B splats to their pictures from the canonical cameras, [B, V, H, W, 3] uint8."""
     import torch
 
-    from clipgs.splats import ply
+    from clipgs.splats.gaussians import Gaussians
     from clipgs.splats.render import render as render_views
+
+    viewmats, Ks = (torch.from_numpy(array).to(where) for array in canonical_cameras(config))
+
+    def draw(splats: list[Any]) -> np.ndarray:
+        cameras = (tensor.expand(len(splats), *tensor.shape) for tensor in (viewmats, Ks))
+        return render_views(Gaussians.stack(splats).to(where), *cameras, config.render.pixels).cpu().numpy()
+
+    return draw
+
+
+def _encode(
+    config: Config,
+    pictures: np.ndarray,  # [V, H, W, 3] uint8
+) -> tuple[Row, Files]:
     from clipgs.splats.render import to_webp
 
-    config, members = payload
-    (data,) = members.read().values()
-    viewmats, Ks = canonical_cameras(config)
-    pictures = render_views(
-        ply.from_bytes(data).to(where),
-        torch.from_numpy(viewmats).to(where),
-        torch.from_numpy(Ks).to(where),
-        config.render.pixels,
-    )
-    webps = [to_webp(picture, config.render.webp_quality) for picture in pictures.cpu().numpy()]
+    webps = (to_webp(picture, config.render.webp_quality) for picture in pictures)
     return {}, [(f"{index:02d}.webp", webp) for index, webp in enumerate(webps)]
-
-
-def _render_here(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-    for task in tasks:
-        yield task, _render_one(task.payload, "cuda")
 
 
 def canonical_cameras(config: Config) -> tuple[np.ndarray, np.ndarray]:
