@@ -323,6 +323,18 @@ class Pack(Section):
     samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
 
 
+class Baselines(Section):
+    """Files of other people's models, to be measured on the same objects; null: the row stays empty."""
+
+    uni3d: str | None = _key(None, "path", "checkpoint of Uni3D")
+    openshape: str | None = _key(None, "path", "checkpoint of OpenShape's PointBERT")
+    ulip2: str | None = _key(None, "path", "checkpoint of ULIP-2's coloured PointBERT")
+    eva02_e_14_plus: str | None = _key(None, "path", "weights of Uni3D's teacher EVA02-E-14-plus; download: fetch them")
+    vit_bigg_14: str | None = _key(
+        None, "path", "weights of OpenShape's and ULIP-2's teacher ViT-bigG-14; download: fetch them"
+    )
+
+
 class Evaluation(Section):
     """How well a run does: retrieval, zero-shot and few-shot classification. Protocols: docs/protocols.md."""
 
@@ -355,6 +367,7 @@ class Evaluation(Section):
     )
     few_shot_queries: int = _key(20, "objects", "asked about of each class, or what there is", ge=1, le=10_000)
     few_shot_strict: bool = _key(False, "switch", "leave out classes with fewer")
+    baselines: Baselines = _section(Baselines)
     examples: int = _key(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
 
 
@@ -434,6 +447,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "embed-shapes": (1, ()),
     "evaluate": (1, ("evaluation",)),
     "report": (1, ("report", "pack.title")),
 }

@@ -81,6 +81,11 @@ class Gallery:
         }
 
 
+def seeded_view(settings: Evaluation, uid: str, views: int) -> int:
+    """Which of an object's pictures stands for it."""
+    return seed_of(settings.seed, "evaluation view", uid) % views
+
+
 def gallery(rows: Sequence[Row], settings: Evaluation, views: int) -> Gallery:
     """The objects of the split, or one of each group (that of the smallest uid), by uid.
 
@@ -103,7 +108,7 @@ def gallery(rows: Sequence[Row], settings: Evaluation, views: int) -> Gallery:
     objects = [
         {
             **{key: row[key] for key in ("uid", "group", "caption", "category", "sha256")},
-            "view": seed_of(settings.seed, "evaluation view", row["uid"]) % views,
+            "view": seeded_view(settings, row["uid"], views),
         }
         for row in sorted(chosen.values(), key=lambda row: row["uid"])
     ]
