@@ -371,6 +371,18 @@ class Evaluation(Section):
     examples: int = _key(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
 
 
+class Ablations(Section):
+    """Runs that differ in one thing, trained and evaluated alike: one table."""
+
+    rows: list[str] = _key(
+        ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"],
+        "names",
+        "the paper's five by default; docs/protocols.md lists all: orders, K, first weights, Gaussians, captions",
+        min_length=1,
+    )
+    seeds: list[int] = _key([0, 1, 2], "seeds", "each row is trained with each of them", min_length=1)
+
+
 class Report(Section):
     """The page of what was made: pictures, tables, curves, and splats to turn."""
 
@@ -412,6 +424,7 @@ class Config(Section):
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
     evaluation: Evaluation = _section(Evaluation)
+    ablations: Ablations = _section(Ablations)
     report: Report = _section(Report)
     workers: Workers = _section(Workers)
 
@@ -449,6 +462,8 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "index": (1, ("pack",)),
     "embed-shapes": (1, ()),
     "evaluate": (1, ("evaluation",)),
+    "baselines": (1, ("evaluation",)),
+    "ablations": (1, ("evaluation", "ablations")),
     "report": (1, ("report", "pack.title")),
 }
 

@@ -7,6 +7,7 @@ user does not have is empty. Published numbers stand beside them, marked as publ
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +18,10 @@ from clipgs.config import Config
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
-from clipgs.evaluation.stages import class_names, index_rows, run_folder, said, write_json
+from clipgs.evaluation.stages import Embeddings, class_names, index_rows, run_folder, said, write_json
 from clipgs.evaluation.zeroshot import zero_shot
 from clipgs.stage import Progress, path
-from clipgs.storage import check
+from clipgs.storage import check, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _measured(
         return teacher.encode_texts(list(texts)).cpu().numpy()
 
     read = _splats if source == "splats" else _mesh_points
-    shapes = embed_points(model, baseline, read(config, made, rows), len(made.objects), baseline.name)
+    shapes = embed_points(model, baseline, read(config, made.uids, rows), len(made.objects), baseline.name)
     texts = encode([row["caption"] for row in made.objects])
     kept = {"groups": made.groups, "resamples": settings.resamples, "seed": settings.seed}
     forth = retrieval(texts, shapes, [made.of_caption[caption] for caption in made.caption_of], **kept)
@@ -215,7 +216,28 @@ def embed_points(
     return np.concatenate(rows)
 
 
-def _splats(config: Config, made: Gallery, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
+    """Every packed splat's positions and colours through Uni3D as it is published, in its own teacher's space."""
+    from clipgs.encoder import pretrained
+    from clipgs.splats.stages import device as device_of
+    from clipgs.training import features
+
+    rows = index_rows(config)
+    model = pretrained.load(checkpoint).to(device_of(config))
+    uids = [row["uid"] for row in rows]
+    shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")
+    about = features.read(config, rows[0]["shard"]).metadata
+    metadata = {
+        "model_sha256": sha256_of(Path(checkpoint)),
+        "weights_sha256": about["weights_sha256"],
+        "teacher": f"{about['teacher']} ({about['pretrained']})",
+    }
+    return Embeddings(uids, shapes, metadata)
+
+
+def _splats(
+    config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Positions and colours of each object's Gaussians, in farthest-point order."""
     from clipgs.splats import ply
     from clipgs.triplets.dataset import TripletDataset
@@ -223,18 +245,18 @@ def _splats(config: Config, made: Gallery, rows: Sequence[dict[str, Any]]) -> It
     del rows
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
-    for uid in made.uids:
+    for uid in uids:
         gaussians = ply.from_bytes(dataset.members(place[uid])[f"{uid}.ply"], uid)
         yield gaussians.means, gaussians.colors
 
 
 def _mesh_points(
-    config: Config, made: Gallery, rows: Sequence[dict[str, Any]]
+    config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Points on the surface of each object's mesh, as `sample` drew them."""
     shard_of = {row["uid"]: row["shard"] for row in rows}
     opened: dict[str, Any] = {}
-    for uid in made.uids:
+    for uid in uids:
         shard = shard_of[uid]
         if shard not in opened:
             file = path(config, "points", shard, ".npz")

@@ -53,12 +53,9 @@ def embed_shapes(config: Config) -> None:
     Raises:
         ClipgsError: the run is not finished, or a triplet is damaged.
     """
-    from safetensors.numpy import save_file
-
     run = config.output_path / "runs" / config.training.run
     found = embed(run, config.output_path / "triplets", device=config.device)
-    with atomic(run_folder(config) / "embeddings.safetensors") as temporary:
-        save_file({"shapes": found.shapes}, temporary, {**found.metadata, "uids": json.dumps(found.uids)})
+    write_embeddings(run_folder(config) / "embeddings.safetensors", found)
 
 
 def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = None) -> Embeddings:
@@ -94,6 +91,14 @@ def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = Non
     }
     order = np.argsort(dataset.uids)
     return Embeddings([str(dataset.uids[i]) for i in order], shapes[order], metadata)
+
+
+def write_embeddings(file: Path, found: Embeddings) -> None:
+    """Keeps embeddings, for `read_embeddings`."""
+    from safetensors.numpy import save_file
+
+    with atomic(file) as temporary:
+        save_file({"shapes": found.shapes}, temporary, {**found.metadata, "uids": json.dumps(found.uids)})
 
 
 def read_embeddings(file: Path) -> Embeddings:
