@@ -107,8 +107,8 @@ def ablations(config: Config) -> None:
     texts = texts[[place[uid] for uid in made.uids]]
     hits = {name: np.stack([_hits(of_row(config, name, seed), made, texts) for seed in seeds]) for name in chosen}
     table = {
-        "protocol": "Every row and seed trained and evaluated alike. Differences are paired: the same queries and seeds, "
-        f"in {PAIRED}; intervals 95 %, resampled over groups of one shape.",
+        "protocol": "Every row and seed trained and evaluated alike. Differences are paired: the same queries, the "
+        f"same seeds, in {PAIRED}; intervals 95 %, resampled over groups of one shape.",
         "gallery": made.about(),
         "seed": config.evaluation.seed,
         "seeds": list(seeds),
