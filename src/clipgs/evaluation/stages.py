@@ -160,7 +160,7 @@ def evaluate(config: Config) -> None:
 def index_rows(config: Config) -> list[dict[str, Any]]:
     """What the triplets' index says of every object, by uid."""
     rows = read_table(config.output_path / "triplets" / "index.parquet", _COLUMNS)
-    return sorted(rows, key=lambda row: row["uid"])
+    return sorted(({**row, "group": row["group"] or row["uid"]} for row in rows), key=lambda row: row["uid"])
 
 
 def said(config: Config, names: Sequence[str]) -> list[str]:
