@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import C1, C2, WINDOW
 from clipgs.splats.quality import quality
 
-ROWS = ("256:10000:5000:2", "256:10000:1500:4", "512:16000:5000:2")
-BARS = {(256, 5000): 15_000, (256, 1500): 40_000, (512, 5000): 5_000}  # objects an hour
+ROWS = ("256:10000:5000:2", "256:10000:1500:4", "256:10000:2000:4", "512:16000:5000:2")
+BARS = {(256, 5000): 15_000, (256, 1500): 40_000, (256, 2000): 40_000, (512, 5000): 5_000}  # objects an hour
+# Learning rates of 3D Gaussian Splatting: positions, quaternions, scales, opacities, colours.
+STOCK_RATES = {"lr_means": 1.6e-4, "lr_quats": 1e-3, "lr_scales": 5e-3, "lr_opacities": 5e-2, "lr_colors": 1e-2}
 STOCK_EVERY = 6
 PROFILED_STEPS = 40
 _log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "core", help="folder with manifest.csv")
     parser.add_argument("--objects", type=int, help="the first so many by uid (default: all)")
     parser.add_argument("--row", action="append", help="pixels:Gaussians:steps:lr_factor; may be given again")
-    parser.add_argument("--batch", type=int, default=128, help="objects a batch at 256 px; half of it at 512 px")
+    parser.add_argument("--batch", type=int, default=128, help="objects a batch at 256 px; 9/16 of it at 512 px")
     parser.add_argument("--runs", type=int, default=3, help="the median of so many is told")
     parser.add_argument("--stock", type=int, default=12, help="most objects that the stock loop fits at 256 px")
     parser.add_argument("--stock-large", type=int, default=6, help="the same at 512 px")
@@ -63,27 +66,33 @@ def _run(arguments: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     data: dict[int, tuple[Points, Views]] = {}
     stocks: dict[int, dict[str, Any]] = {}
-    for spec in arguments.row or ROWS:
-        pixels, gaussians, steps, factor = (float(part) for part in spec.split(":"))
+
+    def write() -> None:  # after each row, and each object of stock's: a run that is cut short leaves what it made
+        for row in rows:
+            if stock := stocks.get(row["px"]):
+                mine = [row["psnr_by_object"][i] for i in stock["objects"]]
+                row["psnr_over_stock"] = statistics.fmean(mine) - stock["psnr"]
+                row["times_stock"] = row["objects_per_hour"] / stock["objects_per_hour"]
+        results = {"rows": [*stocks.values(), *rows], "driver": driver()}
+        record("fit", {"fit": Fit().model_dump(mode="json"), "objects": len(files)}, results, arguments.output)
+
+    specs = [[float(part) for part in spec.split(":")] for spec in arguments.row or ROWS]
+    for pixels, gaussians, steps, factor in specs:
         settings = Fit(gaussians=int(gaussians), steps=int(steps), lr_factor=factor)
         if int(pixels) not in data:
             data[int(pixels)] = prepare(files, int(pixels))
-        most = arguments.stock if pixels <= 256 else arguments.stock_large
-        if most and int(pixels) not in stocks:
-            stocks[int(pixels)] = stock_row(*data[int(pixels)], settings.model_copy(update={"steps": 5_000}), most)
-            _tell(stocks[int(pixels)])
-        batch = arguments.batch if pixels <= 256 else arguments.batch // 2
+        batch = arguments.batch if pixels <= 256 else arguments.batch * 9 // 16
         row = our_row(*data[int(pixels)], settings, batch, arguments.runs)
-        if stock := stocks.get(int(pixels)):
-            mine = [row["psnr_by_object"][i] for i in stock["objects"]]
-            row["psnr_over_stock"] = statistics.fmean(mine) - stock["psnr"]
-            row["times_stock"] = row["objects_per_hour"] / stock["objects_per_hour"]
         row["bar"] = BARS.get((int(pixels), settings.steps))
-        _tell(row)
         rows.append(row)
-        # after each row: a run that is cut short leaves those that it made
-        results = {"rows": [*stocks.values(), *rows], "driver": driver()}
-        record("fit", {"fit": Fit().model_dump(mode="json"), "objects": len(files)}, results, arguments.output)
+        write()
+    for pixels, gaussians in dict.fromkeys((int(spec[0]), int(spec[1])) for spec in specs):
+        most = arguments.stock if pixels <= 256 else arguments.stock_large
+        for row in stock_rows(*data[pixels], Fit(gaussians=gaussians), most):
+            stocks[pixels] = row
+            write()
+    for row in (*stocks.values(), *rows):
+        _tell(row)
     return 0 if all(row["bar"] is None or row["objects_per_hour"] >= row["bar"] for row in rows) else 1
 
 
@@ -186,10 +195,12 @@ def profile(points: Points, views: Views, settings: Fit, batch: int) -> dict[str
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
-def stock_row(points: Points, views: Views, settings: Fit, most: int) -> dict[str, Any]:
+def stock_rows(points: Points, views: Views, settings: Fit, most: int) -> Iterator[dict[str, Any]]:
+    """The row of the stock loop, after each of its objects."""
     count, objects = Config().views.count, list(range(0, len(points.xyz), STOCK_EVERY))[:most]
     seconds, psnrs = [], []
-    stock(points[objects[0]], views[objects[0], :count].to("cuda"), settings.model_copy(update={"steps": 50}))
+    if objects:
+        stock(points[objects[0]], views[objects[0], :count].to("cuda"), settings.model_copy(update={"steps": 50}))
     for index in objects:
         seen = views[index].to("cuda")
         torch.cuda.synchronize()
@@ -198,19 +209,19 @@ def stock_row(points: Points, views: Views, settings: Fit, most: int) -> dict[st
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
         psnrs.append(quality(gaussians.prune(settings.prune_below), seen[count:])["psnr"])
-    return {
-        "way": "stock",
-        "px": views.rgba.shape[-2],
-        "gaussians": settings.gaussians,
-        "steps": settings.steps,
-        "loss": f"{1 - settings.ssim_weight:g} L1 + {settings.ssim_weight:g} (1 - SSIM) + alpha, random ground",
-        "objects": objects,
-        "objects_per_hour": 3600 / statistics.median(seconds),
-        "seconds_an_object": seconds,
-        "psnr": statistics.fmean(psnrs),
-        "psnr_by_object": psnrs,
-        "commit": commit(),
-    }
+        yield {
+            "way": "stock",
+            "px": views.rgba.shape[-2],
+            "gaussians": settings.gaussians,
+            "steps": settings.steps,
+            "loss": f"{1 - settings.ssim_weight:g} L1 + {settings.ssim_weight:g} (1 - SSIM) + alpha, random ground",
+            "objects": objects[: len(psnrs)],
+            "objects_per_hour": 3600 / statistics.median(seconds),
+            "seconds_an_object": seconds,
+            "psnr": statistics.fmean(psnrs),
+            "psnr_by_object": psnrs,
+            "commit": commit(),
+        }
 
 
 def stock(points: Points, views: Views, settings: Fit) -> Gaussians:
@@ -222,10 +233,9 @@ def stock(points: Points, views: Views, settings: Fit) -> Gaussians:
     groups[1] = torch.tensor([1.0, 0, 0, 0], device="cuda").repeat(settings.gaussians, 1)
     groups[2] = groups[2][:, :1].repeat(1, 3) - np.log(settings.disc_spacing)
     groups[3] = torch.full_like(groups[3], np.log(0.1 / 0.9))
-    rates = (settings.lr_means, settings.lr_quats, settings.lr_scales, settings.lr_opacities, settings.lr_colors)
     optimizers = [
         torch.optim.Adam([group.requires_grad_()], lr=rate, eps=1e-15, fused=True)
-        for group, rate in zip(groups, rates, strict=True)
+        for group, rate in zip(groups, STOCK_RATES.values(), strict=True)
     ]
     plan = schedule(settings, len(views.rgba), 0)
     grounds = torch.from_numpy(plan.grounds).cuda()

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fit import driver, prepare
+from fit import STOCK_RATES, driver, prepare
 from record import SHARED, commit, record
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -42,7 +42,6 @@ PIXELS = 256
 COUNT = Config().views.count
 FAR, VISIBLE = 0.03, 0.05  # of the object's longest side; opacity
 PAPERS_STEPS = (1_000, 2_500, 5_000, 10_000, 20_000)
-BATCH = 128  # of the rows whose time is told
 _log = logging.getLogger(__name__)
 
 
@@ -107,15 +106,16 @@ def ours(what: str, points: Points, views: Views, **changes: Any) -> dict[str, A
 
 
 def few_steps(points: Points, views: Views):
-    """Which learning rates make the most of few steps."""
+    """Which factor on 3DGS' learning rates makes the most of few steps."""
     for steps in (1_000, 1_250, 1_500):
         for factor in (3.0, 4.0, 5.0, 6.0):
-            yield ours(f"{steps} steps, rates x {factor:g}", points, views, steps=steps, lr_factor=factor)
+            what = f"{steps} steps, rates x {factor:g}"
+            yield ours(what, points, views, **STOCK_RATES | {"steps": steps, "lr_factor": factor})
 
 
 def around_fast(points: Points, views: Views):
-    """What each setting does to the fast preset."""
-    fast = Fit(preset="fast").model_dump()
+    """What each setting does to the fast preset at 3DGS' learning rates."""
+    fast = Fit(preset="fast").model_dump() | STOCK_RATES
     yield ours("fast", points, views, **fast)
     for name, values in {
         "lr_means": (0.5, 2.0),
@@ -151,7 +151,7 @@ TOGETHER = {
 def together(points: Points, views: Views):
     """What helped alone, together: rates of their own for positions, scales, opacities and colours."""
     for preset, steps in (("fast", 1_250), ("fast", 1_000), ("paper", 5_000)):
-        base = Fit(preset=preset).model_dump() | {"steps": steps}
+        base = Fit(preset=preset).model_dump() | STOCK_RATES | {"steps": steps}
         yield ours(f"{preset}, {steps} steps", points, views, **base)
         for what, factors in TOGETHER.items():
             factors = TOGETHER["A: scales x 2, opacities x 0.5, colours x 2"] | factors
@@ -165,14 +165,14 @@ def losses(points: Points, views: Views):
         base = Fit(preset=preset).model_dump()
         yield ours(preset, points, views, **base)
         changed = {
-            "constant rates": {"schedule": "constant"},
             "white ground": {"random_ground": False},
-            "no alpha term": {"alpha_weight": 0.0},
             "white ground, no alpha term": {"random_ground": False, "alpha_weight": 0.0},
+            "constant rates": {"schedule": "constant"},
+            "no alpha term": {"alpha_weight": 0.0},
             "nothing moved": {"relocate_below": 0.0},
             "L1 alone": {"ssim_weight": 0.0},
         }
-        for what, changes in list(changed.items())[: 2 if preset == "paper" else None]:
+        for what, changes in list(changed.items())[: 3 if preset == "paper" else None]:
             yield ours(f"{preset}, {what}", points, views, **base | changes)
 
 
@@ -203,33 +203,38 @@ def resolution(points: Points, views: Views):
 
 
 def autograd(points: Points, views: Views):
-    """Several views a step, and priors, through gsplat."""
-    fast = Fit(preset="fast")
-    for what, steps, count, opacity_prior, scale_prior in (
-        ("one view a step", 1_500, 1, 0.0, 0.0),
-        ("two views a step, as many pictures", 750, 2, 0.0, 0.0),
-        ("four views a step, as many pictures", 375, 4, 0.0, 0.0),
-        ("two views a step, as many steps", 1_500, 2, 0.0, 0.0),
-        ("opacity prior 0.01", 1_500, 1, 0.01, 0.0),
-        ("scale prior 0.01", 1_500, 1, 0.0, 0.01),
-    ):
-        settings = fast.model_copy(update={"steps": steps})
-        tables, plans = starts(points, settings.model_copy(update={"steps": steps * count}))
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        raw = by_autograd(tables, views[:, :COUNT], settings, plans, count, opacity_prior, scale_prior)
-        yield judged(f"gsplat, {what}", points, views, as_gaussians(raw), begin, steps=steps)
+    """Several views a step through gsplat: as many pictures in fewer steps."""
+    for count in (1, 2, 4):
+        yield through_gsplat(f"{count} views a step, {1_500 // count} steps", points, views, 1_500 // count, count)
+
+
+def priors(points: Points, views: Views):
+    """Priors on opacity and on scale, through gsplat, over every third object."""
+    some = torch.arange(0, len(points.xyz), 3)
+    for what, opacity, scale in (("no prior", 0, 0), ("opacity prior 0.01", 0.01, 0), ("scale prior 1", 0, 1.0)):
+        yield through_gsplat(what, points[some], views[some.cuda()], 1_500, 1, opacity, scale)
+
+
+def through_gsplat(
+    what: str, points: Points, views: Views, steps: int, count: int, opacity_prior: float = 0, scale_prior: float = 0
+) -> dict[str, Any]:
+    """A row of `by_autograd` at the fast preset."""
+    settings = Fit(preset="fast").model_copy(update={"steps": steps})
+    tables, plans = starts(points, settings.model_copy(update={"steps": steps * count}))
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    raw = by_autograd(tables, views[:, :COUNT], settings, plans, count, opacity_prior, scale_prior)
+    return judged(f"gsplat, {what}", points, views, as_gaussians(raw), begin, steps=steps)
 
 
 def papers_steps(points: Points, views: Views):
     """The paper's own table: quality, bytes and seconds by the number of steps."""
-    rows = torch.arange(BATCH) % len(points.xyz)
-    clouds, seen = points[rows].to("cuda"), views[rows, :COUNT]
+    clouds, seen = points.to("cuda"), views[:, :COUNT]
     for steps in PAPERS_STEPS:
         settings = Fit(steps=steps)
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        gaussians = fit(clouds, seen, settings, seeds=[0] * BATCH)
+        gaussians = fit(clouds, seen, settings, seeds=[0] * len(points.xyz))
         row = judged(f"{steps} steps", points, views, gaussians, begin, steps=steps)
         sizes = [
             len(to_bytes(gaussians[b].prune(settings.prune_below).to("cpu"))) for b in range(0, len(points.xyz), 8)
@@ -244,6 +249,7 @@ EXPERIMENTS: dict[str, Callable] = {
     "losses": losses,
     "resolution": resolution,
     "autograd": autograd,
+    "priors": priors,
     "steps": papers_steps,
 }
 

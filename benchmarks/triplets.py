@@ -1,7 +1,7 @@
 """How many objects an hour go from mesh to packed triplet, through the workflow, and what each stage does.
 
     python benchmarks/triplets.py                      # 1,000 objects; needs a CUDA GPU
-    python benchmarks/triplets.py --objects 40 --shard 20 --device cpu --gaussians 2000 --preset demo   # try it on a CPU
+    python benchmarks/triplets.py --objects 40 --shard 20 --device cpu --gaussians 2000 --preset demo   # on a CPU
 
 Writes benchmarks/results/triplets.json: the whole, and for each stage the seconds of its jobs and the objects an hour
 that it would make alone.

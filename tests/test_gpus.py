@@ -1,5 +1,6 @@
 """Counting GPUs without a driver, and that each process takes one of its own."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -68,18 +69,26 @@ def test_each_process_takes_a_free_one_and_a_dead_one_gives_it_back(monkeypatch)
 
 def test_what_was_taken_is_all_that_is_seen():
     environment = {VISIBLE: "4,5"}
-    assert take_gpu(environment) == "4"
+    assert take_gpu(environment=environment) == "4"
     assert environment == {VISIBLE: "4"}
-    assert take_gpu(environment) is None  # one is enough
+    assert take_gpu(environment=environment) is None  # one is enough
+
+
+def test_what_is_shared_is_never_waited_for():
+    environment = {VISIBLE: "4"}
+    assert take_gpu(environment=environment) == "4"
+    code = TAKE.replace("take_gpu()", "take_gpu(alone=False)").removesuffix("; sys.stdin.read()")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert done.stdout == "4\n"
 
 
 def test_a_scheduler_s_choice_stands():
     environment = {VISIBLE: "2,3", "SLURM_JOB_ID": "17"}
-    assert take_gpu(environment) is None
+    assert take_gpu(environment=environment) is None
     assert environment[VISIBLE] == "2,3"
 
 
 def test_without_gpus_nothing_is_taken():
     environment = {VISIBLE: ""}
-    assert take_gpu(environment) is None
+    assert take_gpu(environment=environment) is None
     assert environment == {VISIBLE: ""}

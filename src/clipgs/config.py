@@ -266,11 +266,11 @@ class Fit(Section):
     lr_factor: Annotated[float, _or_null("number")] = _key(
         None, "factor", "on all learning rates; null: the preset's", assumed=True, gt=0
     )
-    lr_means: float = _key(1.6e-4, "a step", "learning rate of the positions", assumed=True, gt=0)
-    lr_scales: float = _key(5e-3, "a step", "learning rate of the log-scales", assumed=True, gt=0)
-    lr_quats: float = _key(1e-3, "a step", "learning rate of the quaternions", assumed=True, gt=0)
-    lr_opacities: float = _key(5e-2, "a step", "learning rate of the opacity logits", assumed=True, gt=0)
-    lr_colors: float = _key(1e-2, "a step", "learning rate of the colour logits", assumed=True, gt=0)
+    lr_means: float = _key(8e-5, "a step", "learning rate of the positions", assumed=True, gt=0)
+    lr_scales: float = _key(1e-2, "a step", "learning rate of the log-scales", assumed=True, gt=0)
+    lr_quats: float = _key(3e-3, "a step", "learning rate of the quaternions", assumed=True, gt=0)
+    lr_opacities: float = _key(2.5e-2, "a step", "learning rate of the opacity logits", assumed=True, gt=0)
+    lr_colors: float = _key(2e-2, "a step", "learning rate of the colour logits", assumed=True, gt=0)
     disc_spacing: float = _key(0.8, "spacings", "first radius of a Gaussian", assumed=True, gt=0)
     disc_thickness: float = _key(0.1, "of the radius", "first thickness along the normal", assumed=True, gt=0, le=1)
     disc_opacity: float = _key(0.6, "alpha", "first opacity", assumed=True, gt=0, lt=1)

@@ -36,15 +36,21 @@ def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path 
     return [str(index) for index, _ in enumerate(sorted(int(number[1]) for number in numbers if number))]
 
 
-def take_gpu(environment: MutableMapping[str, str] = os.environ) -> str | None:
-    """Takes a GPU that no other process of this user's runs on, for the life of this process; waits for one.
+def take_gpu(*, alone: bool = True, environment: MutableMapping[str, str] = os.environ) -> str | None:
+    """Takes a GPU for the life of this process, before CUDA starts: it sets CUDA_VISIBLE_DEVICES.
 
-    Must be called before CUDA starts: it sets CUDA_VISIBLE_DEVICES. Returns the GPU's name; None where there is none to
-    choose from, or where a batch system has chosen.
+    Args:
+        alone: waits for one that no other process of this user's has taken alone; else takes any.
+
+    Returns:
+        The GPU's name; None where there is none to choose from, or where a batch system has chosen.
     """
     gpus = visible_gpus(environment)
     if _held or not gpus or any(name in environment for name in _BATCH_SYSTEMS):
         return None
+    if not alone:
+        environment[VISIBLE] = gpus[os.getpid() % len(gpus)]
+        return environment[VISIBLE]
     folder = Path(tempfile.gettempdir()) / f"clipgs-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False

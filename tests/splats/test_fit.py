@@ -13,7 +13,9 @@ from clipgs.splats.rasterize import kernels, rasterize
 from clipgs.storage import ObjectError
 
 PIXELS = 40
-SETTINGS = Fit(gaussians=250, steps=60, lr_factor=3.0, disc_opacity=0.9)
+# Few steps of large ones: the rates of real fits suit hundreds.
+RATES = {"lr_means": 1.6e-4, "lr_quats": 1e-3, "lr_scales": 5e-3, "lr_opacities": 5e-2, "lr_colors": 1e-2}
+SETTINGS = Fit(gaussians=250, steps=60, lr_factor=3.0, disc_opacity=0.9, **RATES)
 
 
 def balls(objects=1, points=600, views=8):

@@ -47,18 +47,20 @@ os.environ |= {
 CAPTIONS = {"captions": digest} if digest else {}
 THREADS = CONFIG.workers.threads or workflow._cores or 1
 
-# Here a job on a GPU takes one of those that there are; on a cluster it asks for one where the configuration says cuda,
-# and the scheduler chooses.
+# Here each fit takes one of the GPUs that there are, and drawing shares it; on a cluster both ask for one where the
+# configuration says cuda, and the scheduler chooses.
 GPUS = len(visible_gpus()) if workflow.local_exec and CONFIG.device != "cpu" else 0
 if workflow.local_exec and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
-GPU = int(GPUS > 0 or (CONFIG.device == "cuda" and not workflow.local_exec))
-# With several shards the GPUs fit one while the other cores read and draw the meshes of the next; a third of the cores
-# reads for the GPUs, and writes what they made.
-CPU_THREADS = GPU_THREADS = THREADS
+ON_CLUSTER = int(CONFIG.device == "cuda" and not workflow.local_exec)
+FIT_GPU, RENDER_GPU = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER
+# With several shards a GPU fits one while the last is drawn and the meshes of the next are read. The shares of the cores
+# keep these abreast of each other at 256 pixels.
+FIT_THREADS = RENDER_THREADS = CPU_THREADS = THREADS
 if GPUS and len(PLAN.shards) > 1:
-    GPU_THREADS = max(1, THREADS // (3 * GPUS))
-    CPU_THREADS = max(1, THREADS - GPUS * GPU_THREADS)
+    FIT_THREADS = max(1, THREADS // (5 * GPUS))
+    RENDER_THREADS = max(1, THREADS // (5 * GPUS))
+    CPU_THREADS = max(1, THREADS - GPUS * (FIT_THREADS + RENDER_THREADS))
 ENV = str(Path(workflow.basedir, "envs", "clipgs.yaml"))
 GPU_ENV = str(Path(workflow.basedir, "envs", "clipgs-gpu.yaml"))  # with gsplat
 

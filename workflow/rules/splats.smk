@@ -14,10 +14,10 @@ rule fit:
         out("benchmarks/fit/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: GPU_THREADS
+    threads: FIT_THREADS
     resources:
         mem_mb=8000,
-        gpu=GPU,
+        gpu=FIT_GPU,
     params:
         settings=stage("fit"),
     shell:
@@ -38,10 +38,10 @@ rule render:
         out("benchmarks/render/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: GPU_THREADS
+    threads: RENDER_THREADS
     resources:
         mem_mb=2000,
-        gpu=GPU,
+        gpu=RENDER_GPU,
     params:
         settings=stage("render"),
     shell:

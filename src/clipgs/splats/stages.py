@@ -35,8 +35,9 @@ log = logging.getLogger(__name__)
 _RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40
 
 
-def device(config: Config) -> str:
-    """`cuda` or `cpu`: what the configuration says, or what is there. Of several GPUs this process takes a free one.
+def device(config: Config, alone: bool = True) -> str:
+    """`cuda` or `cpu`: what the configuration says, or what is there. Of several GPUs this process takes one: a free
+    one if `alone`, for a fit keeps it busy; drawing leaves it idle most of the time.
 
     Raises:
         ClipgsError: the configuration asks for CUDA, and torch sees none.
@@ -44,7 +45,7 @@ def device(config: Config) -> str:
     import torch
 
     if config.device != "cpu":
-        take_gpu()
+        take_gpu(alone=alone)
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -274,7 +275,7 @@ def render(config: Config, shard: str, threads: int) -> None:
     fitted, plys = good(table(config, "splats", shard)), tar_objects(splats)
     tasks = [Task(uid, plys[uid].digest(), (config, plys[uid])) for uid in fitted]
     on_gpu = partial(_render_batches, threads=threads)
-    compute = on_gpu if device(config) == "cuda" else in_workers(_render_one, config, "fit", threads)
+    compute = on_gpu if device(config, alone=False) == "cuda" else in_workers(_render_one, config, "fit", threads)
     rows = []
     with TarWriter(path(config, "renders", shard, ".tar")) as tar:
         for row, files in over_objects(config, "render", shard, tasks, compute):
