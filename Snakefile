@@ -12,11 +12,13 @@ include: "workflow/rules/catalog.smk"
 include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
+include: "workflow/rules/training.smk"
 include: "workflow/rules/report.smk"
 
 
 localrules:
     triplets,
+    features,
 
 
 # Packed triplets of every object, their index and dataset card.
@@ -26,3 +28,13 @@ rule triplets:
         out("catalog/objects.parquet"),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
+
+
+# What the teacher sees in the pictures and reads in the captions of every triplet.
+rule features:
+    input:
+        expand(
+            features("{kind}/{shard}.safetensors"),
+            kind=("images", "texts"),
+            shard=PLAN.shards,
+        ),

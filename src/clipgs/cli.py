@@ -26,6 +26,8 @@ _SHARD_STAGES = {
     "render": ("clipgs.splats.stages", "render the splats from the canonical cameras"),
     "caption": ("clipgs.triplets.stages", "give every object its caption"),
     "pack": ("clipgs.triplets.stages", "pack splat, pictures and caption into WebDataset tars"),
+    "embed-images": ("clipgs.training.features", "put all pictures of a shard's objects through the teacher"),
+    "embed-texts": ("clipgs.training.features", "put a shard's captions through the teacher"),
 }
 # Stages over many shards: (config), and for `freeze` the names of the shards.
 _MERGE_STAGES = {
@@ -35,6 +37,10 @@ _MERGE_STAGES = {
     "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
     "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
     "report": ("clipgs.report.page", "write one page of what was made: pictures, tables, curves, splats to turn"),
+}
+# Stages over all shards that use many cores or a GPU: (config, threads).
+_WHOLE_STAGES = {
+    "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
 }
 
 _ADVICE = {
@@ -74,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_config(command)
         if name == "freeze":
             command.add_argument("shards", nargs="+", metavar="shard", help="names or files of the new shards")
+    for name, (_, text) in _WHOLE_STAGES.items():
+        command = add(name, text, f"{name} --config config.yaml --threads 8")
+        command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="most threads to use")
+        _add_config(command)
     command = add(
         "export",
         "write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY",
@@ -142,8 +152,11 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:
-        function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name)
+        function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name.replace("-", "_"))
         function(config, options.shard, options.threads)
+        return 0
+    if name in _WHOLE_STAGES:
+        getattr(import_module(_WHOLE_STAGES[name][0]), name.replace("-", "_"))(config, options.threads)
         return 0
     if name in _MERGE_STAGES:
         shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []

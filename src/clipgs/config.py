@@ -8,6 +8,7 @@ it is in no stage's settings and changing it reruns nothing.
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -316,6 +317,67 @@ class Caption(Section):
     max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
 
 
+class SmallTeacher(Section):
+    """The small model of `name: train`: about 64 px and 12 M parameters, trained on the training split's renders."""
+
+    steps: int = _key(2_000, "steps", "of AdamW", assumed=True, ge=1, le=1_000_000)
+    batch: int = _key(256, "objects", "a step, no two of one caption", assumed=True, ge=2, le=65_536)
+    learning_rate: float = _key(1e-3, "a step", "the highest; it rises, then falls along a cosine", assumed=True, gt=0)
+    weight_decay: float = _key(0.1, "a step", "of weights, not of biases and norms", assumed=True, ge=0)
+    max_objects: int = _key(
+        10_000, "objects", "at most so many are learnt from, chosen by a hash of the uid", assumed=True, ge=2
+    )
+
+
+class Teacher(Section):
+    """The frozen CLIP in whose space the splats shall lie: any model of open_clip, run once over all triplets."""
+
+    name: str = _key(
+        "EVA02-E-14-plus",
+        "name",
+        "of an open_clip model, or local-dir:FOLDER; train: a small one is trained on these objects",
+        assumed=True,
+        min_length=1,
+    )
+    pretrained: str | None = _key(
+        "laion2b_s9b_b144k",
+        "tag or path",
+        "open_clip's tag, or a .safetensors or .pt file; train and local-dir bring their own",
+        assumed=True,
+        min_length=1,
+    )
+    images: Literal["splats", "meshes"] = _key(
+        "splats", "name", "which pictures it sees: renders of the splats, or the views that these were fitted to"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = _key(
+        "auto", "name", "auto: bfloat16 on CUDA, float32 on a CPU", assumed=True
+    )
+    batch: int = _key(256, "pictures", "at once on a GPU; fewer where memory runs out", runtime=True, ge=1, le=65_536)
+    small: SmallTeacher = _section(SmallTeacher)
+
+    @property
+    def slug(self) -> str:
+        """Folder of its features under `features/`: the name and the tag, or the file's name."""
+        if self.name == "train":
+            return "clipgs-small"
+        scheme, _, place = self.name.rpartition(":")
+        name = Path(place).resolve().name if scheme == "local-dir" else place
+        tag = "" if scheme or not self.pretrained else f"-{Path(self.pretrained).name}"
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name + tag).strip("-.") or "teacher"
+
+    @property
+    def files(self) -> list[str]:
+        """Files of the user's that hold it: another file there is another teacher."""
+        if self.name == "train":
+            return []
+        if self.name.startswith("local-dir:"):
+            folder = Path(self.name.removeprefix("local-dir:")).expanduser()
+            suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
+            return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+        path = Path(self.pretrained or "").expanduser()
+        return [str(path)] if path.is_file() else []
+
+
 class Pack(Section):
     """The dataset: tars, index, card."""
 
@@ -423,6 +485,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    teacher: Teacher = _section(Teacher)
     evaluation: Evaluation = _section(Evaluation)
     ablations: Ablations = _section(Ablations)
     report: Report = _section(Report)
@@ -460,6 +523,9 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "teacher": (1, ("seed", "teacher.small")),
+    "embed-images": (1, ("views.count", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision")))),
+    "embed-texts": (1, tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
     "embed-shapes": (1, ()),
     "evaluate": (1, ("evaluation",)),
     "baselines": (1, ("evaluation",)),

@@ -54,7 +54,8 @@ class Workspace:
             file = f"{about.uid}.glb"
             if not (self.folder / "meshes" / file).exists():
                 (self.folder / "meshes" / file).write_bytes(procedural.build(locator))
-            rows.append({"file": file, "category": about.category, "text": texts.get(f"text{index}", about.text)})
+            text, split = texts.get(f"text{index}", about.text), ("train", "test")[index % 2]
+            rows.append({"file": file, "category": about.category, "text": text, "split": split})
         with open(self.folder / "meshes" / "manifest.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
@@ -68,20 +69,20 @@ class Workspace:
         """Runs Snakemake; does not judge how it ends."""
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=600)
 
-    def make(self, *arguments: str) -> subprocess.CompletedProcess:
+    def make(self, *arguments: str, target: str = "triplets") -> subprocess.CompletedProcess:
         """Runs Snakemake to a good end."""
-        done = self.run("triplets", *arguments)
+        done = self.run(target, *arguments)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
-    def planned(self, *arguments: str) -> dict[str, int]:
+    def planned(self, *arguments: str, target: str = "triplets") -> dict[str, int]:
         """Rule to the number of its jobs that a run would do."""
         import snakemake.cli
 
         text, place, environment = io.StringIO(), os.getcwd(), dict(os.environ)
         try:
             with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), pytest.raises(SystemExit) as end:
-                snakemake.cli.main([*self.command("-n", "triplets", *arguments)[3:]])
+                snakemake.cli.main([*self.command("-n", target, *arguments)[3:]])
         finally:
             os.chdir(place)
             os.environ.clear()
@@ -90,7 +91,7 @@ class Workspace:
         if "Nothing to be done" in text.getvalue():
             return {}
         jobs = dict(re.findall(r"^(\w+) +(\d+)$", text.getvalue().split("Job stats:")[1], re.MULTILINE))
-        return {rule: int(count) for rule, count in jobs.items() if rule not in ("triplets", "total")}
+        return {rule: int(count) for rule, count in jobs.items() if rule not in (target, "total")}
 
     def copy(self, folder: Path) -> "Workspace":
         """The same state elsewhere."""

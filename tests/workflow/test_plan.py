@@ -30,6 +30,8 @@ FIRST_STAGES = {
     "temporary": set(),
     "workers": set(),
     "catalog": set(),
+    # What the triplets do not depend on.
+    "teacher": set(),
 }
 FEEDS = {
     "fetch": {"sample", "view", "caption", "pack"},
@@ -77,6 +79,9 @@ OTHER = {
     "meshes.neutral_color": [0.5, 0.5, 0.5],
     "fit.relocate_below": 0.01,
     "pack.title": "another",
+    "teacher.name": "ViT-B-32",
+    "teacher.images": "meshes",
+    "teacher.precision": "float32",
     "catalog.modelnet.path": "ModelNet40.zip",
     "catalog.splats.path": "ready",
     "catalog.splats.up_axis": "-y",

@@ -84,6 +84,10 @@ class TripletDataset(Dataset[Item]):
                 f"make it again: snakemake --force {tar}"
             )
 
+    def shard(self, i: int) -> str:
+        """Name of the shard that holds object i."""
+        return str(self._shards[i])
+
     def __len__(self) -> int:
         return len(self.uids)
 

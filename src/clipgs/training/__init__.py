@@ -1,0 +1,1 @@
+"""Training: the frozen teacher, its features of every triplet, and the encoder that learns from them."""

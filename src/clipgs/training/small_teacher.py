@@ -1,0 +1,199 @@
+"""The small teacher: a CLIP of open_clip that is really trained, on the renders and captions at hand.
+
+It stands in for EVA-CLIP where there is no network and no GPU, so that every stage runs everywhere. What it knows is
+what these objects taught it: figures under it are not those of EVA-CLIP, and must not be held against them.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from open_clip.transform import PreprocessCfg
+from torch import Tensor
+
+from clipgs.config import Config, SmallTeacher
+from clipgs.meshes import workers
+from clipgs.splats.pictures import read_resized
+from clipgs.splats.stages import device as chosen_device
+from clipgs.stage import Progress
+from clipgs.storage import ClipgsError, canonical_json, seed_of, write_bytes, write_safetensors
+from clipgs.training.teacher import SMALL, small_files
+from clipgs.triplets.dataset import TripletDataset
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURE = Path(__file__).with_name(f"{SMALL}.json")
+_WARMUP_FRACTION = 0.05
+_BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained (Radford et al., 2021, table 19)
+_MAX_LOGIT_SCALE = math.log(100)  # the same
+_ZOOM, _SHIFT = (0.85, 1.15), 0.1  # how far a picture is enlarged, and moved, as a share of its width
+_DECODE_MB, _DECODE_SECONDS = 1500, 300
+
+CARD = """# A small teacher
+
+A CLIP of about 13 million parameters, trained on the renders and captions of {objects:,} objects of this dataset's
+training split, and nothing else. It stands in for a large one, so that everything runs without network or GPU.
+**Figures under it are not those of EVA-CLIP**: they say how well a splat is put into this small space.
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+```
+"""
+
+
+def teacher(config: Config, threads: int) -> None:
+    """Trains the small teacher on the training split's pictures of splats and captions.
+
+    Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (what it was trained on) and
+    README.md. On a CPU, with as many threads, the same triplets and settings give the same bytes.
+
+    Raises:
+        ClipgsError: there are no triplets to train on.
+    """
+    dataset = TripletDataset(config.output_path / "triplets", "train")
+    settings = config.teacher.small
+    chosen = sorted(range(len(dataset)), key=lambda i: hashlib.sha256(str(dataset.uids[i]).encode()).digest())
+    chosen = sorted(chosen[: settings.max_objects])
+    architecture = json.loads(ARCHITECTURE.read_text())
+    images, texts = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
+    torch.set_num_threads(threads)
+    model, loss = train(images, texts, settings, seed_of(config.seed, "teacher"), chosen_device(config))
+    about = {
+        "architecture": SMALL,
+        "seed": config.seed,
+        "settings": settings.model_dump(mode="json"),
+        "shards": sorted({dataset.shard(i) for i in range(len(dataset))}),
+        "objects": len(chosen),
+        "captions": len(set(texts)),
+        "loss": loss,
+    }
+    preprocessing = PreprocessCfg(size=architecture["vision_cfg"]["image_size"])
+    kept = {name: getattr(preprocessing, name) for name in ("mean", "std", "interpolation", "resize_mode")}
+    description, weights = small_files(config)
+    write_safetensors(weights, {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}, {})
+    write_bytes(description, _json({"model_cfg": architecture, "preprocess_cfg": kept}))
+    write_bytes(weights.with_name("teacher.json"), _json(about))
+    write_bytes(weights.with_name("README.md"), CARD.format(objects=len(chosen), folder=weights.parent).encode())
+
+
+def _json(value: dict) -> bytes:
+    return json.dumps(json.loads(canonical_json(value)), indent=1).encode() + b"\n"
+
+
+def read_pictures(
+    dataset: TripletDataset, places: Sequence[int], pixels: int, threads: int
+) -> tuple[Tensor, list[str]]:
+    """Pictures [n, V, pixels, pixels, 3] uint8 and captions of the objects at these places.
+
+    Raises:
+        ClipgsError: an object's pictures cannot be read, or objects have different numbers of them.
+    """
+    texts: dict[int, str] = {}
+
+    def payloads():
+        for index, place in enumerate(places):
+            members = dataset.members(place)
+            texts[index] = members[f"{dataset.uids[place]}.txt"].decode()
+            yield [data for name, data in sorted(members.items()) if name.endswith(".webp")], pixels
+
+    found: dict[int, np.ndarray] = {}
+    progress = Progress("reading pictures", len(places))
+    count = min(workers.usable_workers(threads, _DECODE_MB), max(1, len(places)))
+    limits = {"timeout_seconds": _DECODE_SECONDS, "memory_mb": _DECODE_MB}
+    for index, result in workers.run(read_resized, payloads(), workers=count, **limits):
+        if isinstance(result, workers.Failure):
+            raise ClipgsError(f"the pictures of {dataset.uids[places[index]]} cannot be read: {result.error}")
+        found[index] = result
+        progress.step()
+    progress.close()
+    if len({len(pictures) for pictures in found.values()}) > 1:
+        raise ClipgsError(f"{dataset.path}: objects have different numbers of pictures; pack all shards again")
+    return torch.from_numpy(np.stack([found[i] for i in range(len(places))])), [texts[i] for i in range(len(places))]
+
+
+def train(
+    images: Tensor,  # [n, V, pixels, pixels, 3] uint8
+    texts: Sequence[str],  # [n]
+    settings: SmallTeacher,
+    seed: int,
+    device: str,
+) -> tuple[torch.nn.Module, float]:
+    """The trained model and its mean loss over the last tenth of the steps.
+
+    The loss is open_clip's own. No batch holds two objects of one caption: each would be the other's negative, though
+    its text is as true of it. A caption comes as often as it has objects.
+    """
+    architecture = json.loads(ARCHITECTURE.read_text())
+    with torch.random.fork_rng(["cuda"] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**architecture).to(device).train()
+    draw = np.random.default_rng(seed)
+    tokens = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])(list(texts))
+    images, tokens = images.to(device), tokens.to(device)
+    objects_of = defaultdict(list)
+    for place, text in enumerate(texts):
+        objects_of[text].append(place)
+    owners = list(objects_of.values())
+    share = np.array([len(places) for places in owners]) / len(texts)
+    size = min(settings.batch, len(owners))
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, eps=_EPS)
+    warmup = max(1, round(_WARMUP_FRACTION * settings.steps))
+    preprocessing = PreprocessCfg()
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in
+                 (preprocessing.mean, preprocessing.std))  # fmt: skip
+    contrast, losses = ClipLoss(), []
+    progress = Progress("teacher", settings.steps, "step")
+    for step in range(settings.steps):
+        rising, falling = (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * min(rising, falling)
+        captions = draw.choice(len(owners), size, replace=False, p=share)
+        places = torch.from_numpy(np.array([draw.choice(owners[caption]) for caption in captions])).to(device)
+        views = torch.from_numpy(draw.integers(0, images.shape[1], size)).to(device)
+        pictures = (images[places, views].permute(0, 3, 1, 2).float() - mean) / std
+        pictures = moved(pictures, draw)
+        image_features = model.encode_image(pictures, normalize=True)
+        text_features = model.encode_text(tokens[places], normalize=True)
+        loss = contrast(image_features, text_features, model.logit_scale.exp())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+        losses.append(loss.detach())
+        progress.step()
+    progress.close()
+    last = torch.stack(losses[-max(1, settings.steps // 10) :]).mean().item()
+    if not math.isfinite(last):
+        raise ClipgsError("the small teacher did not stay finite; lower teacher.small.learning_rate")
+    return model.eval(), last
+
+
+def moved(
+    pictures: Tensor,  # [B, 3, H, W]
+    draw: np.random.Generator,
+) -> Tensor:
+    """The pictures enlarged, shifted and mirrored at random; what comes in at an edge is the edge's colour."""
+    count = len(pictures)
+    zoom = draw.uniform(*_ZOOM, count)
+    transform = np.zeros((count, 2, 3), np.float32)
+    transform[:, 0, 0] = zoom * draw.choice([-1, 1], count)
+    transform[:, 1, 1] = zoom
+    transform[:, :, 2] = draw.uniform(-2 * _SHIFT, 2 * _SHIFT, (count, 2))
+    grid = F.affine_grid(torch.from_numpy(transform).to(pictures.device), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

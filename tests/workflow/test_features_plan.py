@@ -1,0 +1,78 @@
+"""Which features are made again after a change, and which are not."""
+
+import json
+
+import pytest
+import yaml
+
+from clipgs import config as configuration
+
+from .conftest import SETTINGS
+
+TEACHER = {"teacher": {"name": "train", "small": {"steps": 2, "batch": 2}}}
+
+
+@pytest.fixture(scope="module")
+def embedded(made, tmp_path_factory):
+    """A workspace with the features of two shards."""
+    workspace = made.copy(tmp_path_factory.mktemp("embedded") / "workspace")
+    workspace.write_config(configuration.merge(SETTINGS, TEACHER))
+    workspace.make(target="features")
+    return workspace
+
+
+def planned(workspace, tmp_path, **more):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(configuration.merge(TEACHER, more)))
+    return workspace.planned("--configfile", str(overlay), target="features")
+
+
+def test_again_does_nothing(embedded, tmp_path):
+    assert planned(embedded, tmp_path) == {}
+    about = json.loads((embedded.output / "teacher" / "teacher.json").read_text())
+    assert about["shards"]
+
+
+def test_a_changed_caption_setting_encodes_no_picture_again(embedded, tmp_path):
+    assert planned(embedded, tmp_path, caption={"max_characters": 20}) == {
+        "caption": 2, "pack": 2, "index": 1, "embed_texts": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "rules"),
+    [
+        ({"small": {"steps": 3}}, {"teacher": 1, "embed_images": 2, "embed_texts": 2}),
+        ({"images": "meshes"}, {"embed_images": 2, "embed_texts": 2}),
+        ({"precision": "bfloat16"}, {"embed_images": 2, "embed_texts": 2}),
+        ({"name": "ViT-B-32"}, {"embed_images": 2, "embed_texts": 2}),
+        ({"batch": 8}, {}),
+        ({"pretrained": "not used with train"}, {"embed_images": 2, "embed_texts": 2}),
+    ],
+)
+def test_a_changed_teacher(embedded, tmp_path, changed, rules):
+    assert planned(embedded, tmp_path, teacher=changed) == rules
+
+
+def test_other_renders_encode_again_and_train_no_other_teacher(embedded, tmp_path):
+    found = planned(embedded, tmp_path, render={"webp_quality": 80})
+    assert found == {"render": 2, "pack": 2, "index": 1, "embed_images": 2, "embed_texts": 2}
+
+
+def test_more_objects_train_no_other_teacher(embedded, tmp_path):
+    workspace = embedded.copy(tmp_path / "more")
+    workspace.add_objects(3)
+    stages = ("freeze", "label", "fetch", "sample", "view", "fit", "render", "caption", "pack", "objects", "index")
+    assert planned(workspace, tmp_path) == dict.fromkeys((*stages, "embed_images", "embed_texts"), 1)
+
+
+def test_a_file_of_weights_that_changed_encodes_again(embedded, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"")
+    found = planned(embedded, tmp_path, teacher={"name": "ViT-B-32", "pretrained": str(weights)})
+    assert found == {"embed_images": 2, "embed_texts": 2}
+
+
+def test_triplets_need_no_teacher(embedded, tmp_path):
+    workspace = embedded.copy(tmp_path / "triplets")
+    (workspace.output / "teacher" / "open_clip_model.safetensors").unlink()
+    assert workspace.planned() == {}
