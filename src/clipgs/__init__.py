@@ -11,6 +11,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 # Imported when first used: most of them import torch, which parsing the workflow must not.
 _EXPORTS = {
+    "ClipGS": "clipgs.encoder",
     "Gaussians": "clipgs.splats",
     "Points": "clipgs.splats",
     "Views": "clipgs.splats",
@@ -24,4 +25,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'clipgs' has no attribute {name!r}")
 
 
-__all__ = ["Gaussians", "Points", "TripletDataset", "Views", "__version__"]
+__all__ = ["ClipGS", "Gaussians", "Points", "TripletDataset", "Views", "__version__"]

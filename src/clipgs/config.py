@@ -385,6 +385,54 @@ class Pack(Section):
     samples: int = _key(24, "objects", "in the contact sheet", ge=0, le=400)
 
 
+class Encoder(Section):
+    """CLIP-GS: a splat to an embedding in the teacher's space."""
+
+    size: Literal["tiny", "small", "base", "large", "giant"] = _key(
+        "base", "name", "of the transformer, as Uni3D's: 6, 23, 88, 307 or 1,017 M parameters"
+    )
+    gaussians: int = _key(
+        10_000, "Gaussians", "most that are read of an object; of more, those farthest apart", assumed=True, ge=16
+    )
+    groups: int = _key(512, "patches", "of an object", assumed=True, ge=1, le=4096)
+    group_size: int = _key(64, "Gaussians", "in a patch", assumed=True, ge=1, le=1024)
+    min_opacity: float = _key(0.05, "alpha", "more transparent Gaussians are left out", assumed=True, ge=0, lt=1)
+    radius_fraction: float = _key(
+        0.99, "fraction", "of the Gaussians lie within radius 1; 1 as in Uni3D", assumed=True, gt=0.5, le=1
+    )
+    outlier_radii: float = _key(
+        2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1
+    )
+    attributes: list[Literal["position", "color", "opacity", "scale", "rotation"]] = _key(
+        ["position", "color", "opacity", "scale", "rotation"],
+        "names",
+        "what is read of a Gaussian besides the patch's centre; what is left out is zero",
+    )
+    point_attributes: Literal["position_color", "all"] = _key(
+        "position_color", "name", "what branch one reads; all: those of branch two, with weights that start at zero"
+    )
+    refinement: bool = _key(True, "switch", "branch two, the GS Refinement Block")
+    refinement_width: int = _key(256, "channels", "of its convolutions", assumed=True, ge=8, le=4096)
+    orders: list[Literal["xyz", "z", "z-trans", "hilbert", "hilbert-trans"]] = _key(
+        ["xyz", "hilbert", "z"], "names", "along which its convolutions run", assumed=True, min_length=1
+    )
+    order_fusion: Literal["average", "concatenate", "sample"] = _key(
+        "average", "name", "what becomes of the orders; sample: one an object and step, all when encoding", assumed=True
+    )
+    order_depth: int = _key(10, "bits", "of a cell's coordinates", assumed=True, ge=1, le=16)
+    batch_norm: Literal["sync", "local", "frozen"] = _key(
+        "sync", "name", "statistics of all processes' batches, of each one's own, or the start's", assumed=True
+    )
+    drop_path: float = _key(
+        0.2, "fraction", "of the last block's branches left out in training, less before", assumed=True, ge=0, lt=1
+    )
+    patch_dropout: float = _key(0.5, "fraction", "of the patches left out in training", assumed=True, ge=0, lt=1)
+    initialisation: Literal["uni3d", "eva02", "points", "none"] = _key(
+        "none", "name", "first weights: Uni3D's, timm's image model, our own point encoder's (a run), or random ones"
+    )
+    weights: str | None = _key(
+        None, "path", "their file, or for points the run's folder; eva02 without one: timm's own download"
+    )
 class Baselines(Section):
     """Files of other people's models, to be measured on the same objects; null: the row stays empty."""
 
@@ -485,6 +533,7 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
+    encoder: Encoder = _section(Encoder)
     teacher: Teacher = _section(Teacher)
     evaluation: Evaluation = _section(Evaluation)
     ablations: Ablations = _section(Ablations)
@@ -523,6 +572,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
+    "train": (1, ("seed", "encoder")),
     "teacher": (1, ("seed", "teacher.small")),
     "embed-images": (1, ("views.count", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision")))),
     "embed-texts": (1, tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),

@@ -11,12 +11,13 @@ def _farthest_point_order(
     x,  # [N] float32
     y,  # [N] float32
     z,  # [N] float32
+    first,  # int
 ):
     count = x.shape[0]
     order = np.empty(count, np.int64)
     nearest = np.full(count, np.float32(np.finfo(np.float32).max))  # squared distance to the chosen set
     current = 0
-    for step in range(count):
+    for step in range(first):
         order[step] = current
         nearest[current] = -1.0  # chosen: below every distance, so copies of a point are taken once each
         cx, cy, cz = x[current], y[current], z[current]
@@ -29,17 +30,24 @@ def _farthest_point_order(
             if nearest[i] == farthest:  # the first of equals
                 current = i
                 break
+    step = first
+    for i in range(count):
+        if nearest[i] >= 0:  # not chosen
+            order[step] = i
+            step += 1
     return order
 
 
 def farthest_point_order(
     xyz: np.ndarray,  # [N, 3]
+    first: int | None = None,
 ) -> np.ndarray:
     """Rows in farthest-point order, starting with row 0: each next row is the farthest from all before it.
 
     The first g rows of the result are the g centres that farthest-point sampling would choose, for every g
     (Eldar et al., "The farthest point strategy for progressive image sampling", 1997). Equal distances go to
-    the lower row, so the order is deterministic.
+    the lower row, so the order is deterministic. With `first`, only so many rows are chosen, and the others follow
+    as they stood: N steps cost N^2 distances, and who wants g centres needs g N of them.
 
     Returns:
         int64 [N], a permutation of 0 .. N - 1.
@@ -55,4 +63,5 @@ def farthest_point_order(
     xyz = np.asarray(xyz, np.float64)
     xyz = xyz - xyz[0]
     xyz /= max(float(np.abs(xyz).max()), np.finfo(np.float64).tiny)
-    return _farthest_point_order(*np.ascontiguousarray(xyz.T, dtype=np.float32))
+    steps = len(xyz) if first is None else min(first, len(xyz))
+    return _farthest_point_order(*np.ascontiguousarray(xyz.T, dtype=np.float32), steps)

@@ -1,0 +1,19 @@
+"""The encoder: orders, patches, tokens, transformer, and other people's weights.
+
+Everything is imported when it is first used: commands that import this package need no torch for it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULE_OF = {"ClipGS": "model", "build": "model", "prepare": "groups"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,277 @@
+"""The GS Tokenizer (CLIP-GS, section 4.1): patches of Gaussians become tokens, by two branches.
+
+Branch one is Uni3D's small PointNet over positions and colours. Branch two, the GS Refinement Block, convolves all
+attributes along orders of the patches. A last layer that starts at zero adds what it finds.
+
+B objects, N Gaussians, g patches of n Gaussians, C channels, W the transformer's width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipgs.config import Encoder
+from clipgs.encoder import order
+from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded, padded_to
+from clipgs.encoder.groups import centre_rows, nearest, take
+from clipgs.splats.gaussians import Gaussians
+
+# Channels of a Gaussian in its patch, in this order, and how many each attribute has.
+ATTRIBUTES = {"position": 3, "color": 3, "opacity": 1, "scale": 3, "rotation": 9}
+CHANNELS = sum(ATTRIBUTES.values())
+POINT_CHANNELS = ATTRIBUTES["position"] + ATTRIBUTES["color"]  # what Uni3D's point encoder sees
+POINT_FEATURES = 512  # of its last layer
+LIFTED = 128  # of a patch in branch two, before the convolutions
+ALIGNMENT = 8  # channels; a matrix product in half precision is slow where rows are not whole 16 bytes
+
+
+def rotation_matrices(quats_wxyz: Tensor) -> Tensor:  # [..., 4] to [..., 9], by rows
+    """Rotation of each quaternion, of any length; that of zero length turns nothing."""
+    w, x, y, z = F.normalize(quats_wxyz, dim=-1).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1)
+
+
+class _PatchMax(torch.autograd.Function):
+    """Maximum over a patch, [B, g, n, C] to [B, g, C]; the gradient goes to the first of the largest.
+
+    Unlike torch's `amax` it keeps one byte or two a maximum, and not all that it was taken of.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        largest, place = values.max(dim=2)
+        ctx.save_for_backward(place.to(torch.int16))
+        ctx.size = values.shape[2]
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (place,) = ctx.saved_tensors
+        slots = torch.arange(ctx.size, dtype=torch.int16, device=gradient.device)
+        return torch.where(place[:, :, None] == slots[:, None], gradient[:, :, None], 0)
+
+
+def patch_max(values: Tensor) -> Tensor:  # [B, g, n, C] to [B, g, C]
+    return _PatchMax.apply(values)
+
+
+class PointEncoder(nn.Module):
+    """Uni3D's mini-PointNet: the same function of the same parameters, in fewer operations.
+
+    Written out it is 1x1 convolutions C -> 128, norm, ReLU, -> 256; the patch's maximum beside each; 512 -> 512, norm,
+    ReLU, -> 512; the patch's maximum. Here the second and third convolution, with nothing between them but the
+    maximum, are one matrix; what depends on the patch alone is computed once a patch; and the norms are folded.
+    """
+
+    def __init__(self, channels: int = POINT_CHANNELS, features: int = POINT_FEATURES, mode: Mode = "local") -> None:
+        super().__init__()
+        self.conv1 = nn.Linear(channels, 128)
+        self.norm1 = BatchNorm(128, mode)
+        self.conv2 = nn.Linear(128, 256)
+        self.conv3 = nn.Linear(2 * 256, 512)  # the patch's maximum stands first
+        self.norm3 = BatchNorm(512, mode)
+        self.conv4 = nn.Linear(512, features)
+
+    def forward(
+        self,
+        patches: Tensor,  # [B, g, n, C or more]; further channels are not read
+        patch_moments: tuple[Moments, Tensor] | None = None,  # of the patches, and the mean taken off them
+    ) -> Tensor:  # [B, g, features]
+        hidden = F.relu(normed_linear(patches, self.conv1, self.norm1, patch_moments))
+        largest = patch_max(F.linear(hidden, self.conv2.weight)) + self.conv2.bias
+        of_patch, of_point = self.conv3.weight.chunk(2, dim=1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = of_point @ self.conv2.weight  # [512, 128]
+            bias = self.conv3.bias + of_point @ self.conv2.bias
+        offset = F.linear(largest, of_patch, bias)  # [B, g, 512]
+        if self.norm3.uses_batch:
+            moments, mean_of_patch = Moments(hidden), hidden.mean(2)
+            with torch.autocast(hidden.device.type, enabled=False):
+                wide = offset.to(weight.dtype)
+                offset_variance, offset_mean = torch.var_mean(wide, dim=(0, 1), correction=0)
+                deviation = F.linear(mean_of_patch.to(weight.dtype) - moments.mean, weight)
+                joint = (deviation * (wide - offset_mean)).mean((0, 1))
+                variance = ((weight @ moments.covariance) * weight).sum(1) + 2 * joint + offset_variance
+                mean = weight @ moments.mean + offset_mean
+            scale, shift = self.norm3.scale_shift(mean, variance, moments.rows)
+        else:
+            scale, shift = self.norm3.scale_shift()
+        weight, offset = folded(weight, offset, scale, shift)
+        hidden = F.relu(F.linear(hidden, weight) + offset.to(hidden.dtype)[:, :, None])
+        return patch_max(F.linear(hidden, self.conv4.weight)) + self.conv4.bias
+
+
+def normed_linear(
+    patches: Tensor,  # [B, g, n, C or more]
+    linear: nn.Linear,
+    norm: BatchNorm,
+    patch_moments: tuple[Moments, Tensor] | None = None,
+) -> Tensor:  # [B, g, n, C']
+    """The linear layer and its batch norm as one layer."""
+    channels = linear.in_features
+    bias = torch.zeros_like(norm.bias) if linear.bias is None else linear.bias
+    if not norm.uses_batch:
+        weight, offset = folded(linear.weight, bias, *norm.scale_shift())
+        return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
+    if patch_moments is None:
+        patches, mean = centred(patches)
+        patch_moments = Moments(patches), mean
+    moments, taken_off = patch_moments
+    with torch.autocast(patches.device.type, enabled=False):
+        offset = linear.weight @ taken_off[:channels] + bias
+        mean = linear.weight @ moments.mean[:channels] + offset
+        covariance = moments.covariance[:channels, :channels]
+        variance = ((linear.weight @ covariance) * linear.weight).sum(1)
+        scale, shift = norm.scale_shift(mean, variance, moments.rows)
+        weight, offset = folded(linear.weight, offset, scale, shift)
+    return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order, [B, g, C] by [B, O, g] to [B, O, g, C]; the gradient is gathered, never added up by atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return take(values, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        back = gradient.gather(2, inverse[..., None].expand(-1, -1, -1, gradient.shape[-1]))
+        return back.sum(1), None, None
+
+
+class Refinement(nn.Module):
+    """The GS Refinement Block: 1 x 3 convolutions along orders of the patches, shared by the orders.
+
+    A patch's Gaussians are lifted (linear layer, norm, ReLU) and their maximum taken. Along each order then run two
+    1 x 3 convolutions with norms and a ReLU between them, beside a 1 x 3 convolution with a norm as the shortcut. The
+    results go back to their patches.
+    """
+
+    def __init__(self, settings: Encoder) -> None:
+        super().__init__()
+        self.orders: Sequence[order.Order] = settings.orders
+        self.order_depth, self.order_fusion = settings.order_depth, settings.order_fusion
+        width, mode = settings.refinement_width, settings.batch_norm
+        self.lift = nn.Linear(CHANNELS, LIFTED, bias=False)  # a norm takes every bias away
+        self.lift_norm = BatchNorm(LIFTED, mode)
+        self.conv1 = nn.Linear(3 * LIFTED, 2 * width, bias=False)  # the first of the two, and the shortcut
+        self.norm1 = BatchNorm(2 * width, mode)
+        self.conv2 = nn.Linear(3 * width, width, bias=False)
+        self.norm2 = BatchNorm(width, mode)
+        self.features = width * (len(self.orders) if self.order_fusion == "concatenate" else 1)
+
+    def forward(
+        self,
+        patches: Tensor,  # [B, g, n, 19 or more]
+        centres: Tensor,  # [B, g, 3]
+        patch_moments: tuple[Moments, Tensor] | None = None,
+    ) -> Tensor:  # [B, g, features]
+        lifted = patch_max(F.relu(normed_linear(patches, self.lift, self.lift_norm, patch_moments)))
+        rows = self.rows(centres)
+        inverse = rows.argsort(dim=2)
+        hidden, shortcut = self.norm1(conv1x3(_Permute.apply(lifted, rows, inverse), self.conv1)).chunk(2, dim=-1)
+        refined = F.relu(self.norm2(conv1x3(F.relu(hidden), self.conv2)) + shortcut)
+        refined = refined.gather(2, inverse[..., None].expand(-1, -1, -1, refined.shape[-1]))  # [B, O, g, width]
+        if self.order_fusion == "concatenate":
+            return refined.transpose(1, 2).flatten(2)
+        return refined.mean(1)
+
+    def rows(self, centres: Tensor) -> Tensor:  # [B, g, 3] to [B, O, g] int64
+        """The patches in each order. Cells are cubes, 2^depth along the longest side of an object's centres."""
+        low = centres.amin(1, keepdim=True)
+        side = (centres.amax(1, keepdim=True) - low).amax(2, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
+        cells = 2**self.order_depth
+        grid = ((centres - low) / side * cells).long().clamp(0, cells - 1)
+        codes = torch.stack([order.encode(grid, name, self.order_depth) for name in self.orders], dim=1)
+        if self.order_fusion == "sample" and self.training:
+            chosen = torch.randint(len(self.orders), (len(centres),), device=centres.device)
+            codes = codes.gather(1, chosen[:, None, None].expand(-1, 1, codes.shape[2]))
+        return codes.argsort(dim=2, stable=True)
+
+
+def conv1x3(
+    values: Tensor,  # [..., g, C]
+    linear: nn.Linear,  # 3 C to C'
+) -> Tensor:  # [..., g, C']
+    """A convolution of three neighbours along g, zeros beyond the ends."""
+    ended = F.pad(values, (0, 0, 1, 1))
+    return linear(torch.cat([ended[..., :-2, :], values, ended[..., 2:, :]], dim=-1))
+
+
+class Tokenizer(nn.Module):
+    """Patches of a splat as tokens, and the centres of the patches."""
+
+    def __init__(self, settings: Encoder, width: int) -> None:
+        super().__init__()
+        self.groups, self.group_size = settings.groups, settings.group_size
+        all_attributes = settings.point_attributes == "all"
+        self.points = PointEncoder(CHANNELS if all_attributes else POINT_CHANNELS, mode=settings.batch_norm)
+        self.project = nn.Linear(POINT_FEATURES, width)
+        self.refinement = Refinement(settings) if settings.refinement else None
+        if self.refinement is not None:
+            self.fuse = nn.Linear(POINT_FEATURES + self.refinement.features, POINT_FEATURES)
+            self.add = nn.Linear(POINT_FEATURES, width)
+            nn.init.zeros_(self.add.weight)
+            nn.init.zeros_(self.add.bias)
+        used = [float(name in settings.attributes) for name, channels in ATTRIBUTES.items() for _ in range(channels)]
+        padding = -CHANNELS % ALIGNMENT
+        self.register_buffer("used", torch.tensor(used + [0.0] * padding), persistent=False)
+
+    def forward(
+        self,
+        gaussians: Gaussians,  # [B, N, ...]
+        neighbours: Tensor | None = None,  # [B, g, n], any integers
+    ) -> tuple[Tensor, Tensor]:  # [B, g, W], [B, g, 3]
+        patches, centres = self.patches(gaussians, neighbours)
+        moments = None
+        if self.points.norm1.uses_batch:
+            patches, mean = centred(patches)
+            moments = Moments(patches), mean
+        points = self.points(patches, moments)
+        tokens = self.project(points)
+        if self.refinement is not None:
+            refined = self.refinement(patches, centres, moments)
+            fused = F.gelu(self.fuse(torch.cat([points, refined.to(points.dtype)], dim=-1)))
+            tokens = tokens + self.add(fused)
+        return tokens, centres
+
+    def patches(
+        self,
+        gaussians: Gaussians,
+        neighbours: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # [B, g, n, 24], [B, g, 3]
+        """Each patch's Gaussians: position from the centre, colour, opacity, scale, rotation, and zeros to 24."""
+        means = gaussians.means.float()
+        if gaussians.count is None and means.shape[1] >= self.groups:
+            centres = means[:, : self.groups]
+        else:
+            count = gaussians.count
+            if count is None:
+                count = torch.full((len(means),), means.shape[1], device=means.device)
+            centres = take(means, centre_rows(count, self.groups))
+        if neighbours is None:
+            neighbours = nearest(means, centres, self.group_size, gaussians.count)
+        rows = neighbours.long()
+        attributes = torch.cat(
+            [
+                gaussians.colors.float(),
+                gaussians.opacity_logits.float().sigmoid()[..., None],
+                gaussians.log_scales.float().sigmoid(),
+                rotation_matrices(gaussians.quats_wxyz.float()),
+                means.new_zeros(*means.shape[:2], len(self.used) - CHANNELS),
+            ],
+            dim=-1,
+        )
+        patches = torch.cat([take(means, rows) - centres[:, :, None], take(attributes, rows)], dim=-1)
+        return patches * self.used, centres
