@@ -16,6 +16,7 @@ _EXPORTS = {
     "Points": "clipgs.splats",
     "Views": "clipgs.splats",
     "TripletDataset": "clipgs.triplets",
+    "load": "clipgs.training.checkpoints",
 }
 
 
@@ -25,4 +26,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'clipgs' has no attribute {name!r}")
 
 
-__all__ = ["ClipGS", "Gaussians", "Points", "TripletDataset", "Views", "__version__"]
+__all__ = ["ClipGS", "Gaussians", "Points", "TripletDataset", "Views", "__version__", "load"]

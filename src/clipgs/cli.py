@@ -34,8 +34,14 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
     "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
     "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
+    "baselines": (
+        "clipgs.evaluation.baselines",
+        "measure other people's models on the same objects, where their files are",
+    ),
+    "ablations": ("clipgs.evaluation.ablations", "train and measure runs that differ in one thing: one table"),
     "report": ("clipgs.report.page", "write one page of what was made: pictures, tables, curves, splats to turn"),
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
@@ -104,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--triplets", type=Path, metavar="FOLDER", help="to search (default: those of the run)")
     command.add_argument("--picture", type=Path, default=Path("search.png"), metavar="FILE", help="default: search.png")
     _add_config(command)
+    command = add(
+        "publish",
+        "write a finished run as a folder to upload: weights, settings, model card",
+        "publish results/runs/base --to clip-gs-base",
+    )
+    command.add_argument("run", type=Path, help="the run's folder")
+    command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="weights, settings and card go there")
+    command.add_argument("--full", action="store_true", help="weights in single precision, not half")
     command = add("plan", "print what a run will need: disk, jobs and hours a stage", "plan --config config.yaml")
     _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
@@ -149,6 +163,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if name == "export":
         import_module("clipgs.splats.export").export(options.inputs, options.to, options.format, options.uid)
+        return 0
+    if name == "publish":
+        import_module("clipgs.training.checkpoints").publish(options.run, options.to, half=not options.full)
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:

@@ -400,9 +400,7 @@ class Encoder(Section):
     radius_fraction: float = _key(
         0.99, "fraction", "of the Gaussians lie within radius 1; 1 as in Uni3D", assumed=True, gt=0.5, le=1
     )
-    outlier_radii: float = _key(
-        2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1
-    )
+    outlier_radii: float = _key(2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1)
     attributes: list[Literal["position", "color", "opacity", "scale", "rotation"]] = _key(
         ["position", "color", "opacity", "scale", "rotation"],
         "names",
@@ -433,6 +431,8 @@ class Encoder(Section):
     weights: str | None = _key(
         None, "path", "their file, or for points the run's folder; eva02 without one: timm's own download"
     )
+
+
 class Baselines(Section):
     """Files of other people's models, to be measured on the same objects; null: the row stays empty."""
 
@@ -500,6 +500,67 @@ class Report(Section):
     samples: int = _key(6, "objects", "shown as the best, and as many as the worst", ge=0, le=100)
 
 
+class Augmentation(Section):
+    """What an object is turned into, anew each time it is seen."""
+
+    rotation: Literal["none", "y", "full"] = _key(
+        "y", "name", "y: by any angle about the vertical; full: any rotation", assumed=True
+    )
+    tilt_sigma: float = _key(
+        0.06, "radians", "a small rotation about each axis on top, standard deviation", assumed=True, ge=0
+    )
+    tilt_clip: float = _key(0.18, "radians", "and its largest", assumed=True, ge=0, le=3.2)
+    scale_min: float = _key(0.8, "factor", "smallest size, the same along all axes", assumed=True, gt=0)
+    scale_max: float = _key(1.25, "factor", "largest size", assumed=True, gt=0)
+    shift: float = _key(0.1, "radii", "largest shift along each axis", assumed=True, ge=0)
+    color_dropout: float = _key(0.5, "probability", "of an object that loses its colours", assumed=True, ge=0, le=1)
+
+
+class Training(Section):
+    """CLIP-GS, trained on the triplets and their features: one run."""
+
+    run: str = _key(
+        "base", "name", "the run's folder under runs/", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$"
+    )
+    seed: int = _key(0, "seed", "of the weights, the order, the views and the augmentation", ge=0)
+    epochs: int = _key(50, "epochs", "how often each object is seen", assumed=True, ge=1, le=100_000)
+    batch: int = _key(
+        1024,
+        "objects",
+        "in a step, over all GPUs: each is contrasted with all others",
+        assumed=True,
+        ge=1,
+        le=1_000_000,
+    )
+    micro_batch: int = _key(
+        256, "objects", "on a GPU at once; a larger share is computed in parts, and contrasted whole", ge=1
+    )
+    views: int = _key(5, "views", "pictures of each object in a step: K", ge=1, le=360)
+    image_weight: float = _key(1.0, "weight", "loss L_text + w L_img", ge=0)
+    score_norm: Literal["none", "mean_one", "softmax"] = _key(
+        "none",
+        "name",
+        "weight S of a view: its cosine with the text; over the mean of the object's views; or their softmax",
+        assumed=True,
+    )
+    duplicate_captions: Literal["mask", "paper"] = _key(
+        "mask", "name", "mask: objects of the same caption are no negatives of each other's text", assumed=True
+    )
+    lr: float = _key(5e-4, "a step", "largest learning rate of AdamW", assumed=True, gt=0)
+    layer_decay: float = _key(
+        0.95, "factor", "on the learning rate of each earlier block of the transformer", assumed=True, gt=0, le=1
+    )
+    weight_decay: float = _key(0.1, "a step", "of AdamW, on matrices", assumed=True, ge=0)
+    warmup_epochs: float = _key(
+        2.0, "epochs", "of a growing learning rate, before it falls along a cosine", assumed=True, ge=0
+    )
+    clip_norm: float = _key(5.0, "norm", "largest gradient of a step", assumed=True, gt=0)
+    precision: Literal["bf16", "fp32"] = _key("bf16", "name", "of the arithmetic on CUDA; a CPU computes in fp32")
+    logit_scale: float = _key(14.2857, "factor", "on the cosines at the start; it is learnt", assumed=True, gt=0)
+    validate_epochs: int = _key(1, "epochs", "between two looks at the validation split", ge=1)
+    augmentation: Augmentation = _section(Augmentation)
+
+
 class Workers(Section):
     """Processes and limits. Nothing here changes a result."""
 
@@ -508,6 +569,10 @@ class Workers(Section):
     load_memory_mb: int = _key(1500, "MB", "one mesh may take", runtime=True, ge=400)
     fit_timeout_seconds: int = _key(7200, "s", "for fitting one object on a CPU", runtime=True, ge=1)
     fit_memory_mb: int = _key(1000, "MB", "one fit on a CPU may take", runtime=True, ge=500)
+    checkpoint_steps: int = _key(500, "steps", "between two states that training can go on from", runtime=True, ge=1)
+    loaders: int = _key(4, "threads", "that read ahead of training", runtime=True, ge=1, le=256)
+    gpus: int = _key(0, "GPUs", "of this machine that training uses; 0: all", runtime=True, ge=0)
+    compile: bool = _key(True, "switch", "torch.compile the encoder on CUDA", runtime=True)
     max_failed_fraction: float = _key(
         0.9, "fraction", "a shard of 100 objects or more fails as a whole above it", runtime=True, gt=0, le=1
     )
@@ -533,8 +598,9 @@ class Config(Section):
     render: Render = _section(Render)
     caption: Caption = _section(Caption)
     pack: Pack = _section(Pack)
-    encoder: Encoder = _section(Encoder)
     teacher: Teacher = _section(Teacher)
+    encoder: Encoder = _section(Encoder)
+    training: Training = _section(Training)
     evaluation: Evaluation = _section(Evaluation)
     ablations: Ablations = _section(Ablations)
     report: Report = _section(Report)
@@ -572,15 +638,18 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "index": (1, ("pack",)),
-    "train": (1, ("seed", "encoder")),
     "teacher": (1, ("seed", "teacher.small")),
     "embed-images": (1, ("views.count", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision")))),
     "embed-texts": (1, tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
-    "embed-shapes": (1, ()),
-    "evaluate": (1, ("evaluation",)),
-    "baselines": (1, ("evaluation",)),
-    "ablations": (1, ("evaluation", "ablations")),
-    "report": (1, ("report", "pack.title")),
+    "train": (
+        1,
+        ("encoder", "training", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
+    ),
+    "embed-shapes": (1, ("training.run",)),
+    "evaluate": (1, ("evaluation", "training.run", *(f"teacher.{key}" for key in ("name", "pretrained", "precision")))),
+    "baselines": (1, ("evaluation", "training.run", "views.count", "teacher")),
+    "ablations": (1, ("evaluation", "ablations", "encoder", "training", "teacher")),
+    "report": (1, ("report", "pack.title", "views.pixels", "views.held_out")),
 }
 
 

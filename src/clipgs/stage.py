@@ -64,11 +64,11 @@ class Progress:
         self._done = self._failed = 0
         self._start = self._last = time.monotonic()
 
-    def step(self, ok: bool = True) -> None:
-        """One more is done."""
-        self._done += 1
+    def step(self, ok: bool = True, count: int = 1) -> None:
+        """One more is done, or several at once."""
+        self._done += count
         self._failed += not ok
-        self._bar.update()
+        self._bar.update(count)
         if self._failed:
             self._bar.set_postfix(failed=self._failed)
         now = time.monotonic()
@@ -76,11 +76,12 @@ class Progress:
             self._last = now
             left = (now - self._start) / self._done * (self._total - self._done)
             log.info(
-                "%s: %d of %d %ss, %d failed, %.0f s left",
+                "%s: %d of %d %ss, %.4g a second, %d failed, %.0f s left",
                 self._what,
                 self._done,
                 self._total,
                 self._unit,
+                self._done / (now - self._start),
                 self._failed,
                 left,
             )

@@ -135,7 +135,15 @@ class OpenShape(nn.Module):
     """OpenShape's PointBERT (Liu et al., 2023). It was trained on positions whose y and z are exchanged."""
 
     def __init__(
-        self, width: int, depth: int, heads: int, hidden: int, features: int, channels: int, dim: int, size: OpenShapeSize
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        features: int,
+        channels: int,
+        dim: int,
+        size: OpenShapeSize,
     ) -> None:
         super().__init__()
         self.sa = _SetAbstraction(channels, features, size)

@@ -1,0 +1,97 @@
+"""Augmentation: an object is turned, scaled, shifted and sometimes stripped of its colours, anew each time it is seen.
+
+Positions, quaternions and scales turn together, so that the splat stays a splat: it renders as the turned object.
+Distances change by one factor, so farthest-point order and neighbours stay what they were. Kinds and sizes are those
+of Uni3D (Zhou et al., ICLR 2024).
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipgs.config import Augmentation
+from clipgs.splats.gaussians import Gaussians
+
+DRAWS = 9  # numbers an object: quaternion 4, scale, shift 3, whether it keeps its colours
+
+
+def draw(settings: Augmentation, objects: int, generator: np.random.Generator) -> np.ndarray:
+    """The numbers of one augmentation for each object, [B, 9] float32, for `augment`."""
+    if settings.rotation == "full":
+        quats = generator.normal(size=(objects, 4))  # an isotropic direction in four dimensions: a uniform rotation
+    else:
+        half = generator.uniform(0, math.pi, objects) if settings.rotation == "y" else np.zeros(objects)
+        zero = np.zeros(objects)
+        about_y = np.stack([np.cos(half), zero, np.sin(half), zero], axis=1)
+        tilts = settings.tilt_sigma * generator.normal(size=(objects, 3))
+        tilts = tilts.clip(-settings.tilt_clip, settings.tilt_clip)  # radians, about x, y and z
+        angles = np.linalg.norm(tilts, axis=1, keepdims=True)
+        small = np.concatenate([np.cos(angles / 2), np.sin(angles / 2) * tilts / angles.clip(1e-12)], axis=1)
+        quats = _product(torch.from_numpy(about_y), torch.from_numpy(small)).numpy()
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    scales = generator.uniform(settings.scale_min, settings.scale_max, (objects, 1))
+    shifts = generator.uniform(-settings.shift, settings.shift, (objects, 3))
+    keeps_colors = generator.uniform(size=(objects, 1)) >= settings.color_dropout
+    return np.concatenate([quats, scales, shifts, keeps_colors], axis=1).astype(np.float32)
+
+
+def augment(
+    gaussians: Gaussians,  # [B, N, *]
+    draws: Tensor,  # [B, 9], of `draw`
+    grey: float = 0.4,
+) -> Gaussians:
+    """Turns, then scales, then shifts each object by its own draw; where the draw says so, all its colours are grey."""
+    quats, scales, shifts, keeps = draws[:, :4], draws[:, 4], draws[:, 5:8], draws[:, 8]
+    turned = transform(gaussians, quats, scales, shifts)
+    keeps = keeps[:, None, None].to(gaussians.colors.dtype)
+    return replace(turned, colors=gaussians.colors * keeps + grey * (1 - keeps))
+
+
+def transform(
+    gaussians: Gaussians,  # [B, N, *]
+    quats_wxyz: Tensor,  # [B, 4], unit length: a rotation each
+    scales: Tensor,  # [B], a factor each
+    shifts: Tensor,  # [B, 3]
+) -> Gaussians:
+    """The splat of x -> scale R x + shift: means move, orientations turn, log-scales grow by the factor's logarithm."""
+    rotations = rotation_matrices(quats_wxyz)
+    return replace(
+        gaussians,
+        means=scales[:, None, None] * gaussians.means @ rotations.mT + shifts[:, None],
+        quats_wxyz=_product(quats_wxyz[:, None], gaussians.quats_wxyz),
+        log_scales=gaussians.log_scales + scales.log()[:, None, None],
+    )
+
+
+def rotation_matrices(
+    quats_wxyz: Tensor,  # [..., 4], unit length
+) -> Tensor:  # [..., 3, 3]
+    """The rotation x -> R x of each quaternion."""
+    w, x, y, z = quats_wxyz.unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _product(
+    a: Tensor,  # [..., 4]
+    b: Tensor,  # [..., 4]
+) -> Tensor:  # [..., 4]
+    """Hamilton's product: the rotation b, then a."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        dim=-1,
+    )

@@ -1,0 +1,383 @@
+"""What training reads: each shard once as fixed-size records of half floats, mapped into memory, and its features.
+
+A record holds the first N Gaussians of an object as the encoder wants them (cleaned, centred, rows in farthest-point
+order), so a batch is put together by copying memory. Threads do that ahead of the steps, in an order that a seed fixes
+over all shards: what a step sees depends on its number alone, not on the process that asks or on what came before.
+"""
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from clipgs.config import Config, Encoder
+from clipgs.cores import usable_cores
+from clipgs.encoder import prepare
+from clipgs.splats import ply
+from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
+from clipgs.stage import Progress, path, table
+from clipgs.storage import ClipgsError, ObjectError, canonical_json, check, describe_error, seed_of, tar_objects, whole
+from clipgs.training import features
+from clipgs.training.augment import draw
+
+log = logging.getLogger(__name__)
+
+NUMBERS = 14  # a Gaussian: mean 3, quaternion 4, log-scale 3, opacity logit 1, colour 3
+_LOGIT = 10  # of them the opacity's
+_PREPARED_BY = (
+    "gaussians",
+    "groups",
+    "group_size",
+    "min_opacity",
+    "radius_fraction",
+    "outlier_radii",
+)  # keys that change a record
+_FORMAT = 1  # raised when the same splat would become another record
+_SPLITS = ("train", "validation", "test")
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """One object: count real rows, and of each patch the rows nearest to its centre."""
+
+    count: int
+    rows: np.ndarray  # [N, 14] float16
+    neighbours: np.ndarray  # [g, n]
+
+
+def _file_type(objects: int, settings: Encoder) -> np.dtype:
+    """A file of records, field by field; a count of 0 marks an object that could not be used."""
+    g, n = settings.groups, settings.group_size
+    rows = ("rows", "<f2", (objects, settings.gaussians, NUMBERS))
+    row_number = "<i2" if settings.gaussians <= 1 << 15 else "<i4"
+    return np.dtype([("count", "<i4", (objects,)), ("neighbours", row_number, (objects, g, n)), rows])
+
+
+def compact(config: Config, shard: str, threads: int | None = None) -> Path:
+    """Writes a shard's records, once: objects in the order of their uids, as `encoder.prepare` cleans them.
+
+    Raises:
+        ClipgsError: `triplets/S.tar` is missing or damaged.
+    """
+    tar = path(config, "triplets", shard, ".tar")
+    kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
+    try:
+        sidecar = tar.with_name(tar.name + ".check").read_text()
+    except OSError:
+        sidecar = ""  # `check` below says what is wrong
+    key = hashlib.sha256(canonical_json([_FORMAT, kind, sidecar]).encode()).hexdigest()[:16]
+    file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
+    if file.exists():
+        return file
+    check(tar)
+    members = tar_objects(tar)
+
+    def record(uid: str) -> Record | str:
+        entries = tuple(entry for entry in members[uid].entries if entry[0] == "ply")
+        (data,) = members[uid]._replace(entries=entries).read().values()
+        try:
+            return pack(prepare(ply.from_bytes(data, uid), config.encoder, uid), config.encoder)
+        except (ObjectError, ValueError) as error:
+            return describe_error(error)
+
+    progress = Progress(f"records {shard}", len(members))
+    uids = sorted(members)
+    with whole(file) as temporary, ThreadPoolExecutor(threads or usable_cores()) as pool:
+        (records,) = np.lib.format.open_memmap(temporary, "w+", _file_type(len(uids), config.encoder), (1,))
+        for i, packed in enumerate(pool.map(record, uids)):
+            if isinstance(packed, str):
+                log.warning("train: %s of shard %s is left out: %s", uids[i], shard, packed)
+            else:
+                for field in Record._fields:
+                    records[field][i] = getattr(packed, field)
+            progress.step(ok=not isinstance(packed, str))
+    progress.close()
+    for old in file.parent.glob(f"{shard}.*.npy"):  # of other settings, or of a shard that was packed again
+        if old != file:
+            old.unlink(missing_ok=True)
+    return file
+
+
+def pack(
+    gaussians: Gaussians,  # [N, *], prepared
+    settings: Encoder,
+) -> Record:
+    """The record of one object; missing rows are copies of the first with an opacity of zero.
+
+    Raises:
+        ValueError: no Gaussians, or a number that half floats do not hold.
+    """
+    if len(gaussians) == 0:
+        raise ValueError("no Gaussian is left of it")
+    quats = torch.nn.functional.normalize(gaussians.quats_wxyz, dim=-1)
+    logits = gaussians.opacity_logits[:, None].clamp(PADDING_LOGIT, -PADDING_LOGIT)
+    values = torch.cat([gaussians.means, quats, gaussians.log_scales, logits, gaussians.colors], dim=1)[
+        : settings.gaussians
+    ]
+    values = values.half()
+    if not values.isfinite().all():
+        raise ValueError("a number of it is not finite as a half float")
+    padding = values[:1].repeat(settings.gaussians - len(values), 1)
+    padding[:, _LOGIT] = PADDING_LOGIT
+    near = neighbours(values[:, :3].float().numpy(), settings.groups, settings.group_size)
+    return Record(len(values), torch.cat([values, padding]).numpy(), near)
+
+
+def neighbours(
+    means: np.ndarray,  # [N, 3], the centres of the patches first
+    groups: int,
+    size: int,
+) -> np.ndarray:  # [g, n]
+    """What `encoder.groups.nearest` finds for every augmentation of the object, found once, by a tree.
+
+    Fewer rows than patches or neighbours are taken again from the first on.
+    """
+    near = min(size, len(means))
+    _, rows = cKDTree(means).query(means[np.arange(groups) % len(means)], k=np.arange(1, near + 1))
+    return rows[:, np.arange(size) % near]
+
+
+def unpack(
+    rows: Tensor,  # [B, N, 14]
+    count: Tensor,  # [B]
+) -> Gaussians:  # [B, N, *]
+    """The Gaussians of records, in single precision."""
+    means, quats, log_scales, logits, colors = rows.float().split((3, 4, 3, 1, 3), dim=-1)
+    return Gaussians(means, quats, log_scales, logits[..., 0], colors, count)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B objects, K pictures of each."""
+
+    rows: Tensor  # [B, N, 14] float16, of `unpack`
+    count: Tensor  # [B] int64
+    neighbours: Tensor  # [B, g, n] int16 or int32
+    texts: Tensor  # [B, D] float16, unit length
+    images: Tensor  # [B, K, D] float16, unit length
+    scores: Tensor  # [B, K] float32, cos(text, image)
+    captions: Tensor  # [B] int64, equal where captions are equal
+    draws: Tensor  # [B, 9] float32, of `augment.draw`
+    uids: tuple[str, ...]
+
+    def gaussians(self) -> Gaussians:
+        """[B, N, *], not augmented."""
+        return unpack(self.rows, self.count)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; does not wait for the copy."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The same where a GPU can fetch it by itself, copied where it is not there yet."""
+        return self._map(Tensor.pin_memory)
+
+    def __getitem__(self, part: slice) -> Self:
+        return replace(self._map(lambda tensor: tensor[part]), uids=self.uids[part])
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        tensors = [field.name for field in fields(self) if field.name != "uids"]
+        return replace(self, **{name: function(getattr(self, name)) for name in tensors})
+
+
+class _Place(NamedTuple):
+    """Where objects lie: arrays of one length."""
+
+    shards: np.ndarray  # into the list of shards
+    rows: np.ndarray  # into the shard's records and features
+    counts: np.ndarray  # Gaussians
+    captions: np.ndarray  # equal where captions are equal
+    splits: np.ndarray  # into _SPLITS, -1 for none
+
+
+class TrainingData:
+    """The objects of a run's shards: mapped records and features, and which object is where.
+
+    Args:
+        shards: names; every packed object of them that the encoder can use is here.
+        files: their records, of `compact`.
+        pin: whether batches go to a GPU.
+
+    Raises:
+        ClipgsError: features are missing, or of other objects, or of several teachers.
+    """
+
+    def __init__(self, config: Config, shards: Sequence[str], files: Sequence[Path], pin: bool = False) -> None:
+        if not shards:
+            raise ClipgsError("there are no shards to train on; make them with: snakemake triplets")
+        self._settings, self._gaussians = config.training, config.encoder.gaussians
+        self.pin = pin
+        records = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+        self._rows = [mapped["rows"][0] for mapped in records]  # [n, N, 14] each
+        self._neighbours = [mapped["neighbours"][0] for mapped in records]  # [n, g, K] each
+        counts = [mapped["count"][0] for mapped in records]
+        self._features = [features.read(config, shard) for shard in shards]
+        self.teacher = {name: self._features[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
+        self.pictures, self.dim = self._features[0].images.shape[1:]
+        self.shards = list(shards)
+        names = [file.name for file in files]  # with the hashes of what they were made from
+        self.identity = hashlib.sha256(canonical_json([names, self.teacher]).encode()).hexdigest()
+        uids, places = [], []
+        for index, shard in enumerate(shards):
+            packed = sorted((row for row in table(config, "triplets", shard) if row["status"] == "ok"),
+                            key=lambda row: row["uid"])  # fmt: skip
+            names = [row["uid"] for row in packed]
+            self._check_features(shard, names, self._features[index])
+            rows = np.flatnonzero(counts[index])
+            captions = [hashlib.sha256((row["caption"] or "").encode()).digest()[:8] for row in packed]
+            splits = [_SPLITS.index(row["split"]) if row["split"] in _SPLITS else -1 for row in packed]
+            uids += [names[row] for row in rows]
+            caption_ids = np.frombuffer(b"".join(captions), "<i8")
+            shard_of = np.full(len(rows), index)
+            places.append(_Place(shard_of, rows, counts[index][rows], caption_ids[rows], np.array(splits)[rows]))
+        self.uids = np.array(uids, dtype=np.str_)
+        self._places = _Place(*(np.concatenate(arrays) for arrays in zip(*places, strict=True)))
+
+    def _check_features(self, shard: str, uids: list[str], found: "features.Features") -> None:
+        if list(found.uids) != uids:
+            raise ClipgsError(
+                f"the features of shard {shard} are of other objects than its triplets; "
+                f"make them again: snakemake --forcerun embed_images embed_texts"
+            )
+        teacher = {name: found.metadata[name] for name in self.teacher}
+        if teacher != self.teacher:
+            ours, theirs = ("/".join(each.values()) for each in (self.teacher, teacher))
+            raise ClipgsError(f"the features of shard {self.shards[0]} are of {ours}, those of {shard} of {theirs}")
+        dims = {*found.images.shape[2:], *found.texts.shape[1:]}
+        if dims != {self.dim}:
+            raise ClipgsError(
+                f"the features of shard {shard} have {' and '.join(map(str, sorted(dims)))} numbers a row, those of "
+                f"shard {self.shards[0]} {self.dim}; make them again: snakemake --forcerun embed_images embed_texts"
+            )
+        if self._settings.views > found.images.shape[1]:
+            raise ClipgsError(
+                f"config: training.views = {self._settings.views}, but shard {shard} has {found.images.shape[1]} "
+                "pictures an object"
+            )
+
+    def split(self, name: str) -> np.ndarray:
+        """Objects of a split, as indices."""
+        return np.flatnonzero(self._places.splits == _SPLITS.index(name))
+
+    def shard_of(self, uid: str) -> str:
+        """The shard an object lies in."""
+        (found,) = np.flatnonzero(self.uids == uid)
+        return self.shards[self._places.shards[found]]
+
+    def batch(
+        self,
+        objects: np.ndarray,  # [B], indices
+        views: np.ndarray,  # [B, K]
+        draws: np.ndarray,  # [B, 9]
+    ) -> Batch:
+        """Copies the objects' records and the features of the named views."""
+        # Where a GPU can fetch it by itself, so that it need not be copied there once more.
+        rows = torch.empty((len(objects), self._gaussians, NUMBERS), dtype=torch.float16, pin_memory=self.pin)
+        array = rows.numpy()
+        near, texts, images, scores = [], [], [], []
+        for i, (shard, row) in enumerate(zip(self._places.shards[objects], self._places.rows[objects], strict=True)):
+            array[i] = self._rows[shard][row]  # a long copy, during which other threads go on
+            near.append(self._neighbours[shard][row])
+            found = self._features[shard]
+            texts.append(found.texts[row])
+            images.append(found.images[row][views[i]])
+            scores.append(found.scores[row][views[i]])
+        batch = Batch(
+            rows=rows,
+            count=torch.from_numpy(self._places.counts[objects].astype(np.int64)),
+            neighbours=torch.from_numpy(np.stack(near)),
+            texts=torch.stack(texts),
+            images=torch.stack(images),
+            scores=torch.stack(scores),
+            captions=torch.from_numpy(self._places.captions[objects]),
+            draws=torch.from_numpy(draws),
+            uids=tuple(self.uids[objects].tolist()),
+        )
+        return batch.pinned() if self.pin else batch
+
+
+class TrainingBatches:
+    """The share of one process of each step's batch; a pure function of the step.
+
+    Args:
+        objects: what to train on, as indices.
+        rank, world: this process and the number of them; each has an equal part of the batch.
+
+    Raises:
+        ClipgsError: there are fewer objects than a batch holds, or the batch cannot be shared out evenly.
+    """
+
+    def __init__(self, data: TrainingData, objects: np.ndarray, config: Config, rank: int = 0, world: int = 1) -> None:
+        settings = config.training
+        if len(objects) < settings.batch:
+            raise ClipgsError(
+                f"config: training.batch = {settings.batch}, but only {len(objects)} objects are in the split train; "
+                f"set training.batch to {max(len(objects), 1)} or less, or add objects"
+            )
+        if settings.batch % world:
+            raise ClipgsError(f"config: training.batch = {settings.batch} cannot be shared out over {world} processes")
+        self._data, self._objects, self._settings = data, objects, settings
+        share = settings.batch // world
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._order = (-1, objects)  # epoch and its order; replaced as one: several threads ask
+        self.steps_per_epoch = len(objects) // settings.batch
+
+    def objects(self, step: int) -> np.ndarray:
+        """Objects of the whole batch of a step. Each epoch is an order of its own over all shards; its rest, less
+        than a batch, is left out."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        known, order = self._order
+        if epoch != known:
+            generator = np.random.default_rng(seed_of(self._settings.seed, "order", str(epoch)))
+            order = generator.permutation(self._objects)
+            self._order = (epoch, order)
+        return order[place * self._settings.batch :][: self._settings.batch]
+
+    def __call__(self, step: int) -> Batch:
+        """This process's share of a step, with views and augmentation drawn."""
+        generator = np.random.default_rng(seed_of(self._settings.seed, "batch", str(step)))
+        objects = self.objects(step)
+        pictures = self._data.pictures
+        views = generator.random((len(objects), pictures)).argsort(axis=1)[:, : self._settings.views]
+        draws = draw(self._settings.augmentation, len(objects), generator)
+        return self._data.batch(objects[self._share], views[self._share], draws[self._share])
+
+
+class Prefetch:
+    """Yields `read(item)` of each item in order, read ahead by threads; knows how long it was waited for."""
+
+    def __init__(self, read: Callable[[int], Batch], items: Iterable[int], threads: int) -> None:
+        self._read, self._items, self._threads = read, iter(items), threads
+        self.waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        try:
+            ahead = deque(pool.submit(self._read, item) for item in islice(self._items, self._threads + 1))
+            while ahead:
+                start = time.perf_counter()
+                batch = ahead.popleft().result()
+                self.waited_seconds += time.perf_counter() - start
+                ahead.extend(pool.submit(self._read, item) for item in islice(self._items, 1))
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,74 @@
+"""The two losses of CLIP-GS: shape against text, and shape against pictures that vote (paper, section 4.2, eq. 3, 4).
+
+Rows of every argument are unit length. `logit_scale` is the factor on the cosines (1 over the temperature), not its
+logarithm. Under several processes the arguments are the gathered ones: the denominators run over the whole batch.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScoreNorm = Literal["none", "mean_one", "softmax"]
+
+
+def text_loss(
+    shape: Tensor,  # [B, D]
+    text: Tensor,  # [B, D]
+    logit_scale: Tensor | float,
+    *,
+    captions: Tensor | None = None,  # [B] integers, equal where two captions are the same text
+) -> Tensor:
+    """L_text: the symmetric contrastive loss, mean over objects and both directions (paper, eq. 3).
+
+    With `captions`, an object of the same caption is no negative: its entry is left out of the denominator. Without,
+    every other object is one, as in the paper.
+    """
+    logits = logit_scale * shape @ text.T  # [B, B]
+    if captions is not None:
+        same = captions[:, None] == captions[None, :]
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, -torch.inf)
+    return _both_ways(logits[None]).mean() / 2
+
+
+def image_voting_loss(
+    shape: Tensor,  # [B, D]
+    images: Tensor,  # [B, K, D], K views of each object
+    scores: Tensor,  # [B, K], cos(text, image)
+    logit_scale: Tensor | float,
+    *,
+    score_norm: ScoreNorm = "none",
+) -> Tensor:
+    """L_img = 1 / (2 B K) sum_bk S_bk (CE_b(G I_k^T) + CE_b(I_k G^T)), the Image Voting Loss (paper, eq. 4).
+
+    I_k holds the k-th sampled view of every object, so a view meets one view of each other object and never another
+    view of its own. `score_norm` says how S follows from the scores: see `votes`.
+    """
+    logits = logit_scale * torch.einsum("bd,jkd->kbj", shape, images)  # [K, B, B]
+    return (votes(scores, score_norm).T * _both_ways(logits)).mean() / 2
+
+
+def votes(
+    scores: Tensor,  # [B, K], cos(text, image)
+    score_norm: ScoreNorm,
+) -> Tensor:  # [B, K]
+    """The weight S of each view.
+
+    none: the cosine, negative ones as 0. mean_one: the same over its mean over the object's views, so that every
+    object has one say. softmax: K times the softmax over the object's views, of mean one too.
+    """
+    if score_norm == "softmax":
+        return scores.shape[1] * scores.softmax(dim=1)
+    weights = scores.clamp(min=0)
+    if score_norm == "none":
+        return weights
+    return weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-8)  # all zero stays all zero
+
+
+def _both_ways(
+    logits: Tensor,  # [K, B, B], an object's own entry on the diagonal
+) -> Tensor:  # [K, B]
+    """Cross entropy of each row and of each column, summed."""
+    own = logits.diagonal(dim1=1, dim2=2)
+    return logits.logsumexp(dim=2) + logits.logsumexp(dim=1) - 2 * own

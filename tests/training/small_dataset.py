@@ -1,0 +1,120 @@
+"""A dataset that training can learn from in seconds: packed splats of a few kinds, and features made for them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from clipgs import config as configuration
+from clipgs.config import Config
+from clipgs.encoder.transformer import Shape
+from clipgs.splats import Gaussians
+from clipgs.splats.ply import to_bytes
+from clipgs.storage import TarWriter, write_table
+from clipgs.triplets.pack import digest, merge_index, schema
+
+DIM, PICTURES, KINDS = 12, 6, 4
+SHAPE = Shape(width=32, depth=2, heads=2, hidden=48, gated=True, hidden_norm=True)
+SETTINGS = {
+    "device": "cpu",
+    "encoder": {
+        "size": "tiny",
+        "gaussians": 96,
+        "groups": 8,
+        "group_size": 8,
+        "refinement_width": 16,
+        "drop_path": 0.0,
+        "patch_dropout": 0.0,
+        "batch_norm": "local",
+    },
+    "training": {"epochs": 3, "batch": 8, "micro_batch": 8, "views": 2, "warmup_epochs": 1.0, "lr": 2e-3},
+    "workers": {"checkpoint_steps": 2, "loaders": 2},
+}
+
+
+def settings(folder: Path, **more) -> Config:
+    """The configuration of a small run, with `output` in `folder`; `more` as nested mappings."""
+    return configuration.check(configuration.merge(SETTINGS, {"output": str(folder / "results")}, more))
+
+
+def unit(*shape: int, seed: int) -> torch.Tensor:
+    return functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def splat(kind: int, seed: int, rows: int = 80) -> Gaussians:
+    """An ellipsoid of Gaussians; its proportions and colour tell the kind."""
+    generator = torch.Generator().manual_seed(seed)
+    sphere = functional.normalize(torch.randn(rows, 3, generator=generator), dim=-1)
+    axes = torch.tensor([[1, 1, 1], [1, 0.2, 0.2], [1, 1, 0.2], [0.4, 1, 0.4]])[kind % 4]
+    color = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.3, 0.9], [0.8, 0.8, 0.1]])[kind % 4]
+    return Gaussians(
+        means=sphere * axes * (0.4 + 0.1 * torch.rand(1, generator=generator)),
+        quats_wxyz=torch.randn(rows, 4, generator=generator),
+        log_scales=torch.full((rows, 3), -3.0) + 0.3 * torch.randn(rows, 3, generator=generator),
+        opacity_logits=torch.full((rows,), 3.0),
+        colors=(color + 0.1 * torch.randn(rows, 3, generator=generator)).clamp(0, 1),
+    )
+
+
+def make(
+    config: Config, shards: int = 2, objects: int = 16, splits=("train",) * 6 + ("validation", "test")
+) -> list[str]:
+    """Writes shards, triplets and features under the configuration's output; the uids, in order."""
+    uids = []
+    for index in range(shards):
+        uids += make_shard(config, f"{index:05d}", [f"s{index}o{i:03d}" for i in range(objects)], splits)
+    return uids
+
+
+def make_shard(config: Config, shard: str, uids: list[str], splits=("train",)) -> list[str]:
+    """One shard; object i has rows 60 + i, kind i mod 4, and the split at i of `splits`, over and over."""
+    output = config.output_path
+    kinds = [i % KINDS for i in range(len(uids))]
+    seeds = [hash_of(uid) for uid in uids]
+    rows = [
+        {"uid": uid, "shard": shard, "status": "ok", "split": splits[i % len(splits)], "category": f"kind {kinds[i]}",
+         "caption": f"kind {kinds[i]} number {i}"}
+        for i, uid in enumerate(uids)
+    ]  # fmt: skip
+    for folder in ("triplets", "catalog/shards"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    (output / "catalog" / "shards" / f"{shard}.parquet").touch()
+    offset = 0
+    with TarWriter(output / "triplets" / f"{shard}.tar") as tar:
+        for row, kind, seed in sorted(zip(rows, kinds, seeds, strict=True), key=lambda one: one[0]["uid"]):
+            uid = row["uid"]
+            members = [(f"{uid}.ply", to_bytes(splat(kind, seed, rows=60 + seed % 50))), (f"{uid}.txt", b"a text")]
+            for name, data in members:
+                tar.add(name, data)
+            size = sum(512 + -(-len(data) // 512) * 512 for _, data in members)
+            row |= {"offset": offset, "bytes": size, "sha256": digest(members)}
+            offset += size
+    table = output / "triplets" / f"{shard}.parquet"
+    write_table(table, rows, schema())
+    merge_index(sorted(table.parent.glob("[0-9]*.parquet")), table.parent / "index.parquet")
+    centres = unit(KINDS, DIM, seed=0)[kinds]
+    own = torch.stack([unit(DIM, seed=seed) for seed in seeds])
+    texts = functional.normalize(centres + 0.3 * own, dim=-1)
+    images = functional.normalize(texts[:, None] + 0.2 * unit(len(uids), PICTURES, DIM, seed=1), dim=-1)
+    write_features(config, shard, uids, images.half(), texts.half())
+    return uids
+
+
+def write_features(config: Config, shard: str, uids: list[str], images, texts, **metadata: str) -> None:
+    """Features as the teacher's stages write them."""
+    scores = torch.einsum("nd,nvd->nv", texts.float(), images.float())
+    about = {"uids": json.dumps(uids), "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
+             "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
+    folder = config.output_path / "features" / "small"
+    for name, tensors in {"images": {"images": images}, "texts": {"texts": texts, "scores": scores}}.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()}, folder / name / f"{shard}.safetensors", about
+        )
+
+
+def hash_of(uid: str) -> int:
+    return int(np.frombuffer(uid.encode().ljust(8)[:8], "<u4").sum() % 100_003)

@@ -1,0 +1,356 @@
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_dataset import SHAPE, make, make_shard, settings, unit, write_features
+from torch import nn
+from two_processes import SHARDS, gradients
+
+from clipgs.config import Training
+from clipgs.encoder import ClipGS
+from clipgs.storage import ClipgsError, check
+from clipgs.training import distributed, loop, runs
+from clipgs.training.data import TrainingBatches, TrainingData, compact
+from clipgs.training.distributed import Ranks
+from clipgs.training.loop import Trainer, parameter_groups, rate, retrieval, still_statistics
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+HERE = Path(__file__).parent
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in another order have other last digits; and small tensors are quicker without a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trainer(config, shards=SHARDS):
+    data = TrainingData(config, shards, [compact(config, shard) for shard in shards])
+    torch.manual_seed(0)
+    return Trainer(config, ALONE, ClipGS(config.encoder, data.dim, SHAPE), data)
+
+
+def lines(config, name="metrics.jsonl"):
+    return [json.loads(line) for line in (runs.run_path(config) / name).read_text().splitlines()]
+
+
+def assert_equal_gradients(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 40
+    for name, gradient in theirs.items():
+        # Relative to the largest entry, and to the largest of all where a gradient vanishes.
+        size = max(gradient.abs().max().item(), 1e-3)
+        assert (ours[name] - gradient).abs().max().item() < tolerance * size, name
+
+
+# --- parts of a step ---
+
+
+def test_the_learning_rate_grows_and_falls():
+    rates = [rate(step, 110, 10) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[60] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-3
+    assert rate(0, 1, 0) == 1
+
+
+def test_early_blocks_learn_slower_and_vectors_do_not_decay():
+    model = nn.ModuleDict({"stem": nn.Linear(3, 3), "blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(3))})
+    groups = parameter_groups(model, Training(layer_decay=0.5, weight_decay=0.1))
+    found = {name: (group["factor"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert found == {
+        "stem.weight": (1.0, 0.1),
+        "stem.bias": (1.0, 0.0),
+        **{f"blocks.{i}.weight": (0.5 ** (2 - i), 0.1) for i in range(3)},
+        **{f"blocks.{i}.bias": (0.5 ** (2 - i), 0.0) for i in range(3)},
+    }
+
+
+def test_retrieval_is_the_plain_count():
+    shapes, texts, images = unit(9, 5, seed=0), unit(9, 5, seed=1), unit(9, 3, 5, seed=2)
+    captions = torch.tensor([0, 1, 2, 0, 3, 4, 5, 6, 0])
+
+    def place(query, own, also_right):
+        better = [j for j in range(9) if j != own and j not in also_right and query @ shapes[j] >= query @ shapes[own]]
+        return len(better)
+
+    of_texts = [place(texts[i], i, [j for j in range(9) if captions[j] == captions[i]]) for i in range(9)]
+    of_images = [place(images[i, k], i, []) for i in range(9) for k in range(3)]
+    numbers = retrieval(shapes, texts, images, captions)
+    for name, places in (("text", of_texts), ("image", of_images)):
+        assert numbers[f"{name}_r1"] == pytest.approx(sum(p == 0 for p in places) / len(places))
+        assert numbers[f"{name}_mrr"] == pytest.approx(sum(1 / (p + 1) for p in places) / len(places))
+    collapsed = retrieval(shapes[:1].expand(9, 5), texts, images, torch.arange(9))
+    assert collapsed["text_r1"] == collapsed["image_r1"] == 0  # all the same finds nothing
+
+
+# --- a large batch in parts ---
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    return settings(tmp_path, encoder={"batch_norm": "frozen"})
+
+
+def in_parts(tmp_path, micro_batch, **encoder):
+    return settings(tmp_path, encoder={"batch_norm": "frozen", **encoder}, training={"micro_batch": micro_batch})
+
+
+@pytest.mark.parametrize("micro_batch", [3, 4])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, frozen, micro_batch):
+    make(frozen)
+    whole, _ = gradients(frozen, ALONE)
+    parts, _ = gradients(in_parts(tmp_path, micro_batch), ALONE)
+    assert_equal_gradients(parts, whole, 1e-5)
+
+
+def test_the_second_pass_makes_the_first_ones_choices_and_statistics_move_once(tmp_path, monkeypatch):
+    config = in_parts(tmp_path, 4, batch_norm="local", patch_dropout=0.5, drop_path=0.5)
+    make(config)
+    one = trainer(config)
+    embed, seen = one._embed, []
+
+    def watched(module, part, index):
+        result = embed(module, part, index)
+        norm = one.model.tokenizer.points.norm1.running_mean.clone()
+        seen.append((torch.is_grad_enabled(), index, result.detach().clone(), norm))
+        return result
+
+    monkeypatch.setattr(one, "_embed", watched)
+    one.train_step(TrainingBatches(one._data, one._data.split("train"), config)(0))
+    assert [(grad, index) for grad, index, _, _ in seen] == [(False, 0), (False, 1), (True, 0), (True, 1)]
+    for first, second in (seen[0::2], seen[1::2]):
+        assert torch.equal(first[2], second[2])
+    assert not torch.equal(seen[0][2], seen[1][2])
+    assert not torch.equal(seen[0][3], seen[1][3])
+    assert torch.equal(seen[1][3], seen[3][3])
+
+
+def test_still_statistics_are_those_of_the_batch_and_stay():
+    norm = nn.BatchNorm1d(3)
+    values = torch.randn(50, 3) + 5
+    with still_statistics(nn.Sequential(norm)):
+        assert norm(values).mean().abs() < 1e-5
+    assert (norm.running_mean == 0).all()
+    norm(values)
+    assert (norm.running_mean > 0.4).all()
+
+
+# --- several processes ---
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    cases = {"frozen": ("frozen", 8), "sync": ("sync", 8), "in parts": ("frozen", 2)}
+    for name, (batch_norm, micro_batch) in cases.items():
+        config = settings(tmp_path, encoder={"batch_norm": batch_norm}, training={"micro_batch": micro_batch})
+        (tmp_path / name).mkdir()
+        values = config.model_dump(mode="json", include={"output", "encoder", "training", "device"})
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(values))
+    make(config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(HERE / "two_processes.py"), *(str(tmp_path / name) for name in cases)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (batch_norm, _) in cases.items():
+        alone, norms = gradients(settings(tmp_path, encoder={"batch_norm": batch_norm}), ALONE)
+        for rank in range(2):
+            found = load_file(tmp_path / name / f"rank{rank}.safetensors")
+            for norm, value in norms.items():
+                assert torch.allclose(found.pop(norm), value, atol=1e-5), norm
+            assert_equal_gradients(found, alone, 2e-5)
+
+
+def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
+    config = settings(tmp_path, encoder={"batch_norm": "sync"}, training={"epochs": 1})
+    make(config)
+    with caplog.at_level(logging.INFO):
+        distributed.launch(config, 2)
+    check(runs.run_path(config) / "model.safetensors")
+    assert [line["step"] for line in lines(config) if "loss" in line] == [1, 2, 3]
+    assert "holds step 3 of 3" in caplog.text
+
+
+def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
+    script = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no memory'); time.sleep(60)"
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO), pytest.raises(ClipgsError, match="one of 2 processes failed"):
+        distributed.together([sys.executable, "-c", script], 2, {})
+    assert time.monotonic() - start < 30
+    assert [record.getMessage() for record in caplog.records] == ["no memory"]
+
+
+# --- a run ---
+
+
+def test_a_run_learns_and_leaves_what_it_says(tmp_path):
+    config = settings(tmp_path, training={"epochs": 30})
+    make(config)
+    one = trainer(config)
+    one.run()
+    steps = [line for line in lines(config) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 91))
+    assert sum(line["loss"] for line in steps[-5:]) < 0.7 * sum(line["loss"] for line in steps[:5])
+    validations = [line for line in lines(config) if "validation_text_r1" in line]
+    assert [line["step"] for line in validations] == list(range(3, 91, 3))
+    scores = [(line["validation_text_mrr"] + line["validation_image_mrr"]) / 2 for line in validations]
+    for name in ("model.safetensors", "config.yaml", "README.md"):
+        check(one.folder / name)
+    assert one._best["best_step"] == 3 * (scores.index(max(scores)) + 1)
+    card = (one.folder / "README.md").read_text()
+    assert f"Step {one._best['best_step']} of 90" in card
+    assert "24 objects in 2 shards" in card
+    (speed,) = {tuple(line) for line in lines(config, "speed.jsonl")}
+    assert speed == ("step", "samples_per_second", "data_wait_fraction")
+    assert all(line["samples_per_second"] > 1 for line in lines(config, "speed.jsonl"))
+    assert list((one.folder / "tensorboard").iterdir())
+    assert len(list((one.folder / "state").iterdir())) == 2  # the last state, and the best model
+
+
+def test_the_test_split_is_never_looked_at(tmp_path):
+    config = settings(tmp_path)
+    make(config)
+    data = trainer(config)._data
+    uids = [f"s0o{i:03d}" for i in range(16)]
+    from clipgs.training import features
+
+    found = features.read(config, "00000")
+    images, texts = found.images.clone(), found.texts.clone()
+    test = [uids.index(uid) for uid in data.uids[data.split("test")] if uid in uids]
+    assert len(test) == 2
+    images[test], texts[test] = torch.nan, torch.nan
+    write_features(config, "00000", uids, images, texts)
+    trainer(config).run()
+    assert all(math.isfinite(value) for line in lines(config) for value in line.values())
+
+
+def test_a_loss_that_is_not_a_number_names_the_object(tmp_path):
+    from clipgs.training import features
+
+    config = settings(tmp_path)
+    make(config)
+    found = features.read(config, "00001")
+    images = found.images.clone()
+    images[2] = torch.nan
+    write_features(config, "00001", list(found.uids), images, found.texts.clone())
+    with pytest.raises(
+        ClipgsError, match=r"step \d: the loss is not finite, because of s1o002 \(shard 00001\)"
+    ) as error:
+        trainer(config).run()
+    assert "\n" not in str(error.value)
+    assert not (runs.run_path(config) / "model.safetensors").exists()
+
+
+def test_a_learning_rate_that_is_too_large_is_said(tmp_path):
+    config = settings(tmp_path, training={"lr": 1e30})
+    make(config)
+    with pytest.raises(ClipgsError, match=r"lower training\.lr"):
+        trainer(config).run()
+
+
+def test_a_batch_of_one_and_no_validation_split(tmp_path, caplog):
+    config = settings(tmp_path, training={"batch": 1, "epochs": 1})
+    make(config, shards=1, objects=3, splits=("train",))
+    one = trainer(config, ["00000"])
+    one.run()
+    losses = [line["loss"] for line in lines(config)]
+    assert losses == [0.0, 0.0, 0.0]
+    check(one.folder / "model.safetensors")
+    assert "no validation split" in (one.folder / "README.md").read_text()
+
+
+def test_a_run_is_frozen_on_its_shards(tmp_path):
+    config = settings(tmp_path)
+    make(config)
+    assert runs.run_shards(config, ["00000", "00001"]) == ["00000", "00001"]
+    runs.begin(config, ["00000"])
+    assert runs.run_shards(config, ["00000", "00001"]) == ["00000"]
+    assert runs.run_shards(settings(tmp_path, training={"epochs": 9}), ["00000", "00001"]) == ["00000", "00001"]
+    make_shard(config, "00002", ["new"])
+    assert runs.begun_with(config) == ["00000"]
+
+
+# --- killed and gone on ---
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
+def test_gone_on_after_any_step_it_repeats_the_curve(tmp_path, monkeypatch, at):
+    """As if killed: nothing is flushed or written after the step."""
+    config = settings(tmp_path, encoder={"patch_dropout": 0.3, "drop_path": 0.2})
+    make(config)
+    trainer(config).run()
+    folder = runs.run_path(config)
+    wanted = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors", "README.md")}
+    for file in sorted(folder.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    one = trainer(config)
+    step = one.train_step
+
+    def stops(batch):
+        if one.step == at:
+            raise Killed
+        return step(batch)
+
+    monkeypatch.setattr(one, "train_step", stops)
+    with pytest.raises(Killed):
+        one.run()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "lo')  # a line cut short
+    again = trainer(config)
+    again.run()
+    assert {name: (folder / name).read_bytes() for name in wanted} == wanted
+
+
+def test_killed_for_real_and_gone_on_it_ends_with_the_same_bytes(tmp_path):
+    more = {"training": {"epochs": 4}, "encoder": {"patch_dropout": 0.3}}
+    undisturbed, killed = (settings(tmp_path / name, **more) for name in ("undisturbed", "killed"))
+    make(undisturbed)
+    make(killed)
+    loop.train(undisturbed)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(killed.model_dump(mode="json")))
+    command = [sys.executable, "-m", "clipgs", "train", "--config", str(tmp_path / "config.yaml")]
+    folder = runs.run_path(killed)
+    metrics = folder / "metrics.jsonl"
+    with subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 200
+        while not metrics.exists() or metrics.read_text().count('"loss"') < 7:
+            assert run.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+    assert not (folder / "model.safetensors").exists()
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "goes on after step" in done.stderr
+    assert metrics.read_bytes().count(b'"loss"') == 12
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (folder / name).read_bytes() == (runs.run_path(undisturbed) / name).read_bytes()
+
+
+def test_the_command_line_says_a_fault_in_one_line(tmp_path):
+    config = settings(tmp_path, training={"batch": 999})
+    make(config)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = subprocess.run([sys.executable, "-m", "clipgs", "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "training.batch = 999, but only 24 objects" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
