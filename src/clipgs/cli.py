@@ -35,6 +35,14 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
+    "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
+    "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
+    "baselines": (
+        "clipgs.evaluation.baselines",
+        "measure other people's models on the same objects, where their files are",
+    ),
+    "ablations": ("clipgs.evaluation.ablations", "train and measure runs that differ in one thing: one table"),
+    "report": ("clipgs.report.page", "write one page of what was made: pictures, tables, curves, splats to turn"),
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
@@ -92,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb")
     command.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="one file an object goes there")
     command.add_argument("--uid", action="append", default=[], help="only this object; may be given several times")
+    command = add(
+        "search",
+        "print the splats nearest to a text or to the picture in a file, and write a picture of them",
+        'search "a red chair" --run runs/base',
+    )
+    command.add_argument("query", help="a text, or a .png, .jpg or .webp file")
+    command.add_argument("--run", required=True, metavar="FOLDER", help="of a finished run; also relative to `output`")
+    command.add_argument("--count", type=_positive, default=5, metavar="K", help="how many (default: 5)")
+    command.add_argument("--triplets", type=Path, metavar="FOLDER", help="to search (default: those of the run)")
+    command.add_argument("--picture", type=Path, default=Path("search.png"), metavar="FILE", help="default: search.png")
+    _add_config(command)
     command = add(
         "publish",
         "write a finished run as a folder to upload: weights, settings, model card",
@@ -199,7 +218,14 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if name in _MERGE_STAGES:
         shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []
-        getattr(import_module(_MERGE_STAGES[name][0]), name)(config, *shards)
+        getattr(import_module(_MERGE_STAGES[name][0]), name.replace("-", "_"))(config, *shards)
+        return 0
+    if name == "search":
+        run = Path(options.run) if Path(options.run).exists() else config.output_path / options.run
+        kept = {"triplets": options.triplets, "picture": options.picture, "device": config.device}
+        found = import_module("clipgs.report.search").search(options.query, run, k=options.count, **kept)
+        sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
+        log.info("search: %s shows them", options.picture)
         return 0
     if name == "plan":
         sys.stdout.write(import_module("clipgs.estimate").plan_text(config))

@@ -484,6 +484,73 @@ class Encoder(Section):
     )
 
 
+class Baselines(Section):
+    """Files of other people's models, to be measured on the same objects; null: the row stays empty."""
+
+    uni3d: str | None = _key(None, "path", "checkpoint of Uni3D")
+    openshape: str | None = _key(None, "path", "checkpoint of OpenShape's PointBERT")
+    ulip2: str | None = _key(None, "path", "checkpoint of ULIP-2's coloured PointBERT")
+    eva02_e_14_plus: str | None = _key(None, "path", "weights of Uni3D's teacher EVA02-E-14-plus; download: fetch them")
+    vit_bigg_14: str | None = _key(
+        None, "path", "weights of OpenShape's and ULIP-2's teacher ViT-bigG-14; download: fetch them"
+    )
+
+
+class Evaluation(Section):
+    """How well a run does: retrieval, zero-shot and few-shot classification. Protocols: docs/protocols.md."""
+
+    split: Literal["test", "validation", "train", "all"] = _key(
+        "test", "name", "whose objects are the gallery, and are asked about"
+    )
+    per: Literal["object", "group"] = _key(
+        "object", "name", "gallery: every object, or one of each group of one shape", assumed=True
+    )
+    seed: int = _key(0, "seed", "of pictures that stand for objects, episodes and intervals", ge=0)
+    resamples: int = _key(1000, "samples", "of the bootstrap, for intervals", ge=2, le=100_000)
+    templates: str | None = _key(
+        None, "path", "prompts for the names of classes: lines with {}; default: our own", assumed=True
+    )
+    classes: str | None = _key(
+        None,
+        "path",
+        "names of the classes, one a line; default: those of LVIS for Objaverse, else all categories there are",
+    )
+    class_names: Literal["spoken", "raw"] = _key(
+        "spoken", "name", "spoken: teddy bear for teddy_bear; raw: as the names are", assumed=True
+    )
+    few_shot: list[Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-way [1-9]\d*-shot$")]] = _key(
+        ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot", "50-way 5-shot", "10-way 10-shot"],
+        "cells",
+        "episodes of so many classes with so many objects of each to learn from",
+    )
+    few_shot_support: Literal["train", "same"] = _key(
+        "train", "name", "which split is learnt from; same: the one that is asked about, other groups", assumed=True
+    )
+    few_shot_queries: int = _key(20, "objects", "asked about of each class, or what there is", ge=1, le=10_000)
+    few_shot_strict: bool = _key(False, "switch", "leave out classes with fewer")
+    baselines: Baselines = _section(Baselines)
+    examples: int = _key(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
+
+
+class Ablations(Section):
+    """Runs that differ in one thing, trained and evaluated alike: one table."""
+
+    rows: list[str] = _key(
+        ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"],
+        "names",
+        "the paper's five by default; docs/protocols.md lists all: orders, K, first weights, Gaussians, captions",
+        min_length=1,
+    )
+    seeds: list[int] = _key([0, 1, 2], "seeds", "each row is trained with each of them", min_length=1)
+
+
+class Report(Section):
+    """The page of what was made: pictures, tables, curves, and splats to turn."""
+
+    splats: int = _key(6, "splats", "that can be turned on the page", ge=0, le=50)
+    samples: int = _key(6, "objects", "shown as the best, and as many as the worst", ge=0, le=100)
+
+
 class Augmentation(Section):
     """What an object is turned into, anew each time it is seen."""
 
@@ -585,6 +652,9 @@ class Config(Section):
     teacher: Teacher = _section(Teacher)
     encoder: Encoder = _section(Encoder)
     training: Training = _section(Training)
+    evaluation: Evaluation = _section(Evaluation)
+    ablations: Ablations = _section(Ablations)
+    report: Report = _section(Report)
     workers: Workers = _section(Workers)
 
     @property
@@ -627,6 +697,11 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         1,
         ("encoder", "training", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
     ),
+    "embed-shapes": (1, ("training.run",)),
+    "evaluate": (1, ("evaluation", "training.run", *(f"teacher.{key}" for key in ("name", "pretrained", "precision")))),
+    "baselines": (1, ("evaluation", "training.run", "views.count", "teacher")),
+    "ablations": (1, ("evaluation", "ablations", "encoder", "training", "teacher")),
+    "report": (1, ("report", "pack.title", "views.pixels", "views.held_out")),
 }
 
 

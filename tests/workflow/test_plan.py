@@ -25,6 +25,7 @@ FIRST_STAGES = {
     "render": {"render"},
     "caption": {"caption"},
     "pack": {"index"},
+    "report": set(),
     "catalog.folder.up_axis": {"sample", "view"},
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
@@ -48,6 +49,7 @@ FEEDS = {
     "render": {"pack"},
     "caption": {"pack"},
     "pack": {"index"},
+    "report": set(),
     "index": set(),
     "label": {"caption", "pack"},
 }

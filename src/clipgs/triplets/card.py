@@ -195,14 +195,15 @@ def _selection(curation: Mapping[str, Any]) -> list[str]:
 
 
 def _quality_section(packed: Sequence[Row]) -> str:
-    header, lines = _quality(packed)
+    header, lines = quality(packed)
     if packed and not lines:
         return "Not known: all are ready splats, which came without views to hold them against."
     text = "On views that no splat was fitted to, over a white ground.\n\n![Histogram of the PSNR](quality.png)\n\n"
     return text + _table(header, lines)
 
 
-def _quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of a table of the quality: mean, percentiles and median of each measure that is known."""
     columns = {
         "PSNR, dB": ("psnr", ".2f"),
         "PSNR of the foreground, dB": ("psnr_foreground", ".2f"),

@@ -63,11 +63,11 @@ def _scaled(frame: tuple[float, float, float], picture: np.ndarray) -> tuple[flo
 
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
     """Draw the samples, `COLUMNS` in a row; equal samples give equal pixels on every machine."""
-    small, large = _font(13), _font(22, bold=True)
+    small, large = font(13), font(22, bold=True)
     cell_width = 2 * PICTURE_PIXELS + GAP_PIXELS
     columns = max(1, min(COLUMNS, len(samples)))
     width = MARGIN_PIXELS + columns * (cell_width + MARGIN_PIXELS)
-    captions = [_wrap(sample.caption, small, cell_width, TEXT_LINES) for sample in samples]
+    captions = [wrap(sample.caption, small, cell_width, TEXT_LINES) for sample in samples]
     tops = [HEADING_PIXELS]
     for first in range(0, len(samples), columns):
         lines = max(map(len, captions[first : first + columns])) + 1
@@ -75,7 +75,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
 
     sheet = Image.new("RGB", (width, tops[-1]), GROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN_PIXELS, 16), "".join(_wrap(title, large, width - 2 * MARGIN_PIXELS, 1)), TEXT, large)
+    draw.text((MARGIN_PIXELS, 16), "".join(wrap(title, large, width - 2 * MARGIN_PIXELS, 1)), TEXT, large)
     draw.text((MARGIN_PIXELS, 48), "Left the mesh, right its splat.", FAINT, small)
     for i, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         left = MARGIN_PIXELS + (i % columns) * (cell_width + MARGIN_PIXELS)
@@ -118,14 +118,15 @@ def _box(
     return (left, upper, left + side, upper + side)
 
 
-def _font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of all drawn text."""
     # Matplotlib brings DejaVu with it: no font of the system is needed, and every machine draws the same.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """Lines that fit into `width` pixels, at most `lines`; what is left over becomes an ellipsis."""
 
     def fitting(text: str, suffix: str = "") -> int:

@@ -1,0 +1,1 @@
+"""Evaluation: retrieval, zero-shot and few-shot classification, baselines, ablations. Protocols: docs/protocols.md."""

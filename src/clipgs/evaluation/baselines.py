@@ -1,0 +1,265 @@
+"""Other people's point encoders on the same splats, and on the meshes' own points: Uni3D, OpenShape, ULIP-2.
+
+Each is fed as its own code feeds it and scored in the space of its own teacher. A row whose checkpoint or teacher the
+user does not have is empty. Published numbers stand beside them, marked as published, with their source.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipgs.config import Config
+from clipgs.evaluation.gallery import Gallery, gallery
+from clipgs.evaluation.prompts import class_embeddings, templates
+from clipgs.evaluation.retrieval import retrieval
+from clipgs.evaluation.stages import Embeddings, class_names, index_rows, run_folder, said, write_json
+from clipgs.evaluation.zeroshot import zero_shot
+from clipgs.stage import Progress, path
+from clipgs.storage import check, sha256_of
+
+log = logging.getLogger(__name__)
+
+MISSING_COLOR = 0.4  # of a point without one, in OpenShape's and Uni3D's loaders
+_BATCH = 16
+
+
+class Baseline(NamedTuple):
+    """A published point encoder, and how its own code feeds it."""
+
+    name: str
+    setting: str  # key of `evaluation.baselines` that names its checkpoint
+    teacher: str  # open_clip's name and tag
+    pretrained: str
+    teacher_setting: str  # key that names the teacher's weights
+    points: int
+    axes: tuple[int, int, int]  # which of our axes (Y up) stand where
+
+
+# Uni3D: data/datasets.py, scripts/inference.sh. OpenShape: src/data.py, src/models/ppat.py. ULIP-2:
+# models/ULIP_models.py and its config of coloured points; its axes are not stated, ours are taken.
+BASELINES = (
+    Baseline("Uni3D", "uni3d", "EVA02-E-14-plus", "laion2b_s9b_b144k", "eva02_e_14_plus", 10_000, (0, 1, 2)),
+    Baseline("OpenShape-PointBERT", "openshape", "ViT-bigG-14", "laion2b_s39b_b160k", "vit_bigg_14", 10_000, (0, 2, 1)),
+    Baseline("ULIP-2", "ulip2", "ViT-bigG-14", "laion2b_s39b_b160k", "vit_bigg_14", 10_000, (0, 1, 2)),
+)
+
+
+def _published(model: str, points: str, source: str, **numbers: Any) -> dict[str, Any]:
+    return {"model": model, "input": points, **numbers, "source": f"published: {source}"}
+
+
+def _table_1(model: str, *r1: float) -> dict[str, Any]:
+    tasks = ("text_to_3d", "text_from_3d", "image_to_3d", "image_from_3d")
+    source = "CLIP-GS (ICCV 2025), table 1, on its own Objaverse-GS; the size of its gallery is not given"
+    return _published(model, "splats of the paper", source, **dict(zip(tasks, r1, strict=True)))
+
+
+PUBLISHED = (
+    _table_1("ULIP-2", 0.045, 0.053, 0.056, 0.250),
+    _table_1("OpenShape-PointBERT", 0.244, 0.226, 0.616, 0.538),
+    _table_1("Uni3D-Base", 0.278, 0.231, 0.651, 0.493),
+    _table_1("CLIP-GS", 0.368, 0.300, 0.756, 0.569),
+    _published("Uni3D-Base, no LVIS", "points of Objaverse-LVIS", "Uni3D's README, 10,000 points", zero_shot=0.459),
+    _published("Uni3D-Base", "positions and colours of splats", "CLIP-GS, table 5, Objaverse-GS", zero_shot=0.336),
+    _published("CLIP-GS", "splats of the paper", "CLIP-GS, table 5, Objaverse-GS", zero_shot=0.485),
+    _published("PointRWKV", "ModelNet40", "CLIP-GS, table 3, 10-way 10-shot, deviation 2.8", few_shot=0.948),
+    _published("CLIP-GS", "ModelNet40", "CLIP-GS, table 3, 10-way 10-shot, deviation 0.2", few_shot=0.954),
+)
+
+
+def preprocess(
+    baseline: Baseline,
+    xyz: Tensor,  # [P, 3], Y up
+    rgb: Tensor | None,  # [P, 3] in [0, 1]
+) -> tuple[Tensor, Tensor]:  # [p, 3] and [p, 3]
+    """The first points as the baseline's own code feeds them: its axes, the mean at 0, the farthest at radius 1."""
+    xyz = xyz[: baseline.points, list(baseline.axes)]
+    xyz = xyz - xyz.mean(0)
+    xyz = xyz / xyz.norm(dim=1).max().clamp_min(1e-12)
+    colors = torch.full_like(xyz, MISSING_COLOR) if rgb is None else rgb[: baseline.points].clamp(0, 1)
+    return xyz, colors
+
+
+def baselines(config: Config) -> None:
+    """Writes `evaluation/baselines.json`: our run, the three baselines where their files are, and published numbers.
+
+    Raises:
+        ClipgsError: a checkpoint cannot be read, or the run was not evaluated.
+    """
+    rows = index_rows(config)
+    made = gallery(rows, config.evaluation, config.views.count)
+    found = [_ours(config)]
+    for baseline in BASELINES:
+        for source in ("splats", "points of the meshes"):
+            row: dict[str, Any] = {"model": baseline.name, "input": source}
+            reason = _lacking(config, baseline, source)
+            found.append({**row, **({"source": reason} if reason else _measured(config, baseline, source, made, rows))})
+    table = {
+        "protocol": "Each model in its own teacher's space, fed as its own code feeds it; see docs/protocols.md.",
+        "gallery": made.about(),
+        "seed": config.evaluation.seed,
+        "rows": [*found, *PUBLISHED],
+    }
+    write_json(config.output_path / "evaluation" / "baselines.json", table)
+
+
+def _ours(config: Config) -> dict[str, Any]:
+    folder = run_folder(config)
+    check(folder / "retrieval.json")
+    check(folder / "zeroshot.json")
+    retrieved = {(row["task"], row["from"]): row for row in json.loads((folder / "retrieval.json").read_text())["rows"]}
+    zero = json.loads((folder / "zeroshot.json").read_text())["rows"]
+    images = [row for (task, source), row in retrieved.items() if task == "image to 3D" and source.startswith("one")]
+    back = [row for (task, source), row in retrieved.items() if task == "3D to image" and source.startswith("one")]
+    return {
+        "model": f"CLIP-GS, run {config.training.run}",
+        "input": "splats",
+        "ours": True,
+        "source": "measured here",
+        "text_to_3d": retrieved["text to 3D", "captions"]["R@1"],
+        "text_from_3d": retrieved["3D to text", "splats"]["R@1"],
+        "image_to_3d": images[0]["R@1"] if images else None,
+        "image_from_3d": back[0]["R@1"] if back else None,
+        "zero_shot": zero[0]["top1"] if zero else None,
+    }
+
+
+def _lacking(config: Config, baseline: Baseline, source: str) -> str | None:
+    """Why a row is empty, or None."""
+    if getattr(config.evaluation.baselines, baseline.setting) is None:
+        return f"no checkpoint: evaluation.baselines.{baseline.setting}"
+    if getattr(config.evaluation.baselines, baseline.teacher_setting) is None:
+        return f"no teacher: evaluation.baselines.{baseline.teacher_setting}"
+    if source != "splats" and not any((config.output_path / "points").glob("*.npz")):
+        return "the points of the meshes are not kept"
+    return None
+
+
+def _measured(
+    config: Config, baseline: Baseline, source: str, made: Gallery, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The numbers of one row."""
+    from clipgs.encoder import pretrained
+    from clipgs.splats.stages import device as device_of
+    from clipgs.training import teacher as teachers
+
+    settings = config.evaluation
+    device = device_of(config)
+    model = pretrained.load(getattr(settings.baselines, baseline.setting)).to(device)
+    weights = getattr(settings.baselines, baseline.teacher_setting)
+    chosen = config.teacher.model_copy(
+        update={"name": baseline.teacher, "pretrained": baseline.pretrained if weights == "download" else weights}
+    )
+    teacher = teachers.load(config.model_copy(update={"teacher": chosen}))
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return teacher.encode_texts(list(texts)).cpu().numpy()
+
+    read = _splats if source == "splats" else _mesh_points
+    shapes = embed_points(model, baseline, read(config, made.uids, rows), len(made.objects), baseline.name)
+    texts = encode([row["caption"] for row in made.objects])
+    kept = {"groups": made.groups, "resamples": settings.resamples, "seed": settings.seed}
+    forth = retrieval(texts, shapes, [made.of_caption[caption] for caption in made.caption_of], **kept)
+    back = retrieval(shapes, texts[made.captions], [[caption] for caption in made.caption_of], **kept)
+    numbers: dict[str, Any] = {
+        "text_to_3d": forth["R@1"],
+        "text_from_3d": back["R@1"],
+        "source": "measured here",
+        "text_to_3d_table": forth,
+        "text_from_3d_table": back,
+        "checkpoint": str(getattr(settings.baselines, baseline.setting)).rsplit("/", 1)[-1],
+        "weights_sha256": teacher.weights_sha256,
+    }
+    names = class_names(config, rows)
+    asked = [i for i, row in enumerate(made.objects) if row["category"] in set(names)]
+    if asked:
+        classes = class_embeddings(said(config, names), templates(settings.templates), encode)
+        labels = [names.index(made.objects[i]["category"]) for i in asked]
+        table = zero_shot(shapes[asked], classes, labels, names, groups=[made.groups[i] for i in asked],
+                          resamples=settings.resamples, seed=settings.seed)  # fmt: skip
+        numbers |= {"zero_shot": table["top1"], "zero_shot_table": table}
+    return numbers
+
+
+@torch.no_grad()
+def embed_points(
+    model: Callable[[Tensor, Tensor], Tensor],
+    baseline: Baseline,
+    objects: Iterator[tuple[Tensor, Tensor | None]],
+    count: int,
+    what: str,
+) -> np.ndarray:  # [n, D] float32
+    """Embeddings of clouds of points; clouds of one size go through the model together."""
+    device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
+    progress, rows, batch = Progress(f"baseline {what}", count), [], []
+
+    def flush() -> None:
+        if batch:
+            xyz, rgb = (torch.stack(part).float().to(device) for part in zip(*batch, strict=True))
+            rows.append(model(xyz, rgb).float().cpu().numpy())
+            batch.clear()
+
+    for xyz, rgb in objects:
+        one = preprocess(baseline, xyz, rgb)
+        if batch and (len(one[0]) != len(batch[0][0]) or len(batch) == _BATCH):
+            flush()
+        batch.append(one)
+        progress.step()
+    flush()
+    progress.close()
+    return np.concatenate(rows)
+
+
+def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
+    """Every packed splat's positions and colours through Uni3D as it is published, in its own teacher's space."""
+    from clipgs.encoder import pretrained
+    from clipgs.splats.stages import device as device_of
+    from clipgs.training import features
+
+    rows = index_rows(config)
+    model = pretrained.load(checkpoint).to(device_of(config))
+    uids = [row["uid"] for row in rows]
+    shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")
+    about = features.read(config, rows[0]["shard"]).metadata
+    metadata = {
+        "model_sha256": sha256_of(Path(checkpoint)),
+        "weights_sha256": about["weights_sha256"],
+        "teacher": f"{about['teacher']} ({about['pretrained']})",
+    }
+    return Embeddings(uids, shapes, metadata)
+
+
+def _splats(
+    config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Positions and colours of each object's Gaussians, in farthest-point order."""
+    from clipgs.splats import ply
+    from clipgs.triplets.dataset import TripletDataset
+
+    del rows
+    dataset = TripletDataset(config.output_path / "triplets")
+    place = {str(uid): i for i, uid in enumerate(dataset.uids)}
+    for uid in uids:
+        gaussians = ply.from_bytes(dataset.members(place[uid])[f"{uid}.ply"], uid)
+        yield gaussians.means, gaussians.colors
+
+
+def _mesh_points(
+    config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Points on the surface of each object's mesh, as `sample` drew them."""
+    shard_of = {row["uid"]: row["shard"] for row in rows}
+    opened: dict[str, Any] = {}
+    for uid in uids:
+        shard = shard_of[uid]
+        if shard not in opened:
+            file = path(config, "points", shard, ".npz")
+            check(file)
+            opened[shard] = np.load(file)
+        yield tuple(torch.from_numpy(opened[shard][f"{uid}/{name}"]) for name in ("xyz", "rgb"))

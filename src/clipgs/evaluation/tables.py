@@ -1,0 +1,208 @@
+"""The tables of one run from arrays alone: retrieval both ways, zero-shot, few-shot. docs/protocols.md defines each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipgs.config import Evaluation
+from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot, logistic
+from clipgs.evaluation.gallery import Gallery
+from clipgs.evaluation.retrieval import nearest, retrieval
+from clipgs.evaluation.zeroshot import zero_shot
+from clipgs.storage import ClipgsError
+
+RETRIEVAL_PROTOCOL = (
+    "Cosine of unit vectors, exact. Every object with the same caption is a right answer to it; the gallery of texts "
+    "holds each caption once. Equal scores share. Intervals: 95 %, resampled over groups of one shape."
+)
+ZERO_SHOT_PROTOCOL = (
+    "The class whose text is nearest; a class's text is the mean of its prompts' unit embeddings. Equal scores share. "
+    "Intervals: 95 %, resampled over groups of one shape."
+)
+FEW_SHOT_PROTOCOL = (
+    "Ten episodes: classes drawn at random among those with enough objects, then objects; mean and standard deviation "
+    "of the top-1 accuracy."
+)
+NEAREST = 5
+
+
+class Pictures(NamedTuple):
+    """The teacher's embeddings of the gallery's pictures."""
+
+    what: str  # they show: splats or meshes
+    one: np.ndarray  # [n, D] of the seeded view
+    mean: np.ndarray  # [n, D] mean of all views' unit embeddings
+    views: int
+
+
+def retrieval_table(
+    gallery: Gallery,
+    shapes: np.ndarray,  # [n, D]
+    texts: np.ndarray,  # [n, D] of each object's caption
+    pictures: Sequence[Pictures],
+    settings: Evaluation,
+) -> dict[str, Any]:
+    """All rows of retrieval on a gallery: text and pictures to 3D and back, and the teacher's own pictures to text."""
+    own = [[i] for i in range(len(shapes))]
+    described = [gallery.of_caption[caption] for caption in gallery.caption_of]
+    caption = [[place] for place in gallery.caption_of]
+    distinct = texts[gallery.captions]
+
+    def row(task: str, source: str, queries: np.ndarray, searched: np.ndarray, relevant: list[list[int]]) -> Any:
+        numbers = retrieval(
+            queries,
+            searched,
+            relevant,
+            groups=gallery.groups,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+        return {"task": task, "from": source, **numbers}
+
+    rows = [
+        row("text to 3D", "captions", texts, shapes, described),
+        row("3D to text", "splats", shapes, distinct, caption),
+    ]
+    for shown in pictures:
+        for how, images in ((f"one picture of the {shown.what}", shown.one),
+                            (f"mean of {shown.views} pictures of the {shown.what}", shown.mean)):  # fmt: skip
+            rows.append(row("image to 3D", how, images, shapes, own))
+            rows.append(row("3D to image", how, shapes, images, own))
+    for shown in pictures:
+        how = f"the teacher itself, mean of {shown.views} pictures of the {shown.what}"
+        rows.append(row("text to image", how, texts, shown.mean, described))
+        rows.append(row("image to text", how, shown.mean, distinct, caption))
+    return {
+        "protocol": RETRIEVAL_PROTOCOL,
+        "gallery": gallery.about(),
+        "seed": settings.seed,
+        "rows": rows,
+        "examples": _examples(gallery, shapes, texts, pictures, described, settings.examples),
+    }
+
+
+def _examples(
+    gallery: Gallery,
+    shapes: np.ndarray,
+    texts: np.ndarray,
+    pictures: Sequence[Pictures],
+    described: list[list[int]],
+    count: int,
+) -> list[dict[str, Any]]:
+    """A few queries, evenly over the gallery, with their nearest objects: for people to look at."""
+    chosen = np.unique(np.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().astype(int)).tolist()
+    tasks: list[tuple[str, np.ndarray, list[list[int]]]] = [("text to 3D", texts, described)]
+    if pictures:
+        tasks.append(("image to 3D", pictures[0].one, [[i] for i in range(len(shapes))]))
+    found = []
+    for task, queries, relevant in tasks if chosen else []:
+        scores, rows = nearest(queries[chosen], shapes, NEAREST)
+        for query, near, cosines in zip(chosen, rows.tolist(), scores.tolist(), strict=True):
+            about = gallery.objects[query]
+            shown = {"uid": about["uid"], "view": about["view"]} if task.startswith("image") else {}
+            found.append(
+                {
+                    "task": task,
+                    "query": about["caption"],
+                    **shown,
+                    "nearest": [
+                        {
+                            "uid": gallery.objects[i]["uid"],
+                            "text": gallery.objects[i]["caption"],
+                            "score": round(cosine, 6),
+                            "right": i in relevant[query],
+                        }
+                        for i, cosine in zip(near, cosines, strict=True)
+                    ],
+                }
+            )
+    return found
+
+
+def zero_shot_table(
+    gallery: Gallery,
+    embeddings: Mapping[str, np.ndarray],  # what to [n, D], of all objects of the gallery
+    classes: np.ndarray,  # [C, D]
+    names: Sequence[str],  # [C], as the catalog writes them
+    settings: Evaluation,
+    **about: Any,
+) -> dict[str, Any]:
+    """Rows of zero-shot classification of the gallery's objects whose category is among the names.
+
+    Raises:
+        ClipgsError: no object is of one of the classes.
+    """
+    place = {name: i for i, name in enumerate(names)}
+    kept = [i for i, row in enumerate(gallery.objects) if row["category"] in place]
+    if not kept:
+        raise ClipgsError("no object of the gallery is of one of the classes: name them in evaluation.classes")
+    labels = [place[gallery.objects[i]["category"]] for i in kept]
+    groups = [gallery.objects[i]["group"] for i in kept]
+    rows = [
+        {
+            "from": what,
+            **zero_shot(
+                shapes[kept],
+                classes,
+                labels,
+                names,
+                groups=groups,
+                resamples=settings.resamples,
+                seed=settings.seed,
+            ),
+        }
+        for what, shapes in embeddings.items()
+    ]
+    return {
+        "protocol": ZERO_SHOT_PROTOCOL,
+        "gallery": gallery.about(),
+        "seed": settings.seed,
+        "class_names": list(names),
+        **about,
+        "rows": rows,
+    }
+
+
+def few_shot_table(
+    objects: Sequence[Mapping[str, Any]],  # uid, split, category, group of each row
+    embeddings: np.ndarray,  # [n, D] of them
+    settings: Evaluation,
+    classifiers: Mapping[str, Predict] | None = None,
+) -> dict[str, Any]:
+    """Rows of few-shot classification, one a cell and classifier; what cannot be drawn is said under `missing`."""
+    found = classifiers or {"logistic regression on frozen embeddings": logistic}
+    known = [(i, row["category"], row["group"]) for i, row in enumerate(objects) if row["category"]]
+    asked_of = settings.split if settings.split != "all" else None
+    queries = [one for one in known if asked_of in (None, objects[one[0]]["split"])]
+    learn_of = settings.few_shot_support
+    support = queries if learn_of == "same" else [one for one in known if objects[one[0]]["split"] == learn_of]
+    rows, missing = [], []
+    for cell in settings.few_shot:
+        ways, shots = (int(part.split("-")[0]) for part in cell.split())
+        try:
+            drawn, eligible = episodes(
+                support,
+                queries,
+                ways,
+                shots,
+                folds=FOLDS,
+                queries_a_class=settings.few_shot_queries,
+                strict=settings.few_shot_strict,
+                seed=settings.seed,
+            )
+        except ClipgsError as error:
+            missing.append({"ways": ways, "shots": shots, "reason": str(error)})
+            continue
+        for name, predict in found.items():
+            rows.append({"classifier": name, **few_shot(embeddings, drawn, eligible, predict)})
+    return {
+        "protocol": FEW_SHOT_PROTOCOL,
+        "support": learn_of,
+        "queries": settings.split,
+        "queries_a_class": settings.few_shot_queries,
+        "strict": settings.few_shot_strict,
+        "seed": settings.seed,
+        "rows": rows,
+        "missing": missing,
+    }

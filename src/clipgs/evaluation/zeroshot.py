@@ -1,0 +1,61 @@
+"""Zero-shot classification: an object is of the class whose text lies nearest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clipgs.evaluation.retrieval import CONFIDENCE, RESAMPLES, interval, nearest, ranks
+
+KS = (1, 3, 5)
+CONFUSIONS = 100  # pairs of classes that are written out, the commonest
+
+
+def zero_shot(
+    shapes: np.ndarray,  # [n, D]
+    classes: np.ndarray,  # [C, D]
+    labels: Sequence[int],  # [n], rows of classes
+    names: Sequence[str],  # [C]
+    *,
+    groups: Sequence[str] | None = None,  # [n]
+    ks: Sequence[int] = KS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Top-k accuracy by sample and by class; classes of equal score share, as in `retrieval`.
+
+    By class is the mean over the classes that have an object of their own mean. Chance is k / C. The interval is of the
+    accuracy by sample, over groups.
+
+    Returns a dict: `top1` and so on, `by_class` and `chance` with the same keys, `interval`, `objects`, `classes`,
+    `classes_with_objects`, `per_class` (name to objects and top1) and `confusions` (true, taken for, objects).
+    """
+    labels = np.asarray(labels, np.int64)
+    found = ranks(shapes, classes, labels[:, None].tolist())
+    hits = {f"top{k}": found.hits(k) for k in ks}
+    present, of = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(of)
+    numbers: dict[str, Any] = {name: float(values.mean()) for name, values in hits.items()}
+    numbers["by_class"] = {name: float((np.bincount(of, values) / sizes).mean()) for name, values in hits.items()}
+    numbers["chance"] = {f"top{k}": float(found.chance().hits(k).mean()) for k in ks}
+    grouped = np.unique(groups if groups is not None else np.arange(len(labels)), return_inverse=True)[1].reshape(-1)
+    numbers["interval"] = {
+        name: interval(values, grouped, resamples=resamples, seed=seed) for name, values in hits.items()
+    }
+    numbers |= {"objects": len(labels), "classes": len(classes), "classes_with_objects": len(present)}
+    numbers |= {"groups": int(grouped.max()) + 1, "confidence": CONFIDENCE, "resamples": resamples, "seed": seed}
+    first = np.bincount(of, hits["top1"]) / sizes if "top1" in hits else np.zeros(len(present))
+    numbers["per_class"] = {
+        names[row]: {"objects": int(size), "top1": float(value)}
+        for row, size, value in zip(present, sizes, first, strict=True)
+    }
+    numbers["confusions"] = confusions(labels, nearest(shapes, classes, 1)[1][:, 0], names)
+    return numbers
+
+
+def confusions(labels: np.ndarray, taken_for: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The commonest pairs of a class and what its objects were taken for, wrong ones only."""
+    wrong = labels != taken_for
+    pairs, counts = np.unique(np.stack([labels[wrong], taken_for[wrong]]), axis=1, return_counts=True)
+    order = np.lexsort((pairs[1], pairs[0], -counts))[:CONFUSIONS]
+    return [{"class": names[pairs[0, i]], "taken_for": names[pairs[1, i]], "objects": int(counts[i])} for i in order]

@@ -1,0 +1,146 @@
+"""Search: the splats nearest to a text or a picture, with their scores and a picture of them."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from clipgs.evaluation.retrieval import nearest
+from clipgs.evaluation.stages import Embeddings, embed, read_embeddings
+from clipgs.meshes.cameras import showing
+from clipgs.splats.render import from_image
+from clipgs.storage import ClipgsError, UsageError, sha256_of, whole
+from clipgs.triplets.contact_sheet import FAINT, FRAME, GROUND, TEXT, font, wrap
+
+log = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_PIXELS, _GAP, _LINE, _LINES, _COLUMNS = 200, 16, 17, 3, 5
+
+
+class Found(NamedTuple):
+    """An object near a query."""
+
+    uid: str
+    score: float  # cosine
+    caption: str
+    picture: np.ndarray  # [H, W, 3] uint8, its splat
+
+
+def search(
+    query: str,
+    run: Path,
+    *,
+    k: int = 5,
+    triplets: Path | None = None,
+    picture: Path | None = None,
+    device: str = "auto",
+) -> list[Found]:
+    """The k objects nearest to a text, or to the picture in a file, by the encoder of a run.
+
+    The splats' embeddings are those of the run's evaluation, if it was made with these weights and objects; else all
+    splats are encoded now.
+
+    Args:
+        query: a text, or the path of a PNG, JPEG or WebP file.
+        run: folder of a finished run.
+        triplets: the folder to search; default: `triplets/` of the run's output.
+        picture: writes a PNG of the query and what was found there.
+
+    Raises:
+        UsageError: the query is empty, or a picture that cannot be read.
+        ClipgsError: the run is not finished, or there are no triplets.
+    """
+    from clipgs.training import checkpoints
+    from clipgs.triplets.dataset import TripletDataset
+
+    if not query.strip():
+        raise UsageError("the query is empty: give a text or an image file")
+    shown = _image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
+    output = run.resolve().parent.parent
+    folder = triplets or output / "triplets"
+    encoder = checkpoints.load(run, None if device == "auto" else device)
+    dataset = TripletDataset(folder)
+    known = _known(output / "evaluation" / run.resolve().name / "embeddings.safetensors", run, dataset.uids)
+    if known is None:
+        log.info("search: encoding %d splats; `snakemake evaluate` keeps their embeddings", len(dataset))
+        known = embed(run, folder, encoder=encoder)
+    if not known.uids:
+        raise ClipgsError(f"{folder} holds no triplets; make them with: snakemake triplets")
+    vector = encoder.encode_text([query]) if shown is None else encoder.encode_images(_tensor(shown))
+    scores, rows = nearest(vector, known.shapes, k)
+    place = {str(uid): i for i, uid in enumerate(dataset.uids)}
+    found = []
+    for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
+        uid = known.uids[row]
+        members = dataset.members(place[uid])
+        view = showing(np.array(json.loads(members[f"{uid}.json"])["cameras"]["viewmats"]))
+        caption = members[f"{uid}.txt"].decode()
+        found.append(Found(uid, score, caption, from_image(members[f"{uid}.{view:02d}.webp"])))
+    if picture is not None:
+        with whole(picture) as temporary:
+            sheet(query, shown, found).save(temporary, "PNG")
+    return found
+
+
+def _known(file: Path, run: Path, uids: Sequence[str]) -> Embeddings | None:
+    """The embeddings in the file, if they are of this model and of these objects."""
+    if not file.exists():
+        return None
+    known = read_embeddings(file)
+    same = known.metadata["model_sha256"] == sha256_of(run / "model.safetensors")
+    return known if same and known.uids == sorted(map(str, uids)) else None
+
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return from_image(path.read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a file that is no picture
+        raise UsageError(f"{path} cannot be read as a picture ({error})") from None
+
+
+def _tensor(image: np.ndarray):
+    """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
+    import torch
+
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return torch.from_numpy(square)[None]
+
+
+def sheet(query: str, shown: np.ndarray | None, found: Sequence[Found]) -> Image.Image:
+    """The query and the pictures of what was found, with scores and captions."""
+    small, large = font(13), font(20, bold=True)
+    cells = [(one.picture, f"{one.score:.3f}", one.caption) for one in found]
+    if shown is not None:
+        cells = [(shown, "query", Path(query).name), *cells]
+    columns = min(_COLUMNS + (shown is not None), max(1, len(cells)))
+    width = max(420, _GAP + columns * (_PIXELS + _GAP))
+    cell_height = _PIXELS + (_LINES + 1) * _LINE + _GAP
+    top = 52
+    image = Image.new("RGB", (width, top + -(-len(cells) // columns) * cell_height), GROUND)
+    draw = ImageDraw.Draw(image)
+    title = query if shown is None else f"Nearest to {Path(query).name}"
+    draw.text((_GAP, 14), "".join(wrap(title, large, width - 2 * _GAP, 1)), TEXT, large)
+    for i, (picture, score, caption) in enumerate(cells):
+        x, y = _GAP + (i % columns) * (_PIXELS + _GAP), top + (i // columns) * cell_height
+        small_picture = Image.fromarray(picture)
+        small_picture.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+        if max(small_picture.size) < _PIXELS:
+            factor = _PIXELS / max(small_picture.size)
+            small_picture = small_picture.resize([round(side * factor) for side in small_picture.size])
+        image.paste(
+            small_picture, (x + (_PIXELS - small_picture.width) // 2, y + (_PIXELS - small_picture.height) // 2)
+        )
+        draw.rectangle((x, y, x + _PIXELS - 1, y + _PIXELS - 1), outline=FRAME)
+        draw.text((x, y + _PIXELS + 4), score, FAINT, small)
+        for line, text in enumerate(wrap(caption, small, _PIXELS, _LINES)):
+            draw.text((x, y + _PIXELS + 4 + (line + 1) * _LINE), text, TEXT, small)
+    return image

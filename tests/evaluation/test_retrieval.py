@@ -1,0 +1,189 @@
+import itertools
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from clipgs.evaluation import retrieval as module
+from clipgs.evaluation.retrieval import nearest, ranks, retrieval
+
+
+def unit(rng, *shape):
+    values = rng.standard_normal(shape)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def by_hand(queries, gallery, relevant, k):
+    """The definition, one query and one gallery row at a time: the mean over every order of the rows that tie."""
+    hits, first = [], []
+    for query, answers in zip(queries, relevant, strict=True):
+        scores = [
+            round(sum(a * b for a, b in zip(query, row, strict=True)) / (sum(a * a for a in query) ** 0.5)
+                  / (sum(b * b for b in row) ** 0.5), 10)
+            for row in gallery
+        ]  # fmt: skip
+        best = max(scores[row] for row in answers)
+        above = sum(score > best for score in scores)
+        tied = [row in answers for row, score in enumerate(scores) if score == best]
+        places = [order.index(True) + 1 for order in set(itertools.permutations(tied))]
+        hits.append(statistics.fmean(above + place <= k for place in places))
+        first.append(above + statistics.fmean(places))
+    return statistics.fmean(hits), statistics.median(first)
+
+
+@pytest.mark.parametrize("kind", ["random", "rounded", "duplicates", "float32", "float16"])
+def test_equals_a_double_loop_over_all_orders_of_the_ties(kind):
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        gallery = rng.standard_normal((14, 6))
+        if kind == "rounded":  # a few directions only: ties between different rows, of different lengths too
+            gallery = np.sign(gallery) * rng.integers(1, 3, (14, 1))
+            gallery[:, 3:] = 1
+        if kind == "duplicates":
+            gallery = gallery[rng.integers(0, 5, 14)]
+        queries = gallery[rng.integers(0, 14, 9)] + 0.8 * rng.standard_normal((9, 6))
+        if kind == "rounded":
+            queries = np.sign(queries)
+        if kind.startswith("float"):
+            gallery, queries = gallery.astype(kind), queries.astype(kind)
+        relevant = [sorted(rng.choice(14, rng.integers(1, 4), replace=False)) for _ in queries]
+        found = retrieval(queries, gallery, relevant, ks=(1, 2, 5), resamples=2)
+        for k in (1, 2, 5):
+            hit, median = by_hand(queries.astype(float).tolist(), gallery.astype(float).tolist(), relevant, k)
+            assert found[f"R@{k}"] == pytest.approx(hit, abs=1e-12)
+            assert found["median_rank"] == pytest.approx(median, abs=1e-12)
+
+
+def test_equals_scikit_learn_where_nothing_ties():
+    rng = np.random.default_rng(0)
+    gallery = unit(rng, 50, 16)
+    queries = gallery + 0.3 * rng.standard_normal((50, 16))
+    found = retrieval(queries, gallery, [[i] for i in range(50)], resamples=2)
+    scores = queries @ gallery.T  # a query's length does not change its order
+    for k in (1, 5, 10):
+        assert found[f"R@{k}"] == pytest.approx(top_k_accuracy_score(range(50), scores, k=k))
+    assert 0.1 < found["R@1"] < 1
+
+
+def test_blocks_and_float32_change_nothing(monkeypatch):
+    """Rows so close that float32 cannot tell them apart, over many blocks, against float64 in one piece."""
+    rng = np.random.default_rng(1)
+    centre = unit(rng, 1, 64)
+    gallery = (centre + 3e-7 * rng.standard_normal((300, 64))).astype(np.float64)
+    queries = centre + 3e-7 * rng.standard_normal((40, 64))
+    relevant = [[int(i)] for i in rng.integers(0, 300, 40)]
+    monkeypatch.setattr(module, "_GALLERY_ROWS", 37)
+    monkeypatch.setattr(module, "_QUERY_ROWS", 11)
+    monkeypatch.setattr(module, "_EXACT_BYTES", 64 * 8 * 50)
+    found = ranks(queries, gallery, relevant)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(gallery, axis=1)
+    scores = queries @ gallery.T / lengths
+    best = np.array([scores[i, row] for i, (row,) in enumerate(relevant)])
+    assert np.ptp(scores) < 1e-6
+    apart = np.abs(scores - best[:, None])
+    assert (found.better == ((scores > best[:, None]) & (apart > module.TIE)).sum(1)).all()
+    assert (found.wrong + 1 == (apart <= module.TIE).sum(1)).all()
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0, 0.1])
+def test_a_constant_encoder_scores_exactly_chance(value):
+    rng = np.random.default_rng(0)
+    relevant = [rng.choice(120, rng.integers(1, 30), replace=False) for _ in range(77)]
+    found = retrieval(np.full((77, 33), value, np.float32), unit(rng, 120, 33), relevant, resamples=2)
+    flat = retrieval(unit(rng, 77, 33), np.full((120, 33), value, np.float32), relevant, resamples=2)
+    chance = flat["chance"]
+    assert {key: flat[key] for key in chance} == chance  # to the last bit
+    by_formula = np.mean([len(rows) / 120 for rows in relevant])
+    assert chance["R@1"] == pytest.approx(by_formula)
+    assert found["chance"] == chance
+
+
+def test_shuffled_pairs_score_chance_in_expectation():
+    rng = np.random.default_rng(0)
+    shapes = unit(rng, 60, 16)
+    texts = shapes + 0.05 * rng.standard_normal((60, 16))
+    captions = rng.integers(0, 45, 60)  # some captions stand for several objects
+    relevant = [np.flatnonzero(captions == caption).tolist() for caption in captions]
+    assert retrieval(texts, shapes, relevant, resamples=2)["R@1"] > 0.9
+    drawn = {key: [] for key in ("R@1", "R@5", "R@10")}
+    for _ in range(300):
+        found = retrieval(texts[rng.permutation(60)], shapes, relevant, resamples=2)
+        for key, values in drawn.items():
+            values.append(found[key])
+    for key, values in drawn.items():
+        error = np.std(values) / np.sqrt(len(values))
+        assert abs(np.mean(values) - found["chance"][key]) < 4 * error
+
+
+def test_a_listed_duplicate_is_never_wrong():
+    gallery = np.eye(4)[[0, 0, 0, 1]]
+    query = np.eye(4)[[0]]
+    assert retrieval(query, gallery, [[0, 1, 2]], resamples=2)["R@1"] == 1
+    assert retrieval(query, gallery, [[0]], resamples=2)["R@1"] == pytest.approx(1 / 3)
+    assert retrieval(query, gallery, [[3]], ks=(3, 4), resamples=2)["R@3"] == 0
+
+
+def test_intervals_resample_groups_not_queries():
+    rng = np.random.default_rng(0)
+    gallery = np.eye(40)
+    right = rng.random(40) < 0.5
+    queries = np.where(right[:, None], gallery, np.roll(gallery, 1, axis=0))
+    relevant = [[i] for i in range(40)]
+    alone = retrieval(queries, gallery, relevant, seed=1)
+    assert alone == retrieval(queries, gallery, relevant, seed=1)
+    low, high = alone["interval"]["R@1"]
+    expected = 1.96 * np.sqrt(alone["R@1"] * (1 - alone["R@1"]) / 40)
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.15)
+    # Every query four times, in one group: no more is known than before.
+    repeated = np.repeat(np.arange(40), 4)
+    more = retrieval(queries[repeated], gallery, [relevant[i] for i in repeated], groups=repeated.astype(str), seed=1)
+    assert more["R@1"] == alone["R@1"]
+    wide = more["interval"]["R@1"]
+    assert wide[1] - wide[0] == pytest.approx(high - low, rel=0.15)
+    naive = retrieval(queries[repeated], gallery, [relevant[i] for i in repeated], seed=1)["interval"]["R@1"]
+    assert naive[1] - naive[0] < 0.7 * (high - low)
+
+
+def test_weighted_median_is_that_of_repeated_values():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values, weights = np.sort(rng.integers(0, 9, 7)).astype(float), rng.integers(0, 4, 7).astype(float)
+        weights[rng.integers(7)] += 1
+        assert module._weighted_median(values, weights) == np.median(np.repeat(values, weights.astype(int)))
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "constant"])
+@pytest.mark.parametrize("k", [1, 4, 250])
+def test_nearest_equals_a_sort(monkeypatch, kind, k):
+    rng = np.random.default_rng(2)
+    gallery, queries = rng.standard_normal((200, 12)), rng.standard_normal((30, 12))
+    if kind == "ties":
+        gallery = gallery[rng.integers(0, 40, 200)]
+    if kind == "constant":
+        gallery[:] = 1
+    monkeypatch.setattr(module, "_GALLERY_ROWS", 33)
+    monkeypatch.setattr(module, "_QUERY_ROWS", 7)
+    monkeypatch.setattr(module, "_MAX_CANDIDATES", 500)
+    scores, rows = nearest(queries, torch.from_numpy(gallery), k)
+    exact = queries @ gallery.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(gallery, axis=1)
+    order = np.argsort(-exact.round(9), axis=1, kind="stable")[:, :k]
+    assert (rows == order).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "relevant", "words"),
+    [
+        (np.ones((2, 3)), np.ones((4, 5)), [[0], [0]], "3 dimensions"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0]], "2 queries and 1 lists"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0], []], "at least one relevant"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0], [4]], "outside the gallery"),
+        (np.ones((2, 3)), np.full((4, 3), np.nan), [[0], [1]], "not finite"),
+        (np.ones(3), np.ones((4, 3)), [[0]], "rows, dimensions"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(queries, gallery, relevant, words):
+    with pytest.raises(ValueError, match=words):
+        retrieval(queries, gallery, relevant)

@@ -1,0 +1,155 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from clipgs import config as configuration
+from clipgs.report.page import principal_plane, report
+from clipgs.storage import ClipgsError, check
+
+from .conftest import NASTY
+
+VOID = {"meta", "link", "img", "br", "input"}
+WAYS_OUT = (
+    "http:",
+    "https:",
+    "//",
+    "url(",
+    "@import",
+    "import(",
+    "fetch(",
+    "XMLHttpRequest",
+    "WebSocket",
+    "javascript:",
+)
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: what is opened is closed, and who nests what."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.attributes, self.tags, self.ids = [], [], [], []
+        self.texts, self.scripts, self.problems = [], [], []
+        self.feed(text)
+        self.close()
+        self.problems += self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag == "script":
+            self.scripts.append(dict(attributes))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}>")
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+
+def made(output):
+    report(output.config)
+    file = output.folder / "report" / "index.html"
+    check(file)
+    return file.read_text()
+
+
+@pytest.fixture(params=["output", "evaluated"])
+def text(request):
+    return made(request.getfixturevalue(request.param))
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(text):
+    page = Page(text)
+    assert page.problems == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {"splats", "objects", "failures", "quality", "credit"} <= set(page.ids)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name != "style"
+        if name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert value.startswith(("data:", "#")), (tag, name, value[:40])
+            if value.startswith("#"):
+                assert value[1:] in page.ids
+    code = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL)
+    assert len(code) == 2
+    for way in WAYS_OUT:
+        assert all(way not in re.sub(r"(?m)//.*$", "", block) for block in code)
+
+
+def test_texts_from_the_data_are_only_text(text):
+    page = Page(text)
+    assert "alert" not in "".join(re.findall(r"<script>(.*?)</script>", text, re.DOTALL))
+    assert page.tags.count("script") == 1 + text.count('type="text/plain"')
+    assert page.tags.count("title") - text.count("<svg") <= text.count("<title>")
+    assert any(NASTY in said for said in page.texts)
+    assert "<script>alert" not in text
+    assert "javascript:" not in text  # the page of an object is a link only where it is http or https
+
+
+def test_the_policy_allows_just_what_is_in_the_page(text):
+    import hashlib
+
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    blocks = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
+    for kind, block in zip(("style", "script"), blocks, strict=True):
+        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_counts_failures_and_quality_are_told(output):
+    said = " ".join(" ".join(Page(made(output)).texts).split())
+    assert "3 triplets 2 of 5 objects failed" in said
+    assert "duplicate of b-mug" in said
+    assert f"ObjectError: {' '.join(NASTY.split())}" in said
+    assert "35.50" in said  # the mean PSNR
+
+
+def test_a_run_adds_its_sections(evaluated):
+    page = Page(made(evaluated))
+    assert {"training", "retrieval", "zero-shot", "few-shot", "baselines", "ablations", "embedding"} <= set(page.ids)
+    said = " ".join(" ".join(page.texts).split())
+    for words in ("10.0 to 50.0", "chance 33", "50.0 \N{PLUS-MINUS SIGN} 10.0", "+10.0", "gallery aaaaaaaaaaaa"):
+        assert words in said
+
+
+def test_the_splats_are_whole(output):
+    from clipgs.splats.export import SPLAT_ROW
+
+    text = made(output)
+    blocks = re.findall(r'<script type="text/plain" id="splat-\d">([^<]*)</script>', text)
+    assert [len(base64.b64decode(block)) // SPLAT_ROW.itemsize for block in blocks] == [6, 5, 7]  # by uid
+    assert len(re.findall(r'data-splat="splat-\d"', text)) == 3
+
+
+def test_the_same_bytes_again(evaluated):
+    assert made(evaluated) == made(evaluated)
+
+
+def test_without_triplets_it_says_what_to_do(tmp_path):
+    with pytest.raises(ClipgsError, match="snakemake triplets"):
+        report(configuration.check({"output": str(tmp_path)}))
+
+
+def test_the_projection_is_that_of_a_singular_value_decomposition():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 7)) * [9, 5, 1, 1, 1, 1, 1] + 3
+    points, share = principal_plane(rows.astype(np.float32))
+    left, values, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(points), np.abs(left[:, :2] * values[:2]), atol=1e-3)
+    assert share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum(), abs=1e-4)

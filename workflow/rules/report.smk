@@ -1,0 +1,22 @@
+# One page of what the output holds; where there are runs and their evaluation, of these too.
+rule report:
+    input:
+        index=out("triplets/index.parquet"),
+        tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
+        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
+        views=expand(out("views/{shard}.parquet"), shard=PLAN.shards),
+    output:
+        page=out("report/index.html"),
+    log:
+        out("logs/report.log"),
+    benchmark:
+        out("benchmarks/report.tsv")
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        settings=stage("report"),
+    shell:
+        "clipgs report --settings {params.settings:q} --log {log:q}"
