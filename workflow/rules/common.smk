@@ -67,7 +67,7 @@ GPUS = len(visible_gpus()) if workflow.local_exec and CONFIG.device != "cpu" els
 if workflow.local_exec and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 ON_CLUSTER = int(CONFIG.device == "cuda" and not workflow.local_exec)
-FIT_GPU, RENDER_GPU = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER
+ONE_GPU, RENDER_GPU, TRAIN_GPUS = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER, GPUS or ON_CLUSTER
 # With several shards a GPU fits one while the last is drawn and the meshes of the next are read. The shares of the cores
 # keep these abreast of each other at 256 pixels.
 FIT_THREADS = RENDER_THREADS = CPU_THREADS = THREADS

@@ -17,7 +17,7 @@ rule fit:
     threads: FIT_THREADS
     resources:
         mem_mb=8000,
-        gpu=FIT_GPU,
+        gpu=ONE_GPU,
     params:
         settings=retried("fit"),
     shell:

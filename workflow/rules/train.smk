@@ -28,6 +28,7 @@ rule train:
     threads: THREADS
     resources:
         mem_mb=16000,
+        gpu=TRAIN_GPUS,
     params:
         settings=stage("train"),
     shell:

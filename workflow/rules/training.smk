@@ -15,6 +15,7 @@ rule teacher:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("teacher"),
     shell:
@@ -36,6 +37,7 @@ rule embed_images:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("embed-images"),
     shell:
@@ -59,6 +61,7 @@ rule embed_texts:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("embed-texts"),
     shell:
