@@ -61,13 +61,23 @@ os.environ |= {
 CAPTIONS = {"captions": digest} if digest else {}
 THREADS = CONFIG.workers.threads or workflow._cores or 1
 
-# Here each fit takes one of the GPUs that there are, and drawing shares it; on a cluster both ask for one where the
-# configuration says cuda, and the scheduler chooses.
-GPUS = len(visible_gpus()) if workflow.local_exec and CONFIG.device != "cpu" else 0
+# Here each fit takes one of the GPUs that there are, drawing shares it, training takes all; --resources gpu=N leaves the
+# others alone. On a cluster a job asks for one where the configuration says cuda, and the scheduler chooses.
+GPUS = 0
+if workflow.local_exec and CONFIG.device != "cpu":
+    shown = visible_gpus()
+    if "gpu" in workflow.global_resources:
+        shown = shown[: workflow.global_resources["gpu"].value]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown)
+    GPUS = len(shown)
 if workflow.local_exec and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 ON_CLUSTER = int(CONFIG.device == "cuda" and not workflow.local_exec)
-ONE_GPU, RENDER_GPU, TRAIN_GPUS = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER, GPUS or ON_CLUSTER
+ONE_GPU, RENDER_GPU, TRAIN_GPUS = (
+    int(GPUS > 0) or ON_CLUSTER,
+    ON_CLUSTER,
+    GPUS or ON_CLUSTER,
+)
 # With several shards a GPU fits one while the last is drawn and the meshes of the next are read. The shares of the cores
 # keep these abreast of each other at 256 pixels.
 FIT_THREADS = RENDER_THREADS = CPU_THREADS = THREADS
