@@ -49,6 +49,12 @@ def test_device_files_are_counted(tmp_path):
     assert visible_gpus({}, tmp_path) == ["0", "1", "2"]
 
 
+def test_windows_shows_linux_one_device(tmp_path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "dxg").touch()
+    assert visible_gpus({}, tmp_path) == ["0"]
+
+
 def test_each_process_takes_a_free_one_and_a_dead_one_gives_it_back(monkeypatch):
     monkeypatch.setenv(VISIBLE, "4,GPU-7f")
 

@@ -33,7 +33,8 @@ def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path 
         # CUDA ignores what follows the first name that it does not know, and -1 is none
         return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
     numbers = [re.fullmatch(r"nvidia(\d+)", file.name) for file in (root / "dev").glob("nvidia[0-9]*")]
-    return [str(index) for index, _ in enumerate(sorted(int(number[1]) for number in numbers if number))]
+    count = sum(number is not None for number in numbers) or (root / "dev" / "dxg").exists()  # Windows shows it as one
+    return [str(index) for index in range(count)]
 
 
 def take_gpu(*, alone: bool = True, environment: MutableMapping[str, str] = os.environ) -> str | None:

@@ -42,8 +42,6 @@ class ReadySplat(NamedTuple):
 def tasks(config: Config, shard: str) -> list[Task]:
     """One task for each object of the shard that was fetched and is a splat already."""
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard)) if row["source"] in READY_SPLATS}
-    if not frozen:
-        return []
     found = []
     for uid, fetched in good(table(config, "meshes", shard)).items():
         if uid in frozen:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from clipgs.catalog.records import stage_schema
+from clipgs.catalog.shards import shard_path
+from clipgs.catalog.sources import READY_SPLATS
 from clipgs.config import Config
-from clipgs.gpus import take_gpu
+from clipgs.gpus import take_gpu, visible_gpus
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
 from clipgs.storage import (
     ClipgsError,
@@ -23,6 +25,7 @@ from clipgs.storage import (
     TarWriter,
     check,
     describe_error,
+    read_table,
     seed_of,
     tar_objects,
     write_table,
@@ -42,13 +45,14 @@ def device(config: Config, alone: bool = True) -> str:
     Raises:
         ClipgsError: the configuration asks for CUDA, and torch sees none.
     """
-    import torch
+    if config.device == "cpu" or (config.device == "auto" and not visible_gpus()):
+        return "cpu"
+    take_gpu(alone=alone)
+    import torch  # once the GPU is chosen, and not at all where there is none
 
-    if config.device != "cpu":
-        take_gpu(alone=alone)
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise ClipgsError(
             "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
         )
@@ -62,8 +66,6 @@ def fit(config: Config, shard: str, threads: int) -> None:
     gaussians; of a ready splat the centre and scale that placed it, and a note on what it lost).
     """
     import pyarrow as pa
-
-    from clipgs.splats import ready
 
     points = path(config, "points", shard, ".npz")
     pictures = path(config, "views", shard, ".tar")
@@ -79,8 +81,11 @@ def fit(config: Config, shard: str, threads: int) -> None:
             tasks.append(Task(uid, f"{sha256(cloud).hexdigest()} {views[uid].digest()}", payload))
     on_gpu = partial(_fit_batches, threads=threads)
     compute = on_gpu if device(config) == "cuda" else in_workers(_fit_one, config, "fit", threads)
-    tasks += ready.tasks(config, shard)
-    compute = ready.beside(compute, config, threads)
+    if any(row["source"] in READY_SPLATS for row in read_table(shard_path(config, shard), ["source"])):
+        from clipgs.splats import ready
+
+        tasks += ready.tasks(config, shard)
+        compute = ready.beside(compute, config, threads)
     rows = []
     with TarWriter(path(config, "splats", shard, ".tar")) as tar:
         for row, files in over_objects(config, "fit", shard, tasks, compute):

@@ -15,7 +15,7 @@ import yaml
 
 from clipgs.config import Pack
 from clipgs.meshes.cameras import showing
-from clipgs.splats.render import from_image
+from clipgs.splats.pictures import from_image
 from clipgs.storage import check, read_table, write_bytes
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset

@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from clipgs.splats import ply
-from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.render import from_image
+from clipgs.splats.pictures import from_image
 from clipgs.storage import ClipgsError
 from clipgs.triplets.pack import digest
 
 Item = dict[str, Any]
 
 
-class TripletDataset(Dataset[Item]):
-    """The triplets of a folder that holds `index.parquet` and the shards' tars.
+class TripletDataset:
+    """The triplets of a folder that holds `index.parquet` and the shards' tars: what torch calls a map-style dataset.
 
     An item is a dict of
         uid: str
@@ -111,6 +107,10 @@ class TripletDataset(Dataset[Item]):
         return dict(members)
 
     def __getitem__(self, i: int) -> Item:
+        import torch
+
+        from clipgs.splats import ply
+
         uid = str(self.uids[i])
         members = self.members(i)
         meta = json.loads(members[f"{uid}.json"])
@@ -127,6 +127,10 @@ class TripletDataset(Dataset[Item]):
 
 def collate(items: Sequence[Item]) -> Item:
     """A batch: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
+    import torch
+
+    from clipgs.splats.gaussians import Gaussians
+
     return {
         "uid": [item["uid"] for item in items],
         "gaussians": Gaussians.stack([item["gaussians"] for item in items]),
