@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from clipgs.catalog.records import stage_schema
 from clipgs.config import Caption, Config
 from clipgs.storage import UsageError, sha256_of
 
@@ -210,6 +211,6 @@ def schema() -> Any:
     """Rows of `captions/S.parquet`."""
     import pyarrow as pa
 
-    strings = [(name, pa.string()) for name in ("uid", "status", "error", "caption", "source")]
-    candidates = [("candidates", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
-    return pa.schema([*strings, *candidates, ("score", pa.float32()), ("note", pa.string())])
+    strings = dict.fromkeys(("caption", "source", "note"), pa.string())
+    candidates = {"candidates": pa.list_(pa.string()), "scores": pa.list_(pa.float32())}
+    return stage_schema({**strings, **candidates, "score": pa.float32()})
