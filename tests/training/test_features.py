@@ -188,3 +188,19 @@ def test_a_shard_without_objects_has_empty_features(world):
     found = embed(world.config(), "00002")
     assert found.uids == []
     assert found.images.shape == (0, VIEWS, 24)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_on_a_gpu_the_rows_are_those_of_a_cpu(world, precision, tolerance):
+    expected = embed(world.config(teacher={"precision": "float32"}))
+    found = embed(world.config(device="cuda", teacher={"precision": precision, "batch": 2 * VIEWS}), threads=2)
+    assert found.uids == expected.uids
+    for name in ("images", "texts"):
+        ours, theirs = getattr(found, name).float(), getattr(expected, name).float()
+        assert (1 - torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)).max() < tolerance
+
+
+@pytest.mark.gpu
+def test_the_teacher_on_a_gpu_is_bfloat16_by_itself(world):
+    assert teacher.load(world.config(device="cuda")).dtype == torch.bfloat16
