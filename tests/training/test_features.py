@@ -150,6 +150,13 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     assert "a lower caption.max_characters" in line
 
 
+def test_an_empty_caption_is_named(world):
+    world.add_shard("00000", {"a": "a mug", "b": " "})
+    with pytest.raises(ClipgsError, match="the caption of b is empty; mend its text") as error:
+        embed(world.config())
+    assert "\n" not in str(error.value)
+
+
 def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path):
     world.add_shard("00001", {"d": "a door"})
     config = world.config()

@@ -194,6 +194,12 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     for uid in sorted(packed.keys() - seen.keys()):
         log.warning("embed-texts %s: %s is left out: it has no features of its pictures", shard, uid)
     captions = [packed[uid]["caption"] for uid in uids]
+    empty = [uid for uid, caption in zip(uids, captions, strict=True) if not caption.strip()]
+    if empty:
+        raise ClipgsError(
+            f"embed-texts {shard}: the caption of {empty[0]} is empty; mend its text in the source, or pack the shard "
+            f"again without it: snakemake --force {path(config, 'triplets', shard, '.parquet')}"
+        )
     cut = teacher.cut(captions)
     if cut:
         log.warning(
