@@ -70,12 +70,14 @@ def test_a_rerun_is_the_same_bytes_whatever_threads_and_shard(world):
 
 def test_the_way_of_a_gpu_gives_the_same_rows(world):
     """Batches of several objects, decoded in other processes."""
-    config = world.config(teacher={"batch": 2 * VIEWS})
+    config = world.config()
     expected = embed(config).images
+    frozen = teacher.load(config)
+    frozen.batch = 2 * VIEWS
     members = tar_objects(world.output / "renders" / "00000.tar")
     tasks = [features.Task(uid, "", features.shown(members[uid], config)) for uid in members]
     broken = features.Task("x", "", features.Members(str(world.output / "nowhere"), (("00.webp", 0, 9),)))
-    done = dict(features.on_gpu(teacher.load(config), [*tasks[:2], broken, *tasks[2:]], 2, config))
+    done = dict(features.on_gpu(frozen, [*tasks[:2], broken, *tasks[2:]], 2, config))
     assert "FileNotFoundError" in done.pop(broken)
     for index, task in enumerate(tasks):
         _, ((_, data),) = done[task]
