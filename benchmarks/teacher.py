@@ -38,6 +38,7 @@ BUILT_IN: dict[str, Any] = {
     "fit": {"gaussians": 2000, "steps": 300, "lr_factor": 3.0, "min_psnr": 10.0},
     "render": {"pixels": 96},
 }
+CPU_TRAINING = {"steps": 200, "batch": 64}  # minutes on two cores
 _log = logging.getLogger(__name__)
 
 
@@ -47,8 +48,8 @@ def main() -> int:
     parser.add_argument("--bar", type=float, default=5.0, help="least rank 1, times chance")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int, help="default: those of config.py; for the built-in objects 200")
+    parser.add_argument("--batch", type=int, help="default: that of config.py; for the built-in objects 64")
     parser.add_argument("--name", default="teacher", help="of the file of results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -72,6 +73,8 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         triplets = _built_in(folder)
         made = time.monotonic() - start
     small = {name: value for name in ("steps", "batch") if (value := getattr(arguments, name)) is not None}
+    if arguments.triplets is None:
+        small = {**CPU_TRAINING, **small}
     (folder / "output").mkdir()
     (folder / "output" / "triplets").symlink_to(triplets.resolve())
     settings = {

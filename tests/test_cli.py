@@ -12,7 +12,22 @@ def clipgs(*arguments, folder=None):
 def test_every_command_shows_an_example():
     listing = clipgs("--help")
     assert listing.returncode == 0
-    for name in ("freeze", "label", "fetch", "sample", "view", "fit", "render", "caption", "pack", "index", "doctor"):
+    for name in (
+        "freeze",
+        "label",
+        "fetch",
+        "sample",
+        "view",
+        "fit",
+        "render",
+        "caption",
+        "pack",
+        "index",
+        "teacher",
+        "embed-images",
+        "embed-texts",
+        "doctor",
+    ):
         assert name in listing.stdout
     done = clipgs("fit", "--help")
     assert done.returncode == 0

@@ -20,6 +20,7 @@ from clipgs.storage import (
     tar_objects,
     write_arrays,
     write_bytes,
+    write_safetensors,
     write_table,
 )
 
@@ -132,3 +133,25 @@ def test_seeds_depend_on_every_part():
     seeds = {seed_of(0, "fit", "a"), seed_of(1, "fit", "a"), seed_of(0, "view", "a"), seed_of(0, "fit", "b")}
     assert len(seeds) == 4
     assert seed_of(0, "fit", "a") == seed_of(0, "fit", "a") < 2**64
+
+
+def test_safetensors_are_the_packages_own_and_the_same_bytes_again(tmp_path):
+    from safetensors import safe_open
+
+    generator = np.random.default_rng(0)
+    arrays = {
+        "a": generator.normal(size=(3, 5)).astype(np.float16),
+        "scalar": np.array(7, np.int64),
+        "turned": generator.normal(size=(4, 6)).astype(np.float32).T,
+        "none": np.empty((0, 4), np.uint8),
+    }
+    metadata = {"uids": '["x"]', "teacher": "tiny", "name": "caf\u00e9"}
+    for name in ("one", "two"):
+        write_safetensors(tmp_path / name, arrays, metadata)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    check(tmp_path / "one")
+    with safe_open(tmp_path / "one", "np") as tensors:
+        assert tensors.metadata() == metadata
+        for name, array in arrays.items():
+            assert np.array_equal(tensors.get_tensor(name), array)
+            assert tensors.get_tensor(name).dtype == array.dtype

@@ -70,12 +70,14 @@ def test_a_rerun_is_the_same_bytes_whatever_threads_and_shard(world):
 
 def test_the_way_of_a_gpu_gives_the_same_rows(world):
     """Batches of several objects, decoded in other processes."""
-    config = world.config(teacher={"batch": 2 * VIEWS})
+    config = world.config()
     expected = embed(config).images
+    frozen = teacher.load(config)
+    frozen.batch = 2 * VIEWS
     members = tar_objects(world.output / "renders" / "00000.tar")
     tasks = [features.Task(uid, "", features.shown(members[uid], config)) for uid in members]
     broken = features.Task("x", "", features.Members(str(world.output / "nowhere"), (("00.webp", 0, 9),)))
-    done = dict(features.on_gpu(teacher.load(config), [*tasks[:2], broken, *tasks[2:]], 2, config))
+    done = dict(features.on_gpu(frozen, [*tasks[:2], broken, *tasks[2:]], 2, config))
     assert "FileNotFoundError" in done.pop(broken)
     for index, task in enumerate(tasks):
         _, ((_, data),) = done[task]
@@ -150,6 +152,13 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     assert "a lower caption.max_characters" in line
 
 
+def test_an_empty_caption_is_named(world):
+    world.add_shard("00000", {"a": "a mug", "b": " "})
+    with pytest.raises(ClipgsError, match="the caption of b is empty; mend its text") as error:
+        embed(world.config())
+    assert "\n" not in str(error.value)
+
+
 def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path):
     world.add_shard("00001", {"d": "a door"})
     config = world.config()
@@ -188,3 +197,19 @@ def test_a_shard_without_objects_has_empty_features(world):
     found = embed(world.config(), "00002")
     assert found.uids == []
     assert found.images.shape == (0, VIEWS, 24)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_on_a_gpu_the_rows_are_those_of_a_cpu(world, precision, tolerance):
+    expected = embed(world.config(teacher={"precision": "float32"}))
+    found = embed(world.config(device="cuda", teacher={"precision": precision, "batch": 2 * VIEWS}), threads=2)
+    assert found.uids == expected.uids
+    for name in ("images", "texts"):
+        ours, theirs = getattr(found, name).float(), getattr(expected, name).float()
+        assert (1 - torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)).max() < tolerance
+
+
+@pytest.mark.gpu
+def test_the_teacher_on_a_gpu_is_bfloat16_by_itself(world):
+    assert teacher.load(world.config(device="cuda")).dtype == torch.bfloat16

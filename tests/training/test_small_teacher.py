@@ -138,3 +138,10 @@ def test_pictures_that_cannot_be_read_are_named(taught):
     taught.add_shard("00000", {"a": "a mug"}, {"a": [b"RIFF"]})
     with pytest.raises(ClipgsError, match="the pictures of a cannot be read: UnidentifiedImageError"):
         small_teacher.teacher(taught.config(), 1)
+
+
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu():
+    images = torch.from_numpy(np.stack([solid(colour) for colour in COLOURS.values()]))
+    _, loss = small_teacher.train(images, [f"a {name} ball" for name in COLOURS], settings(steps=60), 0, "cuda")
+    assert loss < np.log(4) / 2

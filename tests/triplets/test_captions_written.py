@@ -230,3 +230,11 @@ def test_the_real_coca_writes_from_a_file_of_its_weights(tmp_path):
     assert len(texts) == 2
     assert all(texts)
     assert texts[0] != texts[1]
+
+
+@pytest.mark.gpu
+def test_captions_are_written_on_a_gpu(world, coca):
+    world.settings["device"] = "cuda"
+    with_catalog(world, dict.fromkeys("abc"))
+    rows = caption(world, coca, captioner="consensus")
+    assert all(row["status"] == "ok" and len(row["candidates"]) > 1 for row in rows.values())

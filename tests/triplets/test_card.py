@@ -204,3 +204,13 @@ def test_mesh_and_splat_are_cut_alike(finer):
     assert abs(rows.mean() - blue_rows.mean()) < 1
     assert abs(blue_columns.mean() - columns.mean() - 174) < 1  # the width of a picture and the gap
     assert 18 <= np.ptp(rows) <= 24  # 4 of 64 pixels, at most twice as large: 21 of 168
+
+
+def test_captions_are_counted_by_source_and_marked_ones_named():
+    written = rows(3, caption_source="CoCa, chosen by the teacher", caption_score=0.25, caption_note=None)
+    low = rows(1, caption_source="Cap3D", caption_score=0.05, caption_note="scores 0.050 against its own pictures")
+    text = card.readme([*written, *low], "Title")
+    assert "| CoCa, chosen by the teacher | 3 |" in text
+    assert "median 0.250" in text
+    assert "1 of 4 are marked as too unlike their object" in text
+    assert "marked" not in card.readme(rows(2, caption_source="catalog text"), "Title")

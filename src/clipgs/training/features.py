@@ -5,7 +5,7 @@ Pictures and captions lie in two files, so that a mended caption sends no pictur
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,17 @@ def shown(members: Members, config: Config) -> Members:
 
 
 def on_cpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) -> Results:
-    """One object at a time in each of `threads` threads, each computing alone: no sum depends on their number."""
+    """One object at a time in each of `threads` threads."""
+    yield from zip(tasks, _apart(lambda task: _seen(teacher, task, config), tasks, threads), strict=True)
+
+
+def _apart(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
+    """`function` of each item, in order, each in a thread that computes alone: no sum depends on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield from zip(tasks, pool.map(lambda task: _seen(teacher, task, config), tasks), strict=True)
+            yield from pool.map(function, items)
     finally:
         torch.set_num_threads(before)
 
@@ -183,7 +188,6 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     Raises:
         ClipgsError: the pictures went through another teacher.
     """
-    torch.set_num_threads(threads)
     packed = good(table(config, "triplets", shard))
     place, images, metadata = _open(features_path(config, "images", shard), ("images",))
     seen = {uid: row for row, uid in enumerate(json.loads(metadata["uids"]))}
@@ -194,6 +198,12 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     for uid in sorted(packed.keys() - seen.keys()):
         log.warning("embed-texts %s: %s is left out: it has no features of its pictures", shard, uid)
     captions = [packed[uid]["caption"] for uid in uids]
+    empty = [uid for uid, caption in zip(uids, captions, strict=True) if not caption.strip()]
+    if empty:
+        raise ClipgsError(
+            f"embed-texts {shard}: the caption of {empty[0]} is empty; mend its text in the source, or pack the shard "
+            f"again without it: snakemake --force {path(config, 'triplets', shard, '.parquet')}"
+        )
     cut = teacher.cut(captions)
     if cut:
         log.warning(
@@ -201,11 +211,18 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
             "is not read, a lower caption.max_characters cuts at a word",
             shard, len(cut), teacher.tokenizer.context_length, teacher.name, uids[cut[0]],
         )  # fmt: skip
-    texts = teacher.encode_texts(captions).half().cpu()
+    texts = _encoded(teacher, captions, threads)
     pictures = images["images"][[seen[uid] for uid in uids]]
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
     arrays = {"texts": texts.numpy(), "scores": scores.numpy()}
     write_safetensors(features_path(config, "texts", shard), arrays, ours)
+
+
+def _encoded(teacher: Teacher, captions: list[str], threads: int) -> Tensor:
+    """[n, D] float16 on the CPU. Computed there, each caption goes alone: its vector is the same in any shard."""
+    if teacher.device.type == "cuda" or not captions:
+        return teacher.encode_texts(captions).half().cpu()
+    return torch.cat(list(_apart(lambda caption: teacher.encode_texts([caption]).half(), captions, threads)))
 
 
 def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata]:

@@ -25,6 +25,7 @@ from clipgs.training.weights import LOCAL_DIR, Opened, open_model
 log = logging.getLogger(__name__)
 
 SMALL = "clipgs-small"  # the model that `teacher.name: train` trains
+_CPU_BATCH = 64  # pictures; fixed, because the last bit of a sum may depend on it
 _CHARACTERS_A_TOKEN = 64  # no token of the vocabulary is longer; what is cut off would never be read
 
 
@@ -36,8 +37,9 @@ class Teacher:
         pretrained: the tag or the file's name.
         weights_sha256: hash of the file of weights.
         dim: D, the length of its vectors.
-        model: open_clip's own, in evaluation mode, on `device`.
+        model: open_clip's own, in evaluation mode, on `device`, computing in `dtype`.
         pixels: width and height of the pictures it sees.
+        batch: pictures or texts at once.
     """
 
     def __init__(self, opened: Opened, *, batch: int) -> None:
@@ -145,7 +147,7 @@ def load(config: Config) -> Teacher:
     opened = open_model(name, settings.pretrained, precision=precision, device=device, key="teacher")
     if settings.name == "train":
         opened = opened._replace(name=SMALL)
-    return Teacher(opened, batch=settings.batch)
+    return Teacher(opened, batch=settings.batch if device == "cuda" else _CPU_BATCH)
 
 
 def small_files(config: Config) -> list[Path]:

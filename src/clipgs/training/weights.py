@@ -17,7 +17,7 @@ from clipgs.storage import ClipgsError, UsageError, sha256_of
 
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfloat16)}  # open_clip's names
+PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfloat16)}  # open_clip's names
 
 
 class Opened(NamedTuple):
@@ -44,7 +44,7 @@ def open_model(name: str, pretrained: str | None, *, precision: str, device: str
         UsageError: there is no such model, tag or file.
         ClipgsError: the weights cannot be downloaded or read, are of another model, or hold more than tensors.
     """
-    called, dtype = _PRECISIONS[precision]
+    called, dtype = PRECISIONS[precision]
     file, label = _find(name, pretrained, key)
     _check_tensors(file, key)
     with ThreadPoolExecutor(1) as pool:
