@@ -31,6 +31,7 @@ FIRST_STAGES = {
     "catalog.splats.up_axis": {"fit"},
     "catalog.splats.box_fraction": {"fit"},
     "encoder": set(),  # what trains is not planned with the triplets
+    "training": set(),
     # A place, a device, a limit, or what only objects to come are frozen with.
     "output": set(),
     "cache": set(),
@@ -103,6 +104,10 @@ OTHER = {
     "encoder.order_fusion": "sample",
     "encoder.batch_norm": "local",
     "encoder.initialisation": "uni3d",
+    "training.score_norm": "softmax",
+    "training.duplicate_captions": "paper",
+    "training.precision": "fp32",
+    "training.augmentation.rotation": "full",
 }
 
 
