@@ -13,6 +13,7 @@ include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -169,7 +169,9 @@ def test_half_precision_stays_near(small):
 
 def test_the_whole_forward_and_backward_is_one_graph(small):
     """Nothing breaks the graph that torch.compile sees, so nothing waits for the device."""
-    model = ClipGS(small.model_copy(update={"drop_path": 0.1, "patch_dropout": 0.5, "order_fusion": "sample"}), 16, SHALLOW)
+    model = ClipGS(
+        small.model_copy(update={"drop_path": 0.1, "patch_dropout": 0.5, "order_fusion": "sample"}), 16, SHALLOW
+    )
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     embedding = compiled(random_gaussians(2, 50, [50, 40]))
     embedding[:, 0].sum().backward()

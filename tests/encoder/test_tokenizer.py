@@ -26,12 +26,8 @@ class WrittenOut(nn.Module):
 
     def __init__(self, channels, features):
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv1d(channels, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1)
-        )
-        self.second = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, features, 1)
-        )
+        self.first = nn.Sequential(nn.Conv1d(channels, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1))
+        self.second = nn.Sequential(nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, features, 1))
 
     def forward(self, patches):
         B, g, n, C = patches.shape

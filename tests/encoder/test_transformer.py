@@ -16,7 +16,9 @@ def test_sizes_are_those_of_timms_models(size):
     with torch.device("meta"):
         ours = PatchTransformer(shape, 1024).state_dict()
     assert {key: value.shape for key, value in weights.items()} == {
-        key.replace("blocks", "transformer.blocks", 1) if key.startswith("blocks") else "transformer." + key: value.shape
+        key.replace("blocks", "transformer.blocks", 1)
+        if key.startswith("blocks")
+        else "transformer." + key: value.shape
         for key, value in ours.items()
         if key.startswith(("blocks.", "norm."))
     }
