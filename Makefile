@@ -36,7 +36,7 @@ help:  ## these lines
 	  "$(PYTHON)" -m venv --clear .venv
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	extras=captions,test; if command -v nvidia-smi > /dev/null; then extras=captions,gpu,test; fi
+	extras=captions,slurm,test; if command -v nvidia-smi > /dev/null; then extras=captions,gpu,slurm,test; fi
 	$(BIN)/uv pip install --python $(BIN)/python -c requirements.lock -e ".[$$extras]"
 	if ! $(BIN)/python -m clipgs.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

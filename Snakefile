@@ -4,7 +4,10 @@ from snakemake.utils import min_version
 min_version("9.9")
 
 
-configfile: "config.yaml"
+# A job has the configuration that its run was started with, whatever became of the file since.
+if workflow.is_main_process:
+
+    configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -13,6 +16,7 @@ include: "workflow/rules/meshes.smk"
 include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
@@ -22,11 +26,25 @@ localrules:
     features,
 
 
+onstart:
+    hold_output()
+
+
+onsuccess:
+    release_output()
+
+
+onerror:
+    release_output()
+
+
 # Packed triplets of every object, their index and dataset card.
 rule triplets:
     default_target: True
     input:
         out("catalog/objects.parquet"),
+        # A packed file that was lost is made again: Snakemake misses only what a target names.
+        expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
 

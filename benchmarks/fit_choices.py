@@ -65,8 +65,8 @@ def main() -> int:
         for row in EXPERIMENTS[name](points, views):
             results[name].append(row)
             figures = ("psnr", "ssim", "floaters_percent", "seconds_an_object")
-            _log.info("%-9s %-44s %s", name, row["what"], "  ".join(f"{row[key]:.4g}" for key in figures if key in row))
-        record("fit_choices", settings, results, arguments.output)
+            _log.info("%-9s %-44s %s", name, row["what"], "  ".join(f"{row[key]:.4g}" for key in figures))
+            record("fit_choices", settings, results, arguments.output)  # a run that is cut short leaves its rows
     return 0
 
 

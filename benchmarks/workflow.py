@@ -1,9 +1,10 @@
-"""What a catalog of the paper's size costs: planning, freezing, appending, and Snakemake's dry run.
+"""What a catalog of the paper's size costs: planning, freezing, appending, and Snakemake over a finished output.
 
     python benchmarks/workflow.py --objects 240000
 
 Writes synthetic annotations in Objaverse's layout (48 files of 5,000 objects, of the real ones' keys and size), and
-runs each step in a process of its own, whose time and peak memory are taken. Nothing is downloaded, no mesh is made.
+runs each step in a process of its own, whose time and peak memory are taken. Nothing is downloaded, no mesh is made:
+the finished output is one of empty files, which Snakemake is told to take for made (--touch).
 Writes benchmarks/results/workflow.json.
 """
 
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,10 @@ BARS = {
     "unchanged_plan": {"seconds": 1},
     "appended_plan": {"seconds": 5},
     "dry_run": {"seconds": 20, "mb": 500},
+    "no_op_run": {"seconds": 15},
+    "parsing": {"seconds_over_an_empty_snakefile": 0.5},
 }
+SHARD_STAGES = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
 PLAN = """
 import sys, time
 from clipgs import config
@@ -180,17 +185,66 @@ def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
         "--directory",
         str(folder),
     ]
-    dry_run = [*snakemake, "--configfile", str(config), "-n", "triplets", "--quiet", "all"]
-    step("dry_run", dry_run)
+    snakemake += ["--configfile", str(config)]
+    step("dry_run", [*snakemake, "-n", "triplets", "--quiet", "all"])
+    results["parsing"] = parsing(folder, snakemake)
+    finish(snakemake, folder)
+    said = step("no_op_run", [*snakemake, "--cores", "2", "triplets"])
+    results["no_op_run"]["nothing_to_do"] = "Nothing to be done" in said
+    captions = folder / "captions.yaml"
+    captions.write_text(json.dumps({"caption": {"max_characters": 200}}))
+    said = step("changed_caption_plan", [*snakemake, str(captions), "-n", "triplets", "--quiet", "rules"])
+    results["changed_caption_plan"]["jobs"] = jobs(said)
     write_annotations(root, objects, objects + appended)
     _, new = planned("appended_plan")
     freeze("freeze_appended", frozen, new)
     after = digests(folder / "results" / "catalog" / "shards")
     unchanged = {name: after[name] for name in before} == before
+    said = step("appended_dry_run", [*snakemake, "-n", "triplets", "--quiet", "rules"])
+    results["appended_dry_run"]["jobs"] = jobs(said)
+    as_planned = {
+        "changed_caption_plan": {"caption": frozen, "pack": frozen, "index": 1},
+        "appended_dry_run": {**dict.fromkeys(SHARD_STAGES, new), "objects": 1, "index": 1},
+    }
     results |= {"shards": frozen, "shards_unchanged": unchanged, "load_average": os.getloadavg(), "bars": BARS}
     within = all(results[name][unit] <= most for name, bar in BARS.items() for unit, most in bar.items())
+    within = within and all(results[name]["jobs"] == planned for name, planned in as_planned.items())
+    within = within and results["no_op_run"]["nothing_to_do"]
     results["within_the_bars"] = within and unchanged and none == 0 and new == -(-appended // 1024)
     return results
+
+
+def finish(snakemake: list[str], folder: Path) -> None:
+    """Makes every file that the workflow would, empty, and lets Snakemake record them as made."""
+    said = subprocess.run([*snakemake, "--summary", "triplets"], capture_output=True, text=True, check=True).stdout
+    for line in said.splitlines():
+        if line.count("\t") == 5 and not line.startswith("output_file"):
+            file = folder / line.split("\t")[0]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    subprocess.run([*snakemake, "--touch", "triplets"], capture_output=True, check=True)
+
+
+def jobs(said: str) -> dict[str, int]:
+    """Rule to its number of jobs, of a dry run's table."""
+    found = re.findall(r"^(\w+) +(\d+)$", said.split("Job stats:")[-1], re.MULTILINE)
+    return {rule: int(count) for rule, count in found if rule not in ("total", "triplets")}
+
+
+def parsing(folder: Path, snakemake: list[str]) -> dict[str, float]:
+    """Seconds to list the rules of the workflow, over those of an empty one: the least of five times each."""
+    empty = folder / "Empty"
+    empty.write_text("rule nothing:\n    shell: ''\n")
+    small = folder / "small.yaml"
+    small.write_text(json.dumps({"output": str(folder / "small"), "catalog": {"source": "procedural"}}))
+
+    def least(command: list[str]) -> float:
+        return min(measured(command, folder)["seconds"] for _ in range(5))
+
+    at = snakemake.index("--snakefile") + 1
+    nothing = [*snakemake[:at], str(empty), *snakemake[at + 1 :], "--list-rules"]
+    ours = least([*snakemake, str(small), "--list-rules"])
+    return {"seconds": ours, "seconds_over_an_empty_snakefile": round(ours - least(nothing), 2)}
 
 
 if __name__ == "__main__":

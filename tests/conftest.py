@@ -21,6 +21,24 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A teacher of a million parameters with weights at random, as open_clip loads it from a folder."""
+    from packed_world import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def world(tmp_path, tiny):
+    """An output of one packed shard of three objects, and the tiny teacher."""
+    from packed_world import World
+
+    made = World(tmp_path, tiny)
+    made.add_shard("00000", {"a": "a red mug", "b": "a blue chair", "c": "a tree"})
+    return made
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test marked `gpu` is skipped where torch sees no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -6,6 +6,8 @@ import yaml
 from clipgs import config as configuration
 from clipgs.storage import UsageError
 
+SMALLER = ("views", "fit", "render", "teacher", "encoder", "training")  # sections in which the demo's settings differ
+
 
 @pytest.mark.parametrize(
     ("values", "words"),
@@ -103,7 +105,7 @@ def test_config_yaml_says_what_the_code_says(checkout):
 
     overrides = differing(values, defaults)
     assert text.endswith("\n\n" + configuration.to_yaml(overrides))
-    assert set(overrides) == {"views", "fit", "render", "teacher"}  # fewer and smaller, and nothing else
+    assert set(overrides) == set(SMALLER)  # fewer and smaller, and nothing else
     configuration.check(values)
 
 
@@ -133,7 +135,7 @@ def test_overlays_are_valid(checkout):
 def test_real_work_does_not_inherit_the_demos_settings(checkout):
     demo = yaml.safe_load((checkout / "config.yaml").read_text())
     defaults = yaml.safe_load(configuration.to_yaml())
-    smaller = [(section, key) for section in ("views", "fit", "render", "teacher") for key in demo[section]
+    smaller = [(section, key) for section in SMALLER for key in demo[section]
                if demo[section][key] != defaults[section][key] and key != "small"]  # fmt: skip
     assert smaller
     for overlay in (checkout / "configs").glob("*.yaml"):

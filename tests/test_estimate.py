@@ -10,8 +10,8 @@ def config_of(tmp_path, **more):
 
 
 def test_needs_grow_with_objects_pixels_and_gaussians(tmp_path):
-    objects, stages = needs(config_of(tmp_path))
-    assert objects == 1000
+    plan, stages = needs(config_of(tmp_path))
+    assert plan.objects == 1000
     assert {need.stage for need in stages} == {"fetch", "sample", "view", "fit", "render", "pack"}
     assert all(need.jobs == 10 for need in stages)
     small = {need.stage: need for need in stages}

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -34,7 +35,6 @@ _MERGE_STAGES = {
     "freeze": ("clipgs.catalog.shards", "freeze new objects into new shards"),
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
-    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
     "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
     "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
     "baselines": (
@@ -47,6 +47,7 @@ _MERGE_STAGES = {
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
     "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
+    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
 }
 
 _ADVICE = {
@@ -120,6 +121,45 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--full", action="store_true", help="weights in single precision, not half")
     command = add("plan", "print what a run will need: disk, jobs and hours a stage", "plan --config config.yaml")
     _add_config(command)
+    command = add(
+        "status",
+        "print how far a run is: stages by shards, failures, disk, what is left to do",
+        "status --config config.yaml",
+    )
+    command.add_argument("target", nargs="?", help="of the workflow (default: triplets)")
+    command.add_argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
+    _add_config(command)
+    command = add(
+        "submit",
+        "run the workflow on a SLURM cluster; safe to repeat after a kill",
+        "submit --config config.yaml --config mine.yaml",
+    )
+    command.add_argument("target", nargs="?", default="triplets", help="of the workflow (default: triplets)")
+    command.add_argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm beside the Snakefile")
+    command.add_argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
+    command.add_argument(
+        "--snakemake", type=shlex.split, default=[], metavar="ARGS", help="further arguments: --snakemake='--jobs 50'"
+    )
+    _add_config(command)
+    command = add("verify", "hold every file of the output against its .check file", "verify --threads 8")
+    command.add_argument("--set-aside", action="store_true", help="move damaged files away: the next run makes them")
+    command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="files to read at once")
+    _add_config(command)
+    command = add("retry", "make the next run try a stage's failed objects again, and no others", "retry fit")
+    command.add_argument("stage", help="fetch, sample, view, fit or render")
+    command.add_argument("shards", nargs="*", metavar="shard", help="only these shards")
+    _add_config(command)
+    command = add("exclude", "take objects out of the dataset: the next run packs their shards again", "exclude UID")
+    command.add_argument("uids", nargs="*", metavar="UID", help="objects that leave")
+    command.add_argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line")
+    command.add_argument("--reason", default="on request", help="stands in the dataset card")
+    command.add_argument("--undo", action="store_true", help="take them in again")
+    _add_config(command)
+    command = add(
+        "move", "move the output, with Snakemake's record of what its files were made of", "move /big/results"
+    )
+    command.add_argument("to", metavar="FOLDER", help="what `output` will be from now on")
+    _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
     _add_config(command)
     command = add("config", "print the whole configuration with units and meanings", "config > config.yaml")
@@ -170,7 +210,8 @@ def _run(options: argparse.Namespace) -> int:
     config = _config(options)
     if name in _SHARD_STAGES:
         function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name.replace("-", "_"))
-        function(config, options.shard, options.threads)
+        with import_module("clipgs.stage").marked(config, name, options.shard):
+            function(config, options.shard, options.threads)
         return 0
     if name in _WHOLE_STAGES:
         getattr(import_module(_WHOLE_STAGES[name][0]), name.replace("-", "_"))(config, options.threads)
@@ -189,6 +230,8 @@ def _run(options: argparse.Namespace) -> int:
     if name == "plan":
         sys.stdout.write(import_module("clipgs.estimate").plan_text(config))
         return 0
+    if name in ("status", "submit", "verify", "retry", "exclude", "move"):
+        return _keep_up(options, config)
     if name == "summary":
         sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))
         return 0
@@ -196,6 +239,43 @@ def _run(options: argparse.Namespace) -> int:
     checks = doctor.doctor(config.output_path)
     sys.stdout.write(doctor.format(checks) + "\n")
     return 1 if any(check.status == "missing" for check in checks) else 0
+
+
+def _keep_up(options: argparse.Namespace, config: configuration.Config) -> int:
+    """The commands that look after an output."""
+    name, run_again = options.command, "run the workflow again, for instance: snakemake triplets\n"
+    if name == "status":
+        sys.stdout.write(import_module("clipgs.upkeep.status").status(config, options.target, options.snakefile))
+        return 0
+    if name == "submit":
+        submit = import_module("clipgs.upkeep.submit").submit
+        submit(config, options.target, options.profile, options.snakefile, options.snakemake)
+    if name == "verify":
+        count, damaged = import_module("clipgs.upkeep.verify").verify(
+            config, options.threads, set_aside=options.set_aside
+        )
+        sys.stdout.writelines(f"{line}\n" for line in damaged)
+        sys.stdout.write(f"{count - len(damaged):,} of {count:,} files are whole\n")
+        return 1 if damaged else 0
+    if name == "retry":
+        found = import_module("clipgs.upkeep.retry").retry(config, options.stage, options.shards)
+        text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again; {run_again}"
+        sys.stdout.write(text if found else f"no object failed at {options.stage}\n")
+        return 0
+    if name == "move":
+        count = import_module("clipgs.upkeep.move").move(config, options.to)
+        sys.stdout.write(
+            f"moved, with the history of {count:,} files; now set in your configuration: output: {options.to}\n"
+        )
+        return 0
+    uids = list(options.uids)
+    if options.list:
+        uids += import_module("clipgs.catalog.sources.objaverse").read_uids(options.list)
+    if not uids:
+        raise UsageError("name the objects, or a file with one uid a line in --list")
+    shards = import_module("clipgs.catalog.excluded").exclude(config, uids, options.reason, undo=options.undo)
+    sys.stdout.write(f"shards that are packed again: {' '.join(shards)}; {run_again}")
+    return 0
 
 
 def _log_to(file: Path | None) -> None:

@@ -304,17 +304,75 @@ class Render(Section):
     webp_quality: int = _key(90, "0 to 100", "of the WebP", assumed=True, ge=0, le=100)
 
 
+class Coca(Section):
+    """The model that writes captions of pictures, for `coca` and `consensus`."""
+
+    name: str = _key("coca_ViT-L-14", "name", "of a CoCa of open_clip, or local-dir:FOLDER", assumed=True, min_length=1)
+    pretrained: str = _key(
+        "mscoco_finetuned_laion2b_s13b_b90k",
+        "tag or path",
+        "open_clip's tag, or a .safetensors or .pt file; local-dir brings its own",
+        assumed=True,
+        min_length=1,
+    )
+    views: int = _key(8, "pictures", "of an object that it sees, spread over all that show it", assumed=True, ge=1)
+    candidates: int = _key(5, "captions", "it writes of each of them", assumed=True, ge=1, le=100)
+    top_p: float = _key(
+        0.9, "probability", "the next word is drawn from the likeliest that sum up to it", assumed=True, gt=0, le=1
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """As `Teacher.files`."""
+        return _model_files(self.name, self.pretrained)
+
+
 class Caption(Section):
     """Where the text of a triplet comes from."""
 
-    captioner: Literal["catalog", "cap3d"] = _key(
-        "catalog", "name", "catalog: the source's own text; cap3d: a CSV of captions"
+    captioner: Literal["catalog", "cap3d", "coca", "consensus"] = _key(
+        "catalog",
+        "name",
+        "catalog: the source's own text; cap3d: a CSV of captions; coca: a model writes some of the pictures and keeps "
+        "what it likes best; consensus: what the teacher likes best",
     )
-    cap3d: str | None = _key(None, "path", "CSV of uid and caption, as Cap3D publishes it; with or without a header")
-    fallback: Literal["catalog", "fail"] = _key(
-        "catalog", "name", "what an object gets that the CSV does not list: the source's own text, or a failed row"
+    cap3d: str | None = _key(
+        None, "path or URL", "CSV of uid and caption, as Cap3D publishes it; with or without a header"
+    )
+    fallback: Literal["catalog", "fail", "coca", "consensus"] = _key(
+        "catalog", "name", "what an object gets that the CSV does not list: another captioner's text, or a failed row"
     )
     max_characters: int = _key(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
+    min_score: float | None = _key(
+        None,
+        "cosine",
+        "a caption is marked where the teacher finds it less like the object's pictures, in the mean; null: not judged",
+        assumed=True,
+        ge=-1,
+        le=1,
+    )
+    coca: Coca = _section(Coca)
+
+    @property
+    def writer(self) -> str | None:
+        """Which of `coca` and `consensus` writes captions of pictures, if any."""
+        name = self.fallback if self.captioner == "cap3d" else self.captioner
+        return name if name in ("coca", "consensus") else None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """The teacher scores captions, against the features of the pictures."""
+        return self.writer == "consensus" or self.min_score is not None
+
+
+def _model_files(name: str, pretrained: str | None) -> list[str]:
+    """Files of the user's that hold a model of open_clip: another file there is another model."""
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
+        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    path = Path(pretrained or "").expanduser()
+    return [str(path)] if path.is_file() else []
 
 
 class SmallTeacher(Section):
@@ -367,15 +425,8 @@ class Teacher(Section):
 
     @property
     def files(self) -> list[str]:
-        """Files of the user's that hold it: another file there is another teacher."""
-        if self.name == "train":
-            return []
-        if self.name.startswith("local-dir:"):
-            folder = Path(self.name.removeprefix("local-dir:")).expanduser()
-            suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
-            return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
-        path = Path(self.pretrained or "").expanduser()
-        return [str(path)] if path.is_file() else []
+        """Files of the user's that hold it; the small teacher is none of them."""
+        return [] if self.name == "train" else _model_files(self.name, self.pretrained)
 
 
 class Pack(Section):
@@ -620,14 +671,15 @@ class Config(Section):
 # Objects, views and captions of earlier stages reach a stage through its input files.
 STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "label": (1, ()),
+    "objects": (1, ()),
     "fetch": (1, ("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians")),
     "sample": (1, ("seed", "catalog.folder.up_axis", "meshes", "points")),
     "view": (1, ("seed", "catalog.folder.up_axis", "meshes", "views")),
     "fit": (1, ("seed", "catalog.splats.up_axis", "catalog.splats.box_fraction", "views", "fit")),
     "render": (1, ("render", "views.count", "views.fov_degrees", "views.distance")),
-    "caption": (1, ("caption",)),
+    "caption": (2, ("caption",)),  # with what its pictures and their judge depend on, see `_caption_keys`
     "pack": (
-        1,
+        2,
         (
             "catalog.folder.up_axis",
             "catalog.splats.up_axis",
@@ -659,6 +711,8 @@ def stage_settings(config: Config, stage: str, **more: str) -> str:
     It is the only param of the stage's rule, and `from_settings` reads it back.
     """
     version, keys = STAGES[stage]
+    if stage == "caption":
+        keys += _caption_keys(config)
     picked: dict[str, Any] = {}
     values = config.model_dump(mode="json")
     for key in keys:
@@ -668,6 +722,16 @@ def stage_settings(config: Config, stage: str, **more: str) -> str:
             target, source = target.setdefault(parent, {}), source[parent]
         target[last] = source[last]
     return canonical_json({"stage": stage, "version": version, **more, **picked})
+
+
+def _caption_keys(config: Config) -> tuple[str, ...]:
+    """What captions depend on besides their own section: pictures and teacher count only where they are looked at."""
+    keys: tuple[str, ...] = ()
+    if config.caption.writer:
+        keys += ("seed", "views.count", "teacher.images")
+    if config.caption.uses_teacher:
+        keys += tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))
+    return tuple(dict.fromkeys(keys))
 
 
 def runtime_settings(config: Config) -> str:
@@ -703,9 +767,16 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
         UsageError: one line with the key, what is allowed and the nearest right name.
     """
     try:
-        return Config.model_validate(_typed(Config, values))
+        config = Config.model_validate(_typed(Config, values))
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
+    if config.caption.uses_teacher and config.teacher.name == "train":
+        key = "min_score" if config.caption.writer != "consensus" else "captioner"
+        raise UsageError(
+            f"{where}: caption.{key} needs a teacher, and teacher.name = train is trained on the captions themselves; "
+            "name a model of open_clip in teacher.name"
+        )
+    return config
 
 
 def _typed(model: type[BaseModel], values: Any) -> Any:
@@ -741,10 +812,14 @@ def _scalar_types(annotation: Any) -> set[Any]:
     return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
+# What a stage's settings hold besides the keys: what else its result, or its running again, depends on.
+_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
+
+
 def from_settings(*layers: str) -> Config:
     """Reads what `stage_settings` and `runtime_settings` wrote."""
     values = merge(*(json.loads(layer) for layer in layers))
-    return check({key: value for key, value in values.items() if key not in ("stage", "version", "labels", "captions")})
+    return check({key: value for key, value in values.items() if key not in _BESIDES})
 
 
 def read(*paths: str | Path) -> Config:

@@ -6,7 +6,7 @@ end to the hour.
 
 from dataclasses import dataclass
 
-from clipgs.catalog.shards import plan
+from clipgs.catalog.shards import Plan, plan
 from clipgs.config import Config
 
 # Bytes. A picture's are in proportion to its pixels, measured at 128 and 256 px on real and built-in objects.
@@ -38,21 +38,26 @@ class Need:
     passing: bool  # the configuration drops its files when nothing needs them any more
 
 
-def needs(config: Config) -> tuple[int, list[Need]]:
-    """Objects in the catalog with those to come, and what each stage needs for them.
+# Stages whose files have another folder than their name.
+FOLDERS = {
+    "fetch": "meshes",
+    "sample": "points",
+    "view": "views",
+    "fit": "splats",
+    "render": "renders",
+    "pack": "triplets",
+}
 
-    Raises:
-        ClipgsError: as `clipgs.catalog.shards.plan`.
-    """
-    made = plan(config)
-    objects, shards = made.objects, len(made.shards)
+
+def rates(config: Config) -> dict[str, tuple[float, float, float]]:
+    """Of each stage bytes on disk, seconds of one core and seconds of one GPU, for one object."""
     views, fit = config.views, config.fit
     pictures, drawn = views.count + views.held_out, (views.pixels * views.supersample) ** 2
     splat = GAUSSIAN_BYTES * fit.gaussians
     renders = views.count * config.render.pixels**2 * RENDER_BYTES_A_PIXEL
     step = FIT_SECONDS_A_GAUSSIAN * fit.gaussians + FIT_SECONDS_A_PIXEL * views.pixels**2
     gpu_step = GPU_FIT_SECONDS * (fit.gaussians / 10_000 + (views.pixels / 256) ** 2) / 2
-    bytes_and_seconds = {
+    return {
         "fetch": (0.0, LOAD_SECONDS, 0.0),
         "sample": (POINT_BYTES * config.points.count, LOAD_SECONDS, 0.0),
         "view": (pictures * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * drawn, 0.0),
@@ -60,42 +65,54 @@ def needs(config: Config) -> tuple[int, list[Need]]:
         "render": (renders, RENDER_SECONDS, 0.0),
         "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),
     }
-    folders = {"sample": "points", "view": "views", "fit": "splats", "render": "renders"}
-    return objects, [
+
+
+def needs(config: Config) -> tuple[Plan, list[Need]]:
+    """The catalog with the objects to come, and what each stage needs for all of them.
+
+    Raises:
+        ClipgsError: as `clipgs.catalog.shards.plan`.
+    """
+    made = plan(config)
+    objects, shards = made.objects, len(made.shards)
+    return made, [
         Need(
             stage,
             shards,
             objects * size,
             objects * seconds / 3600,
             objects * gpu / 3600,
-            folders.get(stage) in config.temporary,
+            FOLDERS[stage] in config.temporary,
         )
-        for stage, (size, seconds, gpu) in bytes_and_seconds.items()
+        for stage, (size, seconds, gpu) in rates(config).items()
     ]
 
 
 def plan_text(config: Config) -> str:
-    """The needs as a table, for `clipgs plan`."""
-    objects, stages = needs(config)
-    shards = stages[0].jobs
+    """Which objects are taken, and the needs as a table, for `clipgs plan`."""
+    made, stages = needs(config)
+    shards = len(made.shards)
     jobs = (len(stages) + len(("label", "caption"))) * shards + len(("freeze", "objects", "index"))
     lines = [
-        f"{objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
+        *(f"{note[0].upper()}{note[1:]}." for note in made.notes),
+        f"{made.objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
         f"{'stage':<8} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
     ]
     for need in stages:
-        gpu = _time(need.gpu_hours) if need.gpu_hours else ""
-        row = f"{need.stage:<8} {_size(need.disk_bytes):>10} {_time(need.core_hours):>12} {gpu:>12}"
+        gpu = time_text(need.gpu_hours) if need.gpu_hours else ""
+        row = f"{need.stage:<8} {size_text(need.disk_bytes):>10} {time_text(need.core_hours):>12} {gpu:>12}"
         lines.append((row + ("  dropped when no longer needed" if need.passing else "")).rstrip())
     kept = sum(need.disk_bytes for need in stages if not need.passing)
-    lines.append(f"{'kept':<8} {_size(kept):>10}")
+    lines.append(f"{'kept':<8} {size_text(kept):>10}")
     lines.append("fit runs on a GPU or on cores. Mesh files and their download are not counted.")
     return "\n".join(lines) + "\n"
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes in MB or GB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _time(hours: float) -> str:
+def time_text(hours: float) -> str:
+    """Hours in hours or minutes."""
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"

@@ -5,15 +5,19 @@ that was killed goes on where it was; failed ones become rows; the shard's own f
 """
 
 import logging
+import os
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from clipgs.config import Config, stage_settings
-from clipgs.storage import ClipgsError, Journal, check, read_table
+from clipgs.previous import Previous
+from clipgs.storage import ClipgsError, Journal, canonical_json, check, read_table, whole
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +40,16 @@ def path(config: Config, stage: str, shard: str, suffix: str) -> Path:
     return config.output_path / stage / f"{shard}{suffix}"
 
 
-def table(config: Config, folder: str, shard: str) -> list[Row]:
-    """All rows of an earlier stage, its file checked."""
+def table(config: Config, folder: str, shard: str, columns: list[str] | None = None) -> list[Row]:
+    """All rows of an earlier stage, its file checked; pictures in it are only read where `columns` names them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     where = path(config, folder, shard, ".parquet")
     check(where)
-    return read_table(where)
+    if columns is None:
+        columns = [field.name for field in pq.read_schema(where) if not pa.types.is_binary(field.type)]
+    return read_table(where, columns)
 
 
 def good(rows: list[Row]) -> dict[str, Row]:
@@ -51,6 +60,40 @@ def good(rows: list[Row]) -> dict[str, Row]:
 def failed(uid: str, error: str) -> Row:
     """The row of an object that failed."""
     return {"uid": uid, "status": "failed", "error": error}
+
+
+def _journal_path(config: Config, stage: str, shard: str) -> Path:
+    return config.output_path / "work" / stage / shard
+
+
+def mark_path(config: Config, stage: str, shard: str) -> Path:
+    """The file that says who works on a stage of a shard, or how that failed; none once it is done."""
+    return config.output_path / "work" / stage / f"{shard}.json"
+
+
+@contextmanager
+def marked(config: Config, stage: str, shard: str) -> Iterator[None]:
+    """Leaves a mark while the stage runs and when it fails; clears away what only helped once its files are whole.
+
+    The commands use it. The journal goes last: should the disk fill while the table is written, what was made is still
+    there. Who calls a stage's function without this keeps the journal, and a repeated call takes all from it.
+    """
+    mark = mark_path(config, stage, shard)
+    at_work = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+
+    def leave(**state: str) -> None:
+        with suppress(OSError), whole(mark) as temporary:  # the disk may be what fails
+            temporary.write_text(canonical_json({**state, **at_work}))
+
+    leave(state="running")
+    try:
+        yield
+    except Exception as error:
+        leave(state="failed", error=" ".join(str(error).split()))
+        raise
+    Journal(_journal_path(config, stage, shard), "").clear()
+    Previous(config.output_path, stage, shard).clear()
+    mark.unlink(missing_ok=True)
 
 
 class Progress:
@@ -107,7 +150,7 @@ def over_objects(
     tasks: list[Task],
     compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
 ) -> Iterator[tuple[Row, Files]]:
-    """Yields row and files of each task in their order, computing what the journal does not have.
+    """Yields row and files of each task in their order, computing what neither journal nor earlier files have.
 
     Args:
         compute: gets the tasks to do and yields each with its result, or with its error as text.
@@ -115,8 +158,12 @@ def over_objects(
     Raises:
         ClipgsError: more than `workers.max_failed_fraction` of a shard of 100 objects or more failed.
     """
-    journal = Journal(config.output_path / "work" / stage / shard, stage_settings(config, stage))
-    todo = [task for task in tasks if (task.uid, task.inputs) not in journal]
+    journal = Journal(_journal_path(config, stage, shard), stage_settings(config, stage))
+    previous = Previous(config.output_path, stage, shard)
+    keys = {task.uid: journal.key(task.inputs) for task in tasks}
+    todo = [
+        task for task in tasks if (task.uid, task.inputs) not in journal and (task.uid, keys[task.uid]) not in previous
+    ]
     if len(todo) < len(tasks):
         log.info("%s %s: %d of %d objects are done already", stage, shard, len(tasks) - len(todo), len(tasks))
     errors: dict[str, str] = {}
@@ -136,11 +183,43 @@ def over_objects(
             yield failed(task.uid, errors[task.uid]), []
             continue
         entry = journal.get(task.uid, task.inputs)
+        if entry is None and (task.uid, keys[task.uid]) in previous:
+            entry = previous.get(task.uid, keys[task.uid])
         if entry is None:
             raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")
         row, files = entry
-        yield {"uid": task.uid, "status": "ok", "error": None, **row}, files
-    journal.clear()
+        yield {"uid": task.uid, "status": "ok", "error": None, **row, "key": keys[task.uid]}, files
+
+
+def write_objects(
+    config: Config,
+    stage: str,
+    folder: str,
+    shard: str,
+    tasks: list[Task],
+    compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
+    columns: dict[str, Any],
+    *,
+    member: str = "{uid}/{name}",
+) -> None:
+    """Writes `FOLDER/S.tar` and `FOLDER/S.parquet` of all objects, as `over_objects` gives them.
+
+    Args:
+        columns: those of the table besides uid, status and error, name to type. A file that has the name of a column
+            is the row's, and no member of the tar.
+        member: how an object's file is named in the tar.
+    """
+    from clipgs.catalog.records import stage_schema
+    from clipgs.storage import TarWriter, write_table
+
+    rows = []
+    with TarWriter(path(config, folder, shard, ".tar")) as tar:
+        for row, files in over_objects(config, stage, shard, tasks, compute):
+            rows.append(row | {name: data for name, data in files if name in columns})
+            for name, data in files:
+                if name not in columns:
+                    tar.add(member.format(uid=row["uid"], name=name), data)
+    write_table(path(config, folder, shard, ".parquet"), rows, stage_schema(columns))
 
 
 def fail_as_a_whole(config: Config, what: str, errors: dict[str, str], total: int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 _HASH_BLOCK_BYTES = 1 << 20
+SIDECAR = ".check"
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -50,7 +51,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".check")
+    return path.with_name(path.name + SIDECAR)
 
 
 def _replace(path: Path, temporary: Path) -> None:
@@ -107,24 +108,31 @@ def check(path: Path) -> None:
     """
     path = Path(path)
     again = f"make it again with: snakemake --rerun-incomplete {path}"
+    reason = damage(path)
+    if reason is None:
+        return
     if not path.exists():
-        raise ClipgsError(f"{path} is missing; {again}")
-    try:
-        expected = json.loads(_sidecar(path).read_text())
-        size, digest = expected["bytes"], expected["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        reason = "has no readable .check file beside it, so it may be unfinished"
-    else:
-        if path.stat().st_size != size:
-            reason = f"has {path.stat().st_size} bytes instead of {size}"
-        elif sha256_of(path) != digest:
-            reason = "does not have the bytes that were written"
-        else:
-            return
+        raise ClipgsError(f"{path} {reason}; {again}")
     damaged = path.with_name(path.name + ".damaged")
     os.replace(path, damaged)
     _sidecar(path).unlink(missing_ok=True)
     raise ClipgsError(f"{path} {reason}; it was set aside as {damaged.name}; {again}")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of the output, held against its sidecar; None where it is whole. Changes nothing."""
+    if not path.exists():
+        return "is missing"
+    try:
+        expected = json.loads(_sidecar(path).read_text())
+        size, digest = expected["bytes"], expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "has no readable .check file beside it, so it may be unfinished"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size} bytes instead of {size}"
+    if sha256_of(path) != digest:
+        return "does not have the bytes that were written"
+    return None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -288,9 +296,12 @@ class Journal:
         self.folder = Path(folder)
         self._settings = settings
 
+    def key(self, inputs: str) -> str:
+        """Names what an object was made of: the same inputs and settings give the same 20 hex digits."""
+        return hashlib.sha256(f"{self._settings}\0{inputs}".encode()).hexdigest()[:20]
+
     def _path(self, uid: str, inputs: str) -> Path:
-        key = hashlib.sha256(f"{self._settings}\0{inputs}".encode()).hexdigest()[:20]
-        return self.folder / f"{uid}.{key}.tar"
+        return self.folder / f"{uid}.{self.key(inputs)}.tar"
 
     def put(self, uid: str, inputs: str, row: dict[str, Any], members: Iterable[tuple[str, bytes]]) -> None:
         """Keeps one finished object: its row and its files."""

@@ -1,12 +1,14 @@
+from collections import Counter
 from itertools import pairwise
 
 import pytest
+import yaml
 from objaverse_tree import uid_of, write_objaverse
 
-from clipgs.catalog.shards import plan
+from clipgs.catalog.shards import curation, freeze, frozen_shards, plan, shard_path
 from clipgs.catalog.sources import source
-from clipgs.config import check
-from clipgs.storage import UsageError
+from clipgs.config import check, merge
+from clipgs.storage import UsageError, read_table
 
 
 @pytest.fixture
@@ -152,3 +154,54 @@ def test_notes_tell_what_was_refused(tmp_path, package):
     assert "2 of 10 objects are taken" in notes
     assert "catalog.curation refuses 6: licenses" in notes
     assert "catalog.curation refuses 2: max_faces" in notes
+
+
+def test_the_240k_rules_take_their_limit_and_the_lvis_objects_that_pass_on_top(tmp_path, checkout):
+    """The published configuration over 60 synthetic annotations, with a limit that they exceed."""
+    settings = yaml.safe_load((checkout / "configs" / "objaverse_240k.yaml").read_text())
+    assert settings["catalog"]["curation"]["max_objects"] == 240_000
+    refused = {
+        "licenses": {"license": "by-nd"},
+        "min_faces": {"faceCount": 99},
+        "max_faces": {"faceCount": 1_000_001},
+        "max_file_mb": {"archives": {"glb": {"size": 200_000_001, "textureCount": 1}}},
+    }
+    # One object of each kind is an LVIS shape, which no limit saves; of the ten LVIS shapes six pass.
+    changes = {f"object_{i}": change for i, change in enumerate([*refused.values()] * 2)}
+    lvis = {"mug": list(range(4)), "chair": list(range(50, 56))}
+    write_objaverse(tmp_path / "package/hf-objaverse-v1", 60, lvis=lvis, glbs=False, **changes)
+    overlay = {
+        "output": str(tmp_path / "out"),
+        "cache": str(tmp_path / "cache"),
+        "catalog": {
+            "objaverse": {"root": str(tmp_path / "package"), "hashes": None},
+            "curation": {"max_objects": 30},
+        },
+    }
+    config = check(merge(settings, overlay))
+    made = plan(config)
+    freeze(config, list(made.pending))
+    splits = Counter(row["split"] for shard in frozen_shards(config) for row in read_table(shard_path(config, shard)))
+    assert splits["test"] == 6
+    assert splits["train"] + splits["validation"] == 30
+    counts = curation(config)
+    assert (counts["taken"], counts["lvis"]) == (36, 6)
+    assert counts["refused"] == dict.fromkeys(refused, 2) | {"max_objects": 16}
+    for note in (
+        "36 of 60 objects are taken",
+        "30 objects are to train and validate on; 6 are LVIS shapes, to test on",
+    ):
+        assert note in made.notes
+    assert {note for note in made.notes if "refuses" in note} == {
+        f"catalog.curation refuses {count}: {rule}" for rule, count in counts["refused"].items()
+    }
+
+
+def test_another_rule_gives_another_digest_and_the_same_shards(tmp_path, package):
+    config = config_of(tmp_path, {})
+    freeze(config, list(plan(config).pending))
+    first = plan(config)
+    assert plan(config_of(tmp_path, {})).curation_digest == first.curation_digest
+    other = plan(config_of(tmp_path, {"min_faces": 1}))  # leaves out nothing
+    assert other.curation_digest != first.curation_digest
+    assert (other.frozen, other.pending, other.label_digests) == (first.frozen, (), first.label_digests)

@@ -81,7 +81,9 @@ def test_lvis_objects_are_the_test_split_and_no_others(tmp_path, package):
     tested = {row["uid"] for row in rows_of(config) if row["split"] == "test"}
     assert tested == {uid_of(index) for index in (1, 2, 3)}
     assert {row["split"] for row in rows_of(config) if row["uid"] not in tested} <= {"train", "validation"}
-    assert any("3 objects are LVIS shapes: they are test objects" in note for note in plan(config).notes)
+    assert any(
+        "9 objects are to train and validate on; 3 are LVIS shapes, to test on" in note for note in plan(config).notes
+    )
 
 
 def test_lvis_objects_may_be_trained_on(tmp_path, package):

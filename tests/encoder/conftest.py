@@ -7,7 +7,12 @@ from clipgs.splats.gaussians import Gaussians
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    """The same numbers in every test; one thread, since what is small here only waits for a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_embeddings_are_those_of_the_peers_own_code(vectors, name):
 def test_the_patches_are_those_that_one_asks_for(vectors):
     xyz, rgb, embedding = inputs(vectors, "uni3d_tiny2")
     model = pretrained.load(vectors / "uni3d_tiny2.pt", groups=64, group_size=8)
-    assert (model(xyz, rgb) - embedding).abs().max() > 0.01
+    assert (model(xyz, rgb) - embedding).abs().max() > 10 * TOLERANCE
     model.group_size = 16
     torch.testing.assert_close(model(xyz, rgb), embedding, atol=TOLERANCE, rtol=0)
 

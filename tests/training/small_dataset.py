@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional
 
 from clipgs import config as configuration
@@ -13,7 +12,7 @@ from clipgs.config import Config
 from clipgs.encoder.transformer import Shape
 from clipgs.splats import Gaussians
 from clipgs.splats.ply import to_bytes
-from clipgs.storage import TarWriter, write_table
+from clipgs.storage import TarWriter, write_safetensors, write_table
 from clipgs.triplets.pack import digest, merge_index, schema
 
 DIM, PICTURES, KINDS = 12, 6, 4
@@ -108,12 +107,9 @@ def write_features(config: Config, shard: str, uids: list[str], images, texts, *
     scores = torch.einsum("nd,nvd->nv", texts.float(), images.float())
     about = {"uids": json.dumps(uids), "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
              "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
-    folder = config.output_path / "features" / "small"
+    folder = config.output_path / "features" / config.teacher.slug
     for name, tensors in {"images": {"images": images}, "texts": {"texts": texts, "scores": scores}}.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        save_file(
-            {key: value.contiguous() for key, value in tensors.items()}, folder / name / f"{shard}.safetensors", about
-        )
+        write_safetensors(folder / name / f"{shard}.safetensors", {k: v.numpy() for k, v in tensors.items()}, about)
 
 
 def hash_of(uid: str) -> int:

@@ -191,10 +191,10 @@ def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path):
 
 
 def test_nothing_that_is_read_can_run(checkout):
-    for file in (checkout / "src" / "clipgs" / "training").glob("*.py"):
-        for line in file.read_text().splitlines():
-            assert "pickle" not in line or "allow_pickle=False" in line
-            assert "torch.load(" not in line or "weights_only=True" in line
+    for name in ("checkpoints", "data", "loop"):
+        text = (checkout / "src" / "clipgs" / "training" / f"{name}.py").read_text()
+        assert "torch.load" not in text
+        assert text.count("pickle") == text.count("allow_pickle=False")
 
 
 def test_the_file_is_checked(written):

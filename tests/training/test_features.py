@@ -73,7 +73,7 @@ def test_the_way_of_a_gpu_gives_the_same_rows(world):
     config = world.config(teacher={"batch": 2 * VIEWS})
     expected = embed(config).images
     members = tar_objects(world.output / "renders" / "00000.tar")
-    tasks = [features.Task(uid, "", features._shown(members[uid], config)) for uid in members]
+    tasks = [features.Task(uid, "", features.shown(members[uid], config)) for uid in members]
     broken = features.Task("x", "", features.Members(str(world.output / "nowhere"), (("00.webp", 0, 9),)))
     done = dict(features.on_gpu(teacher.load(config), [*tasks[:2], broken, *tasks[2:]], 2, config))
     assert "FileNotFoundError" in done.pop(broken)

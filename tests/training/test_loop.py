@@ -327,7 +327,7 @@ def test_killed_for_real_and_gone_on_it_ends_with_the_same_bytes(tmp_path):
     make(killed)
     loop.train(undisturbed)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(killed.model_dump(mode="json")))
-    command = [sys.executable, "-m", "clipgs", "train", "--config", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "clipgs", "train", "--threads", "1", "--config", str(tmp_path / "config.yaml")]
     folder = runs.run_path(killed)
     metrics = folder / "metrics.jsonl"
     with subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.DEVNULL) as run:

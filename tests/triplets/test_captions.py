@@ -77,5 +77,7 @@ def test_rows_fit_the_schema(tmp_path):
 
 
 def test_unknown_captioner():
-    with pytest.raises(UsageError, match=r"catalogue: .* did you mean catalog\? \(there are: cap3d, catalog\)"):
+    with pytest.raises(
+        UsageError, match=r"catalogue: .* did you mean catalog\? \(there are: cap3d, catalog, coca, consensus\)"
+    ):
         captions.captioner("catalogue")

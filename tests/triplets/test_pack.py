@@ -36,6 +36,7 @@ def test_json_says_all_that_is_needed_to_use_and_credit_the_object(shard):
         "group": "b-mug",
         "caption": "a mugé 0",
         "caption_source": "catalog text",
+        "caption_score": None,
         "category": "mug",
         "license": "CC-BY-4.0",
         "credit": "A. Maker 0",

@@ -72,6 +72,22 @@ def test_a_file_of_weights_that_changed_encodes_again(embedded, tmp_path):
     assert found == {"embed_images": 2, "embed_texts": 2}
 
 
+def test_captions_that_the_teacher_chooses_need_pictures_and_their_features(embedded, tmp_path):
+    found = planned(embedded, tmp_path, teacher={"name": "ViT-B-32"}, caption={"captioner": "consensus"})
+    assert found == {"embed_images": 2, "caption": 2, "pack": 2, "index": 1, "embed_texts": 2}
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"teacher": {"name": "ViT-B-32"}, "caption": {"captioner": "coca"}}))
+    assert embedded.planned("--configfile", str(overlay)) == {"caption": 2, "pack": 2, "index": 1}
+
+
+def test_a_teacher_that_learns_from_the_captions_cannot_choose_them(embedded, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"caption": {"captioner": "consensus"}}))
+    done = embedded.run("features", "-n", "--configfile", str(overlay))
+    assert done.returncode == 2
+    assert "teacher.name = train is trained on the captions themselves" in done.stderr
+
+
 def test_triplets_need_no_teacher(embedded, tmp_path):
     workspace = embedded.copy(tmp_path / "triplets")
     (workspace.output / "teacher" / "open_clip_model.safetensors").unlink()

@@ -1,11 +1,18 @@
 """What runs again after a change, and what does not."""
 
+import json
+import re
+import subprocess
+import sys
+
 import pytest
 import yaml
+from catalog.objaverse_tree import write_objaverse
 
 from clipgs import config as configuration
+from clipgs.catalog.sources import procedural
 
-from .conftest import SETTINGS
+from .conftest import SETTINGS, Workspace
 
 # The stages whose result an object of another key would differ in first. Written by hand, beside the code's own table.
 FIRST_STAGES = {
@@ -23,6 +30,7 @@ FIRST_STAGES = {
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
     "catalog.splats.box_fraction": {"fit"},
+    "encoder": set(),  # what trains is not planned with the triplets
     # A place, a device, a limit, or what only objects to come are frozen with.
     "output": set(),
     "cache": set(),
@@ -68,6 +76,7 @@ OTHER = {
     "temporary": ["points"],
     "output": None,
     "caption.captioner": "cap3d",
+    "caption.min_score": 0.1,
     "fit.schedule": "constant",
     "catalog.folder.up_axis": "z",
     "device": "auto",
@@ -87,6 +96,13 @@ OTHER = {
     "catalog.splats.up_axis": "-y",
     "catalog.splats.manifest": "ready.csv",
     "catalog.splats.columns": {"text": "title"},
+    "encoder.size": "tiny",
+    "encoder.attributes": ["position"],
+    "encoder.point_attributes": "all",
+    "encoder.orders": ["z"],
+    "encoder.order_fusion": "sample",
+    "encoder.batch_norm": "local",
+    "encoder.initialisation": "uni3d",
 }
 
 
@@ -185,6 +201,40 @@ def test_a_mended_file_of_captions_captions_again(made, tmp_path):
     assert workspace.planned("--configfile", str(overlay)) == {}
     file.write_text("someone else,a cup\n")
     assert workspace.planned("--configfile", str(overlay)) == {"caption": 2, "pack": 2, "index": 1}
+
+
+def test_a_changed_rule_that_adds_no_object_tells_the_card_and_makes_nothing_else(tmp_path, checkout):
+    workspace = Workspace(tmp_path / "rules", checkout)
+    root = workspace.folder / "package" / "hf-objaverse-v1"
+    uids = write_objaverse(root, 2, glbs=False, lvis={"mug": [1]})
+    for index, uid in enumerate(uids):
+        (root / "glbs" / "000-000").mkdir(parents=True, exist_ok=True)
+        (root / "glbs" / "000-000" / f"{uid}.glb").write_bytes(procedural.build(procedural.locator(index, 0)))
+    catalog = {"source": "objaverse", "objaverse": {"root": "package"}, "curation": {"max_faces": 150}}
+    settings = {**SETTINGS, "catalog": catalog}
+    workspace.write_config(settings)
+    workspace.make()
+    assert workspace.planned() == {}
+    catalog["curation"] = {"max_faces": 150, "licenses": ["by"]}  # object 0 passes it too
+    workspace.write_config(settings)
+    assert workspace.planned() == {"objects": 1, "index": 1}
+    workspace.make()
+    assert workspace.planned() == {}
+    counts = json.loads((workspace.output / "catalog" / "curation.json").read_text())
+    assert counts["rules"]["licenses"] == ["by"]
+    assert counts["refused"] == {"licenses": 1}
+    assert "by" in (workspace.output / "triplets" / "README.md").read_text().split("## Selection")[1]
+
+
+def test_what_every_job_imports_to_plan_is_light(checkout):
+    """Snakemake reads the workflow in every job: no torch, nor what takes as long."""
+    text = (checkout / "workflow" / "rules" / "common.smk").read_text()
+    imports = [line for line in text.splitlines() if re.match(r"(from|import) clipgs", line)]
+    assert len(imports) > 5
+    heavy = "{'torch', 'numba', 'scipy', 'matplotlib', 'pandas', 'open_clip', 'sklearn'}"
+    code = "; ".join([*imports, "import sys", f"sys.exit(str(sorted({heavy} & set(sys.modules))))"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_looking_changes_nothing(made, tmp_path):

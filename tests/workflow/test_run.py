@@ -148,3 +148,9 @@ def test_the_dataset_is_described(made, name):
 
 def test_settings_of_the_tests_are_valid():
     configuration.check(yaml.safe_load(yaml.safe_dump(SETTINGS)))
+
+
+def test_a_packed_file_that_was_lost_is_made_again(made, tmp_path):
+    workspace = made.copy(tmp_path / "lost")
+    (workspace.output / "triplets" / "00001.tar").unlink()
+    assert workspace.planned() == {"pack": 1, "index": 1}

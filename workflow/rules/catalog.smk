@@ -45,5 +45,7 @@ rule objects:
         out("logs/objects.log"),
     conda:
         ENV
+    params:
+        settings=stage("objects", curation=PLAN.curation_digest),
     shell:
-        "clipgs objects --log {log:q}"
+        "clipgs objects --settings {params.settings:q} --log {log:q}"

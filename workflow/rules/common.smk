@@ -1,15 +1,19 @@
 # What all rules share: the checked configuration, the plan of shards, and the words of a command.
+import json
 import logging
 import os
 import sys
 from pathlib import Path
 
 from clipgs import config as settings
+from clipgs.catalog.excluded import excluded_digests
 from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
 from clipgs.gpus import visible_gpus
 from clipgs.storage import ClipgsError
-from clipgs.triplets.captions import listed_digest
+from clipgs.triplets.captions import listed_digest, located
+from clipgs.upkeep.lock import OutputLock, describe, holder
+from clipgs.upkeep.retry import retries
 
 # Reading the annotations of a large source for the first time takes a while, and says so.
 LOG, SPEAKER = logging.getLogger("clipgs"), logging.StreamHandler()
@@ -17,10 +21,15 @@ LOG.setLevel(logging.INFO)
 if workflow.is_main_process:
     LOG.addHandler(SPEAKER)
 
+# Every job reads the workflow anew. It gets the configuration of its run through the environment, so that editing a
+# file while jobs wait in a queue changes nothing of what they were queued for.
+FROZEN = None if workflow.is_main_process else os.environ.get("CLIPGS_CONFIG")
+
 try:
-    CONFIG = settings.check(config)
+    CONFIG = settings.check(json.loads(FROZEN) if FROZEN else config)
     PLAN = plan(CONFIG)
-    digest = listed_digest(CONFIG.caption)
+    digest = listed_digest(located(CONFIG))
+    EXCLUDED, RETRIES = excluded_digests(CONFIG), retries(CONFIG)
 except ClipgsError as error:
     # A WorkflowError would name a line of the Snakefile, which is not where the fault is.
     sys.stderr.write(f"clipgs: {error}\n")
@@ -31,6 +40,10 @@ finally:
 if workflow.is_main_process:
     for note in PLAN.notes:
         sys.stderr.write(f"clipgs: note: {note}\n")
+    if busy := holder(CONFIG.output_path):
+        sys.stderr.write(
+            f"clipgs: note: a run works on {CONFIG.output}: {describe(busy)}\n"
+        )
 
 # Asked for more cores than there are, Snakemake would start jobs that only wait for each other and fill the memory.
 if workflow.local_exec and workflow._cores is not None:
@@ -39,6 +52,7 @@ if workflow.local_exec and workflow._cores is not None:
 # What changes no result (places, device, limits) reaches a command here, where no rule depends on it; and the commands
 # are those of the Python that runs Snakemake, activated or not.
 os.environ |= {
+    "CLIPGS_CONFIG": CONFIG.model_dump_json(),
     "CLIPGS_RUNTIME": settings.runtime_settings(CONFIG),
     "PATH": os.pathsep.join(
         [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
@@ -53,7 +67,7 @@ GPUS = len(visible_gpus()) if workflow.local_exec and CONFIG.device != "cpu" els
 if workflow.local_exec and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 ON_CLUSTER = int(CONFIG.device == "cuda" and not workflow.local_exec)
-FIT_GPU, RENDER_GPU = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER
+ONE_GPU, RENDER_GPU, TRAIN_GPUS = int(GPUS > 0) or ON_CLUSTER, ON_CLUSTER, GPUS or ON_CLUSTER
 # With several shards a GPU fits one while the last is drawn and the meshes of the next are read. The shares of the cores
 # keep these abreast of each other at 256 pixels.
 FIT_THREADS = RENDER_THREADS = CPU_THREADS = THREADS
@@ -69,6 +83,23 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+HELD = []
+
+
+def hold_output():
+    """Refuses to run beside another run over the same output, from whatever folder or host."""
+    try:
+        HELD.append(OutputLock(CONFIG.output_path))
+    except ClipgsError as error:
+        sys.stderr.write(f"clipgs: {error}\n")
+        raise SystemExit(1)
+
+
+def release_output():
+    while HELD:
+        HELD.pop().release()
+
+
 def out(name):
     """A file of the output."""
     return os.path.join(CONFIG.output, name)
@@ -79,6 +110,39 @@ def passing(name):
     return temp(out(name)) if name.split("/")[0] in CONFIG.temporary else out(name)
 
 
+SMALL_TEACHER = [
+    out("teacher/open_clip_config.json"),
+    out("teacher/open_clip_model.safetensors"),
+]
+TEACHER = SMALL_TEACHER if CONFIG.teacher.name == "train" else CONFIG.teacher.files
+PICTURES = {"splats": "renders", "meshes": "views"}[CONFIG.teacher.images]
+
+
+def pictures():
+    """The files of a shard's pictures, as the teacher sees them."""
+    return [out(f"{PICTURES}/{{shard}}.tar"), out(f"{PICTURES}/{{shard}}.parquet")]
+
+
+def features(name):
+    """A file of the teacher's features."""
+    return out(f"features/{CONFIG.teacher.slug}/{name}")
+
+
 def stage(name, **more):
     """What the result of a stage depends on, as one string."""
     return settings.stage_settings(CONFIG, name, **more)
+
+
+def retried(name):
+    """As `stage`, of a stage whose failed objects may be tried again, shard by shard."""
+
+    def of_shard(wildcards):
+        count = RETRIES.get(name, {}).get(wildcards.shard)
+        return stage(name, **({"retry": str(count)} if count else {}))
+
+    return of_shard
+
+
+def excluded(shard):
+    """What besides its settings decides on a packed shard: the objects that had to leave it, where there are any."""
+    return {"excluded": EXCLUDED[shard]} if shard in EXCLUDED else {}

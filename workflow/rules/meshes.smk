@@ -13,7 +13,7 @@ rule fetch:
     resources:
         mem_mb=2000,
     params:
-        settings=stage("fetch"),
+        settings=retried("fetch"),
     shell:
         "clipgs fetch {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -35,7 +35,7 @@ rule sample:
     resources:
         mem_mb=2000,
     params:
-        settings=stage("sample"),
+        settings=retried("sample"),
     shell:
         "clipgs sample {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -57,7 +57,7 @@ rule view:
     resources:
         mem_mb=2000,
     params:
-        settings=stage("view"),
+        settings=retried("view"),
     shell:
         "clipgs view {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

@@ -17,9 +17,9 @@ rule fit:
     threads: FIT_THREADS
     resources:
         mem_mb=8000,
-        gpu=FIT_GPU,
+        gpu=ONE_GPU,
     params:
-        settings=stage("fit"),
+        settings=retried("fit"),
     shell:
         "clipgs fit {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -43,7 +43,7 @@ rule render:
         mem_mb=2000,
         gpu=RENDER_GPU,
     params:
-        settings=stage("render"),
+        settings=retried("render"),
     shell:
         "clipgs render {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

@@ -1,22 +1,9 @@
-SMALL_TEACHER = [
-    out("teacher/open_clip_config.json"),
-    out("teacher/open_clip_model.safetensors"),
-]
-TEACHER = SMALL_TEACHER if CONFIG.teacher.name == "train" else CONFIG.teacher.files
-PICTURES = {"splats": "renders", "meshes": "views"}[CONFIG.teacher.images]
-
-
-def features(name):
-    """A file of the teacher's features."""
-    return out(f"features/{CONFIG.teacher.slug}/{name}")
-
-
 # Frozen once made, on the triplets of that day: more of them train no other teacher.
 rule teacher:
     input:
         triplets=ancient(out("triplets/index.parquet")),
     output:
-        SMALL_TEACHER,
+        teacher=SMALL_TEACHER,
         about=out("teacher/teacher.json"),
         card=out("teacher/README.md"),
     log:
@@ -28,6 +15,7 @@ rule teacher:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("teacher"),
     shell:
@@ -36,9 +24,8 @@ rule teacher:
 
 rule embed_images:
     input:
-        TEACHER,
-        pictures=out(f"{PICTURES}/{{shard}}.tar"),
-        table=out(f"{PICTURES}/{{shard}}.parquet"),
+        teacher=TEACHER,
+        pictures=pictures(),
     output:
         features("images/{shard}.safetensors"),
     log:
@@ -50,6 +37,7 @@ rule embed_images:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("embed-images"),
     shell:
@@ -59,7 +47,7 @@ rule embed_images:
 
 rule embed_texts:
     input:
-        TEACHER,
+        teacher=TEACHER,
         images=features("images/{shard}.safetensors"),
         captions=out("triplets/{shard}.parquet"),
     output:
@@ -73,6 +61,7 @@ rule embed_texts:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("embed-texts"),
     shell:

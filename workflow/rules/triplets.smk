@@ -1,7 +1,14 @@
+WRITES, JUDGES = CONFIG.caption.writer is not None, CONFIG.caption.uses_teacher
+
+
 rule caption:
     input:
         labels=out("catalog/labels/{shard}.parquet"),
         meshes=out("meshes/{shard}.parquet"),
+        pictures=pictures() if WRITES else [],
+        coca=CONFIG.caption.coca.files if WRITES else [],
+        teacher=CONFIG.teacher.files if JUDGES else [],
+        features=features("images/{shard}.safetensors") if JUDGES else [],
     output:
         table=out("captions/{shard}.parquet"),
     log:
@@ -9,10 +16,10 @@ rule caption:
     benchmark:
         out("benchmarks/caption/{shard}.tsv")
     conda:
-        ENV
+        GPU_ENV if WRITES or JUDGES else ENV
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=8000 if WRITES or JUDGES else 1000,
     params:
         settings=stage("caption", **CAPTIONS),
     shell:
@@ -44,7 +51,7 @@ rule pack:
     resources:
         mem_mb=1000,
     params:
-        settings=stage("pack"),
+        settings=lambda wildcards: stage("pack", **excluded(wildcards.shard)),
     shell:
         "clipgs pack {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

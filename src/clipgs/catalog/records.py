@@ -28,8 +28,11 @@ def objects_schema() -> Any:
 
 
 def stage_schema(extra: dict[str, Any] | None = None) -> Any:
-    """Rows that every stage writes: uid, status (`ok` or `failed`), error, then the stage's own columns."""
+    """Rows that every stage writes: uid, status (`ok` or `failed`), error, key, then the stage's own columns.
+
+    `key` is a hash of the object's inputs and the stage's settings: a retry makes nothing again that has the same.
+    """
     import pyarrow as pa
 
-    columns = [("uid", pa.string()), ("status", pa.string()), ("error", pa.string())]
+    columns = [(name, pa.string()) for name in ("uid", "status", "error", "key")]
     return pa.schema(columns + list((extra or {}).items()))

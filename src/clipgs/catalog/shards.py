@@ -22,16 +22,17 @@ log = logging.getLogger(__name__)
 
 MAX_GONE_FRACTION = 0.05  # more known objects missing than this, and the folder is probably not mounted
 _STRATIFY_FROM_GROUPS = 3
-_PLAN_VERSION = 1  # raised when the same shards and source would be planned otherwise
+_PLAN_VERSION = 2  # raised when the same shards and source would be planned otherwise
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do: shards on disk, shards to freeze, and for each a digest of its labels."""
+    """What there is to do: shards on disk, shards to freeze, for each a digest of its labels, and one of the rules."""
 
     frozen: tuple[str, ...]
     pending: tuple[str, ...]
     label_digests: dict[str, str]
+    curation_digest: str
     notes: tuple[str, ...]
     objects: int
 
@@ -89,7 +90,8 @@ def plan(config: Config) -> Plan:
     sources = {name: source(config, name) for name in names - {objects.name}} | {objects.name: objects}
     digests = {shard: sources[name].label_digest(locators) for shard, (name, locators) in members.items()}
     count = sum(len(locators) for _, locators in members.values())
-    made = Plan(tuple(frozen), tuple(pending), digests, tuple(objects.notes()), count)
+    rules = _digest(_curation(config, objects))
+    made = Plan(tuple(frozen), tuple(pending), digests, rules, tuple(objects.notes()), count)
     if len(sources) == 1:
         remembered.keep(made)
     return made
@@ -117,14 +119,15 @@ class _Remembered:
         shards = [(stat.st_size, stat.st_mtime_ns) for stat in (shard_path(config, shard).stat() for shard in frozen)]
         settings = [config.catalog.model_dump(mode="json"), config.seed]
         state = [_PLAN_VERSION, objects.state(), settings, frozen, shards]
-        self._key = hashlib.sha256(canonical_json(state).encode()).hexdigest()
+        self._key = _digest(state)
         output = hashlib.sha256(str(config.output_path.absolute()).encode()).hexdigest()[:16]
         self._path = config.cache_path / "plans" / f"{output}.json"
         try:
             kept = json.loads(self._path.read_text())
             if kept["key"] == self._key:
-                lists = (tuple(kept["frozen"]), tuple(kept["pending"]))
-                self.plan = Plan(*lists, dict(kept["label_digests"]), tuple(kept["notes"]), kept["objects"])
+                lists = {name: tuple(kept[name]) for name in ("frozen", "pending", "notes")}
+                others = {name: kept[name] for name in ("label_digests", "curation_digest", "objects")}
+                self.plan = Plan(**lists, **others)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # there is none, or another version wrote it
 
@@ -256,10 +259,28 @@ def curation_path(config: Config) -> Path:
 
 
 def curation(config: Config) -> dict[str, Any]:
-    """What the source has, and what `catalog.curation` left out: source, taken, refused (rule to count), rules."""
+    """What the source has, and what `catalog.curation` left out: source, taken, refused (rule to count), rules.
+
+    Of an annotated source also `lvis`: how many of the taken objects are LVIS shapes.
+    """
     objects = source(config)
-    refused, rules = {}, {}
-    if isinstance(objects, Annotated):
-        refused = objects.refusals()
-        rules = {**config.catalog.curation.model_dump(mode="json"), "lvis": config.catalog.objaverse.lvis}
-    return {"source": objects.name, "taken": len(objects.locators()), "refused": refused, "rules": rules}
+    return {**_curation(config, objects), "taken": len(objects.locators())}
+
+
+def _curation(config: Config, objects: Source) -> dict[str, Any]:
+    """What `curation` says, but for the number of a source without annotations: that changes with its shards."""
+    if not isinstance(objects, Annotated):
+        return {"source": objects.name, "refused": {}, "rules": {}}
+    rules = {**config.catalog.curation.model_dump(mode="json"), "lvis": config.catalog.objaverse.lvis}
+    taken = len(objects.locators())
+    return {
+        "source": objects.name,
+        "taken": taken,
+        "lvis": objects.lvis_objects(),
+        "refused": objects.refusals(),
+        "rules": rules,
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

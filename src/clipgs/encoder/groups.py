@@ -122,7 +122,7 @@ def nearest(
         padding = torch.arange(N, device=xyz.device) >= count[:, None]
         distance = distance.masked_fill(padding[:, None], torch.inf)
     rows = distance.topk(min(size, N), dim=-1, largest=False).indices
-    if count is None and N >= size:
+    if count is None and size <= N:
         return rows
     real = torch.full((len(xyz),), N, device=xyz.device) if count is None else count
     slots = torch.arange(size, device=xyz.device) % real.clamp(1, size)[:, None]  # [B, n]

@@ -1,8 +1,9 @@
-"""The two PointBERTs that CLIP-GS is compared with: ULIP-2's and OpenShape's. Modules are named as in their checkpoints.
+"""The two PointBERTs that CLIP-GS is compared with, ULIP-2's and OpenShape's.
 
 B objects, P points, g patches of n points, W channels of the transformer, D embedding.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ class _SetAbstraction(nn.Module):
         super().__init__()
         self.size = size
         widths = (channels, 64, 64, features)
-        self.mlp_convs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.mlp_convs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.mlp_bns = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:])
 
     def forward(self, xyz: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, 3], [B, g, features]

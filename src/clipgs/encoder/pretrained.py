@@ -1,7 +1,7 @@
 """Other people's weights: checkpoints of Uni3D, OpenShape and ULIP-2, and EVA-02's of timm.
 
-Nothing in a checkpoint is run: tensors, plain values and a few harmless classes are read, anything else is an error that
-names it. Every key is either used or stands by name among those known to do nothing.
+Nothing in a checkpoint is run: tensors, plain values and a few harmless classes are read, anything else is an error
+that names it. Every key is either used or stands by name among those known to do nothing.
 """
 
 import argparse

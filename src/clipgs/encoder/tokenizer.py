@@ -136,7 +136,10 @@ def normed_linear(
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order, [B, g, C] by [B, O, g] to [B, O, g, C]; the gradient is gathered, never added up by atomics."""
+    """Rows in O other orders, [B, g, C] by [B, O, g] to [B, O, g, C].
+
+    Each order has every row once, so that the gradient can be gathered too: torch's own adds it up by atomics.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:

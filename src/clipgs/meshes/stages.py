@@ -13,11 +13,10 @@ import numpy as np
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
-from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
+from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table, write_objects
 from clipgs.storage import (
     ClipgsError,
     ObjectError,
-    TarWriter,
     check,
     describe_error,
     read_table,
@@ -202,21 +201,12 @@ def view(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.catalog.records import stage_schema
-
     tasks = _mesh_tasks(config, shard, "view")
     compute = in_workers(_view, config, "load", threads)
-    rows = []
-    with TarWriter(path(config, "views", shard, ".tar")) as tar:
-        for row, files in over_objects(config, "view", shard, tasks, compute):
-            pictures = dict(files)
-            rows.append(row | {"thumbnail": pictures.pop(_THUMBNAIL, None)})
-            for name, data in pictures.items():
-                tar.add(f"{row['uid']}/{name}", data)
-    write_table(path(config, "views", shard, ".parquet"), rows, stage_schema({"thumbnail": pa.binary()}))
+    write_objects(config, "view", "views", shard, tasks, compute, {_THUMBNAIL: pa.binary()})
 
 
-_THUMBNAIL = "thumbnail.webp"
+_THUMBNAIL = "thumbnail"
 
 
 def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:

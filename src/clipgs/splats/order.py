@@ -3,39 +3,75 @@
 import numba
 import numpy as np
 
+LEAF = 64  # points that lie together: their box says whether a new point can be near any of them
+BITS = 10  # of each coordinate in the order that lays neighbours side by side
+MARGIN = np.float32(1 - 1e-5)  # more than float32 rounds a squared distance by
+
 
 # No FMA and no reassociated sums: the flags only let the maximum be taken in vector lanes, so the order is
 # the same on every machine.
 @numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def _farthest_point_order(
-    x,  # [N] float32
+    x,  # [N] float32, neighbours side by side
     y,  # [N] float32
     z,  # [N] float32
-    first,  # int
+    rows,  # [N] int64: where each stood
+    start,  # where row 0 stands now
+    steps,  # how many rows to choose
 ):
     count = x.shape[0]
-    order = np.empty(count, np.int64)
+    leaves = (count + LEAF - 1) // LEAF
+    low, high = np.empty((3, leaves), np.float32), np.empty((3, leaves), np.float32)
+    farthest = np.full(leaves, np.float32(np.finfo(np.float32).max))  # of a leaf's points from the chosen set, squared
+    where = np.empty(leaves, np.int64)  # which point that is: of equals the one whose row is lowest
+    for leaf in range(leaves):
+        part = slice(leaf * LEAF, min((leaf + 1) * LEAF, count))
+        low[0, leaf], low[1, leaf], low[2, leaf] = x[part].min(), y[part].min(), z[part].min()
+        high[0, leaf], high[1, leaf], high[2, leaf] = x[part].max(), y[part].max(), z[part].max()
+    order = np.empty(steps, np.int64)
     nearest = np.full(count, np.float32(np.finfo(np.float32).max))  # squared distance to the chosen set
-    current = 0
-    for step in range(first):
-        order[step] = current
+    zero = np.float32(0.0)
+    current = start
+    for step in range(steps):
+        order[step] = rows[current]
         nearest[current] = -1.0  # chosen: below every distance, so copies of a point are taken once each
+        own = current // LEAF
         cx, cy, cz = x[current], y[current], z[current]
-        farthest = np.float32(-1.0)
-        for i in range(count):
-            dx, dy, dz = x[i] - cx, y[i] - cy, z[i] - cz
-            nearest[i] = min(nearest[i], dx * dx + dy * dy + dz * dz)
-            farthest = max(farthest, nearest[i])
-        for i in range(count):
-            if nearest[i] == farthest:  # the first of equals
-                current = i
-                break
-    step = first
-    for i in range(count):
-        if nearest[i] >= 0:  # not chosen
-            order[step] = i
-            step += 1
+        best = np.float32(-1.0)
+        for leaf in range(leaves):
+            dx = max(low[0, leaf] - cx, cx - high[0, leaf], zero)
+            dy = max(low[1, leaf] - cy, cy - high[1, leaf], zero)
+            dz = max(low[2, leaf] - cz, cz - high[2, leaf], zero)
+            if (dx * dx + dy * dy + dz * dz) * MARGIN <= farthest[leaf] or leaf == own:
+                most = np.float32(-1.0)
+                begin, end = leaf * LEAF, min((leaf + 1) * LEAF, count)
+                for i in range(begin, end):
+                    dx, dy, dz = x[i] - cx, y[i] - cy, z[i] - cz
+                    nearest[i] = min(nearest[i], dx * dx + dy * dy + dz * dz)
+                    most = max(most, nearest[i])
+                at = -1
+                for i in range(begin, end):
+                    if nearest[i] == most and (at < 0 or rows[i] < rows[at]):
+                        at = i
+                farthest[leaf], where[leaf] = most, at
+            best = max(best, farthest[leaf])
+        current = -1
+        for leaf in range(leaves):
+            if farthest[leaf] == best and (current < 0 or rows[where[leaf]] < rows[current]):
+                current = where[leaf]
     return order
+
+
+def _side_by_side(
+    xyz: np.ndarray,  # [N, 3] float32 in [-1, 1]
+) -> np.ndarray:  # [N] int64
+    """An order in which neighbours in space stand near each other: that of their Z-order codes."""
+    cells = ((xyz + 1) * (0.5 * ((1 << BITS) - 1))).astype(np.int64)
+    codes = np.zeros(len(xyz), np.int64)
+    for bit in range(BITS):
+        for axis in range(3):
+            codes |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
+    return np.argsort(codes, kind="stable")
 
 
 def farthest_point_order(
@@ -46,8 +82,9 @@ def farthest_point_order(
 
     The first g rows of the result are the g centres that farthest-point sampling would choose, for every g
     (Eldar et al., "The farthest point strategy for progressive image sampling", 1997). Equal distances go to
-    the lower row, so the order is deterministic. With `first`, only so many rows are chosen, and the others follow
-    as they stood: N steps cost N^2 distances, and who wants g centres needs g N of them.
+    the lower row, so the order is deterministic. A point changes nothing for those that all lie farther from it than
+    from the chosen set; they are found by the boxes of points that lie together, so most steps look at few points. With
+    `first`, only so many rows are chosen, and the others follow as they stood.
 
     Returns:
         int64 [N], a permutation of 0 .. N - 1.
@@ -63,5 +100,10 @@ def farthest_point_order(
     xyz = np.asarray(xyz, np.float64)
     xyz = xyz - xyz[0]
     xyz /= max(float(np.abs(xyz).max()), np.finfo(np.float64).tiny)
+    points = np.ascontiguousarray(xyz.T, dtype=np.float32)
+    rows = _side_by_side(points.T)
     steps = len(xyz) if first is None else min(first, len(xyz))
-    return _farthest_point_order(*np.ascontiguousarray(xyz.T, dtype=np.float32), steps)
+    order = _farthest_point_order(*points[:, rows], rows, int(np.flatnonzero(rows == 0)[0]), steps)
+    others = np.ones(len(xyz), bool)
+    others[order] = False
+    return np.concatenate([order, np.flatnonzero(others)])

@@ -258,16 +258,6 @@ class TrainingData:
                 f"the features of shard {shard} are of other objects than its triplets; "
                 f"make them again: snakemake --forcerun embed_images embed_texts"
             )
-        teacher = {name: found.metadata[name] for name in self.teacher}
-        if teacher != self.teacher:
-            ours, theirs = ("/".join(each.values()) for each in (self.teacher, teacher))
-            raise ClipgsError(f"the features of shard {self.shards[0]} are of {ours}, those of {shard} of {theirs}")
-        dims = {*found.images.shape[2:], *found.texts.shape[1:]}
-        if dims != {self.dim}:
-            raise ClipgsError(
-                f"the features of shard {shard} have {' and '.join(map(str, sorted(dims)))} numbers a row, those of "
-                f"shard {self.shards[0]} {self.dim}; make them again: snakemake --forcerun embed_images embed_texts"
-            )
         if self._settings.views > found.images.shape[1]:
             raise ClipgsError(
                 f"config: training.views = {self._settings.views}, but shard {shard} has {found.images.shape[1]} "

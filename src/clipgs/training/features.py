@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, str]
 Results = Iterator[tuple[Task, tuple[Row, Files] | str]]
-_FOLDERS = {"splats": "renders", "meshes": "views"}  # what `teacher.images` names, and where it lies
+FOLDERS = {"splats": "renders", "meshes": "views"}  # what `teacher.images` names, and where it lies
 _SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # of one teacher's features, in every file
 
 
@@ -53,16 +53,14 @@ def embed_images(config: Config, shard: str, threads: int) -> None:
     Writes `features/TEACHER/images/S.safetensors`: `images` [n, V, D] float16 of unit length, rows by uid, of every
     object that has its pictures. On a CPU an object's row depends on nothing but its pictures and the teacher.
     """
-    folder = _FOLDERS[config.teacher.images]
+    folder = FOLDERS[config.teacher.images]
     pictures = path(config, folder, shard, ".tar")
     check(pictures)
     members = tar_objects(pictures)
     teacher = teachers.load(config)
     embed = on_gpu if teacher.device.type == "cuda" else on_cpu
-    tasks = []
-    for uid in sorted(good(table(config, folder, shard))):
-        shown = _shown(members[uid], config)
-        tasks.append(Task(uid, f"{shown.digest()} {teacher.weights_sha256}", shown))
+    seen = {uid: shown(members[uid], config) for uid in sorted(good(table(config, folder, shard)))}
+    tasks = [Task(uid, f"{files.digest()} {teacher.weights_sha256}", files) for uid, files in seen.items()]
     uids, rows = [], []
     compute = partial(embed, teacher, threads=threads, config=config)
     for row, files in over_objects(config, "embed-images", shard, tasks, compute):
@@ -73,7 +71,7 @@ def embed_images(config: Config, shard: str, threads: int) -> None:
     write_safetensors(features_path(config, "images", shard), {"images": images}, _metadata(teacher, config, uids))
 
 
-def _shown(members: Members, config: Config) -> Members:
+def shown(members: Members, config: Config) -> Members:
     """The pictures of the object that the teacher sees: not the cameras, nor the views that fits are judged by."""
     pictures = sorted(entry for entry in members.entries if entry[0].endswith((".png", ".webp")))
     return Members(members.path, tuple(pictures[: config.views.count]))
@@ -208,6 +206,12 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
     arrays = {"texts": texts.numpy(), "scores": scores.numpy()}
     write_safetensors(features_path(config, "texts", shard), arrays, ours)
+
+
+def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata]:
+    """Uids, features [n, V, D] float16 and metadata of a shard's pictures, without those of its captions."""
+    _, tensors, metadata = _open(features_path(config, "images", shard), ("images",))
+    return json.loads(metadata["uids"]), tensors["images"], metadata
 
 
 def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ _SPEED_EVERY_STEPS = 20
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
-def train(config: Config) -> None:
+def train(config: Config, threads: int = 1) -> None:
     """Trains CLIP-GS on the training split of every shard, or goes on where it was killed.
 
     Writes `runs/RUN/`: `model.safetensors` (of the step that was best on the validation split), `config.yaml`,
@@ -58,8 +58,8 @@ def train(config: Config) -> None:
         if gpus > 1:
             distributed.launch(config, gpus)
             return
-    if device == "cpu" and config.workers.threads and not distributed.launched():
-        torch.set_num_threads(config.workers.threads)
+    if device == "cpu" and not distributed.launched():
+        torch.set_num_threads(min(threads, usable_cores()))
     with distributed.ranks(device) as ranks:
         shards = ranks.from_first(runs.begun_with(config) or frozen_shards(config))
         if ranks.first:

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from clipgs.config import Caption
+from clipgs.config import Caption, Config
 from clipgs.storage import UsageError, sha256_of
 
 Row = dict[str, Any]
-Captioner = Callable[[Sequence[Row], Sequence[Row], Caption], list[Row]]
+Look = Callable[[Sequence[str]], list[Row]]  # uids to the rows of captions that a model writes of their pictures
+Captioner = Callable[[Sequence[Row], Sequence[Row], Caption, Look], list[Row]]
 
 # Of the format characters (byte order marks, bidirectional marks, soft hyphens, zero-width spaces) only the
 # joiners stay: Persian, Indic scripts and emoji are written with them.
@@ -67,7 +68,12 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> list[Row]:
+def unseeing(uids: Sequence[str]) -> list[Row]:
+    """The `Look` of a captioner that looks at nothing."""
+    raise UsageError(f"caption: {len(uids)} objects need a captioner that looks at pictures: run the stage `caption`")
+
+
+def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
     """The catalog's own text, else "a CATEGORY"; an object that has neither is a failed row."""
     label_of = {label["uid"]: label for label in labels}
     captions = []
@@ -76,18 +82,18 @@ def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> li
         text = clean(label.get("text"), settings.max_characters)
         category = clean((label.get("category") or "").replace("_", " "), settings.max_characters)
         if text:
-            captions.append(_caption(row["uid"], text, "catalog text"))
+            captions.append(caption_row(row["uid"], text, "catalog text"))
         elif category:
-            captions.append(_caption(row["uid"], with_article(category), "catalog category"))
+            captions.append(caption_row(row["uid"], with_article(category), "catalog category"))
         else:
-            captions.append(_caption(row["uid"], error="no text: the catalog has neither text nor category"))
+            captions.append(caption_row(row["uid"], error="no text: the catalog has neither text nor category"))
     return captions
 
 
-def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> list[Row]:
+def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
     """Captions from a CSV of uid (or SHA-256 of the file) and caption, as Cap3D publishes (Luo et al., NeurIPS 2023).
 
-    An object that the CSV does not list gets the catalog's text, or is a failed row where `fallback` is `fail`.
+    An object that the CSV does not list gets the captioner `fallback`'s, or is a failed row where that is `fail`.
 
     Raises:
         UsageError: the CSV cannot be read, or `cap3d` names none.
@@ -98,16 +104,19 @@ def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption) -> list
     for key, text in _listed_captions(path):
         if key in wanted:
             listed.setdefault(key, clean(text, settings.max_characters))
-    own = {row["uid"]: row for row in catalog(rows, labels, settings)} if settings.fallback == "catalog" else {}
-    captions = []
-    for row in rows:
-        text = listed.get(row["uid"]) or listed.get(row.get("sha256"))
-        if text:
-            captions.append(_caption(row["uid"], text, "Cap3D"))
-        else:
-            missing = _caption(row["uid"], error=f"{path.name} has no caption of it, and caption.fallback is fail")
-            captions.append(own.get(row["uid"], missing))
-    return captions
+    found = {row["uid"]: listed.get(row["uid"]) or listed.get(row.get("sha256")) for row in rows}
+    others = [row for row in rows if not found[row["uid"]]]
+    if settings.fallback == "fail":
+        reason = f"{path.name} has no caption of it, and caption.fallback is fail"
+        own = {row["uid"]: caption_row(row["uid"], error=reason) for row in others}
+    else:
+        own = {row["uid"]: row for row in captioner(settings.fallback)(others, labels, settings, look)}
+    return [own.get(row["uid"]) or caption_row(row["uid"], found[row["uid"]], "Cap3D") for row in rows]
+
+
+def written(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
+    """Captions that a model writes of the pictures: `coca` and `consensus`, which differ in who chooses."""
+    return look([row["uid"] for row in rows]) if rows else []
 
 
 def _cap3d_path(settings: Caption) -> Path:
@@ -131,6 +140,20 @@ def _listed_captions(path: Path) -> Iterator[tuple[str, str]]:
         raise UsageError(f"config: caption.cap3d: {path}: {error}") from None
 
 
+def located(config: Config) -> Caption:
+    """The settings with the CSV as a file here: one that is named by URL is downloaded into the cache, once.
+
+    Raises:
+        ClipgsError: it cannot be downloaded.
+    """
+    settings = config.caption
+    if settings.captioner != "cap3d" or "://" not in (settings.cap3d or ""):
+        return settings
+    from clipgs.catalog.sources.annotations import AnnotationFiles
+
+    return settings.model_copy(update={"cap3d": str(AnnotationFiles(config).linked(settings.cap3d or ""))})
+
+
 def listed_digest(settings: Caption) -> str:
     """Hash of the file that captions are taken from; empty where there is none. A mended file captions again.
 
@@ -145,14 +168,16 @@ def listed_digest(settings: Caption) -> str:
         raise UsageError(f"config: caption.cap3d: {settings.cap3d}: {error.strerror or error}") from None
 
 
-CAPTIONERS: Mapping[str, Captioner] = MappingProxyType({"catalog": catalog, "cap3d": cap3d})
+CAPTIONERS: Mapping[str, Captioner] = MappingProxyType(
+    {"catalog": catalog, "cap3d": cap3d, "coca": written, "consensus": written}
+)
 
 
 def captioner(name: str) -> Captioner:
-    """The captioner of that name: for object rows, label rows and settings it gives one row an object.
+    """The captioner of that name: for object rows, label rows, settings and a `Look` it gives one row an object.
 
-    Its rows hold uid, status (`ok` or `failed`), error, caption, source (what the caption was made from), and
-    the candidates that it was chosen from with their scores.
+    Its rows hold uid, status (`ok` or `failed`), error, caption, source (what the caption was made from), the
+    candidates that it was chosen from with their scores, and its own score and a note where it was judged.
 
     Raises:
         UsageError: there is no such captioner.
@@ -166,7 +191,8 @@ def captioner(name: str) -> Captioner:
     return CAPTIONERS[name]
 
 
-def _caption(uid: str, caption: str | None = None, source: str | None = None, error: str | None = None) -> Row:
+def caption_row(uid: str, caption: str | None = None, source: str | None = None, error: str | None = None) -> Row:
+    """A row of `captions/S.parquet` of a caption that was not chosen among others."""
     return {
         "uid": uid,
         "status": "failed" if error else "ok",
@@ -175,6 +201,8 @@ def _caption(uid: str, caption: str | None = None, source: str | None = None, er
         "source": source,
         "candidates": [],
         "scores": [],
+        "score": None,
+        "note": None,
     }
 
 
@@ -183,4 +211,5 @@ def schema() -> Any:
     import pyarrow as pa
 
     strings = [(name, pa.string()) for name in ("uid", "status", "error", "caption", "source")]
-    return pa.schema([*strings, ("candidates", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+    candidates = [("candidates", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
+    return pa.schema([*strings, *candidates, ("score", pa.float32()), ("note", pa.string())])

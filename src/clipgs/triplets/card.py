@@ -90,6 +90,7 @@ def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = Mappin
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
         "## Quality\n\n" + _quality_section(packed),
         *_selection(curation),
+        "## Captions\n\n" + _captions(packed),
         "## Categories\n\n" + _counts("category", categories, SHOWN_CATEGORIES),
         "## Failures\n\n" + _failures(failed),
         "## Licences\n\n"
@@ -184,7 +185,10 @@ def _selection(curation: Mapping[str, Any]) -> list[str]:
         return []
     rules = {name: value for name, value in curation["rules"].items() if value not in (None, [], {})}
     refused = curation["refused"]
-    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken, {sum(refused.values()):,} left out."
+    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken"
+    if "lvis" in curation:
+        text += f" ({curation['lvis']:,} of them LVIS shapes)"
+    text += f", {sum(refused.values()):,} left out."
     left_out = _table(["left out by", "objects"], [[escape(rule), f"{count:,}"] for rule, count in refused.items()])
     chosen = _table(["rule", "value"], [[escape(name), escape(json.dumps(value))] for name, value in rules.items()])
     return [f"## Selection\n\n{text}\n\n{left_out}\n\n{chosen}"]
@@ -213,6 +217,21 @@ def quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             numbers = (np.mean(values), *np.percentile(values, (5, 50, 95)))
             lines.append([label, *(format(number, form) for number in numbers)])
     return ["", "mean", "5th percentile", "median", "95th percentile"], lines
+
+
+def _captions(packed: Sequence[Row]) -> str:
+    """Where the captions come from, and how many the teacher finds unlike their own pictures."""
+    text = _counts("source", Counter(row.get("caption_source") or "not stated" for row in packed), SHOWN_CATEGORIES)
+    scores = [row["caption_score"] for row in packed if row.get("caption_score") is not None]
+    if not scores:
+        return text
+    marked = sum(row.get("caption_note") is not None for row in packed)
+    low, median = np.percentile(scores, (5, 50))
+    return (
+        f"{text}\n\nA caption's score is its mean cosine with its own pictures in the teacher's space: "
+        f"median {median:.3f}, 5th percentile {low:.3f}. {marked:,} of {len(scores):,} are marked as too unlike their "
+        "object, in the column `caption_note` of `index.parquet`."
+    )
 
 
 def _failures(failed: Sequence[Row]) -> str:

@@ -102,6 +102,7 @@ def pack_shard(
             fit, caption = stage_of["fit"][uid], stage_of["caption"][uid]
             row |= {key: fit[key] for key in QUALITY}
             row |= {"caption": caption["caption"], "caption_source": caption["source"]}
+            row |= {"caption_score": caption.get("score"), "caption_note": caption.get("note")}
             meta = _meta(row, thing["sha256"], mesh_to_splat[uid], cameras)
             files = {**splat_of[uid].read(), **pictures_of[uid].read()}
             files |= {"txt": caption["caption"].encode(), "json": meta}
@@ -128,7 +129,7 @@ def _failure(thing: Row, stage_of: Mapping[str, Mapping[str, Row]]) -> Row | Non
 
 def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras: Cameras) -> bytes:
     """What `uid.json` holds."""
-    names = ("uid", "shard", "split", "group", "caption", "caption_source", *LABELS)
+    names = ("uid", "shard", "split", "group", "caption", "caption_source", "caption_score", *LABELS)
     meta = {
         **{name: row[name] for name in names},
         "quality": {name: row[name] for name in QUALITY},
@@ -176,9 +177,9 @@ def schema() -> Any:
     import pyarrow as pa
 
     strings = ("uid", "shard", "status", "stage", "error", "source", "split", "group")
-    strings += ("category", "caption", "caption_source", "license", "credit", "page")
+    strings += ("category", "caption", "caption_source", "caption_note", "license", "credit", "page")
     return pa.schema(
         [(name, pa.string()) for name in strings]
-        + [(name, pa.float64()) for name in QUALITY[:-1]]
+        + [(name, pa.float64()) for name in ("caption_score", *QUALITY[:-1])]
         + [("gaussians", pa.int64()), ("offset", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
     )

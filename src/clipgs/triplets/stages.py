@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
@@ -14,15 +15,23 @@ from clipgs.storage import check, read_table, write_table
 def caption(config: Config, shard: str, threads: int) -> None:
     """Gives every object its caption, with the captioner that the configuration names.
 
-    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores.
+    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores; where it was judged score, and
+    a note where that is under `caption.min_score`.
     """
     del threads
-    from clipgs.triplets.captions import captioner, schema
+    from clipgs.triplets.captions import captioner, located, schema
 
     check(labels_path(config, shard))
     meshes = good(table(config, "meshes", shard))
     frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
-    rows = captioner(config.caption.captioner)(frozen, read_table(labels_path(config, shard)), config.caption)
+    labels = read_table(labels_path(config, shard))
+    if config.caption.writer or config.caption.uses_teacher:
+        from clipgs.triplets.captions_written import judged, look
+
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config), look(config, shard))
+        rows = judged(config, shard, rows)
+    else:
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config))
     errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
     fail_as_a_whole(config, f"caption {shard}", errors, len(rows))
     write_table(path(config, "captions", shard, ".parquet"), rows, schema())
@@ -42,6 +51,8 @@ def pack(config: Config, shard: str, threads: int) -> None:
     for stage in ("splats", "renders"):
         check(path(config, stage, shard, ".tar"))
     frozen = read_table(shard_path(config, shard))
+    reasons = excluded(config).get(shard, {})
+    frozen = [row | {"note": f"excluded: {reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
     stages = {
         "fetch": table(config, "meshes", shard),
         "sample": table(config, "points", shard),

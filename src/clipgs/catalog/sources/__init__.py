@@ -55,6 +55,9 @@ class Annotated(Protocol):
     def refusals(self) -> dict[str, int]:
         """Rule to the number of objects that it left out."""
 
+    def lvis_objects(self) -> int:
+        """How many of the taken objects are LVIS shapes."""
+
 
 # Sources whose files are splats: `sample`, `view` and the optimisation of `fit` are not for them.
 READY_SPLATS = frozenset({"splats"})

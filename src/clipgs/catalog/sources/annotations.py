@@ -387,16 +387,22 @@ class AnnotatedSource:
         counts = pc.value_counts(pc.drop_null(self.table["refused"])).to_pylist()
         return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda entry: -entry["counts"])}
 
+    def lvis_objects(self) -> int:
+        """How many of the taken objects are LVIS shapes."""
+        import pyarrow.compute as pc
+
+        return pc.sum(pc.and_(pc.is_null(self.table["refused"]), self.table["lvis"])).as_py() or 0
+
     def notes(self) -> list[str]:
         import pyarrow.compute as pc
 
-        refused = self.refusals()
+        refused, lvis = self.refusals(), self.lvis_objects()
         taken = pc.is_null(self.table["refused"])
-        lvis = pc.sum(pc.and_(taken, self.table["lvis"])).as_py() or 0
-        notes = [f"{len(self.table) - sum(refused.values())} of {len(self.table)} objects are taken"]
-        notes += [f"catalog.curation refuses {count}: {rule}" for rule, count in refused.items()]
+        count = len(self.table) - sum(refused.values())
+        notes = [f"{count} of {len(self.table)} objects are taken"]
+        notes += [f"catalog.curation refuses {left_out}: {rule}" for rule, left_out in refused.items()]
         if lvis and self.config.catalog.objaverse.lvis == "test":
-            notes.append(f"{lvis} objects are LVIS shapes: they are test objects, and all others are not")
+            notes.append(f"{count - lvis} objects are to train and validate on; {lvis} are LVIS shapes, to test on")
         elif lvis:
             notes.append(f"{lvis} objects are LVIS shapes, and may be trained on (catalog.objaverse.lvis: train)")
         unknown = pc.sum(pc.and_(taken, pc.is_valid(self.table["note"]))).as_py() or 0

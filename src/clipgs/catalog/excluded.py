@@ -1,0 +1,81 @@
+"""Objects that have to leave: a licence withdrawn, a takedown. They are listed, and packed no more.
+
+The list names each object's shard, so that only those shards are packed again. Nothing is fitted again, and the frozen
+shards stay as they are.
+"""
+
+import csv
+import hashlib
+from pathlib import Path
+
+from clipgs.catalog.shards import frozen_shards, shard_path
+from clipgs.config import Config
+from clipgs.storage import UsageError, canonical_json, read_table, whole
+
+COLUMNS = ("uid", "shard", "reason")
+NO_REASON = "on request"
+
+
+def excluded_path(config: Config) -> Path:
+    """The list of excluded objects: CSV of uid, shard and reason."""
+    return config.output_path / "catalog" / "excluded.csv"
+
+
+def excluded(config: Config) -> dict[str, dict[str, str]]:
+    """Shard to its excluded uids with their reasons.
+
+    Raises:
+        UsageError: the list is not one.
+    """
+    path = excluded_path(config)
+    found: dict[str, dict[str, str]] = {}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, strict=True):
+                found.setdefault(row["shard"], {})[row["uid"]] = row["reason"] or NO_REASON
+    except FileNotFoundError:
+        return {}
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a CSV file of {', '.join(COLUMNS)} ({error})") from None
+    return found
+
+
+def excluded_digests(config: Config) -> dict[str, str]:
+    """Shard to a digest of what is excluded of it, for the shards of which something is."""
+    return {
+        shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16]
+        for shard, uids in excluded(config).items()
+    }
+
+
+def exclude(config: Config, uids: list[str], reason: str = NO_REASON, *, undo: bool = False) -> list[str]:
+    """Lists objects as excluded, or takes them off the list; returns the shards that will be packed again.
+
+    Raises:
+        UsageError: no frozen shard holds one of the objects, or (`undo`) it is not listed.
+    """
+    listed = excluded(config)
+    if undo:
+        shard_of = {uid: shard for shard, reasons in listed.items() for uid in reasons}
+        nowhere = "is not excluded"
+    else:
+        rows = ((shard, row["uid"]) for shard in frozen_shards(config)
+                for row in read_table(shard_path(config, shard), ["uid"]))  # fmt: skip
+        wanted = set(uids)
+        shard_of = {uid: shard for shard, uid in rows if uid in wanted}
+        nowhere = f"is in no shard of {config.output_path}"
+    missing = [uid for uid in uids if uid not in shard_of]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UsageError(f"{missing[0]} {nowhere}{more}; nothing was changed")
+    for uid in uids:
+        if undo:
+            del listed[shard_of[uid]][uid]
+        else:
+            listed.setdefault(shard_of[uid], {})[uid] = " ".join(reason.split()) or NO_REASON
+    with whole(excluded_path(config)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for shard, reasons in sorted(listed.items()):
+            writer.writerows((uid, shard, why) for uid, why in sorted(reasons.items()))
+    return sorted({shard_of[uid] for uid in uids})

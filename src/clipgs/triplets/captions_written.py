@@ -1,0 +1,186 @@
+"""Captions that a model writes of the pictures, after Cap3D (Luo et al., NeurIPS 2023) without its language model.
+
+CoCa writes several captions of each of several pictures. Who chooses among them is the captioner's name: `coca` itself,
+or `consensus`, the teacher, by the mean cosine against all pictures of the object.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import open_clip
+import torch
+from open_clip import coca_model
+from torch import Tensor
+
+from clipgs.config import Config
+from clipgs.splats.pictures import read_all
+from clipgs.splats.stages import device as chosen_device
+from clipgs.stage import Files, Row, Task, good, over_objects, path, table
+from clipgs.storage import ClipgsError, UsageError, check, describe_error, seed_of, tar_objects
+from clipgs.training import features, teacher
+from clipgs.training.teacher import Teacher
+from clipgs.training.weights import open_model
+from clipgs.triplets.captions import Look, caption_row, clean
+
+SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}
+MAX_TOKENS = 30  # of a caption, with its start and end; open_clip's default
+_GROUND = 255  # the pictures stand over white
+_SEEN_LEVELS = 12  # of 255 that a pixel must differ from the ground to show something
+_SEEN_FRACTION = 0.005  # of the pixels that must show something
+_PLAIN_LEVELS = 2.0  # a picture whose pixels differ by less is of one colour
+
+
+def defective(
+    image: np.ndarray,  # [H, W, 3] uint8, over white
+) -> bool:
+    """The picture is empty or of one colour: what a model writes of it would be invented."""
+    shown = (np.abs(image.astype(np.int16) - _GROUND) > _SEEN_LEVELS).any(-1).mean()
+    return bool(shown < _SEEN_FRACTION or image.reshape(-1, 3).std(0).max() < _PLAIN_LEVELS)
+
+
+def look(config: Config, shard: str) -> Look:
+    """Writes captions of a shard's objects from their pictures, in one thread of the processor or on the GPU."""
+
+    def look_at(uids: Sequence[str]) -> list[Row]:
+        folder = features.FOLDERS[config.teacher.images]
+        pictures = path(config, folder, shard, ".tar")
+        check(pictures)
+        members = tar_objects(pictures)
+        shown = {uid: features.shown(members[uid], config) for uid in good(table(config, folder, shard))}
+        seen = _image_features(config, shard) if config.caption.writer == "consensus" else {}
+        tasks = [
+            Task(uid, f"{shown[uid].digest()} {_digest(seen.get(uid))}", (shown[uid], seen.get(uid)))
+            for uid in uids
+            if uid in shown
+        ]
+        compute = partial(_write_all, config)
+        rows = {row["uid"]: row for row, _ in over_objects(config, "caption", shard, tasks, compute)}
+        missing = f"no pictures of it in {folder}/{shard}.tar"
+        return [{**caption_row(uid, error=missing), **rows.get(uid, {})} for uid in uids]
+
+    return look_at
+
+
+def _digest(array: Tensor | None) -> str:
+    return "" if array is None else hashlib.sha256(array.numpy().tobytes()).hexdigest()
+
+
+def _image_features(config: Config, shard: str) -> dict[str, Tensor]:
+    uids, images, metadata = features.read_images(config, shard)
+    del metadata
+    return dict(zip(uids, images, strict=True))
+
+
+def _write_all(config: Config, tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    if not tasks:
+        return
+    torch.set_num_threads(1)  # another order of a sum may draw another word
+    coca = open_coca(config)
+    chooser = teacher.load(config) if config.caption.writer == "consensus" else None
+    for task in tasks:
+        shown, seen = task.payload
+        try:
+            images = read_all(shown)
+        except (OSError, ValueError, SyntaxError) as error:
+            yield task, describe_error(error)
+            continue
+        if chooser is not None and seen is None:
+            yield task, "the teacher has no features of its pictures"
+            continue
+        yield task, write(config, coca, chooser, images, seen, seed_of(config.seed, "caption", task.uid))
+
+
+def open_coca(config: Config) -> Teacher:
+    """The model that writes.
+
+    Raises:
+        UsageError: it is none that writes.
+        ClipgsError: the package that its `generate` needs is not there, or its weights cannot be had.
+    """
+    if not coca_model._has_transformers:
+        raise ClipgsError(
+            f"caption.captioner = {config.caption.captioner}: CoCa writes with transformers 4.55 and no later one; "
+            "install it: pip install 'transformers==4.55.*' (or clipgs[captions])"
+        )
+    settings = config.caption.coca
+    opened = open_model(
+        settings.name, settings.pretrained, precision="float32", device=chosen_device(config), key="caption.coca"
+    )
+    if not hasattr(opened.model, "generate"):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: writes no captions; a CoCa does: coca_ViT-L-14")
+    return Teacher(opened, batch=config.teacher.batch)
+
+
+def write(
+    config: Config,
+    coca: Teacher,
+    chooser: Teacher | None,
+    images: np.ndarray,  # [V, H, W, 3] uint8
+    seen: Tensor | None,  # [V, D], the chooser's of the pictures
+    seed: int,
+) -> tuple[Row, Files] | str:
+    """The row of one object, with its candidates and their scores; or why there is none.
+
+    Defective pictures are not shown to CoCa. A candidate's score is its mean cosine against the pictures: all of them
+    in the chooser's space, or without one those that are not defective in CoCa's own.
+    """
+    settings = config.caption.coca
+    whole = np.array([not defective(image) for image in images])
+    if not whole.any():
+        return f"none of its {len(images)} pictures shows anything"
+    fit = images[whole]
+    chosen = np.unique(np.linspace(0, len(fit) - 1, min(settings.views, len(fit))).round().astype(int))
+    texts = candidates(coca, fit[chosen], settings.candidates, settings.top_p, seed)
+    texts = list(dict.fromkeys(text for text in (clean(text, config.caption.max_characters) for text in texts) if text))
+    if not texts:
+        return "CoCa wrote nothing of its pictures"
+    judge = chooser or coca
+    vectors = judge.encode_texts(texts).cpu()
+    pictures = coca.encode_images(fit).cpu() if seen is None else seen.float()
+    scores = (vectors @ pictures.T).mean(1)
+    best = int(scores.argmax())
+    row = {"caption": texts[best], "source": SOURCES["coca" if chooser is None else "consensus"]}
+    row |= {"candidates": texts, "scores": scores.tolist()}
+    return row | ({"score": scores[best].item()} if chooser is not None else {}), []
+
+
+def candidates(
+    coca: Teacher,
+    images: np.ndarray,  # [n, H, W, 3] uint8
+    count: int,
+    top_p: float,
+    seed: int,
+    max_tokens: int = MAX_TOKENS,
+) -> list[str]:
+    """`count` captions of each picture, drawn by nucleus sampling, picture by picture."""
+    cuda = coca.device.type == "cuda"
+    pictures = coca.preprocess(torch.from_numpy(images)).repeat_interleave(count, dim=0)
+    with torch.random.fork_rng([coca.device] if cuda else []), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+        torch.manual_seed(seed)
+        tokens = coca.model.generate(pictures, generation_type="top_p", top_p=top_p, seq_len=max_tokens)
+    return [
+        open_clip.decode(row).split("<end_of_text>")[0].replace("<start_of_text>", "").strip() for row in tokens.cpu()
+    ]
+
+
+def judged(config: Config, shard: str, rows: list[Row]) -> list[Row]:
+    """The rows with a score each, where the teacher judges, and a note where that is under `caption.min_score`.
+
+    A score is the mean cosine of the caption and all pictures of its object.
+    """
+    least = config.caption.min_score
+    if least is None:
+        return rows
+    todo = [row for row in rows if row["status"] == "ok" and row["score"] is None]
+    if todo:
+        seen = _image_features(config, shard)
+        todo = [row for row in todo if row["uid"] in seen]  # what has no features is packed without a score
+        texts = teacher.load(config).encode_texts([row["caption"] for row in todo]).cpu()
+        for row, text in zip(todo, texts, strict=True):
+            row["score"] = (seen[row["uid"]].float() @ text).mean().item()
+    for row in rows:
+        if row["score"] is not None and row["score"] < least:
+            row["note"] = f"scores {row['score']:.3f} against its own pictures, caption.min_score is {least:g}"
+    return rows

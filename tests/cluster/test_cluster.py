@@ -1,0 +1,173 @@
+"""A run on a real SLURM of one node, with all that goes wrong on a cluster, ends with an undisturbed run's bytes.
+
+The node is started here (start-slurm.sh): two partitions, two pretended GPUs. It takes root, and packages of Debian or
+Ubuntu, which are installed where they are missing.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from workflow.conftest import SETTINGS, Workspace
+
+from clipgs import config as configuration
+from clipgs.upkeep.submit import job_prefix
+
+HERE = Path(__file__).resolve().parent
+SECONDS = 480 * float(os.environ.get("CLIPGS_PATIENCE", "1"))  # more where others use the machine
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Starts the cluster; gives a function that starts again what was killed."""
+    if os.geteuid() != 0:
+        pytest.skip("a SLURM of its own needs root")
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None and shutil.which("apt-get") is None:
+        pytest.skip("SLURM is not installed, and there is no apt-get to install it with")
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra `slurm` is not installed")
+    folder = tmp_path_factory.mktemp("slurm")
+
+    def start():
+        subprocess.run([HERE / "start-slurm.sh", folder], check=True, capture_output=True, timeout=300)
+
+    start.folder = folder
+    try:
+        start()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"SLURM does not start here: {error.stderr.decode()[-500:]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "etc" / "slurm.conf"))
+        patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        yield start
+    subprocess.run([HERE / "stop-slurm.sh", folder], check=True, timeout=60)
+
+
+def profile(checkout, folder):
+    """The published profile on this cluster: its account, little memory and time, quick polling."""
+    settings = yaml.safe_load((checkout / "profiles" / "slurm" / "config.yaml").read_text())
+    settings["default-resources"] |= {"slurm_account": "test", "mem_mb": "1500 * attempt", "runtime": 10}
+    for resources in settings["set-resources"].values():
+        resources |= {"mem_mb": "1500 * attempt", "runtime": 10}
+    # A fit takes more than this at first, and is killed for it.
+    settings["set-resources"]["fit"]["mem_mb"] = "450 if attempt == 1 else 4000"
+    settings["set-threads"] = dict.fromkeys(settings["set-threads"], 1)
+    settings |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 5, "retries": 3}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def queued(state):
+    """Stage to the id of one of its jobs that is in this state."""
+    text = subprocess.run(["squeue", "-h", "-t", state, "-o", "%A %k"], capture_output=True, text=True, check=True)
+    return {stage: number for number, stage in re.findall(r"(\d+) rule_([a-z]+)", text.stdout)}
+
+
+class Run:
+    """`clipgs submit`, watched."""
+
+    def __init__(self, workspace, folder):
+        self.command = [sys.executable, "-m", "clipgs", "submit", "--profile", str(folder)]
+        self.command += ["--snakefile", str(workspace.checkout / "Snakefile")]
+        self.workspace, self.log = workspace, workspace.folder / "submit.log"
+        self.start()
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.workspace.folder, stdout=log, stderr=log)
+
+    def until(self, condition, deadline):
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"too late:\n{self.text()[-4000:]}"
+            assert self.process.poll() is None, f"ended too early:\n{self.text()[-4000:]}"
+            time.sleep(0.3)
+        return found
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm, tmp_path, checkout):
+    settings = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 4}})
+    disturbed, undisturbed = (Workspace(tmp_path / name, checkout) for name in ("cluster", "local"))
+    for workspace in (disturbed, undisturbed):
+        workspace.folder.mkdir()
+        workspace.write_config(settings)
+        workspace.add_objects(8)
+    undisturbed.make()
+
+    deadline = time.monotonic() + SECONDS
+    run = Run(disturbed, profile(checkout, tmp_path / "profile"))
+
+    # A second run over the output is refused, and names the first.
+    run.until(lambda: queued("running"), deadline)
+    second = subprocess.run(run.command, cwd=disturbed.folder, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert f"in use by another run (root on {os.uname().nodename}, process {run.process.pid}" in second.stderr
+
+    # The configuration is edited while jobs wait: they do what they were submitted for.
+    (disturbed.folder / "config.yaml").write_text(yaml.safe_dump(settings | {"views": {"pixels": 24}, "seed": 7}))
+
+    # The node's daemon dies with jobs under it, and comes back.
+    run.until(lambda: "sample" in queued("running"), deadline)
+    daemon = int((slurm.folder / "run" / "slurmd.pid").read_text())
+    os.kill(daemon, signal.SIGKILL)
+    time.sleep(2)
+    slurm()
+
+    # An administrator cancels a job.
+    subprocess.run(["scancel", run.until(lambda: queued("running").get("view"), deadline)], check=True)
+
+    # The run itself is killed while a job that has come to its second attempt is at work; then started again.
+    run.until(lambda: "fit" in queued("running") and run.text().count("Trying to restart job") >= 2, deadline)
+    run.process.kill()
+    run.process.wait()
+    left = queued("running")
+    assert left, "no job outlived the run that was killed"
+    (disturbed.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    run.start()
+    run.process.wait(deadline - time.monotonic())
+    text = run.text()
+    assert run.process.returncode == 0, text[-4000:]
+    assert re.search(r"cancelling \d+ jobs that an earlier run left in the queue", text)
+    assert "taking off the lock of a run that was killed" in text
+    assert not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
+
+    for name in ("00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "index.parquet", "README.md"):
+        ours, theirs = (workspace.output / "triplets" / name for workspace in (disturbed, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert disturbed.planned() == {}
+    assert not [file for file in disturbed.output.rglob("*") if file.name.endswith((".part", ".damaged"))]
+    assert not [file for file in (disturbed.output / "work").rglob("*") if file.is_file()]
+    logs = "".join(file.read_text(errors="replace") for file in disturbed.folder.glob(".snakemake/slurm_logs/**/*.log"))
+    assert "exceeded memory limit" in logs
+    assert f"SLURM run ID: {job_prefix(disturbed.output)}_" in text
+
+
+def test_submit_needs_a_profile_that_is_filled_in(tmp_path, checkout):
+    workspace = Workspace(tmp_path, checkout)
+    workspace.write_config()
+    command = [sys.executable, "-m", "clipgs", "submit", "--snakefile", str(checkout / "Snakefile")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "set slurm_account" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_profiles_hold_what_snakemake_knows(checkout):
+    """squeue tells the jobs; and no rule has retries of its own: the Snakemake in a job would obey them."""
+    for name in ("slurm", "slurm-arrays"):
+        text = (checkout / "profiles" / name / "config.yaml").read_text()
+        assert yaml.safe_load(text)["slurm-status-command"] == "squeue"
+    rules = "".join(file.read_text() for file in (checkout / "workflow" / "rules").glob("*.smk"))
+    assert "retries:" not in rules

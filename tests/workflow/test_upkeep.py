@@ -1,0 +1,158 @@
+"""A large output over its life: failures tried again, objects that leave, a config edited while jobs wait."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from catalog.objaverse_tree import write_objaverse
+
+from clipgs import config as configuration
+from clipgs.catalog.sources import procedural
+from clipgs.storage import read_table, tar_objects
+from clipgs.upkeep.lock import OutputLock
+
+from .conftest import SETTINGS, Workspace
+
+
+def clipgs(workspace, *arguments):
+    command = [sys.executable, "-m", "clipgs", *arguments]
+    return subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, timeout=120)
+
+
+def said(workspace, *arguments):
+    done = clipgs(workspace, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def line_of(text, name):
+    return next(line for line in text.splitlines() if line.split()[:1] == [name]).split()
+
+
+def test_failures_are_tried_again_and_excluded_objects_leave(tmp_path, checkout):
+    """Three objects in a shard, of which the source lacks one at first."""
+    workspace = Workspace(tmp_path / "life", checkout)
+    mirror = workspace.folder / "mirror" / "datasets" / "allenai" / "objaverse" / "resolve" / "main"
+    uids = write_objaverse(mirror, 3, glbs=False, lvis={"mug": [1]})
+    meshes = {uid: procedural.build(procedural.locator(index, 0)) for index, uid in enumerate(uids)}
+    (mirror / "glbs" / "000-000").mkdir(parents=True)
+    for uid in uids[1:]:
+        (mirror / "glbs" / "000-000" / f"{uid}.glb").write_bytes(meshes[uid])
+    downloads = {"endpoint": (workspace.folder / "mirror").as_uri(), "retries": 0}
+    catalog = {"source": "objaverse", "objaverse": {"root": "none"}, "downloads": downloads}
+    workspace.write_config({**SETTINGS, "catalog": catalog})
+
+    text = said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    assert line_of(text, "fit") == ["fit", ".", ".", ".", ".", "1"]
+    assert line_of(text, "pack")[-1] == "1"
+    assert [line for line in text.splitlines() if line.startswith("fit ") and "min" in line]  # what is left
+    workspace.make()
+    text = said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    assert line_of(text, "fit") == ["fit", "1", ".", ".", ".", "."]
+    assert "objects: 2 packed, 1 failed" in text
+    assert "was not found" in text
+    before = {uid: members.read() for uid, members in tar_objects(workspace.output / "triplets/00000.tar").items()}
+    assert set(before) == set(uids[1:])
+
+    (mirror / "glbs" / "000-000" / f"{uids[0]}.glb").write_bytes(meshes[uids[0]])
+    assert "1 failed objects in 1 shards are tried again" in said(workspace, "retry", "fetch")
+    assert "no object failed at fit" in said(workspace, "retry", "fit")
+    stages = ("fetch", "sample", "view", "fit", "render", "caption", "pack", "index")
+    assert workspace.planned() == dict.fromkeys(stages, 1)
+    workspace.make()
+    for stage in ("fetch", "sample", "view", "fit", "render"):
+        assert "2 of 3 objects are done already" in (workspace.output / "logs" / stage / "00000.log").read_text()
+    after = {uid: members.read() for uid, members in tar_objects(workspace.output / "triplets/00000.tar").items()}
+    assert set(after) == set(uids)
+    assert {uid: after[uid] for uid in before} == before
+    assert workspace.planned() == {}
+
+    said(workspace, "exclude", uids[2], "--reason", "its author asked")
+    assert workspace.planned() == {"pack": 1, "index": 1}
+    workspace.make()
+    assert set(tar_objects(workspace.output / "triplets/00000.tar")) == set(uids[:2])
+    assert {row["uid"] for row in read_table(workspace.output / "triplets/index.parquet")} == set(uids[:2])
+    card = (workspace.output / "triplets" / "README.md").read_text()
+    assert "excluded: its author asked" in card
+    assert uids[2] not in card + (workspace.output / "triplets" / "CREDITS.csv").read_text()
+    said(workspace, "exclude", uids[2], "--undo")
+    workspace.make()
+    again = {uid: members.read() for uid, members in tar_objects(workspace.output / "triplets/00000.tar").items()}
+    assert again == after
+    done = clipgs(workspace, "verify")
+    assert done.returncode == 0
+    assert "files are whole" in done.stdout
+    assert not [file for file in (workspace.output / "work").rglob("*") if file.is_file()]
+
+
+def test_what_is_stale_and_what_failed_is_told(made, tmp_path, checkout):
+    workspace = made.copy(tmp_path / "stale")
+    (workspace.output / "splats" / "00001.tar").unlink()
+    mark = workspace.output / "work" / "fit" / "00001.json"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"state": "failed", "error": "the GPU is gone", "host": "n1", "process": 1}))
+    settings = configuration.merge(SETTINGS, {"render": {"webp_quality": 50}})
+    workspace.write_config(settings)
+    text = said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    assert line_of(text, "view") == ["view", "2", ".", ".", ".", "."]
+    assert line_of(text, "fit") == ["fit", "1", ".", "1", ".", "."]
+    assert line_of(text, "render") == ["render", ".", "2", ".", ".", "."]
+    assert "fit 00001: the GPU is gone" in text
+
+
+def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(made, tmp_path):
+    """As an executor starts it: its own rule alone, with the environment of the run that queued it."""
+    workspace = made.copy(tmp_path / "queued")
+    splats = workspace.output / "splats" / "00000.tar"
+    was = splats.read_bytes()
+    others = [*workspace.output.glob("views/*"), *workspace.output.glob("points/*"), *workspace.output.glob("meshes/*")]
+    before = {file: file.stat().st_mtime_ns for file in others}
+    config = configuration.check(SETTINGS)
+    environment = os.environ | {"CLIPGS_CONFIG": config.model_dump_json()}
+    job = ["--mode", "subprocess", "--target-jobs", "fit:shard=00000", "--allowed-rules", "fit", "--force", "--nolock"]
+    job += ["--no-hooks", "--ignore-incomplete", "--cores", "1"]
+    changed = configuration.merge(SETTINGS, {"fit": {"steps": 3}, "views": {"pixels": 24}, "points": {"count": 700}})
+    for text in (yaml.safe_dump(changed), "fit: [not YAML"):
+        (workspace.folder / "config.yaml").write_text(text)
+        splats.unlink()
+        done = subprocess.run(workspace.command(*job), env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert splats.read_bytes() == was
+    assert {file: file.stat().st_mtime_ns for file in others} == before
+
+
+def test_a_second_run_over_the_output_is_refused_with_the_holders_name(made, tmp_path):
+    workspace = made.copy(tmp_path / "second")
+    (workspace.output / "captions" / "00000.parquet").unlink()
+    with OutputLock(workspace.output):
+        done = workspace.run("triplets")
+        assert done.returncode == 1
+        assert f"process {os.getpid()}, since" in done.stderr
+        assert not (workspace.output / "captions" / "00000.parquet").exists()
+        assert workspace.planned() == {"caption": 1, "pack": 1, "index": 1}  # looking is free
+    workspace.make()
+
+
+@pytest.mark.parametrize("command", [("retry", "pack"), ("retry", "fit", "00007"), ("exclude",), ("exclude", "nobody")])
+def test_wrong_usage_is_one_line(made, command):
+    done = clipgs(made, *command)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_moved_output_keeps_its_history(made, tmp_path):
+    workspace = made.copy(tmp_path / "moved")
+    before = workspace.output.stat().st_ino
+    assert "output: " in said(workspace, "move", "elsewhere/results")
+    assert (workspace.folder / "elsewhere" / "results").stat().st_ino == before
+    settings = {**SETTINGS, "output": "elsewhere/results"}
+    workspace.write_config(settings)
+    assert workspace.planned() == {}
+    workspace.write_config({**settings, "render": {"pixels": 32, "webp_quality": 50}})
+    assert workspace.planned() == {"render": 2, "pack": 2, "index": 1}
+    workspace.write_config(settings)
+    done = clipgs(workspace, "move", "elsewhere/results/deeper")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
