@@ -17,6 +17,7 @@ include: "workflow/rules/splats.smk"
 include: "workflow/rules/triplets.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -547,6 +547,7 @@ class Ablations(Section):
 class Report(Section):
     """The page of what was made: pictures, tables, curves, and splats to turn."""
 
+    run: bool = _key(True, "switch", "with the configured run, trained and evaluated for it; false: of what there is")
     splats: int = _key(6, "splats", "that can be turned on the page", ge=0, le=50)
     samples: int = _key(6, "objects", "shown as the best, and as many as the worst", ge=0, le=100)
 

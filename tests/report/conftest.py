@@ -7,7 +7,7 @@ from triplets.conftest import make_shard
 
 from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema
-from clipgs.storage import write_bytes, write_table
+from clipgs.storage import write_bytes, write_safetensors, write_table
 from clipgs.triplets.pack import merge_index
 
 NASTY = "<script>alert(1)</script> \"'&\N{SNOWMAN} </style> </title>"
@@ -33,8 +33,6 @@ def output(tmp_path):
 @pytest.fixture
 def evaluated(output):
     """The same with the files of a run and its evaluation, as small as they can be."""
-    from safetensors.numpy import save_file
-
     interval = {"R@1": [0.1, 0.5], "R@5": [0.2, 0.6], "R@10": [0.3, 0.7], "median_rank": [1, 3]}
     chance = {"R@1": 0.33, "R@5": 1.0, "R@10": 1.0, "median_rank": 2.0}
     numbers = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "median_rank": 2.0, "interval": interval, "chance": chance}
@@ -90,8 +88,7 @@ def evaluated(output):
         write_bytes(output.folder / "evaluation" / f"{name}.json", json.dumps(value).encode())
     embeddings = output.folder / "evaluation" / "base" / "embeddings.safetensors"
     shapes = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
-    save_file({"shapes": shapes}, embeddings, {"uids": json.dumps(output.uids)})
-    write_bytes(embeddings, embeddings.read_bytes())
+    write_safetensors(embeddings, {"shapes": shapes}, {"uids": json.dumps(output.uids)})
     metrics = "".join(json.dumps({"step": step, "loss": 1 / (step + 1), "run": NASTY}) + "\n" for step in range(20))
     (output.folder / "runs" / "base").mkdir(parents=True)
     (output.folder / "runs" / "base" / "metrics.jsonl").write_text(metrics + '{"step": 2')

@@ -25,11 +25,14 @@ FIRST_STAGES = {
     "render": {"render"},
     "caption": {"caption"},
     "pack": {"index"},
+    "evaluation": set(),
+    "ablations": set(),
     "report": set(),
     "catalog.folder.up_axis": {"sample", "view"},
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
     "catalog.splats.box_fraction": {"fit"},
+    "training": set(),
     "encoder": set(),  # what trains is not planned with the triplets
     "training": set(),
     # A place, a device, a limit, or what only objects to come are frozen with.
@@ -56,6 +59,17 @@ FEEDS = {
 }
 # Another value of each kind; where none of these is valid for a key, its own.
 OTHER = {
+    "evaluation.split": "all",
+    "evaluation.per": "group",
+    "evaluation.class_names": "raw",
+    "evaluation.few_shot": ["2-way 1-shot"],
+    "evaluation.few_shot_support": "same",
+    "ablations.rows": ["uni3d"],
+    "ablations.seeds": [7],
+    "training.score_norm": "softmax",
+    "training.duplicate_captions": "paper",
+    "training.precision": "fp32",
+    "training.augmentation.rotation": "none",
     "catalog.objaverse.subset": "lvis",
     "catalog.objaverse.uids": "uids.txt",
     "catalog.objaverse.lvis": "train",

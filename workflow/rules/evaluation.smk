@@ -1,9 +1,18 @@
 RUN = CONFIG.training.run
+TABLES = expand(
+    out(f"evaluation/{RUN}/{{table}}.json"),
+    table=["gallery", "retrieval", "zeroshot", "fewshot"],
+)
+ALL_FEATURES = expand(
+    features("{kind}/{shard}.safetensors"),
+    kind=("images", "texts"),
+    shard=PLAN.shards,
+)
 
 
 rule embed_shapes:
     input:
-        model=out(f"runs/{RUN}/model.safetensors"),
+        model=run("model.safetensors"),
         index=out("triplets/index.parquet"),
         triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
     output:
@@ -17,6 +26,7 @@ rule embed_shapes:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("embed-shapes"),
     shell:
@@ -27,13 +37,10 @@ rule evaluate:
     input:
         embeddings=out(f"evaluation/{RUN}/embeddings.safetensors"),
         index=out("triplets/index.parquet"),
-        images=expand(features("images/{shard}.safetensors"), shard=PLAN.shards),
-        texts=expand(features("texts/{shard}.safetensors"), shard=PLAN.shards),
+        features=ALL_FEATURES,
+        teacher=TEACHER,
     output:
-        expand(
-            out(f"evaluation/{RUN}/{{table}}.json"),
-            table=["gallery", "retrieval", "zeroshot", "fewshot"],
-        ),
+        TABLES,
     log:
         out("logs/evaluate.log"),
     benchmark:
@@ -43,6 +50,7 @@ rule evaluate:
     threads: THREADS
     resources:
         mem_mb=8000,
+        gpu=ONE_GPU,
     params:
         settings=stage("evaluate"),
     shell:
@@ -52,7 +60,7 @@ rule evaluate:
 # The configured run beside other people's models, where their files are named, and published numbers.
 rule baselines:
     input:
-        rules.evaluate.output,
+        TABLES,
     output:
         table=out("evaluation/baselines.json"),
     log:
@@ -64,6 +72,7 @@ rule baselines:
     threads: THREADS
     resources:
         mem_mb=16000,
+        gpu=ONE_GPU,
     params:
         settings=stage("baselines"),
     shell:
@@ -75,8 +84,8 @@ rule ablations:
     input:
         index=out("triplets/index.parquet"),
         triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
-        images=expand(features("images/{shard}.safetensors"), shard=PLAN.shards),
-        texts=expand(features("texts/{shard}.safetensors"), shard=PLAN.shards),
+        features=ALL_FEATURES,
+        teacher=TEACHER,
     output:
         table=out("evaluation/ablations.json"),
     log:
@@ -88,6 +97,7 @@ rule ablations:
     threads: THREADS
     resources:
         mem_mb=16000,
+        gpu=TRAIN_GPUS,
     params:
         settings=stage("ablations"),
     shell:

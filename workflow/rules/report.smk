@@ -1,6 +1,7 @@
-# One page of what the output holds; where there are runs and their evaluation, of these too.
+# One page: of the triplets, and with `report.run` of the configured run and its evaluation, trained if need be.
 rule report:
     input:
+        TABLES + [out("evaluation/baselines.json")] if CONFIG.report.run else [],
         index=out("triplets/index.parquet"),
         tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
         triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),

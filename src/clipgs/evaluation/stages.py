@@ -13,7 +13,7 @@ from clipgs.evaluation.gallery import gallery, seeded_view
 from clipgs.evaluation.prompts import class_embeddings, spoken, templates
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
 from clipgs.stage import Progress
-from clipgs.storage import ClipgsError, UsageError, atomic, check, read_table, write_bytes
+from clipgs.storage import ClipgsError, UsageError, check, read_table, write_bytes, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +95,7 @@ def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = Non
 
 def write_embeddings(file: Path, found: Embeddings) -> None:
     """Keeps embeddings, for `read_embeddings`."""
-    from safetensors.numpy import save_file
-
-    with atomic(file) as temporary:
-        save_file({"shapes": found.shapes}, temporary, {**found.metadata, "uids": json.dumps(found.uids)})
+    write_safetensors(file, {"shapes": found.shapes}, {**found.metadata, "uids": json.dumps(found.uids)})
 
 
 def read_embeddings(file: Path) -> Embeddings:
@@ -107,7 +104,7 @@ def read_embeddings(file: Path) -> Embeddings:
 
     check(file)
     with safe_open(file, "np") as stored:
-        metadata = dict(stored.metadata())
+        metadata = dict(sorted(stored.metadata().items()))  # the package gives them in an order of chance
         return Embeddings(json.loads(metadata.pop("uids")), stored.get_tensor("shapes"), metadata)
 
 

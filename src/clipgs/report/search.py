@@ -71,16 +71,14 @@ def search(
         known = embed(run, folder, encoder=encoder)
     if not known.uids:
         raise ClipgsError(f"{folder} holds no triplets; make them with: snakemake triplets")
-    vector = encoder.encode_text([query]) if shown is None else encoder.encode_images(_tensor(shown))
+    vector = encoder.encode_text([query]) if shown is None else encoder.encode_images(_square(shown))
     scores, rows = nearest(vector, known.shapes, k)
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
     for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
         uid = known.uids[row]
         members = dataset.members(place[uid])
-        view = showing(np.array(json.loads(members[f"{uid}.json"])["cameras"]["viewmats"]))
-        caption = members[f"{uid}.txt"].decode()
-        found.append(Found(uid, score, caption, from_image(members[f"{uid}.{view:02d}.webp"])))
+        found.append(Found(uid, score, members[f"{uid}.txt"].decode(), _shown(uid, members)))
     if picture is not None:
         with whole(picture) as temporary:
             sheet(query, shown, found).save(temporary, "PNG")
@@ -96,6 +94,12 @@ def _known(file: Path, run: Path, uids: Sequence[str]) -> Embeddings | None:
     return known if same and known.uids == sorted(map(str, uids)) else None
 
 
+def _shown(uid: str, members: dict[str, bytes]) -> np.ndarray:
+    """The splat from the camera that shows it best."""
+    view = showing(np.array(json.loads(members[f"{uid}.json"])["cameras"]["viewmats"]))
+    return from_image(members[f"{uid}.{view:02d}.webp"])
+
+
 def _image(path: Path) -> np.ndarray:
     try:
         return from_image(path.read_bytes())
@@ -103,7 +107,7 @@ def _image(path: Path) -> np.ndarray:
         raise UsageError(f"{path} cannot be read as a picture ({error})") from None
 
 
-def _tensor(image: np.ndarray):
+def _square(image: np.ndarray):
     """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
     import torch
 

@@ -1,0 +1,198 @@
+"""The stages on runs that are really trained, as small as they can be, with a teacher that only knows its features."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training.small_dataset import DIM, KINDS, SHAPE, make, settings, unit
+
+from clipgs import config as configuration
+from clipgs.encoder.transformer import SIZES
+from clipgs.evaluation import ablations as ablations_module
+from clipgs.evaluation.ablations import ablations, points_output
+from clipgs.evaluation.baselines import baselines
+from clipgs.evaluation.stages import embed_shapes, evaluate, read_embeddings, run_folder
+from clipgs.report.search import search
+from clipgs.storage import ClipgsError, UsageError, read_table, write_arrays
+from clipgs.training.loop import train
+
+SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
+CENTRES = unit(KINDS, DIM, seed=0)
+
+
+class FakeTeacher:
+    """Knows a kind by the number in a text, and in the first pixel of a picture."""
+
+    weights_sha256 = 64 * "0"
+
+    def encode_texts(self, texts):
+        return torch.stack([CENTRES[next(int(word) for word in text.split() if word.isdigit())] for text in texts])
+
+    def encode_images(self, images):
+        return CENTRES[images[:, 0, 0, 0].long() % KINDS]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that is trained, embedded and evaluated."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake(patch)
+        config = settings(
+            tmp_path_factory.mktemp("evaluation"),
+            training={"epochs": 2, "batch": 8, "views": 2},
+            evaluation={"resamples": 20, "few_shot": ["2-way 2-shot", "9-way 2-shot"], "examples": 2},
+            ablations={"rows": ["uni3d", "position-color", "all-attributes"], "seeds": [0, 1]},
+        )
+        make(config, objects=16, splits=SPLITS)
+        train(config)
+        embed_shapes(config)
+        evaluate(config)
+        yield config
+
+
+def fake(patch):
+    for name in ("model", "pretrained"):
+        patch.setattr(f"clipgs.encoder.{name}.SIZES", {**SIZES, "tiny": SHAPE})
+    patch.setattr("clipgs.training.teacher.load", lambda config: FakeTeacher())
+
+
+def read(config, name):
+    return json.loads((run_folder(config) / f"{name}.json").read_text())
+
+
+def test_every_packed_object_is_embedded_by_uid(trained):
+    import clipgs
+
+    found = read_embeddings(run_folder(trained) / "embeddings.safetensors")
+    rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid"])
+    assert found.uids == sorted(row["uid"] for row in rows)
+    encoder = clipgs.load(trained.output_path / "runs" / "base", "cpu")
+    from clipgs.splats import ply
+    from clipgs.triplets import TripletDataset
+
+    dataset = TripletDataset(trained.output_path / "triplets")
+    uid = str(dataset.uids[3])
+    alone = encoder.encode(ply.from_bytes(dataset.members(3)[f"{uid}.ply"], uid))
+    np.testing.assert_allclose(found.of([uid]), alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.shapes, axis=1), 1, atol=1e-5)
+    with pytest.raises(ClipgsError, match="embed them again"):
+        found.of(["nobody"])
+
+
+def test_the_tables_are_of_the_test_split_and_say_how_they_came(trained):
+    gallery, retrieval, zero, few = (read(trained, name) for name in ("gallery", "retrieval", "zeroshot", "fewshot"))
+    rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid", "split"])
+    assert [row["uid"] for row in gallery["objects"]] == sorted(r["uid"] for r in rows if r["split"] == "test")
+    for table in (retrieval, zero, few):
+        assert table["gallery"]["sha256"] == gallery["sha256"]
+        assert table["weights_sha256"] == 64 * "0"
+        assert table["protocol"]
+        assert "seed" in table
+    assert {row["task"] for row in retrieval["rows"]} == {
+        "text to 3D", "3D to text", "image to 3D", "3D to image", "text to image", "image to text",
+    }  # fmt: skip
+    assert zero["rows"][0]["objects"] == 12
+    assert zero["class_names"] == [f"kind {i}" for i in range(KINDS)]
+    assert [row["from"].split(",")[0] for row in zero["rows"]] == ["splats", "the teacher itself"]
+    # The features lie round the centre of their kind: the teacher itself is never wrong.
+    assert zero["rows"][1]["top1"] == 1
+    assert [(row["ways"], row["shots"]) for row in few["rows"]] == [(2, 2)]
+    assert "there are 3" in few["missing"][0]["reason"]
+
+
+def test_the_same_bytes_again(trained):
+    files = {file: file.read_bytes() for file in run_folder(trained).iterdir()}
+    embed_shapes(trained)
+    evaluate(trained)
+    assert files == {file: file.read_bytes() for file in run_folder(trained).iterdir()}
+
+
+def test_the_settings_of_the_workflow_are_enough(trained):
+    """A command gets its stage's settings and the runtime ones: what it reads must be in them."""
+    runtime = configuration.runtime_settings(trained)
+    for stage in ("embed-shapes", "evaluate", "baselines", "ablations"):
+        told = configuration.from_settings(configuration.stage_settings(trained, stage), runtime)
+        assert told.training.run == trained.training.run
+        assert (stage == "embed-shapes") or told.evaluation == trained.evaluation
+    assert told.ablations == trained.ablations
+    assert told.encoder == trained.encoder
+    assert told.training == trained.training
+
+
+def test_another_teacher_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(FakeTeacher, "weights_sha256", 64 * "1")
+    with pytest.raises(ClipgsError, match="set `teacher` to the run's"):
+        evaluate(trained)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_search_finds_the_nearest_by_text_and_by_picture(trained, tmp_path, monkeypatch, kept):
+    run = trained.output_path / "runs" / "base"
+    file = run_folder(trained) / "embeddings.safetensors"
+    known = read_embeddings(file)
+    if not kept:
+        monkeypatch.setattr("clipgs.report.search._known", lambda *_: None)
+    monkeypatch.setattr("clipgs.report.search._shown", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    found = search("kind 2", run, k=3, picture=tmp_path / "found.png", device="cpu")
+    cosines = known.shapes @ CENTRES[2].numpy()
+    order = np.argsort(-cosines)[:3]
+    assert [one.uid for one in found] == [known.uids[i] for i in order]
+    np.testing.assert_allclose([one.score for one in found], cosines[order], atol=1e-5)
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.width > 400
+    Image.new("RGB", (5, 9), (2, 0, 0)).save(tmp_path / "query.png")
+    monkeypatch.setattr("clipgs.report.search._square", lambda image: torch.from_numpy(image.copy())[None])
+    again = search(str(tmp_path / "query.png"), run, k=3, device="cpu")
+    assert [one.uid for one in again] == [one.uid for one in found]
+
+
+def test_a_query_that_is_no_picture_is_one_line(trained, tmp_path):
+    (tmp_path / "query.png").write_text("no picture")
+    with pytest.raises(UsageError, match="cannot be read as a picture"):
+        search(str(tmp_path / "query.png"), trained.output_path / "runs" / "base")
+    with pytest.raises(UsageError, match="empty"):
+        search(" ", trained.output_path / "runs" / "base")
+
+
+def test_baselines_without_files_are_empty_rows(trained):
+    baselines(trained)
+    table = json.loads((trained.output_path / "evaluation" / "baselines.json").read_text())
+    assert table["rows"][0]["ours"]
+    assert table["rows"][0]["text_to_3d"] == read(trained, "retrieval")["rows"][0]["R@1"]
+    empty = table["rows"][1:7]
+    assert [row["model"] for row in empty] == ["Uni3D"] * 2 + ["OpenShape-PointBERT"] * 2 + ["ULIP-2"] * 2
+    assert all(row["source"].startswith("no checkpoint: evaluation.baselines.") for row in empty)
+    assert not any(isinstance(value, float) for row in empty for value in row.values())
+
+
+def test_ablations_are_trained_once_and_told_in_pairs(trained, monkeypatch):
+    write_clouds(trained)
+    ablations(trained)
+    table = json.loads((trained.output_path / "evaluation" / "ablations.json").read_text())
+    first, second, third = table["rows"]
+    assert "in its place the same point encoder" in first["note"]
+    assert "difference" not in first
+    for row, before in ((second, first), (third, second)):
+        change = row["difference"]
+        name = "3D to text R@1, %"
+        assert change["mean"] == pytest.approx(row["metrics"][name]["mean"] - before["metrics"][name]["mean"])
+        assert change["interval"][0] <= change["mean"] <= change["interval"][1]
+        assert len(row["metrics"][name]["values"]) == len(row["seeds"]) == 2
+    assert len(list((points_output(trained) / "runs").iterdir())) == 2
+    # What is there is taken as it is; another setting of training is not.
+    monkeypatch.setattr(ablations_module, "evaluate", lambda config: pytest.fail("evaluated again"))
+    ablations(trained)
+    assert json.loads((trained.output_path / "evaluation" / "ablations.json").read_text()) == table
+
+
+def write_clouds(config):
+    """Points of every object, as `sample` leaves them."""
+    rng = np.random.default_rng(0)
+    for shard in ("00000", "00001"):
+        rows = read_table(config.output_path / "triplets" / f"{shard}.parquet", ["uid"])
+        arrays = {
+            f"{row['uid']}/{name}": rng.random((300, 3), dtype=np.float32) for row in rows for name in ("xyz", "rgb")
+        }
+        write_arrays(config.output_path / "points" / f"{shard}.npz", arrays.items())
