@@ -32,7 +32,6 @@ FIRST_STAGES = {
     "catalog.splats.max_gaussians": {"fetch"},
     "catalog.splats.up_axis": {"fit"},
     "catalog.splats.box_fraction": {"fit"},
-    "training": set(),
     "encoder": set(),  # what trains is not planned with the triplets
     "training": set(),
     # A place, a device, a limit, or what only objects to come are frozen with.
@@ -118,10 +117,6 @@ OTHER = {
     "encoder.order_fusion": "sample",
     "encoder.batch_norm": "local",
     "encoder.initialisation": "uni3d",
-    "training.score_norm": "softmax",
-    "training.duplicate_captions": "paper",
-    "training.precision": "fp32",
-    "training.augmentation.rotation": "full",
 }
 
 

@@ -11,6 +11,7 @@ from clipgs.catalog.shards import plan
 from clipgs.cores import usable_cores
 from clipgs.gpus import visible_gpus
 from clipgs.storage import ClipgsError
+from clipgs.training.runs import run_shards
 from clipgs.triplets.captions import listed_digest, located
 from clipgs.upkeep.lock import OutputLock, describe, holder
 from clipgs.upkeep.retry import retries
@@ -68,7 +69,7 @@ if workflow.local_exec and CONFIG.device != "cpu":
     shown = visible_gpus()
     if "gpu" in workflow.global_resources:
         shown = shown[: workflow.global_resources["gpu"].value]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown)
+        os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(shown)}
     GPUS = len(shown)
 if workflow.local_exec and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
@@ -120,6 +121,9 @@ def passing(name):
     return temp(out(name)) if name.split("/")[0] in CONFIG.temporary else out(name)
 
 
+RUN = CONFIG.training.run
+# Those that the run began with: objects that came later do not set off a training that is under way or done.
+RUN_SHARDS = run_shards(CONFIG, PLAN.shards)
 SMALL_TEACHER = [
     out("teacher/open_clip_config.json"),
     out("teacher/open_clip_model.safetensors"),
@@ -136,6 +140,11 @@ def pictures():
 def features(name):
     """A file of the teacher's features."""
     return out(f"features/{CONFIG.teacher.slug}/{name}")
+
+
+def run(name):
+    """A file of the configured run."""
+    return out(f"runs/{RUN}/{name}")
 
 
 def stage(name, **more):

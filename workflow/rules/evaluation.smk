@@ -1,4 +1,3 @@
-RUN = CONFIG.training.run
 TABLES = expand(
     out(f"evaluation/{RUN}/{{table}}.json"),
     table=["gallery", "retrieval", "zeroshot", "fewshot"],

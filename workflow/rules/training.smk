@@ -67,3 +67,29 @@ rule embed_texts:
     shell:
         "clipgs embed-texts {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
+
+
+rule train:
+    input:
+        triplets=ancient(expand(out("triplets/{shard}.tar"), shard=RUN_SHARDS)),
+        tables=ancient(expand(out("triplets/{shard}.parquet"), shard=RUN_SHARDS)),
+        images=ancient(expand(features("images/{shard}.safetensors"), shard=RUN_SHARDS)),
+        texts=ancient(expand(features("texts/{shard}.safetensors"), shard=RUN_SHARDS)),
+    output:
+        model=run("model.safetensors"),
+        config=run("config.yaml"),
+        card=run("README.md"),
+    log:
+        out(f"logs/train/{RUN}.log"),
+    benchmark:
+        out(f"benchmarks/train/{RUN}.tsv")
+    conda:
+        GPU_ENV
+    threads: THREADS
+    resources:
+        mem_mb=16000,
+        gpu=TRAIN_GPUS,
+    params:
+        settings=stage("train"),
+    shell:
+        "clipgs train --settings {params.settings:q} --threads {threads} --log {log:q}"
