@@ -6,7 +6,15 @@ import yaml
 from clipgs import config as configuration
 from clipgs.storage import UsageError
 
-SMALLER = ("views", "fit", "render", "teacher", "encoder", "training")  # sections in which the demo's settings differ
+SMALLER = (
+    "views",
+    "fit",
+    "render",
+    "teacher",
+    "encoder",
+    "training",
+    "evaluation",
+)  # sections in which the demo's settings differ
 
 
 @pytest.mark.parametrize(

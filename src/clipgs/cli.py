@@ -36,7 +36,6 @@ _MERGE_STAGES = {
     "objects": ("clipgs.catalog.shards", "write one table of all objects"),
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
     "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
-    "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
     "baselines": (
         "clipgs.evaluation.baselines",
         "measure other people's models on the same objects, where their files are",
@@ -48,6 +47,7 @@ _MERGE_STAGES = {
 _WHOLE_STAGES = {
     "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
     "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
+    "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
 }
 
 _ADVICE = {

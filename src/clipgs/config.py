@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from clipgs.storage import UsageError, canonical_json
 
 WHERE_PATTERN = r"^\s*(\S.*?)\s*(<=|>=|!=|=|<|>|\sin\s)\s*(.+?)\s*$"  # a rule of catalog.curation.where
+SMALL_TEACHER = "clipgs-small"  # what the model that `teacher.name: train` trains is called
 
 
 def _key(default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any) -> Any:
@@ -417,7 +418,7 @@ class Teacher(Section):
     def slug(self) -> str:
         """Folder of its features under `features/`: the name and the tag, or the file's name."""
         if self.name == "train":
-            return "clipgs-small"
+            return SMALL_TEACHER
         scheme, _, place = self.name.rpartition(":")
         name = Path(place).resolve().name if scheme == "local-dir" else place
         tag = "" if scheme or not self.pretrained else f"-{Path(self.pretrained).name}"
@@ -502,6 +503,12 @@ class Evaluation(Section):
     split: Literal["test", "validation", "train", "all"] = _key(
         "test", "name", "whose objects are the gallery, and are asked about"
     )
+    pictures: list[Literal["splats", "meshes"]] = _key(
+        ["splats", "meshes"],
+        "names",
+        "whose pictures are asked with; those that the teacher has not seen go through it now, if they are kept",
+        min_length=1,
+    )
     per: Literal["object", "group"] = _key(
         "object", "name", "gallery: every object, or one of each group of one shape", assumed=True
     )
@@ -528,6 +535,15 @@ class Evaluation(Section):
     )
     few_shot_queries: int = _key(20, "objects", "asked about of each class, or what there is", ge=1, le=10_000)
     few_shot_strict: bool = _key(False, "switch", "leave out classes with fewer")
+    few_shot_epochs: int = _key(
+        30,
+        "epochs",
+        "of fine-tuning the encoder on an episode's objects; 0: only a classifier on its frozen embeddings",
+        assumed=True,
+        ge=0,
+        le=10_000,
+    )
+    few_shot_lr: float = _key(1e-4, "a step", "largest learning rate of fine-tuning", assumed=True, gt=0)
     baselines: Baselines = _section(Baselines)
     examples: int = _key(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
 
@@ -699,9 +715,17 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
         ("encoder", "training", *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))),
     ),
     "embed-shapes": (1, ("training.run",)),
-    "evaluate": (1, ("evaluation", "training.run", *(f"teacher.{key}" for key in ("name", "pretrained", "precision")))),
+    "evaluate": (
+        1,
+        (
+            "evaluation",
+            "training.run",
+            "views.count",
+            *(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision")),
+        ),
+    ),
     "baselines": (1, ("evaluation", "training.run", "views.count", "teacher")),
-    "ablations": (1, ("evaluation", "ablations", "encoder", "training", "teacher")),
+    "ablations": (1, ("evaluation", "ablations", "encoder", "training", "views.count", "teacher")),
     "report": (1, ("report", "pack.title", "views.pixels", "views.held_out")),
 }
 

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from clipgs.evaluation.fewshot import episodes, few_shot
+from clipgs.evaluation.fewshot import episodes, few_shot, logistic, probe, unit_rows
+from clipgs.evaluation.finetune import _linear
 from clipgs.storage import ClipgsError
 
 
@@ -66,11 +68,23 @@ def test_accuracy_is_that_of_the_classifier():
     drawn, eligible = episodes(listed, listed, ways=5, shots=5)
     centres = {name: rng.standard_normal(32) for name in sizes}
     clear = np.array([centres[name] + 0.1 * rng.standard_normal(32) for _, name, _ in listed])
-    assert few_shot(clear, drawn, eligible)["mean"] == 1
-    noise = few_shot(rng.standard_normal((180, 32)), drawn, eligible)
+    assert few_shot(drawn, eligible, logistic(clear))["mean"] == 1
+    noise = few_shot(drawn, eligible, logistic(rng.standard_normal((180, 32))))
     assert noise["mean"] == pytest.approx(0.2, abs=0.06)
     assert noise["mean"] == pytest.approx(np.mean(noise["accuracies"]))
     assert noise["std"] == pytest.approx(np.std(noise["accuracies"]))
     assert (noise["chance"], noise["ways"], noise["shots"], noise["folds"]) == (0.2, 5, 5, 10)
     assert noise["queries_a_class"] == [20, 20]
     assert noise["eligible_classes"] == 6
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+def test_fine_tuning_starts_from_the_probe(ways):
+    """One layer on unit embeddings says what scikit-learn's pipeline says, standardised features and all."""
+    rng = np.random.default_rng(ways)
+    labels = np.arange(6 * ways) % ways
+    support = unit_rows(rng.standard_normal((ways, 16))[labels] + 0.5 * rng.standard_normal((6 * ways, 16)))
+    fitted = probe(support, labels, seed=0)
+    queries = unit_rows(rng.standard_normal((40, 16)))
+    logits = _linear(fitted)(torch.from_numpy(queries).float())
+    np.testing.assert_allclose(logits.softmax(dim=1).detach(), fitted.predict_proba(queries), atol=1e-5)

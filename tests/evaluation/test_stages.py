@@ -1,12 +1,13 @@
 """The stages on runs that are really trained, as small as they can be, with a teacher that only knows its features."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.small_dataset import DIM, KINDS, SHAPE, make, settings, unit
+from training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
 from clipgs import config as configuration
 from clipgs.encoder.transformer import SIZES
@@ -15,7 +16,7 @@ from clipgs.evaluation.ablations import ablations, points_output
 from clipgs.evaluation.baselines import baselines
 from clipgs.evaluation.stages import embed_shapes, evaluate, read_embeddings, run_folder
 from clipgs.report.search import search
-from clipgs.storage import ClipgsError, UsageError, read_table, write_arrays
+from clipgs.storage import ClipgsError, TarWriter, UsageError, read_table, write_arrays
 from clipgs.training.loop import train
 
 SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
@@ -26,12 +27,13 @@ class FakeTeacher:
     """Knows a kind by the number in a text, and in the first pixel of a picture."""
 
     weights_sha256 = 64 * "0"
+    device = torch.device("cpu")
 
     def encode_texts(self, texts):
         return torch.stack([CENTRES[next(int(word) for word in text.split() if word.isdigit())] for text in texts])
 
     def encode_images(self, images):
-        return CENTRES[images[:, 0, 0, 0].long() % KINDS]
+        return CENTRES[torch.as_tensor(images)[:, 0, 0, 0].long() % KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,13 @@ def trained(tmp_path_factory):
         config = settings(
             tmp_path_factory.mktemp("evaluation"),
             training={"epochs": 2, "batch": 8, "views": 2},
-            evaluation={"resamples": 20, "few_shot": ["2-way 2-shot", "9-way 2-shot"], "examples": 2},
+            evaluation={
+                "resamples": 20,
+                "few_shot": ["2-way 2-shot", "9-way 2-shot"],
+                "few_shot_epochs": 2,
+                "examples": 2,
+            },
+            views={"count": PICTURES},
             ablations={"rows": ["uni3d", "position-color", "all-attributes"], "seeds": [0, 1]},
         )
         make(config, objects=16, splits=SPLITS)
@@ -98,7 +106,11 @@ def test_the_tables_are_of_the_test_split_and_say_how_they_came(trained):
     assert [row["from"].split(",")[0] for row in zero["rows"]] == ["splats", "the teacher itself"]
     # The features lie round the centre of their kind: the teacher itself is never wrong.
     assert zero["rows"][1]["top1"] == 1
-    assert [(row["ways"], row["shots"]) for row in few["rows"]] == [(2, 2)]
+    assert [(row["ways"], row["shots"], row["classifier"].split()[0]) for row in few["rows"]] == [
+        (2, 2, "logistic"),
+        (2, 2, "fine-tuning"),
+    ]
+    assert few["rows"][0]["seeds"] == few["rows"][1]["seeds"]
     assert "there are 3" in few["missing"][0]["reason"]
 
 
@@ -119,6 +131,34 @@ def test_the_settings_of_the_workflow_are_enough(trained):
     assert told.ablations == trained.ablations
     assert told.encoder == trained.encoder
     assert told.training == trained.training
+
+
+def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(trained, tmp_path):
+    """The first pixel of a picture tells the teacher the kind: as queries they find no better than a kind."""
+    before = read(trained, "retrieval")["rows"]
+    assert not [row for row in before if "meshes" in row["from"]]
+    rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid", "shard", "category"])
+    tars = [trained.output_path / "views" / f"{shard}.tar" for shard in ("00000", "00001")]
+    for tar in tars:
+        with TarWriter(tar) as out:
+            for row in sorted((row for row in rows if row["shard"] == tar.stem), key=lambda row: row["uid"]):
+                picture = io.BytesIO()
+                Image.new("RGB", (4, 4), (int(row["category"].split()[1]), 0, 0)).save(picture, "PNG")
+                for view in range(PICTURES):
+                    out.add(f"{row['uid']}/{view:03d}.png", picture.getvalue())
+    evaluate(trained)
+    after = read(trained, "retrieval")["rows"]
+    of_meshes = {(row["task"], row["from"].split()[0]) for row in after if "meshes" in row["from"]}
+    assert of_meshes == {
+        ("image to 3D", "one"), ("image to 3D", "mean"), ("3D to image", "one"), ("3D to image", "mean"),
+        ("text to image", "the"), ("image to text", "the"),
+    }  # fmt: skip
+    assert [row for row in after if "meshes" not in row["from"]] == before
+    assert read(trained, "zeroshot")["rows"][2]["top1"] == 1
+    for tar in tars:
+        tar.unlink()
+    evaluate(trained)
+    assert read(trained, "retrieval")["rows"] == before
 
 
 def test_another_teacher_is_refused(trained, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from clipgs import config as configuration
+from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import gallery
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
 from clipgs.storage import ClipgsError
@@ -103,9 +104,10 @@ def test_zero_shot_asks_about_the_objects_of_the_classes(world):
 def test_few_shot_takes_support_from_train_and_says_what_is_missing(world):
     rows, shapes, _, _ = world
     cells = settings(few_shot=["2-way 5-shot", "5-way 5-shot"])
-    table = few_shot_table(rows, shapes, cells)
+    table = few_shot_table(rows, {"probe": logistic(shapes)}, cells)
     (row,) = table["rows"]
     assert (row["ways"], row["shots"], row["eligible_classes"]) == (2, 5, 3)
     assert [(gap["ways"], gap["shots"]) for gap in table["missing"]] == [(5, 5)]
-    same = few_shot_table(rows, shapes, settings(few_shot=["2-way 5-shot"], few_shot_support="same"))
+    same = settings(few_shot=["2-way 5-shot"], few_shot_support="same")
+    same = few_shot_table(rows, {"probe": logistic(shapes)}, same)
     assert same["rows"][0]["queries_a_class"] == [5, 5]  # ten groups of each class in the test split

@@ -39,6 +39,7 @@ def evaluated(output):
     nearest = [{"uid": uid, "text": NASTY, "score": 0.5, "right": uid == "b-mug"} for uid in output.uids]
     about = {
         "protocol": NASTY,
+        "teacher": f"clipgs-small ({NASTY})",
         "seed": 0,
         "gallery": {"sha256": 64 * "a", "objects": 3, "captions": 3, "split": "test"},
     }

@@ -1,5 +1,7 @@
 import base64
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from clipgs import config as configuration
 from clipgs.report.page import principal_plane, report
-from clipgs.storage import ClipgsError, check
+from clipgs.storage import ClipgsError, check, write_bytes
 
 from .conftest import NASTY
 
@@ -135,6 +137,28 @@ def test_the_splats_are_whole(output):
     blocks = re.findall(r'<script type="text/plain" id="splat-\d">([^<]*)</script>', text)
     assert [len(base64.b64decode(block)) // SPLAT_ROW.itemsize for block in blocks] == [6, 5, 7]  # by uid
     assert len(re.findall(r'data-splat="splat-\d"', text)) == 3
+
+
+def test_figures_under_the_small_teacher_are_marked_as_such(evaluated):
+    words = "Figures under it are not those of EVA-CLIP"
+    assert any(words in text for text in Page(made(evaluated)).texts)
+    for file in (evaluated.folder / "evaluation" / "base").glob("*.json"):
+        write_bytes(file, file.read_bytes().replace(b"clipgs-small", b"EVA02-E-14-plus"))
+    assert not any(words in text for text in Page(made(evaluated)).texts)
+
+
+def test_runs_of_an_ablation_stand_in_its_table_alone(evaluated):
+    before = made(evaluated)
+    for folder in ("evaluation", "runs"):
+        base = evaluated.folder / folder / "base"
+        shutil.copytree(base, base.with_name("ablation-voting-s0"))
+    assert made(evaluated) == before
+
+
+def test_objects_without_categories_have_no_table_of_classes(evaluated):
+    file = evaluated.folder / "evaluation" / "base" / "zeroshot.json"
+    write_bytes(file, json.dumps(json.loads(file.read_text()) | {"rows": []}).encode())
+    assert "zero-shot" not in Page(made(evaluated)).ids
 
 
 def test_the_same_bytes_again(evaluated):

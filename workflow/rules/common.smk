@@ -137,6 +137,20 @@ def pictures():
     return [out(f"{PICTURES}/{{shard}}.tar"), out(f"{PICTURES}/{{shard}}.parquet")]
 
 
+def asked_pictures():
+    """The pictures that an evaluation asks with and the teacher has not seen, of every shard, where they are kept."""
+    folders = {
+        folder
+        for what, folder in (("splats", "renders"), ("meshes", "views"))
+        if what in CONFIG.evaluation.pictures and folder != PICTURES
+    }
+    return [
+        out(f"{folder}/{shard}.tar")
+        for folder in sorted(folders - set(CONFIG.temporary))
+        for shard in PLAN.shards
+    ]
+
+
 def features(name):
     """A file of the teacher's features."""
     return out(f"features/{CONFIG.teacher.slug}/{name}")

@@ -38,6 +38,7 @@ rule evaluate:
         index=out("triplets/index.parquet"),
         features=ALL_FEATURES,
         teacher=TEACHER,
+        pictures=asked_pictures(),
     output:
         TABLES,
     log:
@@ -53,7 +54,7 @@ rule evaluate:
     params:
         settings=stage("evaluate"),
     shell:
-        "clipgs evaluate --settings {params.settings:q} --log {log:q}"
+        "clipgs evaluate --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
 # The configured run beside other people's models, where their files are named, and published numbers.

@@ -35,6 +35,7 @@ from clipgs.storage import TarWriter, UsageError, canonical_json, check, read_ta
 
 log = logging.getLogger(__name__)
 
+ABLATION = "ablation-"  # what the names of its runs begin with
 METRICS = ("text to 3D R@1, %", "3D to text R@1, %", "image to 3D R@1, %", "zero-shot top-1, %")
 PAIRED = "3D to text R@1"
 _POINT_LOGIT, _POINT_LOG_SCALE = 4.0, -4.0  # of a surface point that stands as a Gaussian; its encoder reads neither
@@ -135,7 +136,9 @@ def of_row(config: Config, name: str, seed: int) -> Config:
     values = config.model_dump(mode="json")
     start = _start(config, seed)
     over = {"encoder": {**start, **ROWS[name].settings["encoder"]}, "training": dict(ROWS[name].settings["training"])}
-    over["training"] |= {"run": f"ablation-{name}-s{seed}", "seed": seed}
+    over["training"] |= {"run": f"{ABLATION}{name}-s{seed}", "seed": seed}
+    # What the table does not show is not computed for each of its runs.
+    over["evaluation"] = {"pictures": [config.teacher.images], "few_shot": [], "examples": 0}
     return configuration.check(configuration.merge(values, over), where="ablations")
 
 

@@ -1,4 +1,4 @@
-"""Few-shot classification: n-way m-shot episodes, and a classifier on frozen embeddings.
+"""Few-shot classification: n-way m-shot episodes, and a linear classifier on frozen embeddings.
 
 An episode is drawn as the point-cloud literature draws it (Point-BERT's benchmark): n classes, m objects of each to
 learn from out of the training split, 20 of each to be asked about out of the test split, ten folds. Where a split has
@@ -14,7 +14,6 @@ from clipgs.storage import ClipgsError, seed_of
 
 QUERIES = 20  # a class
 FOLDS = 10
-Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]  # support, labels, queries, seed -> labels
 
 
 class Episode(NamedTuple):
@@ -26,6 +25,9 @@ class Episode(NamedTuple):
     queries: np.ndarray  # [q]
     query_labels: np.ndarray  # [q]
     seed: int
+
+
+Predict = Callable[[Episode], np.ndarray]  # [q] labels of its queries
 
 
 def episodes(
@@ -94,41 +96,56 @@ def _by_class(objects: Sequence[tuple[int, str, str]]) -> dict[str, list[tuple[i
     return found
 
 
-def logistic(
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """[n, D] float64 of unit length."""
+    rows = np.asarray(embeddings, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+
+
+def probe(
     support: np.ndarray,  # [n m, D]
     labels: np.ndarray,  # [n m]
-    queries: np.ndarray,  # [q, D]
     seed: int,
-) -> np.ndarray:  # [q]
-    """Labels of the queries by scikit-learn's logistic regression on unit-length embeddings, each feature standardised.
+) -> Any:
+    """scikit-learn's logistic regression at its default strength, each feature standardised; fitted.
 
-    CLIP's own linear probe (Radford et al. 2021, appendix A.3), at scikit-learn's default strength.
+    CLIP's own linear probe (Radford et al. 2021, appendix A.3).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, random_state=seed % 2**32))
-    return model.fit(support, labels).predict(queries)
+    return model.fit(support, labels)
+
+
+def logistic(
+    embeddings: np.ndarray,  # [n, D] of all objects
+) -> Predict:
+    """The classifier that is a linear probe on frozen unit embeddings."""
+    unit = unit_rows(embeddings)
+
+    def predict(episode: Episode) -> np.ndarray:
+        return probe(unit[episode.support], episode.support_labels, episode.seed).predict(unit[episode.queries])
+
+    return predict
 
 
 def few_shot(
-    embeddings: np.ndarray,  # [n, D]
-    drawn: Sequence[Episode],
-    eligible: Sequence[str],
-    predict: Predict = logistic,
+    drawn: Sequence[Episode], eligible: Sequence[str], predict: Predict, done: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
     """Mean and deviation (population, as the literature's) of the top-1 accuracy over the episodes.
+
+    Args:
+        done: called after each episode.
 
     Returns a dict: `mean`, `std`, `accuracies` and `seeds` by fold, `ways`, `shots`, `chance` (1 / n),
     `queries_a_class` (fewest, most), `eligible_classes`, `folds`.
     """
-    unit = np.asarray(embeddings, np.float64)
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
-    accuracies = [
-        float((predict(unit[one.support], one.support_labels, unit[one.queries], one.seed) == one.query_labels).mean())
-        for one in drawn
-    ]
+    accuracies = []
+    for one in drawn:
+        accuracies.append(float((predict(one) == one.query_labels).mean()))
+        done()
     ways = len(drawn[0].classes)
     asked = np.concatenate([np.bincount(one.query_labels, minlength=ways) for one in drawn])
     return {

@@ -2,18 +2,28 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clipgs.config import Config
-from clipgs.evaluation.gallery import gallery, seeded_view
+from clipgs.cores import usable_cores
+from clipgs.evaluation.fewshot import logistic
+from clipgs.evaluation.gallery import Gallery, gallery, seeded_view
 from clipgs.evaluation.prompts import class_embeddings, spoken, templates
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
-from clipgs.stage import Progress
-from clipgs.storage import ClipgsError, UsageError, check, read_table, write_bytes, write_safetensors
+from clipgs.stage import Progress, Task, path
+from clipgs.storage import (
+    ClipgsError,
+    UsageError,
+    check,
+    read_table,
+    tar_objects,
+    write_bytes,
+    write_safetensors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -108,50 +118,109 @@ def read_embeddings(file: Path) -> Embeddings:
         return Embeddings(json.loads(metadata.pop("uids")), stored.get_tensor("shapes"), metadata)
 
 
-def evaluate(config: Config) -> None:
+def evaluate(config: Config, threads: int | None = None) -> None:
     """Measures the configured run. Writes `evaluation/RUN/gallery.json, retrieval.json, zeroshot.json, fewshot.json`.
 
     Raises:
         ClipgsError: features or embeddings are missing, or are of another teacher than the run's.
     """
-    from clipgs.training import teacher as teachers
-
-    folder = run_folder(config)
+    folder, settings = run_folder(config), config.evaluation
     embeddings = read_embeddings(folder / "embeddings.safetensors")
     rows = index_rows(config)
-    texts, pictures = read_features(config, rows, embeddings.metadata)
-    made = gallery(rows, config.evaluation, pictures.views)
+    texts, seen = read_features(config, rows, embeddings.metadata)
+    made = gallery(rows, settings, seen.views)
     write_json(folder / "gallery.json", made.manifest())
     about = {"run": config.training.run, **embeddings.metadata}
     shapes = embeddings.of(made.uids)
     own = {row["uid"]: i for i, row in enumerate(rows)}
     places = [own[uid] for uid in made.uids]
-    shown = Pictures(pictures.what, pictures.one[places], pictures.mean[places], pictures.views)
-    table = retrieval_table(made, shapes, texts[places], [shown], config.evaluation)
-    write_json(folder / "retrieval.json", {**about, **table})
+    shown = [seen._replace(one=seen.one[places], mean=seen.mean[places])]
+    shards = {uid: rows[own[uid]]["shard"] for uid in made.uids}
+    others = [what for what in settings.pictures if what != seen.what and _kept(config, what, shards)]
     names = class_names(config, rows)
-    if names and any(row["category"] in names for row in made.objects):
-        prompts = templates(config.evaluation.templates)
+    named = bool(names) and any(row["category"] in names for row in made.objects)
+    if others or named:
+        from clipgs.training import teacher as teachers
+
         teacher = teachers.load(config)
         _same_teacher(teacher.weights_sha256, embeddings.metadata)
+        shown += [embed_pictures(config, teacher, what, made, shards, threads or usable_cores()) for what in others]
+    shown = [one for one in shown if one.what in settings.pictures]
+    table = retrieval_table(made, shapes, texts[places], shown, settings)
+    write_json(folder / "retrieval.json", {**about, **table})
+    if named:
+        prompts = templates(settings.templates)
         classes = class_embeddings(
             said(config, names), prompts, lambda texts: teacher.encode_texts(texts).cpu().numpy()
         )
-        what = {
-            "splats, by the run": shapes,
-            f"the teacher itself, mean of {shown.views} pictures of the {shown.what}": shown.mean,
+        what = {"splats, by the run": shapes} | {
+            f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in shown
         }
-        zero = zero_shot_table(made, what, classes, names, config.evaluation, templates=list(prompts))
+        zero = zero_shot_table(made, what, classes, names, settings, templates=list(prompts))
         write_json(folder / "zeroshot.json", {**about, **zero})
     else:
         write_json(
             folder / "zeroshot.json", {**about, "rows": [], "missing": "no object of the gallery has a category"}
         )
-    few = few_shot_table(rows, embeddings.of([row["uid"] for row in rows]), config.evaluation)
+    of_all = embeddings.of([row["uid"] for row in rows])
+    classifiers = {"logistic regression on frozen embeddings": logistic(of_all)}
+    if settings.few_shot_epochs and settings.few_shot:
+        from clipgs.evaluation.finetune import fine_tuning
+
+        run = config.output_path / "runs" / config.training.run
+        classifiers["fine-tuning"] = fine_tuning(config, run, [row["uid"] for row in rows], of_all)
+    few = few_shot_table(rows, classifiers, settings)
     write_json(folder / "fewshot.json", {**about, "gallery": made.about(), **few})
     for row in table["rows"]:
         log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], 100 * row["R@1"],
                  row["gallery"], 100 * row["chance"]["R@1"])  # fmt: skip
+
+
+def _pictures_of(config: Config, what: str, shards: Mapping[str, str]) -> dict[str, Path]:
+    """The tar with each object's pictures of the splats or of the meshes."""
+    from clipgs.training.features import FOLDERS
+
+    return {uid: path(config, FOLDERS[what], shard, ".tar") for uid, shard in shards.items()}
+
+
+def _kept(config: Config, what: str, shards: Mapping[str, str]) -> bool:
+    lost = sorted({str(tar) for tar in _pictures_of(config, what, shards).values() if not tar.exists()})
+    if lost:
+        log.info("evaluate: not asked with pictures of the %s: %s is not kept", what, lost[0])
+    return not lost
+
+
+def embed_pictures(
+    config: Config, teacher: Any, what: str, made: Gallery, shards: Mapping[str, str], threads: int
+) -> Pictures:
+    """The gallery's pictures of the splats or of the meshes through the teacher.
+
+    Args:
+        shards: of each object, by uid.
+
+    Raises:
+        ClipgsError: a picture cannot be read.
+    """
+    from clipgs.training import features
+
+    embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
+    tars = _pictures_of(config, what, shards)
+    for tar in sorted(set(tars.values())):
+        check(tar)
+    members = {tar: tar_objects(tar) for tar in set(tars.values())}
+    tasks = [Task(uid, "", features.shown(members[tars[uid]][uid], config)) for uid in made.uids]
+    progress = Progress(f"pictures of the {what}", len(tasks))
+    view = {row["uid"]: row["view"] for row in made.objects}
+    one, mean = {}, {}
+    for task, result in embed(teacher, tasks, threads=threads, config=config):
+        if isinstance(result, str):
+            raise ClipgsError(f"{tars[task.uid]}: the pictures of {task.uid} cannot be read: {result}")
+        images = np.frombuffer(result[1][0][1], np.float16).reshape(config.views.count, -1).astype(np.float32)
+        one[task.uid], mean[task.uid] = images[view[task.uid]], images.mean(axis=0)
+        progress.step()
+    progress.close()
+    stacked = [np.stack([values[uid] for uid in made.uids]) for values in (one, mean)]
+    return Pictures(what, *stacked, config.views.count)
 
 
 def index_rows(config: Config) -> list[dict[str, Any]]:

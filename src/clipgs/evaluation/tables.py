@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipgs.config import Evaluation
-from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot, logistic
+from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery
 from clipgs.evaluation.retrieval import nearest, retrieval
 from clipgs.evaluation.zeroshot import zero_shot
+from clipgs.stage import Progress
 from clipgs.storage import ClipgsError
 
 RETRIEVAL_PROTOCOL = (
@@ -166,18 +167,17 @@ def zero_shot_table(
 
 def few_shot_table(
     objects: Sequence[Mapping[str, Any]],  # uid, split, category, group of each row
-    embeddings: np.ndarray,  # [n, D] of them
+    classifiers: Mapping[str, Predict],  # name to what labels an episode of these rows
     settings: Evaluation,
-    classifiers: Mapping[str, Predict] | None = None,
 ) -> dict[str, Any]:
     """Rows of few-shot classification, one a cell and classifier; what cannot be drawn is said under `missing`."""
-    found = classifiers or {"logistic regression on frozen embeddings": logistic}
     known = [(i, row["category"], row["group"]) for i, row in enumerate(objects) if row["category"]]
     asked_of = settings.split if settings.split != "all" else None
     queries = [one for one in known if asked_of in (None, objects[one[0]]["split"])]
     learn_of = settings.few_shot_support
     support = queries if learn_of == "same" else [one for one in known if objects[one[0]]["split"] == learn_of]
     rows, missing = [], []
+    progress = Progress("few-shot", len(settings.few_shot) * len(classifiers) * FOLDS, "episode")
     for cell in settings.few_shot:
         ways, shots = (int(part.split("-")[0]) for part in cell.split())
         try:
@@ -194,8 +194,9 @@ def few_shot_table(
         except ClipgsError as error:
             missing.append({"ways": ways, "shots": shots, "reason": str(error)})
             continue
-        for name, predict in found.items():
-            rows.append({"classifier": name, **few_shot(embeddings, drawn, eligible, predict)})
+        for name, predict in classifiers.items():
+            rows.append({"classifier": name, **few_shot(drawn, eligible, predict, progress.step)})
+    progress.close()
     return {
         "protocol": FEW_SHOT_PROTOCOL,
         "support": learn_of,

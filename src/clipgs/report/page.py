@@ -20,7 +20,8 @@ import numpy as np
 
 from clipgs import __version__
 from clipgs.catalog.shards import frozen_shards
-from clipgs.config import Config
+from clipgs.config import SMALL_TEACHER, Config
+from clipgs.evaluation.ablations import ABLATION
 from clipgs.meshes.cameras import showing
 from clipgs.report import plots
 from clipgs.stage import path
@@ -74,7 +75,8 @@ def report(config: Config) -> None:
         ("embedding", "The embedding", _embedding(config, results, pictures)),
     ]
     sections.append(("credit", "Credit", _credit(pictures)))
-    html = page(config.pack.title, _tiles(rows, packed, results), [part for part in sections if part[2]])
+    head = _tiles(rows, packed, results) + _of_small_teacher(results)
+    html = page(config.pack.title, head, [part for part in sections if part[2]])
     write_bytes(config.output_path / "report" / "index.html", html.encode())
     log.info("report: %s (%.1f MB)", config.output_path / "report" / "index.html", len(html) / 1e6)
 
@@ -181,7 +183,9 @@ class Results:
 
     def __init__(self, output: Path) -> None:
         self.folder = output / "evaluation"
-        self.runs = sorted(folder.name for folder in self.folder.glob("*") if folder.is_dir())
+        # Those of an ablation stand in its table.
+        names = (folder.name for folder in self.folder.glob("*") if folder.is_dir())
+        self.runs = sorted(name for name in names if not name.startswith(ABLATION))
 
     def read(self, name: str) -> dict[str, Any]:
         """Run to what its file NAME.json holds, of the runs that have one."""
@@ -258,6 +262,16 @@ def _tiles(rows: Sequence[Row], packed: Sequence[Row], results: Results) -> str:
             tiles.append((f"{100 * best:.1f} %", f"text to 3D, R@1 of {run}"))
     items = "".join(f"<li><b>{escape(value)}</b> <span>{escape(label)}</span></li>" for value, label in tiles[:8])
     return f'<ul class="tiles">{items}</ul>'
+
+
+def _of_small_teacher(results: Results) -> str:
+    runs = [run for run, found in results.read("retrieval").items() if found["teacher"].startswith(SMALL_TEACHER)]
+    if not runs:
+        return ""
+    return (
+        f'<p class="note">The teacher of {escape(", ".join(runs))} is a small CLIP that was trained on these very '
+        "objects. Figures under it are not those of EVA-CLIP, and say nothing about the paper's.</p>"
+    )
 
 
 # --- triplets --------------------------------------------------------------------------------------------------------
@@ -370,7 +384,8 @@ def _pairs(rows: Sequence[Row], pictures: Pictures) -> str:
 
 
 def _training(output: Path) -> str:
-    runs = {file.parent.name: _metrics(file) for file in sorted((output / "runs").glob("*/metrics.jsonl"))}
+    files = sorted((output / "runs").glob("*/metrics.jsonl"))
+    runs = {file.parent.name: _metrics(file) for file in files if not file.parent.name.startswith(ABLATION)}
     names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
     figures = []
     for name in names:
@@ -466,7 +481,8 @@ def _zero_shot(results: Results) -> str:
                 ]
             )
         head = ["what", "objects", "classes", "top-1, %", "top-3, %", "top-5, %", "by class, %"]
-        text += f"<h3>{escape(run)}</h3>{_protocol(found)}{_table(head, lines, 6)}{_confusion(found['rows'][0])}"
+        text += f"<h3>{escape(run)}</h3>{_protocol(found)}{_table(head, lines, 6)}" if lines else ""
+        text += _confusion(found["rows"][0]) if lines else ""
     return text
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgs import __version__
-from clipgs.config import Config, read, stage_settings
+from clipgs.config import SMALL_TEACHER, Config, read, stage_settings
 from clipgs.storage import ClipgsError, atomic, canonical_json, check, sha256_of, whole, write_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 MODEL, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 _STATE = re.compile(r"step-(\d{8})\.safetensors")
 _BEST = re.compile(r"best-(\d{8})\.safetensors")
-SMALL_TEACHER = "clipgs-small"  # what the teacher that was trained on the spot is called
 _ENCODE_BATCH = 16  # objects
 
 

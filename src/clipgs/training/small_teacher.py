@@ -20,18 +20,18 @@ from open_clip.loss import ClipLoss
 from open_clip.transform import PreprocessCfg
 from torch import Tensor
 
-from clipgs.config import Config, SmallTeacher
+from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
 from clipgs.meshes import workers
 from clipgs.splats.pictures import read_resized
 from clipgs.splats.stages import device as chosen_device
 from clipgs.stage import Progress
 from clipgs.storage import ClipgsError, canonical_json, seed_of, write_bytes, write_safetensors
-from clipgs.training.teacher import SMALL, small_files
+from clipgs.training.teacher import small_files
 from clipgs.triplets.dataset import TripletDataset
 
 log = logging.getLogger(__name__)
 
-ARCHITECTURE = Path(__file__).with_name(f"{SMALL}.json")
+ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
 _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained (Radford et al., 2021, table 19)
 _MAX_LOGIT_SCALE = math.log(100)  # the same
@@ -71,7 +71,7 @@ def teacher(config: Config, threads: int) -> None:
     torch.set_num_threads(threads)
     model, loss = train(images, texts, settings, seed_of(config.seed, "teacher"), chosen_device(config))
     about = {
-        "architecture": SMALL,
+        "architecture": SMALL_TEACHER,
         "seed": config.seed,
         "settings": settings.model_dump(mode="json"),
         "shards": sorted({dataset.shard(i) for i in range(len(dataset))}),

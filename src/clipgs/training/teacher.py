@@ -17,14 +17,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
-from clipgs.config import Config
+from clipgs.config import SMALL_TEACHER, Config
 from clipgs.splats.stages import device as chosen_device
 from clipgs.storage import ClipgsError, check
 from clipgs.training.weights import LOCAL_DIR, Opened, open_model
 
 log = logging.getLogger(__name__)
 
-SMALL = "clipgs-small"  # the model that `teacher.name: train` trains
 _CPU_BATCH = 64  # pictures; fixed, because the last bit of a sum may depend on it
 _CHARACTERS_A_TOKEN = 64  # no token of the vocabulary is longer; what is cut off would never be read
 
@@ -146,7 +145,7 @@ def load(config: Config) -> Teacher:
         name = LOCAL_DIR + str(config.output_path / "teacher")
     opened = open_model(name, settings.pretrained, precision=precision, device=device, key="teacher")
     if settings.name == "train":
-        opened = opened._replace(name=SMALL)
+        opened = opened._replace(name=SMALL_TEACHER)
     return Teacher(opened, batch=settings.batch if device == "cuda" else _CPU_BATCH)
 
 

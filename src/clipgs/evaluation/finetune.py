@@ -1,0 +1,110 @@
+"""Few-shot classification by fine-tuning: a linear probe on frozen embeddings first, then encoder and probe together.
+
+LP-FT (Kumar et al., ICLR 2022): a head that starts at random would spoil what the encoder knows before it has learnt
+anything itself, most of all from a few objects.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipgs.config import Config
+from clipgs.encoder import prepare
+from clipgs.encoder.batch_norm import BatchNorm
+from clipgs.evaluation.fewshot import Episode, Predict, probe, unit_rows
+from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
+from clipgs.training import checkpoints
+from clipgs.training.augment import augment, draw
+from clipgs.training.loop import parameter_groups, rate
+from clipgs.triplets.dataset import TripletDataset
+
+_BATCH = 32  # objects a step, as in Point-BERT's few-shot runs
+_CLIP_NORM = 5.0
+
+
+def fine_tuning(
+    config: Config,
+    run: Path,
+    uids: Sequence[str],
+    embeddings: np.ndarray,  # [n, D] of them, by the run
+) -> Predict:
+    """A classifier that fine-tunes the run's encoder anew for each episode, on augmented copies of its support.
+
+    `evaluation.few_shot_epochs` over the support at `evaluation.few_shot_lr`, under the run's layer decay, weight decay
+    and augmentation; batch norms keep the run's statistics, because an episode's are of a few objects.
+    """
+    trained = checkpoints.load(run, None if config.device == "auto" else config.device)
+    model, settings, device = trained.model, trained.config, trained.device
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = unit_rows(embeddings)
+    dataset = TripletDataset(config.output_path / "triplets")
+    place = {str(uid): i for i, uid in enumerate(dataset.uids)}
+
+    def read(rows: np.ndarray) -> Gaussians:
+        splats = []
+        for uid in (uids[row] for row in rows):
+            gaussians = ply.from_bytes(dataset.members(place[uid])[f"{uid}.ply"], uid)
+            splats.append(prepare(gaussians, settings.encoder, uid))
+        return Gaussians.stack(splats)
+
+    def embed(gaussians: Gaussians) -> Tensor:
+        half = device.type == "cuda" and settings.training.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return model(gaussians).float()
+
+    def predict(episode: Episode) -> np.ndarray:
+        model.load_state_dict(start)
+        head = _linear(probe(frozen[episode.support], episode.support_labels, episode.seed)).to(device)
+        generator = np.random.default_rng(episode.seed)
+        torch.manual_seed(episode.seed % 2**63)
+        groups = parameter_groups(model, settings.training)
+        groups.append({"params": list(head.parameters()), "factor": 1.0, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=config.evaluation.few_shot_lr)
+        splats, labels = read(episode.support), torch.from_numpy(episode.support_labels).to(device)
+        parts = -(-len(labels) // _BATCH)
+        steps = config.evaluation.few_shot_epochs * parts
+        model.train()
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.eval()
+        for step in range(steps):
+            if step % parts == 0:
+                order = np.array_split(generator.permutation(len(labels)), parts)
+            some = order[step % parts]
+            draws = torch.from_numpy(draw(settings.training.augmentation, len(some), generator)).to(device)
+            loss = F.cross_entropy(head(embed(augment(splats[some].to(device), draws))), labels[some])
+            loss.backward()
+            nn.utils.clip_grad_norm_([one for group in groups for one in group["params"]], _CLIP_NORM)
+            for group in optimizer.param_groups:
+                group["lr"] = config.evaluation.few_shot_lr * group["factor"] * rate(step, steps, parts)
+            optimizer.step()
+            optimizer.zero_grad()
+        model.eval()
+        found = []
+        with torch.no_grad():
+            for start_row in range(0, len(episode.queries), _BATCH):
+                asked = read(episode.queries[start_row : start_row + _BATCH])
+                found.append(head(embed(asked.to(device))).argmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
+
+    return predict
+
+
+def _linear(fitted: Any) -> nn.Linear:
+    """The probe, standardised features and all, as one layer on unit embeddings."""
+    scaler, classifier = fitted[0], fitted[-1]
+    weight, bias = classifier.coef_, classifier.intercept_
+    if len(weight) == 1:  # of two classes scikit-learn keeps one row
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    layer = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_))
+    return layer
