@@ -49,8 +49,8 @@ help:  ## these lines
 	fi
 	touch $@
 
-demo: .venv  ## 24 triplets from built-in objects, and where to look at them
-	@$(RUN) snakemake --cores all triplets
+demo: .venv  ## 24 triplets of built-in objects, an encoder trained on them, and a report to look at
+	@$(RUN) snakemake --cores all report
 	$(RUN) clipgs summary
 
 test: lint  ## every test, and the linters

@@ -34,13 +34,17 @@ SETTINGS = {
     "output": "disk/results",
     "cache": "disk/cache",
     "device": "cpu",
-    "catalog": {"shard_objects": 2},
+    "catalog": {"shard_objects": 3, "validation_fraction": 0.2, "test_fraction": 0.0},
     "points": {"count": 500},
     "views": {"pixels": 32, "count": 6, "held_out": 2},
     "fit": {"gaussians": 100, "steps": 10, "min_psnr": 1.0},
     "render": {"pixels": 32},
+    "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
+    "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
+    "training": {"epochs": 12, "batch": 4, "views": 2},
+    "workers": {"checkpoint_steps": 2},
 }
-COMPARED = ("triplets/*", "runs/*/metrics.jsonl")
+COMPARED = ("triplets/*", "features/*/*/*", "runs/*/metrics.jsonl", "runs/*/model.safetensors")
 DISK_MB = 64
 RUN_SECONDS = 900  # of a run that hangs
 
@@ -150,7 +154,7 @@ def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Workspace) 
 def cut_file(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -> str:
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    kinds = (".tar", ".parquet", ".npz", ".csv", ".json")
+    kinds = (".tar", ".parquet", ".npz", ".csv", ".json", ".safetensors")
     files = sorted(f for f in workspace.output.rglob("*") if f.suffix in kinds and f.stat().st_size > 1)
     files = [f for f in files if f.with_name(f.name + ".check").exists()]
     if not files:
@@ -169,9 +173,9 @@ WEIGHTS = {"kill one": 12, "kill all": 8, "fill the disk": 5, "cut a file": 5}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--disturbances", type=int, default=30)
-    parser.add_argument("--objects", type=int, default=4)
+    parser.add_argument("--objects", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", default="triplets")
+    parser.add_argument("--target", default="train")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as temporary:

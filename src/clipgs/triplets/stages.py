@@ -125,6 +125,9 @@ def summary(config: Config) -> str:
         "pictures": "contact_sheet.png",
     }
     lines += [f"{name:<10} {folder / pattern}" for name, pattern in places.items()]
+    page = config.output_path / "report" / "index.html"
+    if page.exists():
+        lines.append(f"{'report':<10} {page}")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from clipgs.storage import SIDECAR, ClipgsError, check, damage
 
 # Folders in which every file has its sidecar.
 _CHECKED = ("catalog", "meshes", "points", "views", "splats", "renders", "captions", "triplets", "features")
+_PARTLY = ("teacher", "runs", "evaluation", "ablations", "report")  # beside them curves and states that still grow
 _WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
 
 
@@ -52,3 +53,6 @@ def _files(config: Config) -> Iterator[Path]:
                 yield path
             elif not path.with_suffix("").exists():
                 yield path.with_suffix("")
+    for name in _PARTLY:
+        for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
+            yield sidecar.with_suffix("")
