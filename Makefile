@@ -37,7 +37,9 @@ help:  ## these lines
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
 	extras=captions,slurm,test; if command -v nvidia-smi > /dev/null; then extras=captions,gpu,slurm,test; fi
-	$(BIN)/uv pip install --python $(BIN)/python -c requirements.lock -e ".[$$extras]"
+	# Compiled once, and not in every job where Python may not write (PYTHONDONTWRITEBYTECODE, another user's folder).
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"
+	$(BIN)/python -m compileall -q src
 	if ! $(BIN)/python -m clipgs.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
 	    # Only what is lacking: an OpenGL that is there but does not work is the machine's owner's to upgrade.

@@ -58,6 +58,8 @@ FEEDS = {
 }
 # Another value of each kind; where none of these is valid for a key, its own.
 OTHER = {
+    "fit.preset": "fast",
+    "evaluation.pictures": ["meshes"],
     "evaluation.split": "all",
     "evaluation.per": "group",
     "evaluation.class_names": "raw",

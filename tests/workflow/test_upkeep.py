@@ -126,13 +126,13 @@ def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(
 
 def test_a_second_run_over_the_output_is_refused_with_the_holders_name(made, tmp_path):
     workspace = made.copy(tmp_path / "second")
-    (workspace.output / "captions" / "00000.parquet").unlink()
+    (workspace.output / "triplets" / "00000.tar").unlink()
     with OutputLock(workspace.output):
         done = workspace.run("triplets")
         assert done.returncode == 1
         assert f"process {os.getpid()}, since" in done.stderr
-        assert not (workspace.output / "captions" / "00000.parquet").exists()
-        assert workspace.planned() == {"caption": 1, "pack": 1, "index": 1}  # looking is free
+        assert not (workspace.output / "triplets" / "00000.tar").exists()
+        assert workspace.planned() == {"pack": 1, "index": 1}  # looking is free
     workspace.make()
 
 

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 480, 260  # of the drawing; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 42
 COLORS = 10  # classes c0 to c9
 _MARKS = 5  # on an axis, about
 
