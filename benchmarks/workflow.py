@@ -45,6 +45,14 @@ start = time.perf_counter()
 made = plan(config.read(sys.argv[1]))
 print(len(made.frozen), len(made.pending), time.perf_counter() - start)
 """
+LABEL = """
+import sys
+from clipgs import config
+from clipgs.catalog.shards import label, plan
+settings = config.read(sys.argv[1])
+for shard in plan(settings).shards:
+    label(settings, shard, 1)
+"""
 
 
 def annotation(uid: str, dice: random.Random) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
     snakemake += ["--configfile", str(config)]
     step("dry_run", [*snakemake, "-n", "triplets", "--quiet", "all"])
     results["parsing"] = parsing(folder, snakemake)
-    finish(snakemake, folder)
+    finish(snakemake, folder, config)
     said = step("no_op_run", [*snakemake, "--cores", "2", "triplets"])
     results["no_op_run"]["nothing_to_do"] = "Nothing to be done" in said
     captions = folder / "captions.yaml"
@@ -214,8 +222,10 @@ def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
     return results
 
 
-def finish(snakemake: list[str], folder: Path) -> None:
-    """Makes every file that the workflow would, empty, and lets Snakemake record them as made."""
+def finish(snakemake: list[str], folder: Path, config: Path) -> None:
+    """Makes every file that the workflow would, and lets Snakemake record them as made. Labels are those of the
+    objects, because freezing reads them; all others are empty."""
+    subprocess.run([sys.executable, "-c", LABEL, str(config)], check=True)
     said = subprocess.run([*snakemake, "--summary", "triplets"], capture_output=True, text=True, check=True).stdout
     for line in said.splitlines():
         if line.count("\t") == 5 and not line.startswith("output_file"):

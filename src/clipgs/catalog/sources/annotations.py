@@ -267,7 +267,7 @@ class AnnotatedSource:
             log.warning("%s is damaged and is made again", path)
         table = self._curated(self.read())
         with whole(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="lz4", use_dictionary=False, write_statistics=False)
         for older in path.parent.glob(f"{path.stem.split('-')[0]}-*.parquet"):
             if older != path:
                 older.unlink(missing_ok=True)  # the same settings over files that are no more
@@ -305,9 +305,12 @@ class AnnotatedSource:
     def _row_of_any(self) -> dict[str, int]:
         return {locator: row for row, locator in enumerate(self.table["locator"].to_pylist())}
 
-    def _row(self, locator: str) -> int | None:
-        row = self._row_of.get(locator)
-        return self._row_of_any.get(locator) if row is None else row  # frozen under rules that were less strict
+    def _rows(self, locators: list[str]) -> list[int | None]:
+        rows = list(map(self._row_of.get, locators))
+        for place, row in enumerate(rows) if None in rows else ():
+            if row is None:  # frozen under rules that were less strict
+                rows[place] = self._row_of_any.get(locators[place])
+        return rows
 
     def _strangers(self, locators: list[str]) -> Any:
         """Rows of frozen objects that the table does not hold, all looked up at once where `gone` asked for all."""
@@ -327,7 +330,7 @@ class AnnotatedSource:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        rows = [self._row(locator) for locator in locators]
+        rows = self._rows(locators)
         missing = [locator for locator, row in zip(locators, rows, strict=True) if row is None]
         table = self.table.select(["locator", *columns]).take(pa.array([r for r in rows if r is not None], pa.int64()))
         if missing:
@@ -355,7 +358,7 @@ class AnnotatedSource:
         return taken
 
     def gone(self, known: list[str]) -> list[str]:
-        missing = [locator for locator in known if self._row(locator) is None]
+        missing = [locator for locator, row in zip(known, self._rows(known), strict=True) if row is None]
         found = set(self._strangers(missing)["locator"].to_pylist()) if missing else set()
         return [locator for locator in missing if locator not in found]
 

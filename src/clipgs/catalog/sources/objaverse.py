@@ -33,7 +33,8 @@ LICENSES = {
     "cc0": "CC0-1.0",
 }
 _NOWHERE = "unknown"  # the folder in the locator of a listed uid that Objaverse does not have
-_PATH = r"^glbs/(?P<locator>[0-9]{3}-[0-9]{3}/(?P<uid>[A-Za-z0-9_-]{1,64}))\.glb$"
+_FOLDER = "^[0-9]{3}-[0-9]{3}$"
+_PATH = rf"^glbs/(?P<locator>{_FOLDER[1:-1]}/(?P<uid>[A-Za-z0-9_-]{{1,64}}))\.glb$"
 
 
 class ObjaverseSource(AnnotatedSource):
@@ -78,6 +79,10 @@ class ObjaverseSource(AnnotatedSource):
         chosen = set(settings.categories) or known
         return [uid for uid, category in self._lvis.items() if category in chosen]
 
+    @cached_property
+    def _wanted_locators(self) -> Any:
+        return self._locators(self._wanted)
+
     def _locators(self, wanted: list[str]) -> Any:
         """FOLDER/UID of every uid."""
         import pyarrow as pa
@@ -85,15 +90,22 @@ class ObjaverseSource(AnnotatedSource):
 
         uids = pa.array(wanted, pa.string())
         paths = pa.array([self._paths.get(uid) for uid in wanted], pa.string())
-        found = pc.extract_regex(paths, _PATH)
-        wrong = pc.and_(pc.is_valid(paths), pc.fill_null(pc.not_equal(pc.struct_field(found, "uid"), uids), True))
+        folders = pc.utf8_slice_codeunits(paths, len("glbs/"), len("glbs/") + len(_NOWHERE))
+        of_a_kind = pc.match_substring_regex(folders.unique(), _FOLDER)
+        right = pc.and_(
+            pc.and_(
+                pc.is_in(folders, value_set=folders.unique().filter(of_a_kind)),
+                pc.match_substring_regex(uids, f"^{UID_PATTERN.pattern}$"),
+            ),
+            pc.equal(paths, pc.binary_join_element_wise("glbs/", folders, "/", uids, ".glb", "")),
+        )
+        wrong = pc.and_(pc.is_valid(paths), pc.invert(pc.fill_null(right, False)))
         for uid, path in zip(uids.filter(wrong).to_pylist(), paths.filter(wrong).to_pylist(), strict=True):
             locator_of(uid, path)  # raises
-        nowhere = pc.binary_join_element_wise(pa.scalar(_NOWHERE), uids, pa.scalar("/"))
-        return pc.coalesce(pc.struct_field(found, "locator"), nowhere)
+        return pc.binary_join_element_wise(pc.fill_null(folders, _NOWHERE), uids, "/")
 
     def gather(self) -> list[Path]:
-        folders = _folders(self._locators(self._wanted))  # reads the two lists, and finds out whether they are whole
+        folders = _folders(self._wanted_locators)  # reads the two lists, and finds out whether they are whole
         files = [self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
         files += self.files.get_all([f"metadata/{folder}.json.gz" for folder in folders])
         if self.config.catalog.objaverse.hashes:
@@ -101,27 +113,29 @@ class ObjaverseSource(AnnotatedSource):
         return files
 
     def read(self) -> Any:
-        return self._objects(self._wanted)
+        return self._objects(self._wanted, self._wanted_locators)
 
     def outside(self, locators: list[str]) -> Any:
         uids = [locator.split("/")[-1] for locator in locators]
-        return self._objects([uid for uid in uids if uid in self._paths])
+        wanted = [uid for uid in uids if uid in self._paths]
+        return self._objects(wanted, self._locators(wanted))
 
-    def _objects(self, wanted: list[str]) -> Any:
+    def _objects(self, wanted: list[str], locators: Any) -> Any:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        paths, lvis, locators = self._paths, self._lvis, self._locators(wanted)
+        lvis, uids = self._lvis, pa.array(wanted, pa.string())
         annotations = self._annotations(_folders(locators))
-        places = pc.index_in(pa.array(wanted, pa.string()), value_set=annotations["uid"].combine_chunks())
+        places = pc.index_in(uids, value_set=annotations["uid"].combine_chunks())
         found = annotations.take(places)
-        notes = [None if uid in paths else f"unreadable: Objaverse has no object {uid}" for uid in wanted]
+        nowhere = pc.binary_join_element_wise("unreadable: Objaverse has no object ", uids, "")
+        category = pc.index_in(uids, value_set=pa.array(list(lvis), pa.string()))
         columns = {name: found[name] for name in found.column_names} | {
-            "uid": pa.array(wanted, pa.string()),
+            "uid": uids,
             "locator": locators,
-            "file_identifier": pa.array([page_of(uid) for uid in wanted]),
-            "note": pa.array(notes, pa.string()),
-            "category": pa.array([lvis.get(uid) for uid in wanted], pa.string()),
+            "file_identifier": pc.binary_join_element_wise(page_of(""), uids, ""),
+            "note": pc.if_else(pc.starts_with(locators, f"{_NOWHERE}/"), nowhere, pa.scalar(None, pa.string())),
+            "category": pa.array(list(lvis.values()), pa.string()).take(category),
         }
         hashes = self._hashes()
         if hashes is not None:
