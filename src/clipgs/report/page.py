@@ -234,7 +234,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, chanc
     if interval:
         notes.append(f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}")
     if chance is not None:
-        notes.append(f"chance {100 * chance:.2g}")
+        notes.append(f"chance {100 * chance:.1f}" if chance >= 0.01 else f"chance {100 * chance:.2g}")
     return f"{100 * value:.1f}" + (f"<small>{'<br>'.join(notes)}</small>" if notes else "")
 
 
