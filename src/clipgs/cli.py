@@ -283,6 +283,7 @@ def _log_to(file: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, mode="w"))
+        handlers[-1].handleError = lambda record: None  # type: ignore[method-assign]  # a full disk takes no log either
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers)
     log.setLevel(logging.INFO)
 

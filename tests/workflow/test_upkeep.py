@@ -101,6 +101,7 @@ def test_what_is_stale_and_what_failed_is_told(made, tmp_path, checkout):
     assert line_of(text, "fit") == ["fit", "1", ".", "1", ".", "."]
     assert line_of(text, "render") == ["render", ".", "2", ".", ".", "."]
     assert "fit 00001: the GPU is gone" in text
+    assert clipgs(workspace, "status", "triplets").stdout.splitlines() == text.splitlines()
 
 
 def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(made, tmp_path):

@@ -74,7 +74,10 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-_RULES = ("freeze", "label", "objects", "fetch", "sample", "view", "fit", "render", "caption", "pack", "index")
+_RULES = (
+    *("freeze", "label", "objects", "fetch", "sample", "view", "fit", "render", "caption", "pack", "index", "teacher"),
+    *("embed_images", "embed_texts", "train", "embed_shapes", "evaluate", "baselines", "ablations", "report"),
+)
 
 
 def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:
@@ -83,7 +86,7 @@ def _summary(config: Config, target: str | None, snakefile: Path | None) -> list
         yaml.safe_dump(config.model_dump(mode="json"), file)
         file.flush()
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile or find_snakefile()), "--summary"]
-        command += ["--configfile", file.name, *([target] if target else [])]
+        command += ["--configfile", file.name, "--", *([target] if target else [])]  # or it is a file too
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode:
