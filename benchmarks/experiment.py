@@ -15,14 +15,13 @@ import csv
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
-from record import CHECKOUT, SHARED, record
+from record import SHARED, make, record
 
 from clipgs.config import merge
 from clipgs.storage import read_table
@@ -86,7 +85,7 @@ def main() -> int:
     seconds = {}
     for target in ("triplets", "features", "evaluate", *(() if arguments.base else ("ablations",)), "report"):
         start = time.monotonic()
-        snakemake(work, target)
+        make(work, target)
         seconds[target] = time.monotonic() - start
         _log.info("%s: %.0f s", target, seconds[target])
     results = {**told(work / "results", settings, arguments.base), "seconds": seconds, "bar": BAR}
@@ -112,12 +111,6 @@ def write_manifest(data: Path, work: Path, count: int | None) -> dict[str, Any]:
         writer.writerow(columns)
         writer.writerows(sorted(rows)[:count])
     return {"path": str(data), "manifest": str(work / "manifest.csv")}
-
-
-def snakemake(work: Path, target: str) -> None:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile"), "--directory", str(work)]
-    subprocess.run([*command, "--cores", "all", "--rerun-incomplete", "--quiet", "rules", "host", "--", target],
-                   check=True)  # fmt: skip
 
 
 def told(output: Path, settings: dict[str, Any], base: bool) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import argparse
 import csv
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import CHECKOUT, SHARED, record
+from record import SHARED, make, record
 
 from clipgs.storage import read_table
 
@@ -90,8 +89,7 @@ def make_triplets(data: Path, count: int, settings: dict[str, Any], folder: Path
     places = {"output": str(folder / "results"), "catalog": catalog}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | places))
     start = time.monotonic()
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-    subprocess.run([*snakemake, "triplets", "--directory", str(folder), "--quiet", "rules", "host"], check=True)
+    make(folder, "triplets")
     return objects, time.monotonic() - start
 
 

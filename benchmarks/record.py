@@ -14,6 +14,20 @@ SHARED = Path(os.environ.get("CLIPGS_SHARED") or CHECKOUT.parent / "shared")
 PACKAGES = ("numpy", "numba", "torch", "gsplat", "pyrender", "trimesh")
 
 
+def make(folder: Path, target: str) -> None:
+    """Runs the workflow over the config.yaml of a folder, to a good end."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(CHECKOUT / "Snakefile"),
+        "--directory",
+        str(folder),
+    ]
+    subprocess.run([*command, "--cores", "all", "--quiet", "rules", "host", "--", target], check=True)
+
+
 def record(name: str, settings: dict[str, Any], results: dict[str, Any], file: Path | None = None) -> Path:
     """Writes `benchmarks/results/NAME.json`: command, settings, commit, machine, versions, results."""
     place = file or CHECKOUT / "benchmarks" / "results" / f"{name}.json"

@@ -10,7 +10,6 @@ Writes benchmarks/results/NAME.json. Ends with 1 where rank 1 is under the bar, 
 
 import argparse
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from record import CHECKOUT, record
+from record import make, record
 
 from clipgs.config import check
 from clipgs.cores import usable_cores
@@ -142,8 +141,7 @@ def _ranks(images: np.ndarray, texts: np.ndarray, names: np.ndarray) -> tuple[np
 
 def _built_in(folder: Path) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump({**BUILT_IN, "output": "made", "cache": "cache"}))
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-    subprocess.run([*snakemake, "triplets", "--directory", str(folder), "--quiet", "rules", "host"], check=True)
+    make(folder, "triplets")
     return folder / "made" / "triplets"
 
 

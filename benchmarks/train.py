@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import CHECKOUT, record
+from record import make, record
 from teacher import BUILT_IN
 
 from clipgs.config import merge
@@ -62,11 +61,11 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         run = {"run": f"seed{seed}", "seed": seed}
         places = {"output": "made", "cache": "cache", "training": run}
         (folder / "config.yaml").write_text(yaml.safe_dump(merge(settings, places)))
-        _snakemake(folder, "features")
+        make(folder, "features")
         start = time.monotonic()
-        _snakemake(folder, "train")
+        make(folder, "train")
         seconds = time.monotonic() - start
-        _snakemake(folder, "evaluate")
+        make(folder, "evaluate")
         rows.append({"seed": seed, "train_seconds": seconds, **_told(folder / "made" / "evaluation" / run["run"])})
         _log.info("%s", rows[-1])
     means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0] if key != "seed"}
@@ -96,19 +95,6 @@ def _told(folder: Path) -> dict[str, float]:
         "teachers_zero_shot": zero["rows"][1]["top1"],
         "gallery": retrieval["gallery"]["objects"],
     }
-
-
-def _snakemake(folder: Path, target: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(CHECKOUT / "Snakefile"),
-        "--directory",
-        str(folder),
-    ]
-    subprocess.run([*command, "--cores", "all", "--quiet", "rules", "host", "--", target], check=True)
 
 
 if __name__ == "__main__":
