@@ -14,7 +14,7 @@ from clipgs.encoder.transformer import SIZES
 from clipgs.evaluation import ablations as ablations_module
 from clipgs.evaluation.ablations import ablations, points_output
 from clipgs.evaluation.baselines import baselines
-from clipgs.evaluation.stages import embed_shapes, evaluate, read_embeddings, run_folder
+from clipgs.evaluation.stages import embed_shapes, evaluate, lvis_shapes, read_embeddings, run_folder
 from clipgs.report.search import search
 from clipgs.storage import ClipgsError, TarWriter, UsageError, read_table, write_arrays
 from clipgs.training.loop import train
@@ -159,6 +159,15 @@ def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(trained, tmp_
         tar.unlink()
     evaluate(trained)
     assert read(trained, "retrieval")["rows"] == before
+
+
+def test_every_table_says_whether_lvis_shapes_were_trained_on():
+    def told(**catalog):
+        return lvis_shapes(configuration.check({"catalog": catalog}))
+
+    assert told(source="objaverse") == {"lvis_shapes": "never trained on"}
+    assert told(source="objaverse_xl", objaverse={"lvis": "train"}) == {"lvis_shapes": "may be trained on"}
+    assert told(source="procedural") == {}
 
 
 def test_another_teacher_is_refused(trained, monkeypatch):

@@ -40,6 +40,7 @@ def evaluated(output):
     about = {
         "protocol": NASTY,
         "teacher": f"clipgs-small ({NASTY})",
+        "lvis_shapes": NASTY,
         "seed": 0,
         "gallery": {"sha256": 64 * "a", "objects": 3, "captions": 3, "split": "test"},
     }

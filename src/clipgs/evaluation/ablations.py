@@ -24,6 +24,7 @@ from clipgs.evaluation.stages import (
     embed,
     evaluate,
     index_rows,
+    lvis_shapes,
     read_embeddings,
     read_features,
     run_folder,
@@ -111,6 +112,7 @@ def ablations(config: Config) -> None:
         "protocol": "Every row and seed trained and evaluated alike. Differences are paired: the same queries, the "
         f"same seeds, in {PAIRED}; intervals 95 %, resampled over groups of one shape.",
         "gallery": made.about(),
+        **lvis_shapes(config),
         "seed": config.evaluation.seed,
         "seeds": list(seeds),
         "start": _told_start(config),

@@ -18,7 +18,15 @@ from clipgs.config import Config
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
-from clipgs.evaluation.stages import Embeddings, class_names, index_rows, run_folder, said, write_json
+from clipgs.evaluation.stages import (
+    Embeddings,
+    class_names,
+    index_rows,
+    lvis_shapes,
+    run_folder,
+    said,
+    write_json,
+)
 from clipgs.evaluation.zeroshot import zero_shot
 from clipgs.stage import Progress, path
 from clipgs.storage import check, sha256_of
@@ -103,6 +111,7 @@ def baselines(config: Config) -> None:
     table = {
         "protocol": "Each model in its own teacher's space, fed as its own code feeds it; see docs/protocols.md.",
         "gallery": made.about(),
+        **lvis_shapes(config),
         "seed": config.evaluation.seed,
         "rows": [*found, *PUBLISHED],
     }

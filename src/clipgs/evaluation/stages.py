@@ -130,7 +130,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     texts, seen = read_features(config, rows, embeddings.metadata)
     made = gallery(rows, settings, seen.views)
     write_json(folder / "gallery.json", made.manifest())
-    about = {"run": config.training.run, **embeddings.metadata}
+    about = {"run": config.training.run, **embeddings.metadata, **lvis_shapes(config)}
     shapes = embeddings.of(made.uids)
     own = {row["uid"]: i for i, row in enumerate(rows)}
     places = [own[uid] for uid in made.uids]
@@ -221,6 +221,13 @@ def embed_pictures(
     progress.close()
     stacked = [np.stack([values[uid] for uid in made.uids]) for values in (one, mean)]
     return Pictures(what, *stacked, config.views.count)
+
+
+def lvis_shapes(config: Config) -> dict[str, str]:
+    """What every table over a source with LVIS shapes says of them."""
+    if config.catalog.source not in ("objaverse", "objaverse_xl"):
+        return {}
+    return {"lvis_shapes": "never trained on" if config.catalog.objaverse.lvis == "test" else "may be trained on"}
 
 
 def index_rows(config: Config) -> list[dict[str, Any]]:

@@ -417,6 +417,8 @@ def _protocol(found: Mapping[str, Any]) -> str:
     parts = [f"gallery {gallery['sha256'][:12]}"] if gallery.get("sha256") else []
     parts += [f"{gallery['objects']:,} objects of {escape(str(gallery['split']))}"] if gallery.get("objects") else []
     parts += [f"{gallery['captions']:,} distinct captions"] if gallery.get("captions") else []
+    if "lvis_shapes" in found:
+        parts.append(f"LVIS shapes {escape(found['lvis_shapes'])}")
     if "seed" in found:
         parts.append(f"seed {found['seed']}")
     return f'<p class="faint">{", ".join(parts)}. {escape(found.get("protocol", ""))}</p>'
