@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from record import CHECKOUT, record
+from record import record, snakemake
 
 _log = logging.getLogger(__name__)
 SETTINGS = {
@@ -60,8 +60,7 @@ class Workspace:
         (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-        command += ["--directory", str(self.folder), "--cores", "2", self.target, *arguments]
+        command = [*snakemake(self.folder), "--cores", "2", self.target, *arguments]
         log = open(self.folder / "run.log", "ab")  # noqa: SIM115 (the child's)
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

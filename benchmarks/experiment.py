@@ -101,7 +101,7 @@ def write_manifest(data: Path, work: Path, count: int | None) -> dict[str, Any]:
     for folder in ("labelled", "core"):
         with open(data / folder / "manifest.csv", newline="") as file:
             for row in csv.DictReader(file):
-                text = row.get("caption") or f"{row['name']}"
+                text = row.get("caption") or row["name"]
                 rows.append(
                     (row["uid"], f"{folder}/{row['file']}", row["category"], text, row["licence"], row["credit"],
                      row["geom_id"] or row["uid"])

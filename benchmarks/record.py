@@ -14,18 +14,15 @@ SHARED = Path(os.environ.get("CLIPGS_SHARED") or CHECKOUT.parent / "shared")
 PACKAGES = ("numpy", "numba", "torch", "gsplat", "pyrender", "trimesh")
 
 
+def snakemake(folder: Path) -> list[str]:
+    """The command that runs the workflow in a folder, without its target."""
+    snakefile = str(CHECKOUT / "Snakefile")
+    return [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(folder)]
+
+
 def make(folder: Path, target: str) -> None:
     """Runs the workflow over the config.yaml of a folder, to a good end."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(CHECKOUT / "Snakefile"),
-        "--directory",
-        str(folder),
-    ]
-    subprocess.run([*command, "--cores", "all", "--quiet", "rules", "host", "--", target], check=True)
+    subprocess.run([*snakemake(folder), "--cores", "all", "--quiet", "rules", "host", "--", target], check=True)
 
 
 def record(name: str, settings: dict[str, Any], results: dict[str, Any], file: Path | None = None) -> Path:

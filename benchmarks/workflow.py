@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import CHECKOUT, record
+from record import record, snakemake
 
 _log = logging.getLogger(__name__)
 PER_FILE = 5_000
@@ -183,31 +183,22 @@ def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
     planned("plan_after_freezing")
     frozen, none = planned("unchanged_plan")
     before = digests(folder / "results" / "catalog" / "shards")
-    snakemake = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(CHECKOUT / "Snakefile"),
-        "--directory",
-        str(folder),
-    ]
-    snakemake += ["--configfile", str(config)]
-    step("dry_run", [*snakemake, "-n", "triplets", "--quiet", "all"])
-    results["parsing"] = parsing(folder, snakemake)
-    finish(snakemake, folder, config)
-    said = step("no_op_run", [*snakemake, "--cores", "2", "triplets"])
+    workflow = [*snakemake(folder), "--configfile", str(config)]
+    step("dry_run", [*workflow, "-n", "triplets", "--quiet", "all"])
+    results["parsing"] = parsing(folder, workflow)
+    finish(workflow, folder, config)
+    said = step("no_op_run", [*workflow, "--cores", "2", "triplets"])
     results["no_op_run"]["nothing_to_do"] = "Nothing to be done" in said
     captions = folder / "captions.yaml"
     captions.write_text(json.dumps({"caption": {"max_characters": 200}}))
-    said = step("changed_caption_plan", [*snakemake, str(captions), "-n", "triplets", "--quiet", "rules"])
+    said = step("changed_caption_plan", [*workflow, str(captions), "-n", "triplets", "--quiet", "rules"])
     results["changed_caption_plan"]["jobs"] = jobs(said)
     write_annotations(root, objects, objects + appended)
     _, new = planned("appended_plan")
     freeze("freeze_appended", frozen, new)
     after = digests(folder / "results" / "catalog" / "shards")
     unchanged = {name: after[name] for name in before} == before
-    said = step("appended_dry_run", [*snakemake, "-n", "triplets", "--quiet", "rules"])
+    said = step("appended_dry_run", [*workflow, "-n", "triplets", "--quiet", "rules"])
     results["appended_dry_run"]["jobs"] = jobs(said)
     as_planned = {
         "changed_caption_plan": {"caption": frozen, "pack": frozen, "index": 1},
@@ -221,17 +212,17 @@ def run(folder: Path, objects: int, appended: int) -> dict[str, Any]:
     return results
 
 
-def finish(snakemake: list[str], folder: Path, config: Path) -> None:
+def finish(workflow: list[str], folder: Path, config: Path) -> None:
     """Makes every file that the workflow would, and lets Snakemake record them as made. Labels are those of the
     objects, because freezing reads them; all others are empty."""
     subprocess.run([sys.executable, "-c", LABEL, str(config)], check=True)
-    said = subprocess.run([*snakemake, "--summary", "triplets"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([*workflow, "--summary", "triplets"], capture_output=True, text=True, check=True).stdout
     for line in said.splitlines():
         if line.count("\t") == 5 and not line.startswith("output_file"):
             file = folder / line.split("\t")[0]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-    subprocess.run([*snakemake, "--touch", "--forceall", "triplets"], capture_output=True, check=True)
+    subprocess.run([*workflow, "--touch", "--forceall", "triplets"], capture_output=True, check=True)
 
 
 def jobs(said: str) -> dict[str, int]:
@@ -240,16 +231,16 @@ def jobs(said: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in found if rule not in ("total", "triplets")}
 
 
-def parsing(folder: Path, snakemake: list[str]) -> dict[str, float]:
+def parsing(folder: Path, workflow: list[str]) -> dict[str, float]:
     """Seconds to list the rules of the workflow, over those of an empty one: the least of nine times each, by turns."""
     empty = folder / "Empty"
     empty.write_text("rule nothing:\n    shell: ''\n")
     small = folder / "small.yaml"
     small.write_text(json.dumps({"output": str(folder / "small"), "catalog": {"source": "procedural"}}))
 
-    at = snakemake.index("--snakefile") + 1
-    nothing = [*snakemake[:at], str(empty), *snakemake[at + 1 :], "--list-rules"]
-    whole = [*snakemake, str(small), "--list-rules"]
+    at = workflow.index("--snakefile") + 1
+    nothing = [*workflow[:at], str(empty), *workflow[at + 1 :], "--list-rules"]
+    whole = [*workflow, str(small), "--list-rules"]
     turns = [[measured(command, folder)["seconds"] for command in (whole, nothing)] for _ in range(9)]
     ours, empties = map(min, zip(*turns, strict=True))
     return {"seconds": ours, "seconds_over_an_empty_snakefile": round(ours - empties, 2)}

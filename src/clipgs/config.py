@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from clipgs.storage import UsageError, canonical_json
 
 WHERE_PATTERN = r"^\s*(\S.*?)\s*(<=|>=|!=|=|<|>|\sin\s)\s*(.+?)\s*$"  # a rule of catalog.curation.where
+PICTURES = {"splats": "renders", "meshes": "views"}  # what is pictured, as keys name it, and the pictures' folder
 SMALL_TEACHER = "clipgs-small"  # what the model that `teacher.name: train` trains is called
 
 

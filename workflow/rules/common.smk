@@ -129,7 +129,7 @@ SMALL_TEACHER = [
     out("teacher/open_clip_model.safetensors"),
 ]
 TEACHER = SMALL_TEACHER if CONFIG.teacher.name == "train" else CONFIG.teacher.files
-PICTURES = {"splats": "renders", "meshes": "views"}[CONFIG.teacher.images]
+PICTURES = settings.PICTURES[CONFIG.teacher.images]
 
 
 def pictures():
@@ -139,14 +139,10 @@ def pictures():
 
 def asked_pictures():
     """The pictures that an evaluation asks with and the teacher has not seen, of every shard, where they are kept."""
-    folders = {
-        folder
-        for what, folder in (("splats", "renders"), ("meshes", "views"))
-        if what in CONFIG.evaluation.pictures and folder != PICTURES
-    }
+    folders = {settings.PICTURES[what] for what in CONFIG.evaluation.pictures}
     return [
         out(f"{folder}/{shard}.tar")
-        for folder in sorted(folders - set(CONFIG.temporary))
+        for folder in sorted(folders - {PICTURES, *CONFIG.temporary})
         for shard in PLAN.shards
     ]
 

@@ -248,14 +248,13 @@ def _splats(
     config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Positions and colours of each object's Gaussians, in farthest-point order."""
-    from clipgs.splats import ply
     from clipgs.triplets.dataset import TripletDataset
 
     del rows
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     for uid in uids:
-        gaussians = ply.from_bytes(dataset.members(place[uid])[f"{uid}.ply"], uid)
+        gaussians = dataset.gaussians(place[uid])
         yield gaussians.means, gaussians.colors
 
 

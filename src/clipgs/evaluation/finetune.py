@@ -17,7 +17,6 @@ from clipgs.config import Config
 from clipgs.encoder import prepare
 from clipgs.encoder.batch_norm import BatchNorm
 from clipgs.evaluation.fewshot import Episode, Predict, probe, unit_rows
-from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
 from clipgs.training import checkpoints
 from clipgs.training.augment import augment, draw
@@ -25,7 +24,6 @@ from clipgs.training.loop import parameter_groups, rate
 from clipgs.triplets.dataset import TripletDataset
 
 _BATCH = 32  # objects a step, as in Point-BERT's few-shot runs
-_CLIP_NORM = 5.0
 
 
 def fine_tuning(
@@ -47,11 +45,8 @@ def fine_tuning(
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
 
     def read(rows: np.ndarray) -> Gaussians:
-        splats = []
-        for uid in (uids[row] for row in rows):
-            gaussians = ply.from_bytes(dataset.members(place[uid])[f"{uid}.ply"], uid)
-            splats.append(prepare(gaussians, settings.encoder, uid))
-        return Gaussians.stack(splats)
+        some = [uids[row] for row in rows]
+        return Gaussians.stack([prepare(dataset.gaussians(place[uid]), settings.encoder, uid) for uid in some])
 
     def embed(gaussians: Gaussians) -> Tensor:
         half = device.type == "cuda" and settings.training.precision == "bf16"
@@ -80,7 +75,7 @@ def fine_tuning(
             draws = torch.from_numpy(draw(settings.training.augmentation, len(some), generator)).to(device)
             loss = F.cross_entropy(head(embed(augment(splats[some].to(device), draws))), labels[some])
             loss.backward()
-            nn.utils.clip_grad_norm_([one for group in groups for one in group["params"]], _CLIP_NORM)
+            nn.utils.clip_grad_norm_([one for group in groups for one in group["params"]], settings.training.clip_norm)
             for group in optimizer.param_groups:
                 group["lr"] = config.evaluation.few_shot_lr * group["factor"] * rate(step, steps, parts)
             optimizer.step()

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipgs.config import Config
+from clipgs.config import PICTURES, Config
 from clipgs.cores import usable_cores
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import Gallery, gallery, seeded_view
@@ -70,7 +70,6 @@ def embed_shapes(config: Config) -> None:
 
 def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = None) -> Embeddings:
     """The splats of a folder of triplets through the encoder of a run, which is `encoder`, if it is loaded already."""
-    from clipgs.splats import ply
     from clipgs.storage import sha256_of
     from clipgs.training import checkpoints
     from clipgs.triplets.dataset import TripletDataset
@@ -83,9 +82,7 @@ def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = Non
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(dataset), _AT_ONCE):
             some = range(start, min(start + _AT_ONCE, len(dataset)))
-            names = [f"{dataset.uids[i]}.ply" for i in some]
-            splats = [ply.from_bytes(dataset.members(i)[name], name) for i, name in zip(some, names, strict=True)]
-            yield encoder.encode(splats).float().numpy()
+            yield encoder.encode([dataset.gaussians(i) for i in some]).float().numpy()
             for _ in some:
                 progress.step()
 
@@ -136,7 +133,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     places = [own[uid] for uid in made.uids]
     shown = [seen._replace(one=seen.one[places], mean=seen.mean[places])]
     shards = {uid: rows[own[uid]]["shard"] for uid in made.uids}
-    others = [what for what in settings.pictures if what != seen.what and _kept(config, what, shards)]
+    others = [what for what in settings.pictures if what != seen.what and _kept(config, what, shards.values())]
     names = class_names(config, rows)
     named = bool(names) and any(row["category"] in names for row in made.objects)
     if others or named:
@@ -176,15 +173,13 @@ def evaluate(config: Config, threads: int | None = None) -> None:
                  row["gallery"], 100 * row["chance"]["R@1"])  # fmt: skip
 
 
-def _pictures_of(config: Config, what: str, shards: Mapping[str, str]) -> dict[str, Path]:
-    """The tar with each object's pictures of the splats or of the meshes."""
-    from clipgs.training.features import FOLDERS
-
-    return {uid: path(config, FOLDERS[what], shard, ".tar") for uid, shard in shards.items()}
+def _pictures_of(config: Config, what: str, shards: Iterable[str]) -> dict[str, Path]:
+    """The tar with each shard's pictures of the splats or of the meshes."""
+    return {shard: path(config, PICTURES[what], shard, ".tar") for shard in sorted(set(shards))}
 
 
-def _kept(config: Config, what: str, shards: Mapping[str, str]) -> bool:
-    lost = sorted({str(tar) for tar in _pictures_of(config, what, shards).values() if not tar.exists()})
+def _kept(config: Config, what: str, shards: Iterable[str]) -> bool:
+    lost = [tar for tar in _pictures_of(config, what, shards).values() if not tar.exists()]
     if lost:
         log.info("evaluate: not asked with pictures of the %s: %s is not kept", what, lost[0])
     return not lost
@@ -204,17 +199,17 @@ def embed_pictures(
     from clipgs.training import features
 
     embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
-    tars = _pictures_of(config, what, shards)
-    for tar in sorted(set(tars.values())):
+    members = {}
+    for shard, tar in _pictures_of(config, what, shards.values()).items():
         check(tar)
-    members = {tar: tar_objects(tar) for tar in set(tars.values())}
-    tasks = [Task(uid, "", features.shown(members[tars[uid]][uid], config)) for uid in made.uids]
+        members[shard] = tar_objects(tar)
+    tasks = [Task(uid, "", features.shown(members[shards[uid]][uid], config)) for uid in made.uids]
     progress = Progress(f"pictures of the {what}", len(tasks))
     view = {row["uid"]: row["view"] for row in made.objects}
     one, mean = {}, {}
     for task, result in embed(teacher, tasks, threads=threads, config=config):
         if isinstance(result, str):
-            raise ClipgsError(f"{tars[task.uid]}: the pictures of {task.uid} cannot be read: {result}")
+            raise ClipgsError(f"{task.payload.path}: the pictures of {task.uid} cannot be read: {result}")
         images = np.frombuffer(result[1][0][1], np.float16).reshape(config.views.count, -1).astype(np.float32)
         one[task.uid], mean[task.uid] = images[view[task.uid]], images.mean(axis=0)
         progress.step()

@@ -296,7 +296,6 @@ class TrainedEncoder:
             triplets: the dataset to search, `triplets/` of an output; default: the one that the run lies beside. Its
                 objects are encoded at the first search.
         """
-        from clipgs.splats import ply
         from clipgs.triplets.dataset import TripletDataset
 
         if self._gallery is None or triplets is not None:
@@ -304,8 +303,7 @@ class TrainedEncoder:
             shapes = []
             for start in range(0, len(dataset), _ENCODE_BATCH):
                 some = range(start, min(start + _ENCODE_BATCH, len(dataset)))
-                names = [f"{dataset.uids[i]}.ply" for i in some]
-                shapes.append(self.encode([ply.from_bytes(dataset.members(i)[n], n) for i, n in zip(some, names)]))  # noqa: B905
+                shapes.append(self.encode([dataset.gaussians(i) for i in some]))
             self._gallery = (dataset.uids.tolist(), torch.cat(shapes))
         uids, shapes = self._gallery
         cosines, order = (shapes @ self.encode_text([text])[0]).sort(descending=True, stable=True)

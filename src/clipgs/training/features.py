@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clipgs.config import Config
+from clipgs.config import PICTURES, Config
 from clipgs.meshes import workers
 from clipgs.splats.pictures import read_all
 from clipgs.stage import Files, Row, Task, good, over_objects, path, table
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, str]
 Results = Iterator[tuple[Task, tuple[Row, Files] | str]]
-FOLDERS = {"splats": "renders", "meshes": "views"}  # what `teacher.images` names, and where it lies
 _SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # of one teacher's features, in every file
 
 
@@ -53,7 +52,7 @@ def embed_images(config: Config, shard: str, threads: int) -> None:
     Writes `features/TEACHER/images/S.safetensors`: `images` [n, V, D] float16 of unit length, rows by uid, of every
     object that has its pictures. On a CPU an object's row depends on nothing but its pictures and the teacher.
     """
-    folder = FOLDERS[config.teacher.images]
+    folder = PICTURES[config.teacher.images]
     pictures = path(config, folder, shard, ".tar")
     check(pictures)
     members = tar_objects(pictures)

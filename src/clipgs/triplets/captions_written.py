@@ -14,7 +14,7 @@ import torch
 from open_clip import coca_model
 from torch import Tensor
 
-from clipgs.config import Config
+from clipgs.config import PICTURES, Config
 from clipgs.splats.pictures import read_all
 from clipgs.splats.stages import device as chosen_device
 from clipgs.stage import Files, Row, Task, good, over_objects, path, table
@@ -44,7 +44,7 @@ def look(config: Config, shard: str) -> Look:
     """Writes captions of a shard's objects from their pictures, in one thread of the processor or on the GPU."""
 
     def look_at(uids: Sequence[str]) -> list[Row]:
-        folder = features.FOLDERS[config.teacher.images]
+        folder = PICTURES[config.teacher.images]
         pictures = path(config, folder, shard, ".tar")
         check(pictures)
         members = tar_objects(pictures)

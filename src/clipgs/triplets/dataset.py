@@ -5,13 +5,16 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipgs.splats.pictures import from_image
 from clipgs.storage import ClipgsError
 from clipgs.triplets.pack import digest
+
+if TYPE_CHECKING:
+    from clipgs.splats.gaussians import Gaussians
 
 Item = dict[str, Any]
 
@@ -105,6 +108,13 @@ class TripletDataset:
                 f"from another run; make them again: snakemake --force {tar} {self.path / 'index.parquet'}"
             )
         return dict(members)
+
+    def gaussians(self, i: int) -> "Gaussians":
+        """The splat of one object, without its pictures."""
+        from clipgs.splats import ply
+
+        name = f"{self.uids[i]}.ply"
+        return ply.from_bytes(self.members(i)[name], name)
 
     def __getitem__(self, i: int) -> Item:
         import torch
