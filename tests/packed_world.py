@@ -43,10 +43,13 @@ def save_model(folder, architecture=TINY, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = open_clip.CoCa(**architecture) if "multimodal_cfg" in architecture else open_clip.CLIP(**architecture)
+        writes = "multimodal_cfg" in architecture
+        model = open_clip.CoCa(**architecture) if writes else open_clip.CLIP(**architecture)
+        if writes:  # open_clip leaves what makes words of its output as the memory was
+            torch.nn.init.normal_(model.text_decoder.text_projection, std=architecture["text_cfg"]["width"] ** -0.5)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_safetensors(folder / "open_clip_model.safetensors", weights, {})
-    described = {**architecture, "custom_text": True} if "multimodal_cfg" in architecture else architecture
+    described = {**architecture, "custom_text": True} if writes else architecture
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {}}))
     return folder
 
