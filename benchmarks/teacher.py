@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     seconds = time.monotonic() - start
     frozen = teacher.load(config)
     dataset = TripletDataset(triplets, "test")
-    pictures, captions = read_pictures(dataset, range(len(dataset)), frozen.pixels, arguments.threads)
+    pictures, captions, _ = read_pictures(dataset, range(len(dataset)), frozen.pixels, arguments.threads)
     images = torch.stack([frozen.encode_images(views) for views in pictures])  # [n, V, D]
     texts = frozen.encode_texts(captions)  # [n, D]
     results = {

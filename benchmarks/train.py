@@ -28,9 +28,9 @@ SETTINGS: dict[str, Any] = merge(
     BUILT_IN,
     {
         "catalog": {"validation_fraction": 0.1},
-        "teacher": {"name": "train", "small": {"steps": 200, "batch": 64}},
+        "teacher": {"name": "train", "small": {"steps": 400, "batch": 64}},
         "encoder": {"size": "tiny", "gaussians": 1024, "groups": 64, "group_size": 16, "refinement_width": 64},
-        "training": {"epochs": 40, "batch": 42, "micro_batch": 64, "lr": 1e-3, "validate_epochs": 4},
+        "training": {"epochs": 30, "batch": 42, "micro_batch": 64, "lr": 1e-3, "validate_epochs": 4},
         "evaluation": {"few_shot": [], "pictures": ["splats"]},
     },
 )

@@ -381,7 +381,15 @@ class SmallTeacher(Section):
     """The small model of `name: train`: about 64 px and 12 M parameters, trained on the training split's renders."""
 
     steps: int = _key(2_000, "steps", "of AdamW", assumed=True, ge=1, le=1_000_000)
-    batch: int = _key(256, "objects", "a step, no two of one caption", assumed=True, ge=2, le=65_536)
+    batch: int = _key(256, "objects", "a step, no two of one text", assumed=True, ge=2, le=65_536)
+    category_steps: float = _key(
+        0.5,
+        "fraction",
+        "of the steps that show objects with their category instead of the caption",
+        assumed=True,
+        ge=0,
+        le=1,
+    )
     learning_rate: float = _key(1e-3, "a step", "the highest; it rises, then falls along a cosine", assumed=True, gt=0)
     weight_decay: float = _key(0.1, "a step", "of weights, not of biases and norms", assumed=True, ge=0)
     max_objects: int = _key(

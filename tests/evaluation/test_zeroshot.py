@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from clipgs.evaluation.prompts import TEMPLATES, class_embeddings, spoken, templates
+from clipgs.evaluation.prompts import TEMPLATES, class_embeddings, templates
 from clipgs.evaluation.zeroshot import zero_shot
 from clipgs.storage import UsageError
+from clipgs.triplets.captions import spoken
 
 
 def data(rng, objects=200, classes=9, dim=16):

@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_dataset import SHAPE, make, make_shard, settings, unit, write_features
+from small_dataset import DIM, KINDS, SHAPE, make, make_shard, settings, splat, unit, write_features
 from torch import nn
 from two_processes import SHARDS, gradients
 
+import clipgs.encoder
 from clipgs.config import Training
 from clipgs.encoder import ClipGS
 from clipgs.storage import ClipgsError, check
@@ -198,7 +200,7 @@ def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
 # --- a run ---
 
 
-def test_a_run_learns_and_leaves_what_it_says(tmp_path):
+def test_a_run_learns_and_leaves_what_it_says(tmp_path, monkeypatch):
     config = settings(tmp_path, training={"epochs": 30})
     make(config)
     one = trainer(config)
@@ -220,6 +222,11 @@ def test_a_run_learns_and_leaves_what_it_says(tmp_path):
     assert all(line["samples_per_second"] > 1 for line in lines(config, "speed.jsonl"))
     assert list((one.folder / "tensorboard").iterdir())
     assert len(list((one.folder / "state").iterdir())) == 2  # the last state, and the best model
+    monkeypatch.setattr(clipgs.encoder, "ClipGS", partial(ClipGS, shape=SHAPE))  # smaller than any size
+    unseen = [splat(kind, seed) for kind in range(KINDS) for seed in range(900, 908)]
+    shapes = clipgs.load(one.folder, "cpu").encode(unseen)
+    known = (shapes @ unit(KINDS, DIM, seed=0).T).argmax(1) == torch.arange(KINDS).repeat_interleave(8)
+    assert known.float().mean() > 0.7  # chance is a quarter
 
 
 def test_the_test_split_is_never_looked_at(tmp_path):

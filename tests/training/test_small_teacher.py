@@ -33,7 +33,7 @@ def test_it_is_as_small_as_it_says():
 def test_it_learns_what_it_is_shown():
     images = torch.from_numpy(np.stack([solid(colour) for colour in COLOURS.values()]))
     texts = [f"a {name} ball" for name in COLOURS]
-    model, loss = small_teacher.train(images, texts, settings(steps=40), 0, "cpu")
+    model, loss = small_teacher.train(images, texts, [None] * 4, settings(steps=40), 0, "cpu")
     tokens = open_clip.SimpleTokenizer(context_length=48)(texts)
     mean, std = (torch.tensor(value).view(3, 1, 1) * 255 for value in
                  (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))  # fmt: skip
@@ -56,17 +56,41 @@ def test_no_batch_holds_a_caption_twice_and_all_come(monkeypatch):
         return own(model, text, normalize)
 
     monkeypatch.setattr(open_clip.CLIP, "encode_text", watched)
-    small_teacher.train(torch.zeros(8, 2, 64, 64, 3, dtype=torch.uint8), texts, settings(steps=12, batch=3), 0, "cpu")
+    images = torch.zeros(8, 2, 64, 64, 3, dtype=torch.uint8)
+    small_teacher.train(images, texts, [None] * 8, settings(steps=12, batch=3), 0, "cpu")
     assert all(len(batch) == len({tuple(row) for row in batch}) == 3 for batch in batches)
     counts = [sum(row.tolist() in batch for batch in batches) for row in tokens[[0, 5, 6, 7]]]
     assert all(counts)
     assert counts[0] == max(counts)  # five objects have it
 
 
+def test_some_steps_show_the_category(monkeypatch):
+    """Then no two objects of one category, and none without one."""
+    read = []
+    own = open_clip.CLIP.encode_text
+
+    def watched(model, text, normalize=False):
+        read.append({open_clip.decode(row).split("<end_of_text>")[0][len("<start_of_text>") :].strip() for row in text})
+        return own(model, text, normalize)
+
+    monkeypatch.setattr(open_clip.CLIP, "encode_text", watched)
+    captions, categories = ["one", "two", "three", "four"], ["mug", "teddy_bear", "mug", None]
+    images = torch.zeros(4, 2, 64, 64, 3, dtype=torch.uint8)
+    for share, least in ((0.0, 0), (0.5, 1), (1.0, 8)):
+        read.clear()
+        small_teacher.train(images, captions, categories, settings(steps=8, category_steps=share), 0, "cpu")
+        shown = [texts for texts in read if not texts & set(captions)]
+        assert least <= len(shown) <= 16 * share
+        assert all(len(texts) == 2 and sum("teddy bear" in text for text in texts) == 1 for texts in shown)
+        assert all(texts == set(captions) for texts in read if texts not in shown)
+    assert len(set.union(*shown)) == 6  # said in three ways each
+
+
 def test_the_same_seed_gives_the_same_weights():
     images = torch.from_numpy(np.stack([solid(colour, 2) for colour in COLOURS.values()]))
     before = torch.random.get_rng_state()
-    states = [small_teacher.train(images, list(COLOURS), settings(), seed, "cpu")[0].state_dict() for seed in (1, 1, 2)]
+    said = (list(COLOURS), [None, "mug", "tree", "mug"])
+    states = [small_teacher.train(images, *said, settings(), seed, "cpu")[0].state_dict() for seed in (1, 1, 2)]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["text_projection"], states[2]["text_projection"])
@@ -143,5 +167,6 @@ def test_pictures_that_cannot_be_read_are_named(taught):
 @pytest.mark.gpu
 def test_it_learns_on_a_gpu():
     images = torch.from_numpy(np.stack([solid(colour) for colour in COLOURS.values()]))
-    _, loss = small_teacher.train(images, [f"a {name} ball" for name in COLOURS], settings(steps=60), 0, "cuda")
+    captions = [f"a {name} ball" for name in COLOURS]
+    _, loss = small_teacher.train(images, captions, [None] * 4, settings(steps=60), 0, "cuda")
     assert loss < np.log(4) / 2

@@ -56,11 +56,6 @@ def templates(path: Path | str | None) -> tuple[str, ...]:
     return found
 
 
-def spoken(name: str) -> str:
-    """A class's name as it is said: LVIS writes `teddy_bear` and `ice_(frozen_water)`."""
-    return " ".join(name.replace("_", " ").split())
-
-
 def class_embeddings(names: Sequence[str], prompts: Sequence[str], encode: Encode) -> np.ndarray:
     """[C, D] float32 unit length: of each name the mean of its prompts' unit embeddings.
 

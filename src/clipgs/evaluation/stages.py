@@ -12,7 +12,7 @@ from clipgs.config import PICTURES, Config
 from clipgs.cores import usable_cores
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import Gallery, gallery, seeded_view
-from clipgs.evaluation.prompts import class_embeddings, spoken, templates
+from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
 from clipgs.stage import Progress, Task, path
 from clipgs.storage import (
@@ -24,6 +24,7 @@ from clipgs.storage import (
     write_bytes,
     write_safetensors,
 )
+from clipgs.triplets.captions import spoken
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -241,7 +242,7 @@ class TrainedEncoder:
             self.model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ClipgsError(f"{run / MODEL} does not fit {run / CONFIG}: {first}") from None
+            raise ClipgsError(f"{run / MODEL} does not fit {run / CONFIG}: {shorten(first, 200)}") from None
         self.model.to(self.device).eval()
         self._teacher: Any = None
         self._gallery: tuple[list[str], Tensor] | None = None

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import open_clip
@@ -27,6 +28,7 @@ from clipgs.splats.stages import device as chosen_device
 from clipgs.stage import Progress
 from clipgs.storage import ClipgsError, canonical_json, seed_of, write_bytes, write_safetensors
 from clipgs.training.teacher import small_files
+from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
 _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained (Radford et al., 2021, table 19)
 _MAX_LOGIT_SCALE = math.log(100)  # the same
+_SAID = ("{}", "a {}", "a 3D model of a {}")  # how a category is said
 _ZOOM, _SHIFT = (0.85, 1.15), 0.1  # how far a picture is enlarged, and moved, as a share of its width
 _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
@@ -67,9 +70,9 @@ def teacher(config: Config, threads: int) -> None:
     chosen = sorted(range(len(dataset)), key=lambda i: hashlib.sha256(str(dataset.uids[i]).encode()).digest())
     chosen = sorted(chosen[: settings.max_objects])
     architecture = json.loads(ARCHITECTURE.read_text())
-    images, texts = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
+    images, texts, categories = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
     torch.set_num_threads(threads)
-    model, loss = train(images, texts, settings, seed_of(config.seed, "teacher"), chosen_device(config))
+    model, loss = train(images, texts, categories, settings, seed_of(config.seed, "teacher"), chosen_device(config))
     about = {
         "architecture": SMALL_TEACHER,
         "seed": config.seed,
@@ -77,6 +80,7 @@ def teacher(config: Config, threads: int) -> None:
         "shards": sorted({dataset.shard(i) for i in range(len(dataset))}),
         "objects": len(chosen),
         "captions": len(set(texts)),
+        "categories": len(set(categories) - {None}),
         "loss": loss,
     }
     preprocessing = PreprocessCfg(size=architecture["vision_cfg"]["image_size"])
@@ -94,18 +98,20 @@ def _json(value: dict) -> bytes:
 
 def read_pictures(
     dataset: TripletDataset, places: Sequence[int], pixels: int, threads: int
-) -> tuple[Tensor, list[str]]:
-    """Pictures [n, V, pixels, pixels, 3] uint8 and captions of the objects at these places.
+) -> tuple[Tensor, list[str], list[str | None]]:
+    """Pictures [n, V, pixels, pixels, 3] uint8, captions and categories of the objects at these places.
 
     Raises:
         ClipgsError: an object's pictures cannot be read, or objects have different numbers of them.
     """
-    texts: dict[int, str] = {}
+    texts: list[str] = []
+    categories: list[str | None] = []
 
     def payloads():
-        for index, place in enumerate(places):
-            members = dataset.members(place)
-            texts[index] = members[f"{dataset.uids[place]}.txt"].decode()
+        for place in places:
+            uid, members = dataset.uids[place], dataset.members(place)
+            texts.append(members[f"{uid}.txt"].decode())
+            categories.append(json.loads(members[f"{uid}.json"])["category"])
             yield [data for name, data in sorted(members.items()) if name.endswith(".webp")], pixels
 
     found: dict[int, np.ndarray] = {}
@@ -120,34 +126,52 @@ def read_pictures(
     progress.close()
     if len({len(pictures) for pictures in found.values()}) > 1:
         raise ClipgsError(f"{dataset.path}: objects have different numbers of pictures; pack all shards again")
-    return torch.from_numpy(np.stack([found[i] for i in range(len(places))])), [texts[i] for i in range(len(places))]
+    return torch.from_numpy(np.stack([found[i] for i in range(len(places))])), texts, categories
+
+
+class _Texts(NamedTuple):
+    """Texts that a batch is drawn from, and whose they are."""
+
+    owners: list[list[int]]  # [T], the objects of each
+    share: np.ndarray  # [T], of all objects
+    tokens: Tensor  # [T, forms, context]
+
+
+def _texts(said: Sequence[str | None], forms: Sequence[str], context: int, device: str) -> _Texts:
+    owners = defaultdict(list)
+    for place, text in enumerate(said):
+        if text is not None:
+            owners[text].append(place)
+    counts = np.array([len(places) for places in owners.values()])
+    written = [form.replace("{}", text) for text in owners for form in forms]
+    tokens = open_clip.SimpleTokenizer(context_length=context)(written).view(len(owners), len(forms), -1).to(device)
+    return _Texts(list(owners.values()), counts / counts.sum(), tokens)
 
 
 def train(
     images: Tensor,  # [n, V, pixels, pixels, 3] uint8
-    texts: Sequence[str],  # [n]
+    captions: Sequence[str],  # [n]
+    categories: Sequence[str | None],  # [n]
     settings: SmallTeacher,
     seed: int,
     device: str,
 ) -> tuple[torch.nn.Module, float]:
     """The trained model and its mean loss over the last tenth of the steps.
 
-    The loss is open_clip's own. No batch holds two objects of one caption: each would be the other's negative, though
-    its text is as true of it. A caption comes as often as it has objects.
+    The loss is open_clip's own. No batch holds two objects of one text: each would be the other's negative, though it
+    is as true of it. A text comes as often as it has objects. The text is the caption, and in some of the steps
+    (`settings.category_steps`) the category: who has read long captions alone does not know a bare name.
     """
     architecture = json.loads(ARCHITECTURE.read_text())
     with torch.random.fork_rng(["cuda"] if device == "cuda" else []):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**architecture).to(device).train()
     draw = np.random.default_rng(seed)
-    tokens = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])(list(texts))
-    images, tokens = images.to(device), tokens.to(device)
-    objects_of = defaultdict(list)
-    for place, text in enumerate(texts):
-        objects_of[text].append(place)
-    owners = list(objects_of.values())
-    share = np.array([len(places) for places in owners]) / len(texts)
-    size = min(settings.batch, len(owners))
+    images, context = images.to(device), architecture["text_cfg"]["context_length"]
+    sources = [_texts(captions, ["{}"], context, device)]
+    names = [name and spoken(name) for name in categories]
+    if len(set(names) - {None}) > 1:
+        sources.append(_texts(names, _SAID, context, device))
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -162,13 +186,16 @@ def train(
         rising, falling = (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * min(rising, falling)
-        captions = draw.choice(len(owners), size, replace=False, p=share)
-        places = torch.from_numpy(np.array([draw.choice(owners[caption]) for caption in captions])).to(device)
+        source = sources[-1 if draw.random() < settings.category_steps else 0]
+        size = min(settings.batch, len(source.owners))
+        texts = draw.choice(len(source.owners), size, replace=False, p=source.share)
+        places = torch.from_numpy(np.array([draw.choice(source.owners[text]) for text in texts])).to(device)
+        tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)]
         views = torch.from_numpy(draw.integers(0, images.shape[1], size)).to(device)
         pictures = (images[places, views].permute(0, 3, 1, 2).float() - mean) / std
         pictures = moved(pictures, draw)
         image_features = model.encode_image(pictures, normalize=True)
-        text_features = model.encode_text(tokens[places], normalize=True)
+        text_features = model.encode_text(tokens, normalize=True)
         loss = contrast(image_features, text_features, model.logit_scale.exp())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

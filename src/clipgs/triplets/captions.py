@@ -54,6 +54,11 @@ def _cut(text: str, max_characters: int) -> str:
     return head.rstrip(" ,;:-")
 
 
+def spoken(name: str) -> str:
+    """A class's name as it is said: LVIS writes `teddy_bear` and `ice_(frozen_water)`."""
+    return " ".join(name.replace("_", " ").split())
+
+
 def with_article(noun: str) -> str:
     """Puts "a" or "an" before a noun by its sound, as far as the spelling tells: an hourglass, a unicycle."""
     word = re.split(r"[^\w]", noun.strip(), maxsplit=1)[0]
