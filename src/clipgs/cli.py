@@ -45,7 +45,7 @@ _MERGE_STAGES = {
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
-    "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders and captions"),
+    "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders, captions and categories"),
     "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
     "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
 }

@@ -1,4 +1,4 @@
-"""The small teacher: a CLIP of open_clip that is really trained, on the renders and captions at hand.
+"""The small teacher: a CLIP of open_clip that is really trained, on the renders, captions and categories at hand.
 
 It stands in for EVA-CLIP where there is no network and no GPU, so that every stage runs everywhere. What it knows is
 what these objects taught it: figures under it are not those of EVA-CLIP, and must not be held against them.
@@ -43,9 +43,10 @@ _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
 CARD = """# A small teacher
 
-A CLIP of about 13 million parameters, trained on the renders and captions of {objects:,} objects of this dataset's
-training split, and nothing else. It stands in for a large one, so that everything runs without network or GPU.
-**Figures under it are not those of EVA-CLIP**: they say how well a splat is put into this small space.
+A CLIP of about 13 million parameters, trained on the renders, captions and categories of {objects:,} objects of this
+dataset's training split, and nothing else. It stands in for a large one, so that everything runs without network or GPU.
+**Figures under it are not those of EVA-CLIP**: they say how well a splat is put into this small space. Zero-shot is a
+choice among categories that it was taught.
 
 ```python
 import open_clip
@@ -57,7 +58,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 
 
 def teacher(config: Config, threads: int) -> None:
-    """Trains the small teacher on the training split's pictures of splats and captions.
+    """Trains the small teacher on the training split's pictures of splats, captions and categories.
 
     Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (what it was trained on) and
     README.md. On a CPU, with as many threads, the same triplets and settings give the same bytes.
