@@ -270,8 +270,8 @@ def _of_small_teacher(results: Results) -> str:
         return ""
     return (
         f'<p class="note">The teacher of {escape(", ".join(runs))} is a small CLIP that was trained on these very '
-        "objects, their captions and categories: zero-shot is a choice among names that it was taught. Figures under it "
-        "are not those of EVA-CLIP, and say nothing about the paper's.</p>"
+        "objects, their captions and categories: zero-shot is a choice among names that it was taught. Figures under "
+        "it are not those of EVA-CLIP, and say nothing about the paper's.</p>"
     )
 
 
