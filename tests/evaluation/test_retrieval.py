@@ -173,6 +173,17 @@ def test_nearest_equals_a_sort(monkeypatch, kind, k):
     np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-12)
 
 
+def test_lengths_whose_squares_float32_does_not_hold_change_nothing():
+    rng = np.random.default_rng(3)
+    queries, gallery = (rng.standard_normal((count, 16), np.float32) for count in (20, 60))
+    scores, rows = nearest(queries, gallery, 5)
+    for scale in (1e-30, 1e-12, 1e18, 1e30):
+        some = np.where(np.arange(60) % 3 == 0, np.float32(scale), np.float32(1))[:, None]
+        scaled_scores, scaled_rows = nearest(queries * np.float32(scale), gallery * some, 5)
+        assert (scaled_rows == rows).all()
+        np.testing.assert_allclose(scaled_scores, scores, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("queries", "gallery", "relevant", "words"),
     [

@@ -18,6 +18,7 @@ RESAMPLES = 1000
 _GALLERY_ROWS, _QUERY_ROWS = 8192, 1024  # of a block: 34 MB of scores
 _EXACT_BYTES = 64_000_000  # of rows in float64 at a time
 _MAX_CANDIDATES = 4_000_000
+_SQUARES = (1e-10, 1e15)  # lengths whose squares float32 holds
 
 
 class Ranks(NamedTuple):
@@ -231,8 +232,11 @@ def _rows(values: Any, what: str) -> torch.Tensor:
 
 
 def _unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The rows at length 1; a row of zeros stays as it is."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+    """The rows at length 1; a row of zeros stays as it is. In float32 the length is, too, where its square can be."""
+    precision = torch.promote_types(rows.dtype, dtype)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=precision).double()
+    odd = ~((lengths > _SQUARES[0]) & (lengths < _SQUARES[1]))[:, 0]
+    lengths[odd] = torch.linalg.vector_norm(rows[odd], dim=1, keepdim=True, dtype=torch.float64)
     if not bool(lengths.isfinite().all()):
         raise ValueError("an embedding holds a value that is not finite")
     scale = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
@@ -242,10 +246,11 @@ def _unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _float32_error(dim: int) -> float:
     """The most by which a float32 cosine of rounded unit rows of `dim` numbers can differ from the float64 one.
 
-    Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, eq. 3.5, for any order of the sum; two more
-    roundings an operand, for its scale and its product with it, and one for the bar that it is compared with.
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, eq. 3.5, for any order of the sum; for each
+    operand half as much, by the sum under the root of its length, and four more roundings, of root, scale and product;
+    and one for the bar that it is compared with.
     """
-    return (dim + 6) * 2.0**-24
+    return (2 * dim + 12) * 2.0**-24
 
 
 def _exact(
