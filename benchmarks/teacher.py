@@ -37,7 +37,7 @@ BUILT_IN: dict[str, Any] = {
     "fit": {"gaussians": 2000, "steps": 300, "lr_factor": 3.0, "min_psnr": 10.0},
     "render": {"pixels": 96},
 }
-CPU_TRAINING = {"steps": 200, "batch": 64}  # minutes on two cores
+CPU_TRAINING = {"steps": 400, "batch": 64}  # minutes on two cores
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--bar", type=float, default=5.0, help="least rank 1, times chance")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--steps", type=int, help="default: those of config.py; for the built-in objects 200")
+    parser.add_argument("--steps", type=int, help="default: those of config.py; for the built-in objects 400")
     parser.add_argument("--batch", type=int, help="default: that of config.py; for the built-in objects 64")
     parser.add_argument("--name", default="teacher", help="of the file of results")
     arguments = parser.parse_args()

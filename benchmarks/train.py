@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 from record import make, record
-from teacher import BUILT_IN
+from teacher import BUILT_IN, CPU_TRAINING
 
 from clipgs.config import merge
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = merge(
     BUILT_IN,
     {
         "catalog": {"validation_fraction": 0.1},
-        "teacher": {"name": "train", "small": {"steps": 400, "batch": 64}},
+        "teacher": {"name": "train", "small": CPU_TRAINING},
         "encoder": {"size": "tiny", "gaussians": 1024, "groups": 64, "group_size": 16, "refinement_width": 64},
         "training": {"epochs": 30, "batch": 42, "micro_batch": 64, "lr": 1e-3, "validate_epochs": 4},
         "evaluation": {"few_shot": [], "pictures": ["splats"]},
