@@ -180,6 +180,20 @@ def test_the_whole_forward_and_backward_is_one_graph(small):
 
 
 @pytest.mark.gpu
+def test_compiled_gradients_are_the_plain_ones_and_each_its_own(small):
+    model, gaussians = ClipGS(small, 16, SHALLOW).cuda(), random_gaussians(3, 60, [60, 30, 9]).to("cuda")
+    found = []
+    for embed in (model, torch.compile(model, fullgraph=True, dynamic=False)):
+        model.zero_grad()
+        embed(gaussians)[:, 0].sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        assert len({gradient.data_ptr() for gradient in gradients.values()}) == len(gradients)
+        found.append({name: gradient.clone() for name, gradient in gradients.items()})
+    for name, plain in found[0].items():
+        assert (found[1][name] - plain).abs().max() <= 1e-3 * plain.abs().max().clamp(min=1e-3), name
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_the_embedding_is_the_cpus_and_nothing_waits(small):
     model = ClipGS(small, 16, SHALLOW).eval()
     gaussians = random_gaussians(3, 60, [60, 30, 9])

@@ -238,8 +238,7 @@ def uni3d_weights(path: Path, state: State) -> tuple[State, Shape]:
         **dict(keys.layer("pos_embed.0", "transformer.position.0")),
         **dict(keys.layer("pos_embed.2", "transformer.position.2")),
         **dict(keys.layer("trans2embed", "transformer.embed")),
-        "transformer.class_token": keys.take("cls_token").flatten(),
-        "transformer.class_position": keys.take("cls_pos").flatten(),
+        "transformer.class_token": (keys.take("cls_token").float() + keys.take("cls_pos").float()).flatten(),
         **blocks,
     }
     keys.end()

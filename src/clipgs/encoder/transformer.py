@@ -124,8 +124,9 @@ class PatchTransformer(nn.Module):
     def __init__(self, shape: Shape, dim: int, drop_path: float = 0.0, patch_dropout: float = 0.0) -> None:
         super().__init__()
         self.shape, self.patch_dropout = shape, patch_dropout
-        self.class_token = nn.Parameter(torch.zeros(shape.width))
-        self.class_position = nn.Parameter(torch.randn(shape.width))
+        # With its position in it: of two that are only ever added, a compiled backward pass gives both one gradient
+        # in one piece of memory, and clipping or accumulating then counts it twice.
+        self.class_token = nn.Parameter(torch.randn(shape.width))
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, shape.width))
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
         self.blocks = nn.ModuleList(Block(shape, rate) for rate in rates)
@@ -141,7 +142,7 @@ class PatchTransformer(nn.Module):
         tokens = patches + self.position(centres)
         if self.training and self.patch_dropout > 0:
             tokens = drop_patches(tokens, self.patch_dropout)
-        first = (self.class_token + self.class_position).to(tokens.dtype).expand(len(tokens), 1, -1)
+        first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         *blocks, last = self.blocks
         for block in blocks:
