@@ -29,8 +29,8 @@ SETTINGS: dict[str, Any] = merge(
     {
         "catalog": {"validation_fraction": 0.1},
         "teacher": {"name": "train", "small": CPU_TRAINING},
-        "encoder": {"size": "tiny", "gaussians": 1024, "groups": 64, "group_size": 16, "refinement_width": 64},
-        "training": {"epochs": 24, "batch": 42, "micro_batch": 64, "lr": 1e-3, "validate_epochs": 4},
+        "encoder": {"size": "tiny", "gaussians": 1024, "groups": 48, "group_size": 16, "refinement_width": 64},
+        "training": {"epochs": 32, "batch": 42, "micro_batch": 64, "lr": 1e-3, "validate_epochs": 4},
         "evaluation": {"few_shot": [], "pictures": ["splats"]},
     },
 )
