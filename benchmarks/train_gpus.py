@@ -1,6 +1,6 @@
 """How training speeds up with GPUs: the whole loop of `snakemake train` on one, two and four of one machine.
 
-    python benchmarks/train_gpus.py                     # on as many GPUs as there are, up to four; about six minutes
+    python benchmarks/train_gpus.py                     # on two GPUs, or on four; about six minutes
     python benchmarks/train_gpus.py --device cpu        # two processes of a small encoder, to see that it runs
 
 Each GPU takes a share of the same size, so the batch grows with them, and the losses are those of the whole batch. The
@@ -46,6 +46,8 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     counts = [count for count in (1, 2, 4) if count <= torch.cuda.device_count()]
+    if arguments.device == "cuda" and len(counts) < 2:
+        parser.error(f"it compares several GPUs with one, and torch sees {torch.cuda.device_count()}")
     encoder: dict[str, Any] = {"size": arguments.size, "patch_dropout": 0.0}
     if arguments.device == "cpu":
         counts, encoder = [1, 2], ON_CPU
