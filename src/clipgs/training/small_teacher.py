@@ -138,15 +138,14 @@ class _Texts(NamedTuple):
     tokens: Tensor  # [T, forms, context]
 
 
-def _texts(said: Sequence[str | None], forms: Sequence[str], context: int, device: str) -> _Texts:
+def _texts(said: Sequence[str | None], forms: Sequence[str], tokenizer: open_clip.SimpleTokenizer) -> _Texts:
     owners = defaultdict(list)
     for place, text in enumerate(said):
         if text is not None:
             owners[text].append(place)
     counts = np.array([len(places) for places in owners.values()])
     written = [form.replace("{}", text) for text in owners for form in forms]
-    tokens = open_clip.SimpleTokenizer(context_length=context)(written).view(len(owners), len(forms), -1).to(device)
-    return _Texts(list(owners.values()), counts / counts.sum(), tokens)
+    return _Texts(list(owners.values()), counts / counts.sum(), tokenizer(written).view(len(owners), len(forms), -1))
 
 
 def train(
@@ -168,11 +167,12 @@ def train(
         torch.manual_seed(seed)
         model = open_clip.CLIP(**architecture).to(device).train()
     draw = np.random.default_rng(seed)
-    images, context = images.to(device), architecture["text_cfg"]["context_length"]
-    sources = [_texts(captions, ["{}"], context, device)]
+    images = images.to(device)
+    tokenizer = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    sources = [_texts(captions, ["{}"], tokenizer)]
     names = [name and spoken(name) for name in categories]
     if len(set(names) - {None}) > 1:
-        sources.append(_texts(names, _SAID, context, device))
+        sources.append(_texts(names, _SAID, tokenizer))
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -191,7 +191,7 @@ def train(
         size = min(settings.batch, len(source.owners))
         texts = draw.choice(len(source.owners), size, replace=False, p=source.share)
         places = torch.from_numpy(np.array([draw.choice(source.owners[text]) for text in texts])).to(device)
-        tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)]
+        tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)].to(device)
         views = torch.from_numpy(draw.integers(0, images.shape[1], size)).to(device)
         pictures = (images[places, views].permute(0, 3, 1, 2).float() - mean) / std
         pictures = moved(pictures, draw)

@@ -86,7 +86,7 @@ def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look:
     for row in rows:
         label = label_of.get(row["uid"], {})
         text = clean(label.get("text"), settings.max_characters)
-        category = clean((label.get("category") or "").replace("_", " "), settings.max_characters)
+        category = clean(spoken(label.get("category") or ""), settings.max_characters)
         if text:
             captions.append(caption_row(row["uid"], text, "catalog text"))
         elif category:
