@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from clipgs.config import Encoder
 from clipgs.encoder import order
 from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded, padded_to
+from clipgs.encoder.fused import patch_max, relu_of_sum
 from clipgs.encoder.groups import centre_rows, nearest, take
 from clipgs.splats.gaussians import Gaussians
 
@@ -37,30 +38,6 @@ def rotation_matrices(quats_wxyz: Tensor) -> Tensor:  # [..., 4] to [..., 9], by
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(rows, dim=-1)
-
-
-class _PatchMax(torch.autograd.Function):
-    """Maximum over a patch, [B, g, n, C] to [B, g, C]; the gradient goes to the first of the largest.
-
-    Unlike torch's `amax` it keeps one byte or two a maximum, and not all that it was taken of.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        largest, place = values.max(dim=2)
-        ctx.save_for_backward(place.to(torch.int16))
-        ctx.size = values.shape[2]
-        return largest
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (place,) = ctx.saved_tensors
-        slots = torch.arange(ctx.size, dtype=torch.int16, device=gradient.device)
-        return torch.where(place[:, :, None] == slots[:, None], gradient[:, :, None], 0)
-
-
-def patch_max(values: Tensor) -> Tensor:  # [B, g, n, C] to [B, g, C]
-    return _PatchMax.apply(values)
 
 
 class PointEncoder(nn.Module):
@@ -105,7 +82,7 @@ class PointEncoder(nn.Module):
         else:
             scale, shift = self.norm3.scale_shift()
         weight, offset = folded(weight, offset, scale, shift)
-        hidden = F.relu(F.linear(hidden, weight) + offset.to(hidden.dtype)[:, :, None])
+        hidden = relu_of_sum(F.linear(hidden, weight), offset)
         return patch_max(F.linear(hidden, self.conv4.weight)) + self.conv4.bias
 
 
@@ -180,7 +157,7 @@ class Refinement(nn.Module):
         centres: Tensor,  # [B, g, 3]
         patch_moments: tuple[Moments, Tensor] | None = None,
     ) -> Tensor:  # [B, g, features]
-        lifted = patch_max(F.relu(normed_linear(patches, self.lift, self.lift_norm, patch_moments)))
+        lifted = F.relu(patch_max(normed_linear(patches, self.lift, self.lift_norm, patch_moments)))
         rows = self.rows(centres)
         inverse = rows.argsort(dim=2)
         hidden, shortcut = self.norm1(conv1x3(_Permute.apply(lifted, rows, inverse), self.conv1)).chunk(2, dim=-1)

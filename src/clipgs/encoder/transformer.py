@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipgs.encoder.fused import gated_norm
+
 NORM_EPS = 1e-6  # of EVA's layer norms
 
 
@@ -88,6 +90,8 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:  # [..., W]
         hidden = self.fc1(tokens)
+        if self.gated and isinstance(self.norm, nn.LayerNorm):
+            return self.fc2(gated_norm(hidden, self.norm.weight, self.norm.bias, NORM_EPS))
         if self.gated:
             gate, value = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * value
