@@ -9,9 +9,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
-_AT_ONCE = 8  # rows of a patch whose loads are under way together
+# Measured on an H200, at the sizes of the base encoder.
+_MAX_AT_ONCE, _MAX_WARPS = 8, 2  # rows of a patch whose loads are under way together
+_RELU_AT_ONCE, _RELU_WARPS = 4, 2
+_NORM_WARPS, _BACK_WARPS = 4, 8
+_BACK_PROGRAMS = 4  # of a multiprocessor, each with rows of its own
 _CHANNELS = 512  # most of a program
-_ROW_PROGRAMS = 8  # a multiprocessor has so many of, each with rows of its own
 
 
 @triton.jit
@@ -42,7 +45,7 @@ def patch_max(values: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, n, C] to [B, g
     place = torch.empty_like(largest, dtype=torch.int16)
     block = min(_CHANNELS, triton.next_power_of_2(C))
     grid = (B * g, triton.cdiv(C, block))
-    _patch_max[grid](values, largest, place, C, n, BLOCK=block, AT_ONCE=_AT_ONCE, num_warps=2)
+    _patch_max[grid](values, largest, place, C, n, BLOCK=block, AT_ONCE=_MAX_AT_ONCE, num_warps=_MAX_WARPS)
     return largest, place
 
 
@@ -82,7 +85,7 @@ def relu_of_sum_backward(gradient: Tensor, found: Tensor) -> tuple[Tensor, Tenso
     block = min(_CHANNELS, triton.next_power_of_2(C))
     grid = (B * g, triton.cdiv(C, block))
     _relu_of_sum_backward[grid](
-        gradient, found, to_points, to_patches, C, n, BLOCK=block, AT_ONCE=_AT_ONCE // 2, num_warps=2
+        gradient, found, to_points, to_patches, C, n, BLOCK=block, AT_ONCE=_RELU_AT_ONCE, num_warps=_RELU_WARPS
     )
     return to_points, to_patches
 
@@ -118,7 +121,9 @@ def gated_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tupl
     M, H = hidden.shape[0], hidden.shape[1] // 2
     normed = hidden.new_empty(M, H)
     means, rates = (hidden.new_empty(M, dtype=torch.float32) for _ in range(2))
-    _gated_norm[(M,)](hidden, weight, bias, normed, means, rates, H, eps, BLOCK=triton.next_power_of_2(H), num_warps=4)
+    _gated_norm[(M,)](
+        hidden, weight, bias, normed, means, rates, H, eps, BLOCK=triton.next_power_of_2(H), num_warps=_NORM_WARPS
+    )
     return normed, means, rates
 
 
@@ -168,11 +173,11 @@ def gated_norm_backward(
     gradient, hidden = gradient.contiguous(), hidden.contiguous()
     M, H = gradient.shape
     to_hidden = torch.empty_like(hidden)
-    programs = min(M, _ROW_PROGRAMS * _multiprocessors(hidden.device))
+    programs = min(M, _BACK_PROGRAMS * _multiprocessors(hidden.device))
     to_weight, to_bias = (hidden.new_empty(programs, H, dtype=torch.float32) for _ in range(2))
     _gated_norm_backward[(programs,)](
         gradient, hidden, weight, means, rates, to_hidden, to_weight, to_bias, M, H,
-        BLOCK=triton.next_power_of_2(H), num_warps=4,
+        BLOCK=triton.next_power_of_2(H), num_warps=_BACK_WARPS,
     )  # fmt: skip
     return to_hidden, to_weight.sum(0), to_bias.sum(0)
 
