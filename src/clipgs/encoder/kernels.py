@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 # Measured on an H200, at the sizes of the base encoder.
-_MAX_AT_ONCE, _MAX_WARPS = 8, 2  # rows of a patch whose loads are under way together
-_RELU_AT_ONCE, _RELU_WARPS = 4, 2
+_MAX_AT_ONCE, _MAX_WARPS = 16, 4  # rows of a patch whose loads are under way together
+_RELU_AT_ONCE, _RELU_WARPS = 8, 1
 _NORM_WARPS, _BACK_WARPS = 4, 8
-_BACK_PROGRAMS = 4  # of a multiprocessor, each with rows of its own
+_BACK_PROGRAMS = 8  # of a multiprocessor, each with rows of its own
 _CHANNELS = 512  # most of a program
 
 
