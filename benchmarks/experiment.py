@@ -29,7 +29,7 @@ from clipgs.storage import read_table
 BAR = 0.9  # of the teacher's own 3D to text R@1, the mean of its pictures
 FULL = "voting"  # the row of the ablation with everything
 SETTINGS: dict[str, Any] = {
-    "catalog": {"source": "folder", "shard_objects": 256},
+    "catalog": {"source": "folder", "shard_objects": 448},
     "views": {"pixels": 256},
     "fit": {"gaussians": 10_000, "preset": "paper", "steps": None, "lr_factor": None},
     "render": {"pixels": 256},

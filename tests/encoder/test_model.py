@@ -180,6 +180,7 @@ def test_the_whole_forward_and_backward_is_one_graph(small):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:TensorFloat32:UserWarning")  # of the compiler
 def test_compiled_gradients_are_the_plain_ones_and_each_its_own(small):
     model, gaussians = ClipGS(small, 16, SHALLOW).cuda(), random_gaussians(3, 60, [60, 30, 9]).to("cuda")
     found = []
@@ -194,6 +195,7 @@ def test_compiled_gradients_are_the_plain_ones_and_each_its_own(small):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_on_a_gpu_the_embedding_is_the_cpus_and_nothing_waits(small):
     model = ClipGS(small, 16, SHALLOW).eval()
     gaussians = random_gaussians(3, 60, [60, 30, 9])

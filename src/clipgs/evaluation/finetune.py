@@ -5,6 +5,7 @@ anything itself, most of all from a few objects.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipgs.config import Config
+from clipgs.cores import usable_cores
 from clipgs.encoder import prepare
 from clipgs.encoder.batch_norm import BatchNorm
 from clipgs.evaluation.fewshot import Episode, Predict, probe, unit_rows
 from clipgs.splats.gaussians import Gaussians
 from clipgs.training import checkpoints
 from clipgs.training.augment import augment, draw
+from clipgs.training.data import Prefetch
 from clipgs.training.loop import parameter_groups, rate
 from clipgs.triplets.dataset import TripletDataset
 
 _BATCH = 32  # objects a step, as in Point-BERT's few-shot runs
+_KEPT = 2_000  # prepared splats: about a gigabyte of 10,000 Gaussians each
 
 
 def fine_tuning(
@@ -44,9 +48,12 @@ def fine_tuning(
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
 
+    @lru_cache(_KEPT)  # episodes have many objects in common
+    def prepared(row: int) -> Gaussians:
+        return prepare(dataset.gaussians(place[uids[row]]), settings.encoder, uids[row])
+
     def read(rows: np.ndarray) -> Gaussians:
-        some = [uids[row] for row in rows]
-        return Gaussians.stack([prepare(dataset.gaussians(place[uid]), settings.encoder, uid) for uid in some])
+        return Gaussians.stack([*Prefetch(prepared, rows.tolist(), usable_cores())])
 
     def embed(gaussians: Gaussians) -> Tensor:
         half = device.type == "cuda" and settings.training.precision == "bf16"

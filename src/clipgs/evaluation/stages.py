@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,6 @@ from clipgs.triplets.captions import spoken
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # splats read before the encoder gets them
 _COLUMNS = ["uid", "shard", "split", "group", "category", "caption", "sha256"]
 _MODEL = "model.safetensors"
 
@@ -79,15 +78,7 @@ def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = Non
         encoder = checkpoints.load(run, None if device == "auto" else device)
     dataset = TripletDataset(triplets)
     progress = Progress("embed-shapes", len(dataset))
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(0, len(dataset), _AT_ONCE):
-            some = range(start, min(start + _AT_ONCE, len(dataset)))
-            yield encoder.encode([dataset.gaussians(i) for i in some]).float().numpy()
-            for _ in some:
-                progress.step()
-
-    shapes = np.concatenate([*batches()]) if len(dataset) else np.empty((0, encoder.dim), np.float32)
+    shapes = encoder.encode_dataset(dataset, lambda count: progress.step(count=count)).numpy()
     progress.close()
     if not np.isfinite(shapes).all():
         raise ClipgsError(f"{run} did not stay finite on a splat; train it again")

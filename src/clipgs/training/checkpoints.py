@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from clipgs import __version__
 from clipgs.config import SMALL_TEACHER, Config, read, stage_settings
+from clipgs.cores import usable_cores
 from clipgs.storage import ClipgsError, atomic, canonical_json, check, sha256_of, whole, write_bytes
 
 if TYPE_CHECKING:
     from clipgs.splats.gaussians import Gaussians
+    from clipgs.triplets.dataset import TripletDataset
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +250,6 @@ class TrainedEncoder:
         self._teacher: Any = None
         self._gallery: tuple[list[str], Tensor] | None = None
 
-    @torch.no_grad()
     def encode(self, splats: "Gaussians | str | Path | Sequence[Gaussians | str | Path]") -> Tensor:
         """[n, D] float32 of unit length, on the CPU, one row a splat.
 
@@ -261,11 +263,38 @@ class TrainedEncoder:
             splats = [splats] if splats.means.ndim == 2 else [splats[i] for i in range(len(splats))]
         elif isinstance(splats, str | Path):
             splats = [splats]
-        rows = []
-        for start in range(0, len(splats), _ENCODE_BATCH):
-            some = [s if isinstance(s, Gaussians) else Gaussians.load(s) for s in splats[start : start + _ENCODE_BATCH]]
-            some = [prepare(gaussians, self.config.encoder) for gaussians in some]
+
+        def prepared(i: int) -> Gaussians:
+            splat = splats[i]
+            return prepare(splat if isinstance(splat, Gaussians) else Gaussians.load(splat), self.config.encoder)
+
+        return self._through(prepared, len(splats))
+
+    def encode_dataset(self, dataset: "TripletDataset", done: Callable[[int], None] = lambda count: None) -> Tensor:
+        """[n, D] float32 of unit length, on the CPU, of the splats of packed triplets, in their order.
+
+        Args:
+            done: told the number of objects after each batch of them.
+        """
+        from clipgs.encoder import prepare
+
+        def prepared(i: int) -> "Gaussians":
+            return prepare(dataset.gaussians(i), self.config.encoder, str(dataset.uids[i]))
+
+        return self._through(prepared, len(dataset), done)
+
+    @torch.no_grad()
+    def _through(
+        self, prepared: "Callable[[int], Gaussians]", count: int, done: Callable[[int], None] = lambda count: None
+    ) -> Tensor:  # [count, D]
+        """Cleaning a splat and finding its centres takes longer than the encoder: threads do it ahead."""
+        from clipgs.splats.gaussians import Gaussians
+        from clipgs.training.data import Prefetch
+
+        ahead, rows = iter(Prefetch(prepared, range(count), usable_cores())), []
+        while some := list(islice(ahead, _ENCODE_BATCH)):
             rows.append(self.model(Gaussians.stack(some).to(self.device)).float().cpu())
+            done(len(some))
         return torch.cat(rows) if rows else torch.empty(0, self.dim)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -301,11 +330,7 @@ class TrainedEncoder:
 
         if self._gallery is None or triplets is not None:
             dataset = TripletDataset(triplets or self.run.parent.parent / "triplets")
-            shapes = []
-            for start in range(0, len(dataset), _ENCODE_BATCH):
-                some = range(start, min(start + _ENCODE_BATCH, len(dataset)))
-                shapes.append(self.encode([dataset.gaussians(i) for i in some]))
-            self._gallery = (dataset.uids.tolist(), torch.cat(shapes))
+            self._gallery = (dataset.uids.tolist(), self.encode_dataset(dataset))
         uids, shapes = self._gallery
         cosines, order = (shapes @ self.encode_text([text])[0]).sort(descending=True, stable=True)
         return [(uids[i], float(cosine)) for i, cosine in zip(order[:k].tolist(), cosines[:k], strict=True)]

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ _PREPARED_BY = (
 )  # keys that change a record
 _FORMAT = 1  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -352,22 +353,22 @@ class TrainingBatches:
         return self._data.batch(objects[self._share], views[self._share], draws[self._share])
 
 
-class Prefetch:
+class Prefetch(Generic[T]):
     """Yields `read(item)` of each item in order, read ahead by threads; knows how long it was waited for."""
 
-    def __init__(self, read: Callable[[int], Batch], items: Iterable[int], threads: int) -> None:
+    def __init__(self, read: Callable[[int], T], items: Iterable[int], threads: int) -> None:
         self._read, self._items, self._threads = read, iter(items), threads
         self.waited_seconds = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         try:
             ahead = deque(pool.submit(self._read, item) for item in islice(self._items, self._threads + 1))
             while ahead:
                 start = time.perf_counter()
-                batch = ahead.popleft().result()
+                found = ahead.popleft().result()
                 self.waited_seconds += time.perf_counter() - start
                 ahead.extend(pool.submit(self._read, item) for item in islice(self._items, 1))
-                yield batch
+                yield found
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
