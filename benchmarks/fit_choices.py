@@ -2,8 +2,9 @@
 
     python benchmarks/fit_choices.py                 # about five minutes on an H200
     python benchmarks/fit_choices.py --only steps    # the paper's table alone
+    python benchmarks/fit_choices.py --only priors --px 128 --every 3    # the priors; on a CPU too
 
-All objects are fitted in one batch at 256 px; a row says what it changes, and gives the mean over the objects on the
+All objects are fitted in one batch at 256 px (`--px`); a row says what it changes, and gives the mean over the objects on the
 held-out views. `floaters` is the share of visible Gaussians farther from the surface than 3 % of the object. What the
 kernels of clipgs do not offer (several views a step, priors) runs through gsplat and autograd, with a row of its own to
 compare with. Writes benchmarks/results/fit_choices.json.
@@ -38,7 +39,7 @@ from clipgs.splats.ply import to_bytes
 from clipgs.splats.quality import quality
 from clipgs.splats.rasterize import rasterize
 
-PIXELS = 256
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNT = Config().views.count
 FAR, VISIBLE = 0.03, 0.05  # of the object's longest side; opacity
 PAPERS_STEPS = (1_000, 2_500, 5_000, 10_000, 20_000)
@@ -49,17 +50,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "core", help="folder with manifest.csv")
     parser.add_argument("--every", type=int, default=1, help="every so many-th object by uid")
+    parser.add_argument("--px", type=int, default=256)
     parser.add_argument("--only", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--output", type=Path, help="of the JSON (default: benchmarks/results/fit_choices.json)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with open(arguments.data / "manifest.csv", newline="") as file:
         objects = sorted(csv.DictReader(file), key=lambda row: row["uid"])[:: arguments.every]
-    points, views = prepare([arguments.data / row["file"] for row in objects], PIXELS)
-    views = views.to("cuda")
-    fit(points.to("cuda"), views[:, :COUNT], Fit(steps=20))  # loads the kernels
+    if DEVICE.type == "cpu" and arguments.only != ["priors"]:
+        parser.error("without a GPU there are only the priors: --only priors")
+    points, views = prepare([arguments.data / row["file"] for row in objects], arguments.px)
+    views = views.to(DEVICE)
+    if DEVICE.type == "cuda":
+        fit(points.to(DEVICE), views[:, :COUNT], Fit(steps=20))  # loads the kernels
     results: dict[str, Any] = {"driver": driver()}
-    settings = {"objects": len(objects), "px": PIXELS, "fit": Fit().model_dump(mode="json")}
+    settings = {"objects": len(objects), "px": arguments.px, "fit": Fit().model_dump(mode="json")}
     for name in arguments.only:
         results[name] = []
         for row in EXPERIMENTS[name](points, views):
@@ -72,14 +77,14 @@ def main() -> int:
 
 def judged(what: str, points: Points, views: Views, gaussians: Gaussians, begin: float, **more: Any) -> dict[str, Any]:
     """A row of the table."""
-    torch.cuda.synchronize()
+    _wait()
     seconds = time.perf_counter() - begin
     rows, far = [], []
     for b in range(len(points.xyz)):
         one = gaussians[b].prune(Fit().prune_below)
         rows.append(quality(one, views[b, COUNT:]))
         seen = one.means[one.opacities > VISIBLE]
-        nearest = torch.cdist(seen, points.xyz[b].cuda()).amin(dim=1)
+        nearest = torch.cdist(seen, points.xyz[b].to(DEVICE)).amin(dim=1)
         far.append((nearest > FAR).float().mean().item())
     return {
         "what": what,
@@ -98,11 +103,16 @@ def judged(what: str, points: Points, views: Views, gaussians: Gaussians, begin:
 def ours(what: str, points: Points, views: Views, **changes: Any) -> dict[str, Any]:
     """A fit with some settings changed."""
     settings = Fit().model_copy(update=changes)
-    clouds = points.to("cuda")
-    torch.cuda.synchronize()
+    clouds = points.to(DEVICE)
+    _wait()
     begin = time.perf_counter()
     gaussians = fit(clouds, views[:, :COUNT], settings, seeds=[0] * len(points.xyz))
     return judged(what, points, views, gaussians, begin, steps=settings.steps)
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def few_steps(points: Points, views: Views):
@@ -189,7 +199,7 @@ def resolution(points: Points, views: Views):
     for share in (0.0, 0.25, 0.5):
         first = int(share * settings.steps)
         plans = [schedule(settings, COUNT, 0) for _ in plans]
-        torch.cuda.synchronize()
+        _wait()
         begin = time.perf_counter()
         coarse = CudaFit(tables, half, settings, plans)
         for number in range(first):
@@ -212,7 +222,7 @@ def priors(points: Points, views: Views):
     """Priors on opacity and on scale, through gsplat, over every third object."""
     some = torch.arange(0, len(points.xyz), 3)
     for what, opacity, scale in (("no prior", 0, 0), ("opacity prior 0.01", 0.01, 0), ("scale prior 1", 0, 1.0)):
-        yield through_gsplat(what, points[some], views[some.cuda()], 1_500, 1, opacity, scale)
+        yield through_gsplat(what, points[some], views[some.to(DEVICE)], 1_500, 1, opacity, scale)
 
 
 def through_gsplat(
@@ -221,7 +231,7 @@ def through_gsplat(
     """A row of `by_autograd` at the fast preset."""
     settings = Fit(preset="fast").model_copy(update={"steps": steps})
     tables, plans = starts(points, settings.model_copy(update={"steps": steps * count}))
-    torch.cuda.synchronize()
+    _wait()
     begin = time.perf_counter()
     raw = by_autograd(tables, views[:, :COUNT], settings, plans, count, opacity_prior, scale_prior)
     return judged(f"gsplat, {what}", points, views, as_gaussians(raw), begin, steps=steps)
@@ -229,10 +239,10 @@ def through_gsplat(
 
 def papers_steps(points: Points, views: Views):
     """The paper's own table: quality, bytes and seconds by the number of steps."""
-    clouds, seen = points.to("cuda"), views[:, :COUNT]
+    clouds, seen = points.to(DEVICE), views[:, :COUNT]
     for steps in PAPERS_STEPS:
         settings = Fit(steps=steps)
-        torch.cuda.synchronize()
+        _wait()
         begin = time.perf_counter()
         gaussians = fit(clouds, seen, settings, seeds=[0] * len(points.xyz))
         row = judged(f"{steps} steps", points, views, gaussians, begin, steps=steps)
@@ -262,7 +272,7 @@ def starts(points: Points, settings: Fit) -> tuple[Tensor, list]:
     ]
     with ThreadPoolExecutor(usable_cores()) as pool:
         tables = list(pool.map(lambda cloud: start(*cloud, settings, 0), clouds))
-    return torch.from_numpy(np.stack(tables)).cuda(), [schedule(settings, COUNT, 0) for _ in clouds]
+    return torch.from_numpy(np.stack(tables)).to(DEVICE), [schedule(settings, COUNT, 0) for _ in clouds]
 
 
 def by_autograd(
@@ -286,9 +296,9 @@ def by_autograd(
         optimizer,
         lambda step: LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(step / settings.steps, 1))),
     )
-    order = torch.from_numpy(np.stack([plan.views for plan in plans])).cuda()
-    grounds = torch.from_numpy(np.stack([plan.grounds for plan in plans])).cuda()
-    rows = torch.arange(len(plans), device="cuda")[:, None]
+    order = torch.from_numpy(np.stack([plan.views for plan in plans])).to(DEVICE)
+    grounds = torch.from_numpy(np.stack([plan.grounds for plan in plans])).to(DEVICE)
+    rows = torch.arange(len(plans), device=DEVICE)[:, None]
     height, width = views.rgba.shape[2:4]
     for number in range(settings.steps):
         part = slice(number * count, (number + 1) * count)
