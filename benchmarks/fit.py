@@ -15,7 +15,6 @@ import csv
 import logging
 import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import SHARED, commit, record
+from record import SHARED, commit, gpus, record
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -76,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 mine = [row["psnr_by_object"][i] for i in stock["objects"]]
                 row["psnr_over_stock"] = statistics.fmean(mine) - stock["psnr"]
                 row["times_stock"] = row["objects_per_hour"] / stock["objects_per_hour"]
-        results = {"rows": [*stocks.values(), *rows], "driver": driver()}
+        results = {"rows": [*stocks.values(), *rows], "driver": gpus("name,driver_version")}
         record("fit", {"fit": Fit().model_dump(mode="json"), "objects": len(files)}, results, arguments.output)
 
     specs = [[float(part) for part in spec.split(":")] for spec in arguments.row or ROWS]
@@ -300,11 +299,6 @@ def _ssim(
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     similarity = (2 * product + C1) * (2 * (xy - product) + C2) / ((squares + C1) * (xx + yy - squares + C2))
     return similarity.mean()
-
-
-def driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _tell(row: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@
     python benchmarks/fit_choices.py --only steps    # the paper's table alone
     python benchmarks/fit_choices.py --only priors --px 128 --every 3    # the priors; on a CPU too
 
-All objects are fitted in one batch at 256 px (`--px`); a row says what it changes, and gives the mean over the objects on the
-held-out views. `floaters` is the share of visible Gaussians farther from the surface than 3 % of the object. What the
+All objects are fitted in one batch at 256 px (`--px`); a row says what it changes, and gives the mean over the objects
+on the held-out views. `floaters` is the share of visible Gaussians farther from the surface than 3 % of the object. What the
 kernels of clipgs do not offer (several views a step, priors) runs through gsplat and autograd, with a row of its own to
 compare with. Writes benchmarks/results/fit_choices.json.
 """
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fit import STOCK_RATES, driver, prepare
-from record import SHARED, commit, record
+from fit import STOCK_RATES, prepare
+from record import SHARED, commit, gpus, record
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -63,7 +63,7 @@ def main() -> int:
     views = views.to(DEVICE)
     if DEVICE.type == "cuda":
         fit(points.to(DEVICE), views[:, :COUNT], Fit(steps=20))  # loads the kernels
-    results: dict[str, Any] = {"driver": driver()}
+    results: dict[str, Any] = {"driver": gpus("name,driver_version")}
     settings = {"objects": len(objects), "px": arguments.px, "fit": Fit().model_dump(mode="json")}
     for name in arguments.only:
         results[name] = []

@@ -54,11 +54,20 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, and the GPU where there is one."""
+    """Processor, cores, and the GPUs where there are any."""
     facts: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        facts["gpu"] = sys.modules["torch"].cuda.get_device_name()
+    if found := gpus("name"):
+        facts["gpu"] = found
     return facts
+
+
+def gpus(query: str) -> str:
+    """What the driver says of the GPUs, one a line; nothing where there is none."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def processor() -> str:
