@@ -24,6 +24,7 @@ RENDER_SECONDS = 0.5
 PACK_SECONDS = 0.02
 # Seconds of one H200 an object and step, at 256 px and 10,000 Gaussians.
 GPU_FIT_SECONDS = 1.9e-5
+GPU_JOB_SECONDS = 20  # of a job that fits, during which its GPU waits: its start, the first pictures, the last files
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def rates(config: Config) -> dict[str, tuple[float, float, float]]:
         "fetch": (0.0, LOAD_SECONDS, 0.0),
         "sample": (POINT_BYTES * config.points.count, LOAD_SECONDS, 0.0),
         "view": (pictures * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * drawn, 0.0),
-        "fit": (splat, fit.steps * step, fit.steps * gpu_step),
+        "fit": (splat, fit.steps * step, fit.steps * gpu_step + GPU_JOB_SECONDS / config.catalog.shard_objects),
         "render": (renders, RENDER_SECONDS, 0.0),
         "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),
     }
