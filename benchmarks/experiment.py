@@ -37,13 +37,14 @@ SETTINGS: dict[str, Any] = {
     "encoder": {"size": "tiny", "gaussians": 4096, "groups": 128, "group_size": 32, "refinement_width": 256},
     "training": {"run": "full", "epochs": 60, "batch": 256, "micro_batch": 256, "lr": 1e-3, "validate_epochs": 5},
     "evaluation": {"per": "group", "few_shot": ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot"]},
-    "workers": {"compile": False},  # of a small encoder's few hundred steps it takes longer than they do
+    # A small encoder's few hundred steps are over before they would be compiled, and leave room beside them on a GPU.
+    "workers": {"compile": False, "ablations": 4},
 }
 # As Uni3D-Base sees a splat.
 BASE: dict[str, Any] = {
     "encoder": {"size": "base", "gaussians": 10_000, "groups": 512, "group_size": 64},
     "training": {"run": "base-size", "lr": 5e-4},
-    "workers": {"compile": True},
+    "workers": {"compile": True, "ablations": 0},
 }
 QUICK: dict[str, Any] = {
     "views": {"pixels": 64},

@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_config(command)
         if name == "freeze":
             command.add_argument("shards", nargs="+", metavar="shard", help="names or files of the new shards")
+        if name == "ablations":
+            command.add_argument("--only", metavar="ROW:SEED", help="train and measure this one, and write no table")
     for name, (_, text) in _WHOLE_STAGES.items():
         command = add(name, text, f"{name} --config config.yaml --threads 8")
         command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="most threads to use")
@@ -217,8 +219,12 @@ def _run(options: argparse.Namespace) -> int:
         getattr(import_module(_WHOLE_STAGES[name][0]), name.replace("-", "_"))(config, options.threads)
         return 0
     if name in _MERGE_STAGES:
-        shards = [[Path(shard).stem for shard in options.shards]] if name == "freeze" else []
-        getattr(import_module(_MERGE_STAGES[name][0]), name.replace("-", "_"))(config, *shards)
+        more: dict[str, Any] = {}
+        if name == "freeze":
+            more["shards"] = [Path(shard).stem for shard in options.shards]
+        if name == "ablations":
+            more["only"] = options.only
+        getattr(import_module(_MERGE_STAGES[name][0]), name.replace("-", "_"))(config, **more)
         return 0
     if name == "search":
         run = Path(options.run) if Path(options.run).exists() else config.output_path / options.run

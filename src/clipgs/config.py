@@ -650,6 +650,9 @@ class Workers(Section):
     loaders: int = _key(4, "threads", "that read ahead of training", runtime=True, ge=1, le=256)
     gpus: int = _key(0, "GPUs", "of this machine that training uses; 0: all", runtime=True, ge=0)
     compile: bool = _key(True, "switch", "torch.compile the encoder on CUDA", runtime=True)
+    ablations: int = _key(
+        0, "runs", "of an ablation at once, which share the GPUs; 0: one a GPU", runtime=True, ge=0, le=64
+    )
     max_failed_fraction: float = _key(
         0.9, "fraction", "a shard of 100 objects or more fails as a whole above it", runtime=True, gt=0, le=1
     )

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
 from clipgs import config as configuration
+from clipgs.cli import main
 from clipgs.encoder.transformer import SIZES
 from clipgs.evaluation import ablations as ablations_module
 from clipgs.evaluation.ablations import ablations, points_output
@@ -234,6 +237,35 @@ def test_ablations_are_trained_once_and_told_in_pairs(trained, monkeypatch):
     monkeypatch.setattr(ablations_module, "evaluate", lambda config: pytest.fail("evaluated again"))
     ablations(trained)
     assert json.loads((trained.output_path / "evaluation" / "ablations.json").read_text()) == table
+
+
+def test_ablations_side_by_side_are_those_one_after_the_other(trained, monkeypatch):
+    """Each in a process of its own, which here is this one."""
+    write_clouds(trained)
+    ablations(trained)
+    file = trained.output_path / "evaluation" / "ablations.json"
+    table = file.read_text()
+    for folder in ("runs", "evaluation"):
+        for old in (trained.output_path / folder).glob("ablation-*"):
+            shutil.rmtree(old)
+    shutil.rmtree(points_output(trained) / "runs")
+    started, alone = [], threading.Lock()
+
+    def together(command, processes, environment):
+        assert (command[1:4], processes) == (["-m", "clipgs", "ablations"], 1)
+        with alone:
+            started.append(command[-1])
+            monkeypatch.setenv("CLIPGS_RUNTIME", environment["CLIPGS_RUNTIME"])
+            assert main(command[3:]) == 0
+
+    monkeypatch.setattr("clipgs.training.distributed.together", together)
+    workers = trained.workers.model_copy(update={"ablations": 2})
+    ablations(trained.model_copy(update={"workers": workers}))
+    assert sorted(started[:2]) == ["uni3d:0", "uni3d:1"]
+    assert len(started) == 6
+    assert file.read_text() == table
+    with pytest.raises(UsageError, match="no ROW:SEED"):
+        ablations(trained, "voting:0")
 
 
 def write_clouds(config):

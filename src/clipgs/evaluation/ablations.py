@@ -1,15 +1,19 @@
 """Ablations: runs that differ from each other in one thing, over several seeds, in one table.
 
-Each row is a few settings over the configured run's, and says which row it is held against. Rows and seeds are trained
-and evaluated one after the other; what is finished with the same settings is taken as it is, so a killed table goes on.
+Each row is a few settings over the configured run's, and says which row it is held against. What is finished with the
+same settings is taken as it is, so a killed table goes on. Rows and seeds are trained and evaluated one after the other
+where there is one GPU or none; with several, or if `workers.ablations` says so, that many at once, each in a process.
 """
 
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -31,6 +35,7 @@ from clipgs.evaluation.stages import (
     write_embeddings,
     write_json,
 )
+from clipgs.gpus import VISIBLE, visible_gpus
 from clipgs.stage import path
 from clipgs.storage import TarWriter, UsageError, canonical_json, check, read_table, write_bytes, write_table
 
@@ -89,8 +94,11 @@ ROWS: Mapping[str, Variant] = MappingProxyType(
 )
 
 
-def ablations(config: Config) -> None:
+def ablations(config: Config, only: str | None = None) -> None:
     """Trains and evaluates every row and seed that is not there yet; writes `evaluation/ablations.json`.
+
+    Args:
+        only: `ROW:SEED`, to train and evaluate that one and write no table, as one job of a cluster may.
 
     Raises:
         UsageError: a row that is not known, or is held against one that is not in the list.
@@ -98,9 +106,15 @@ def ablations(config: Config) -> None:
     """
     chosen = _chosen(config.ablations.rows)
     seeds = config.ablations.seeds
-    for seed in seeds:
-        for name in chosen:
-            _finish(config, name, seed)
+    if only is not None:
+        name, _, seed = only.partition(":")
+        if name not in chosen or seed not in map(str, seeds):
+            raise UsageError(
+                f"--only {only} is no ROW:SEED of ablations.rows ({', '.join(chosen)}) and ablations.seeds"
+            )
+        _finish(config, name, int(seed))
+        return
+    _finish_all(config, [(name, seed) for name in chosen for seed in seeds])
     rows = index_rows(config)
     first = read_embeddings(run_folder(of_row(config, chosen[0], seeds[0])) / "embeddings.safetensors")
     texts, pictures = read_features(config, rows, first.metadata)
@@ -245,18 +259,66 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
 # --- a row -----------------------------------------------------------------------------------------------------------
 
 
+def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
+    """Brings rows and seeds, `tasks`, to their evaluation, as many at once as `workers.ablations` says."""
+    from clipgs.splats.stages import device as device_of
+    from clipgs.training.distributed import together
+
+    tasks = [task for task in tasks if not _finished(config, *task)]
+    gpus = visible_gpus() if device_of(config) == "cuda" else []
+    count = min(config.workers.ablations or len(gpus) or 1, len(tasks))
+    if count <= 1:
+        for name, seed in tasks:
+            _finish(config, name, seed)
+        return
+    if not _has_uni3d(config):
+        write_points(config)
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(count):
+        slots.put(slot)
+    settings, runtime = configuration.stage_settings(config, "ablations"), configuration.runtime_settings(config)
+
+    def run(name: str, seed: int) -> None:
+        slot = slots.get()
+        try:
+            command = [sys.executable, "-m", "clipgs", "ablations", "--settings", settings, "--only", f"{name}:{seed}"]
+            gpu = {VISIBLE: gpus[slot % len(gpus)]} if gpus else {}
+            together(command, 1, {"CLIPGS_RUNTIME": runtime, **gpu})
+        finally:
+            slots.put(slot)
+
+    # The first of each seed trains the point encoder that the others of the seed start from.
+    first = list({seed: (name, seed) for name, seed in reversed(tasks)}.values())
+    for some in (first, [task for task in tasks if task not in first]):
+        pool = ThreadPoolExecutor(count)
+        try:
+            for future in [pool.submit(run, *task) for task in some]:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finished(config: Config, name: str, seed: int) -> bool:
+    done = run_folder(of_row(config, name, seed)) / "ablation.json"
+    return done.exists() and json.loads(done.read_text()) == _key(config, name, seed)
+
+
+def _key(config: Config, name: str, seed: int) -> str:
+    """What a finished row was made with."""
+    row = of_row(config, name, seed)
+    return canonical_json([configuration.stage_settings(row, "train"), configuration.stage_settings(row, "evaluate"),
+                           gallery_key(config)])  # fmt: skip
+
+
 def _finish(config: Config, name: str, seed: int) -> None:
     """Brings one row and seed to its evaluation."""
     from clipgs.training.loop import train
     from clipgs.training.runs import run_path
 
+    if _finished(config, name, seed):
+        return
     row = of_row(config, name, seed)
     folder = run_folder(row)
-    key = canonical_json([configuration.stage_settings(row, "train"), configuration.stage_settings(row, "evaluate"),
-                          gallery_key(config)])  # fmt: skip
-    done = folder / "ablation.json"
-    if done.exists() and json.loads(done.read_text()) == key:
-        return
     log.info("ablations: %s, seed %d", name, seed)
     if not _has_uni3d(config):
         point = _point_run(config, seed)
@@ -275,7 +337,7 @@ def _finish(config: Config, name: str, seed: int) -> None:
         found = embed(run_path(_point_run(config, seed)), config.output_path / "triplets", device=config.device)
     write_embeddings(folder / "embeddings.safetensors", found)
     evaluate(row)
-    done.write_text(json.dumps(key))
+    (folder / "ablation.json").write_text(json.dumps(_key(config, name, seed)))
 
 
 def gallery_key(config: Config) -> str:
