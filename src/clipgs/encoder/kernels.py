@@ -45,7 +45,8 @@ def patch_max(values: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, n, C] to [B, g
     place = torch.empty_like(largest, dtype=torch.int16)
     block = min(_CHANNELS, triton.next_power_of_2(C))
     grid = (B * g, triton.cdiv(C, block))
-    _patch_max[grid](values, largest, place, C, n, BLOCK=block, AT_ONCE=_MAX_AT_ONCE, num_warps=_MAX_WARPS)
+    with torch.cuda.device_of(values):
+        _patch_max[grid](values, largest, place, C, n, BLOCK=block, AT_ONCE=_MAX_AT_ONCE, num_warps=_MAX_WARPS)
     return largest, place
 
 
@@ -84,9 +85,10 @@ def relu_of_sum_backward(gradient: Tensor, found: Tensor) -> tuple[Tensor, Tenso
     to_patches = found.new_empty(B, g, C, dtype=torch.float32)
     block = min(_CHANNELS, triton.next_power_of_2(C))
     grid = (B * g, triton.cdiv(C, block))
-    _relu_of_sum_backward[grid](
-        gradient, found, to_points, to_patches, C, n, BLOCK=block, AT_ONCE=_RELU_AT_ONCE, num_warps=_RELU_WARPS
-    )
+    with torch.cuda.device_of(found):
+        _relu_of_sum_backward[grid](
+            gradient, found, to_points, to_patches, C, n, BLOCK=block, AT_ONCE=_RELU_AT_ONCE, num_warps=_RELU_WARPS
+        )
     return to_points, to_patches
 
 
@@ -121,9 +123,9 @@ def gated_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tupl
     M, H = hidden.shape[0], hidden.shape[1] // 2
     normed = hidden.new_empty(M, H)
     means, rates = (hidden.new_empty(M, dtype=torch.float32) for _ in range(2))
-    _gated_norm[(M,)](
-        hidden, weight, bias, normed, means, rates, H, eps, BLOCK=triton.next_power_of_2(H), num_warps=_NORM_WARPS
-    )
+    block = triton.next_power_of_2(H)
+    with torch.cuda.device_of(hidden):
+        _gated_norm[(M,)](hidden, weight, bias, normed, means, rates, H, eps, BLOCK=block, num_warps=_NORM_WARPS)
     return normed, means, rates
 
 
@@ -175,10 +177,9 @@ def gated_norm_backward(
     to_hidden = torch.empty_like(hidden)
     programs = min(M, _BACK_PROGRAMS * _multiprocessors(hidden.device))
     to_weight, to_bias = (hidden.new_empty(programs, H, dtype=torch.float32) for _ in range(2))
-    _gated_norm_backward[(programs,)](
-        gradient, hidden, weight, means, rates, to_hidden, to_weight, to_bias, M, H,
-        BLOCK=triton.next_power_of_2(H), num_warps=_BACK_WARPS,
-    )  # fmt: skip
+    given = (gradient, hidden, weight, means, rates, to_hidden, to_weight, to_bias, M, H)
+    with torch.cuda.device_of(hidden):
+        _gated_norm_backward[(programs,)](*given, BLOCK=triton.next_power_of_2(H), num_warps=_BACK_WARPS)
     return to_hidden, to_weight.sum(0), to_bias.sum(0)
 
 
