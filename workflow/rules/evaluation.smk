@@ -79,7 +79,7 @@ rule baselines:
         "clipgs baselines --settings {params.settings:q} --log {log:q}"
 
 
-# Rows and seeds one after the other; a killed table goes on where it was.
+# Rows and seeds, one a GPU; a killed table goes on where it was.
 rule ablations:
     input:
         index=out("triplets/index.parquet"),

@@ -265,7 +265,7 @@ def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
     from clipgs.training.distributed import together
 
     tasks = [task for task in tasks if not _finished(config, *task)]
-    gpus = visible_gpus() if device_of(config) == "cuda" else []
+    gpus = visible_gpus()[: config.workers.gpus or None] if device_of(config) == "cuda" else []
     count = min(config.workers.ablations or len(gpus) or 1, len(tasks))
     if count <= 1:
         for name, seed in tasks:
