@@ -5,9 +5,9 @@
     python benchmarks/fit_choices.py --only priors --px 128 --every 3    # the priors; on a CPU too
 
 All objects are fitted in one batch at 256 px (`--px`); a row says what it changes, and gives the mean over the objects
-on the held-out views. `floaters` is the share of visible Gaussians farther from the surface than 3 % of the object. What the
-kernels of clipgs do not offer (several views a step, priors) runs through gsplat and autograd, with a row of its own to
-compare with. Writes benchmarks/results/fit_choices.json.
+on the held-out views. `floaters` is the share of visible Gaussians farther from the surface than 3 % of the object.
+What the kernels of clipgs do not offer (several views a step, priors) runs through autograd, on a GPU with gsplat, with
+a row of its own to compare with. Writes benchmarks/results/fit_choices.json.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def through_gsplat(
     _wait()
     begin = time.perf_counter()
     raw = by_autograd(tables, views[:, :COUNT], settings, plans, count, opacity_prior, scale_prior)
-    return judged(f"gsplat, {what}", points, views, as_gaussians(raw), begin, steps=steps)
+    return judged(f"autograd, {what}", points, views, as_gaussians(raw), begin, steps=steps)
 
 
 def papers_steps(points: Points, views: Views):
