@@ -1,6 +1,9 @@
 """The `clipgs` command as a process of its own."""
 
+import os
 import sys
+
+from clipgs.orphans import PARENT, end_with
 
 
 class _NoPandas:
@@ -18,6 +21,8 @@ def command() -> int:
     It looks for pandas once, where it is first given a list, to ask whether that is one of its series: two seconds in
     every job.
     """
+    if parent := os.environ.pop(PARENT, None):
+        end_with(int(parent))
     sys.meta_path.insert(0, _NoPandas)  # type: ignore[arg-type]
     import pyarrow
 

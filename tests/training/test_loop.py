@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -195,6 +196,28 @@ def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
         distributed.together([sys.executable, "-c", script], 2, {})
     assert time.monotonic() - start < 30
     assert [record.getMessage() for record in caplog.records] == ["no memory"]
+
+
+def test_the_processes_of_a_killed_one_end_with_it(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")  # whoever reads it waits
+    script = """if True:
+        import sys
+        from clipgs.training.distributed import together
+        together([sys.executable, "-m", "clipgs", "plan", "--config", sys.argv[1]], 1, {})
+    """
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "config.yaml")]) as run:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                feed = os.open(tmp_path / "config.yaml", os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:  # nobody reads it yet
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        (started,) = psutil.Process(run.pid).children()
+        run.send_signal(signal.SIGKILL)
+        started.wait(20)
+        os.close(feed)
 
 
 # --- a run ---

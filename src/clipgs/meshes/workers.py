@@ -4,14 +4,12 @@ A task that raises, runs too long, takes too much memory or kills its process be
 go on.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
@@ -22,6 +20,7 @@ from typing import Any
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
+from clipgs.orphans import end_with
 from clipgs.storage import ClipgsError, describe_error
 
 _log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ _OVER_MEMORY = 86
 _RESERVED_MB = 1024
 
 _WATCH_SECONDS = 0.05
-_PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -131,11 +129,7 @@ def _too_much_memory(memory_mb: int) -> Failure:
 def _start_worker(parent: int, memory_mb: int) -> None:
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
-    # A parent that is killed cannot tell its workers to end.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
     limit = (memory_mb + _RESERVED_MB) << 20
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from clipgs.config import Config, runtime_settings, stage_settings
+from clipgs.orphans import PARENT
 from clipgs.storage import ClipgsError
 
 log = logging.getLogger(__name__)
@@ -135,12 +136,12 @@ def launch(config: Config, processes: int) -> None:
 
 
 def together(command: list[str], processes: int, environment: dict[str, str]) -> None:
-    """Runs a command in several processes of one group."""
+    """Runs a command of clipgs in several processes of one group, which end with this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"OMP_NUM_THREADS": "1", **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), PARENT: str(os.getpid())}
     running, readers = [], []
     try:
         for rank in range(processes):
