@@ -45,7 +45,7 @@ BASE: dict[str, Any] = {
     "encoder": {"size": "base", "gaussians": 10_000, "groups": 512, "group_size": 64},
     "training": {"run": "base-size", "lr": 5e-4},
     "evaluation": {"few_shot_epochs": 0},  # a classifier on frozen embeddings alone
-    "workers": {"compile": True, "ablations": 0},
+    "workers": {"compile": True},
 }
 QUICK: dict[str, Any] = {
     "views": {"pixels": 64},

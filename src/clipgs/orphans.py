@@ -10,7 +10,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> None:
-    """Has this process killed when the thread of `parent` that started it ends; on Linux, elsewhere it does nothing."""
+    """Ends this process if `parent` has ended, and on Linux when the thread of it that started this one does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

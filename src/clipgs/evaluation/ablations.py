@@ -112,7 +112,7 @@ def ablations(config: Config, only: str | None = None) -> None:
             raise UsageError(
                 f"--only {only} is no ROW:SEED of ablations.rows ({', '.join(chosen)}) and ablations.seeds"
             )
-        _finish(config, name, int(seed))
+        _finish_all(config, [(name, int(seed))])
         return
     _finish_all(config, [(name, seed) for name in chosen for seed in seeds])
     rows = index_rows(config)
@@ -315,8 +315,6 @@ def _finish(config: Config, name: str, seed: int) -> None:
     from clipgs.training.loop import train
     from clipgs.training.runs import run_path
 
-    if _finished(config, name, seed):
-        return
     row = of_row(config, name, seed)
     folder = run_folder(row)
     log.info("ablations: %s, seed %d", name, seed)
