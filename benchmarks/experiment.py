@@ -29,7 +29,7 @@ from clipgs.storage import read_table
 BAR = 0.9  # of the teacher's own 3D to text R@1, the mean of its pictures
 FULL = "voting"  # the row of the ablation with everything
 SETTINGS: dict[str, Any] = {
-    "catalog": {"source": "folder", "shard_objects": 448},
+    "catalog": {"source": "folder", "shard_objects": 896},
     "views": {"pixels": 256},
     "fit": {"gaussians": 10_000, "preset": "paper", "steps": None, "lr_factor": None},
     "render": {"pixels": 256},
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "training": {"run": "full", "epochs": 60, "batch": 256, "micro_batch": 256, "lr": 1e-3, "validate_epochs": 5},
     "evaluation": {"per": "group", "few_shot": ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot"]},
     # A small encoder's few hundred steps are over before they would be compiled, and leave room beside them on a GPU.
-    "workers": {"compile": False, "ablations": 4},
+    "workers": {"compile": False, "ablations": 6},
 }
 # As Uni3D-Base sees a splat.
 BASE: dict[str, Any] = {

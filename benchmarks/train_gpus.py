@@ -1,4 +1,4 @@
-"""How training speeds up with GPUs: the whole loop of `snakemake train` on one, two and four of one machine.
+"""How training speeds up with GPUs: what `snakemake train` runs, on one, two and four of one machine.
 
     python benchmarks/train_gpus.py                     # on two GPUs, or on four; about six minutes
     python benchmarks/train_gpus.py --device cpu        # two processes of a small encoder, to see that it runs
@@ -12,7 +12,9 @@ Writes benchmarks/results/train_gpus.json. Ends with 1 where a bar is missed.
 import argparse
 import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +24,7 @@ import torch
 from record import record
 from torch.nn.functional import normalize
 
-from clipgs.config import Config, check
+from clipgs.config import Config, check, runtime_settings, stage_settings
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.storage import TarWriter, write_safetensors, write_table
@@ -41,7 +43,7 @@ def main() -> int:
     parser.add_argument("--size", default="base", help="of the encoder")
     parser.add_argument("--share", type=int, default=120, help="objects a GPU and step")
     parser.add_argument("--steps", type=int, default=100, help="of each run; the first 20 are left out")
-    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--objects", type=int, default=256, help="a shard")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -69,9 +71,14 @@ def _timed(settings: dict[str, Any], processes: int, arguments: argparse.Namespa
     batch = arguments.share * processes
     epochs = -(-arguments.steps // (arguments.shards * arguments.objects // batch))
     training = {"run": f"on{processes}", "batch": batch, "micro_batch": arguments.share, "epochs": epochs}
-    config = check({**settings, "training": training, "workers": {"checkpoint_steps": 1_000_000}})
+    workers = {"checkpoint_steps": 1_000_000, "gpus": processes}
+    config = check({**settings, "training": training, "workers": workers})
     start = time.perf_counter()
-    distributed.launch(config, processes)
+    if config.device == "cpu":
+        distributed.launch(config, processes)
+    else:
+        command = [sys.executable, "-m", "clipgs", "train", "--settings", stage_settings(config, "train")]
+        subprocess.run(command, check=True, env={**os.environ, "CLIPGS_RUNTIME": runtime_settings(config)})
     seconds = time.perf_counter() - start
     lines = (runs.run_path(config) / "speed.jsonl").read_text().splitlines()
     windows = [json.loads(line) for line in lines][1:-1]  # one compiles, one writes the states

@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,33 @@ def world(tmp_path, tiny):
     made = World(tmp_path, tiny)
     made.add_shard("00000", {"a": "a red mug", "b": "a blue chair", "c": "a tree"})
     return made
+
+
+@pytest.fixture
+def own_gpu_locks(monkeypatch, tmp_path):
+    """No GPU is taken yet, by this process or another, and nobody has chosen one for it."""
+    from clipgs import gpus
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(gpus, "_held", [])
+    for name in gpus._CHOSEN_BY:
+        monkeypatch.delenv(name, raising=False)
+    yield
+    for lock in gpus._held:
+        lock.close()
+
+
+@pytest.fixture
+def two_gpus(monkeypatch, own_gpu_locks):
+    """What a process sees of a machine with two GPUs before it uses them: torch counts those that it may see."""
+    import torch
+
+    from clipgs.gpus import VISIBLE, visible_gpus
+
+    monkeypatch.setenv(VISIBLE, "4,5")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(visible_gpus()))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(visible_gpus()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,26 +3,17 @@
 import os
 import subprocess
 import sys
-import tempfile
+import time
 
 import pytest
 
 from clipgs import gpus
-from clipgs.gpus import VISIBLE, take_gpu, visible_gpus
+from clipgs.gpus import VISIBLE, take_gpus, visible_gpus
 
-TAKE = "import sys; from clipgs.gpus import take_gpu; print(take_gpu(), flush=True); sys.stdin.read()"
+TAKE = "import sys; from clipgs.gpus import take_gpus; print(*take_gpus(), flush=True); sys.stdin.read()"
 
 
-@pytest.fixture(autouse=True)
-def own_locks(monkeypatch, tmp_path):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(gpus, "_held", [])
-    for name in gpus._BATCH_SYSTEMS:
-        monkeypatch.delenv(name, raising=False)
-    yield
-    for lock in gpus._held:
-        lock.close()
+pytestmark = pytest.mark.usefixtures("own_gpu_locks")
 
 
 @pytest.mark.parametrize(
@@ -55,12 +46,13 @@ def test_windows_shows_linux_one_device(tmp_path):
     assert visible_gpus({}, tmp_path) == ["0"]
 
 
+def start(count=1):
+    code = TAKE.replace("take_gpus()", f"take_gpus({count})")
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_each_process_takes_a_free_one_and_a_dead_one_gives_it_back(monkeypatch):
     monkeypatch.setenv(VISIBLE, "4,GPU-7f")
-
-    def start():
-        return subprocess.Popen([sys.executable, "-c", TAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
     first = start()
     assert first.stdout.readline() == "4\n"
     second = start()
@@ -75,26 +67,44 @@ def test_each_process_takes_a_free_one_and_a_dead_one_gives_it_back(monkeypatch)
 
 def test_what_was_taken_is_all_that_is_seen():
     environment = {VISIBLE: "4,5"}
-    assert take_gpu(environment=environment) == "4"
+    assert take_gpus(environment=environment) == ["4"]
     assert environment == {VISIBLE: "4"}
-    assert take_gpu(environment=environment) is None  # one is enough
+    assert take_gpus(environment=environment) == []  # one is enough
+
+
+def test_several_are_taken_at_one_moment_or_not_at_all(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "4,5,6")
+    with start() as one:
+        assert one.stdout.readline() == "4\n"
+        with start(0) as waiting:
+            time.sleep(0.5)
+            # It waits for the first, and keeps no others meanwhile from those that want fewer.
+            environment = {VISIBLE: "4,5,6"}
+            assert take_gpus(2, environment=environment) == ["5", "6"]
+            assert environment == {VISIBLE: "5,6"}
+            one.kill()
+            while gpus._held:
+                gpus._held.pop().close()
+            assert waiting.stdout.readline() == "4 5 6\n"
+            waiting.kill()
 
 
 def test_what_is_shared_is_never_waited_for():
     environment = {VISIBLE: "4"}
-    assert take_gpu(environment=environment) == "4"
-    code = TAKE.replace("take_gpu()", "take_gpu(alone=False)").removesuffix("; sys.stdin.read()")
+    assert take_gpus(environment=environment) == ["4"]
+    code = TAKE.replace("take_gpus()", "take_gpus(alone=False)").removesuffix("; sys.stdin.read()")
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert done.stdout == "4\n"
 
 
-def test_a_scheduler_s_choice_stands():
-    environment = {VISIBLE: "2,3", "SLURM_JOB_ID": "17"}
-    assert take_gpu(environment=environment) is None
+@pytest.mark.parametrize("chosen", [{"SLURM_JOB_ID": "17"}, {"WORLD_SIZE": "2"}])
+def test_the_choice_of_a_scheduler_or_starter_stands(chosen):
+    environment = {VISIBLE: "2,3", **chosen}
+    assert take_gpus(environment=environment) == []
     assert environment[VISIBLE] == "2,3"
 
 
 def test_without_gpus_nothing_is_taken():
     environment = {VISIBLE: ""}
-    assert take_gpu(environment=environment) is None
+    assert take_gpus(environment=environment) == []
     assert environment == {VISIBLE: ""}

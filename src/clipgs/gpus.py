@@ -1,7 +1,7 @@
-"""Which GPUs there are, and one of them for this process. Imports nothing heavy: Snakemake counts them when it parses.
+"""Which GPUs there are, and those of this process. Imports nothing heavy: Snakemake counts them when it parses.
 
 Several processes of one machine share its GPUs by lock files: whoever takes one holds its lock until it ends, however
-it ends. Where a batch system chose the GPU, its choice stands.
+it ends. Where a batch system or the process that started this one chose the GPU, its choice stands.
 """
 
 import fcntl
@@ -17,9 +17,10 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_BATCH_SYSTEMS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+# Set where another has chosen: a batch system, or the starter of the several processes that train one model.
+_CHOSEN_BY = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "WORLD_SIZE")
 _ASK_AGAIN_SECONDS = 1.0
-_held: list[IO[str]] = []  # the lock of the GPU that this process took, open until the process ends
+_held: list[IO[str]] = []  # the locks of the GPUs that this process took, open until it ends
 
 
 def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> list[str]:
@@ -37,25 +38,31 @@ def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path 
     return [str(index) for index in range(count)]
 
 
-def take_gpu(*, alone: bool = True, environment: MutableMapping[str, str] = os.environ) -> str | None:
-    """Takes a GPU for the life of this process, before CUDA starts: it sets CUDA_VISIBLE_DEVICES.
+def take_gpus(count: int = 1, *, alone: bool = True, environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Takes GPUs for the life of this process, before CUDA starts: it sets CUDA_VISIBLE_DEVICES.
 
     Args:
-        alone: waits for one that no other process of this user's has taken alone; else takes any.
+        count: so many, or as many as there are; 0: all.
+        alone: waits until no other process of this user's has taken them alone; else takes any one.
 
     Returns:
-        The GPU's name; None where there is none to choose from, or where a batch system has chosen.
+        Their names; none where there is nothing to choose from, or where others have chosen.
     """
     gpus = visible_gpus(environment)
-    if _held or not gpus or any(name in environment for name in _BATCH_SYSTEMS):
-        return None
-    if not alone:
-        environment[VISIBLE] = gpus[os.getpid() % len(gpus)]
-        return environment[VISIBLE]
+    if _held or not gpus or any(name in environment for name in _CHOSEN_BY):
+        return []
+    gpus = _locked(gpus, min(count or len(gpus), len(gpus))) if alone else [gpus[os.getpid() % len(gpus)]]
+    environment[VISIBLE] = ",".join(gpus)
+    return gpus
+
+
+def _locked(gpus: list[str], count: int) -> list[str]:
+    """The first `count` of them that are free at one moment. Part of them is not kept, or two could wait for ever."""
     folder = Path(tempfile.gettempdir()) / f"clipgs-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
+        locks = {}
         for gpu in gpus:
             lock = open(folder / f"{gpu}.lock", "w")  # noqa: SIM115
             try:
@@ -63,10 +70,13 @@ def take_gpu(*, alone: bool = True, environment: MutableMapping[str, str] = os.e
             except BlockingIOError:
                 lock.close()
                 continue
-            _held.append(lock)
-            environment[VISIBLE] = gpu
-            return gpu
+            locks[gpu] = lock
+            if len(locks) == count:
+                _held.extend(locks.values())
+                return list(locks)
+        for lock in locks.values():
+            lock.close()
         if not told:
-            log.info("all GPUs (%s) are in use by other runs of yours; waiting for one", ", ".join(gpus))
+            log.info("%d of the GPUs %s are not free: other runs of yours use them; waiting", count, ", ".join(gpus))
             told = True
         time.sleep(_ASK_AGAIN_SECONDS)

@@ -18,6 +18,7 @@ from clipgs.evaluation import ablations as ablations_module
 from clipgs.evaluation.ablations import ablations, points_output
 from clipgs.evaluation.baselines import baselines
 from clipgs.evaluation.stages import embed_shapes, evaluate, lvis_shapes, read_embeddings, run_folder
+from clipgs.gpus import VISIBLE
 from clipgs.report.search import search
 from clipgs.storage import ClipgsError, TarWriter, UsageError, read_table, write_arrays
 from clipgs.training.loop import train
@@ -239,8 +240,8 @@ def test_ablations_are_trained_once_and_told_in_pairs(trained, monkeypatch):
     assert json.loads((trained.output_path / "evaluation" / "ablations.json").read_text()) == table
 
 
-def test_ablations_side_by_side_are_those_one_after_the_other(trained, monkeypatch):
-    """Each in a process of its own, which here is this one."""
+def test_ablations_side_by_side_are_those_one_after_the_other(trained, monkeypatch, two_gpus):
+    """Each in a process of its own, which here is this one, and on a GPU of its own, which here is the CPU."""
     write_clouds(trained)
     ablations(trained)
     file = trained.output_path / "evaluation" / "ablations.json"
@@ -249,20 +250,23 @@ def test_ablations_side_by_side_are_those_one_after_the_other(trained, monkeypat
         for old in (trained.output_path / folder).glob("ablation-*"):
             shutil.rmtree(old)
     shutil.rmtree(points_output(trained) / "runs")
-    started, alone = [], threading.Lock()
+    started, shown, alone = [], [], threading.Lock()
 
     def together(command, processes, environment):
         assert (command[1:4], processes) == (["-m", "clipgs", "ablations"], 1)
         with alone:
             started.append(command[-1])
-            monkeypatch.setenv("CLIPGS_RUNTIME", environment["CLIPGS_RUNTIME"])
+            shown.append(environment[VISIBLE])
+            runtime = json.loads(environment["CLIPGS_RUNTIME"]) | {"device": "cpu"}
+            monkeypatch.setenv("CLIPGS_RUNTIME", json.dumps(runtime))
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
             assert main(command[3:]) == 0
 
     monkeypatch.setattr("clipgs.training.distributed.together", together)
-    workers = trained.workers.model_copy(update={"ablations": 2})
-    ablations(trained.model_copy(update={"workers": workers}))
+    ablations(trained.model_copy(update={"device": "cuda"}))
     assert sorted(started[:2]) == ["uni3d:0", "uni3d:1"]
     assert len(started) == 6
+    assert set(shown) == {"4", "5"}
     assert file.read_text() == table
     with pytest.raises(UsageError, match="no ROW:SEED"):
         ablations(trained, "voting:0")

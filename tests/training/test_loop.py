@@ -189,6 +189,31 @@ def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
     assert "holds step 3 of 3" in caplog.text
 
 
+def test_training_uses_all_gpus_whoever_holds_them_for_it(two_gpus, tmp_path, monkeypatch, caplog):
+    def launch(config, processes):
+        assert processes == 2
+        script = "import os, sys; from clipgs.gpus import *; print(take_gpus(), os.environ[VISIBLE], file=sys.stderr)"
+        distributed.together([sys.executable, "-c", script], processes, {})
+
+    monkeypatch.setattr(distributed, "launch", launch)
+    with caplog.at_level(logging.INFO):
+        loop.train(settings(tmp_path, device="cuda"))
+    assert [record.getMessage() for record in caplog.records] == ["[] 4,5", "[] 4,5"]
+
+
+def test_training_that_may_use_one_gpu_leaves_the_other(two_gpus, tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def ranks(device):
+        raise Begun(device)
+
+    monkeypatch.setattr(distributed, "ranks", ranks)
+    with pytest.raises(Begun, match="cuda"):
+        loop.train(settings(tmp_path, device="cuda", workers={"gpus": 1}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+
+
 def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
     script = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no memory'); time.sleep(60)"
     start = time.monotonic()

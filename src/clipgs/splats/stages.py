@@ -16,7 +16,7 @@ from clipgs.catalog.records import stage_schema
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS
 from clipgs.config import Config
-from clipgs.gpus import take_gpu, visible_gpus
+from clipgs.gpus import take_gpus, visible_gpus
 from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
 from clipgs.storage import (
     ClipgsError,
@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 _RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40
 
 
-def device(config: Config, alone: bool = True) -> str:
-    """`cuda` or `cpu`: what the configuration says, or what is there. Of several GPUs this process takes one: a free
-    one if `alone`, for a fit keeps it busy; drawing leaves it idle most of the time.
+def device(config: Config, gpus: int = 1, *, alone: bool = True) -> str:
+    """`cuda` or `cpu`: what the configuration says, or what is there. Of several GPUs this process takes `gpus` (0:
+    all): free ones if `alone`, for a fit keeps one busy; drawing leaves it idle most of the time.
 
     Raises:
         ClipgsError: the configuration asks for CUDA, and torch sees none.
     """
     if config.device == "cpu" or (config.device == "auto" and not visible_gpus()):
         return "cpu"
-    take_gpu(alone=alone)
+    take_gpus(gpus, alone=alone)
     import torch  # once the GPU is chosen, and not at all where there is none
 
     if config.device == "auto":

@@ -52,9 +52,9 @@ def train(config: Config, threads: int = 1) -> None:
     """
     from clipgs import encoder
 
-    device = device_of(config)
+    device = device_of(config, config.workers.gpus)
     if device == "cuda" and not distributed.launched():
-        gpus = min(config.workers.gpus or torch.cuda.device_count(), torch.cuda.device_count())
+        gpus = min(config.workers.gpus or torch.cuda.device_count(), torch.cuda.device_count())  # a scheduler's too
         if gpus > 1:
             distributed.launch(config, gpus)
             return
