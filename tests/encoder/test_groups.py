@@ -116,6 +116,20 @@ def test_prepare_leaves_out_the_transparent_and_the_far():
     torch.testing.assert_close(prepared.means, without.means)
 
 
+@pytest.mark.parametrize("N", [501, 1000])
+def test_prepare_takes_the_median_and_the_quantiles_that_torch_takes(N):
+    gaussians = one(N)
+    settings = Encoder(min_opacity=0.3, outlier_radii=1.0, radius_fraction=0.9)
+    means = gaussians.means[gaussians.opacities >= 0.3].double()
+    distance = (means - means.median(0).values).norm(dim=1)
+    means = means[distance <= distance.quantile(0.9)]
+    means = means - means.mean(0)
+    radius = means.norm(dim=1).quantile(0.9)
+    prepared = prepare(gaussians, settings)
+    order = farthest_point_order((means / radius).float().numpy(), first=settings.groups)
+    torch.testing.assert_close(prepared.means, (means / radius).float()[order])
+
+
 def test_a_floater_does_not_set_the_size():
     gaussians = one(1000)
     means = gaussians.means.clone()

@@ -56,6 +56,9 @@ def test_layout_byte_by_byte(tmp_path, splat):
     assert first[6] == splat.opacity_logits[0].item()
     assert first[10:] == tuple(splat.quats_wxyz[0].tolist())  # w first
     np.testing.assert_allclose(0.5 + 0.28209479 * np.array(first[3:6]), splat.colors[0], atol=1e-6)
+    read = PlyData.read(io.BytesIO(data))  # as other programs do
+    assert written(read) == data
+    assert read["vertex"].data[0].tolist() == first
 
 
 def test_round_trip_in_farthest_point_order(tmp_path, splat):

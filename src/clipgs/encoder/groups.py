@@ -3,8 +3,11 @@
 B objects, N Gaussians, g patches of n Gaussians each.
 """
 
+import math
 from dataclasses import replace
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,26 +45,73 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
         if bad.any():
             rows = int(bad.reshape(len(values), -1).any(1).sum())
             raise ObjectError(f"{name}: {field} of {rows} of {len(values)} Gaussians are not finite numbers")
-    keep = gaussians.opacities >= settings.min_opacity
-    if not keep.any():
+    means = gaussians.means.detach().cpu().double().numpy()
+    logits = gaussians.opacity_logits.detach().cpu().double().numpy()
+    rows, centre, radius = _frame(
+        means, logits, _logit(settings.min_opacity), settings.outlier_radii, settings.radius_fraction
+    )
+    if len(rows) == 0:
         raise ObjectError(f"{name}: none of {len(gaussians)} Gaussians has an opacity of {settings.min_opacity:g}")
-    gaussians = gaussians[keep]
-    means = gaussians.means.double()
-    distance = (means - means.median(0).values).norm(dim=1)
-    keep = distance <= settings.outlier_radii * distance.quantile(settings.radius_fraction)
-    gaussians, means = gaussians[keep], means[keep]
-    means = means - means.mean(0)
-    radius = means.norm(dim=1).quantile(settings.radius_fraction)
-    radius = torch.where(radius > 0, radius, 1.0)  # all in one point
-    gaussians = replace(
+    placed = ((means[rows] - centre) / radius).astype(np.float32)
+    most = settings.gaussians if len(rows) > settings.gaussians else settings.groups
+    order = farthest_point_order(placed, first=most)[: settings.gaussians]
+    device = gaussians.means.device
+    gaussians = gaussians[torch.from_numpy(rows[order]).to(device)]
+    return replace(
         gaussians,
-        means=(means / radius).to(gaussians.means.dtype),
-        log_scales=(gaussians.log_scales - radius.log()).clamp(-MAX_LOGIT, MAX_LOGIT).to(gaussians.log_scales.dtype),
+        means=torch.from_numpy(placed[order]).to(device),
+        log_scales=(gaussians.log_scales - math.log(radius)).clamp(-MAX_LOGIT, MAX_LOGIT),
         opacity_logits=gaussians.opacity_logits.clamp(-MAX_LOGIT, MAX_LOGIT),
     )
-    most = settings.gaussians if len(gaussians) > settings.gaussians else settings.groups
-    order = farthest_point_order(gaussians.means.detach().cpu().numpy(), first=most)[: settings.gaussians]
-    return gaussians[torch.from_numpy(order).to(gaussians.means.device)]
+
+
+def _logit(opacity: float) -> float:
+    return math.log(opacity) - math.log1p(-opacity) if opacity > 0 else -math.inf
+
+
+@numba.njit(cache=True, nogil=True)
+def _quantile(
+    values,  # [N] float64
+    fraction,
+):
+    ordered = np.sort(values)
+    place = fraction * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+@numba.njit(cache=True, nogil=True)
+def _lengths(
+    vectors,  # [N, 3] float64
+):
+    return np.sqrt(vectors[:, 0] ** 2 + vectors[:, 1] ** 2 + vectors[:, 2] ** 2)
+
+
+# Compiled not for its own speed: while it runs, and it is most of the time, other threads may prepare other splats.
+@numba.njit(cache=True, nogil=True)
+def _frame(
+    means,  # [N, 3] float64
+    logits,  # [N] float64
+    least_logit,
+    outlier_radii,
+    radius_fraction,
+):
+    """The rows [n] that are kept, their mean [3], and the radius about it that holds `radius_fraction` of them."""
+    rows = np.flatnonzero(logits >= least_logit)
+    centre, middle = np.zeros(3), np.zeros(3)
+    if len(rows) == 0:
+        return rows, centre, 1.0
+    kept = means[rows]
+    for axis in range(3):
+        middle[axis] = np.sort(kept[:, axis])[(len(rows) - 1) // 2]
+    distance = _lengths(kept - middle)
+    near = np.flatnonzero(distance <= outlier_radii * _quantile(distance, radius_fraction))
+    rows, kept = rows[near], kept[near]
+    for axis in range(3):
+        centre[axis] = kept[:, axis].mean()
+    radius = _quantile(_lengths(kept - centre), radius_fraction)
+    return rows, centre, radius if radius > 0 else 1.0  # all in one point
 
 
 def centre_rows(

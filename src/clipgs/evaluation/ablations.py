@@ -324,16 +324,15 @@ def _finish(config: Config, name: str, seed: int) -> None:
         if not _trained(point):
             write_points(config)
             train(point)
-    if name != "uni3d":
-        if not _trained(row):
-            train(row)
-        found = embed(run_path(row), config.output_path / "triplets", device=config.device)
-    elif _has_uni3d(config):
+    if name != "uni3d" and not _trained(row):
+        train(row)
+    if name == "uni3d" and _has_uni3d(config):
         from clipgs.evaluation.baselines import embed_uni3d
 
         found = embed_uni3d(config, str(config.encoder.weights))
     else:
-        found = embed(run_path(_point_run(config, seed)), config.output_path / "triplets", device=config.device)
+        run = run_path(row if name != "uni3d" else _point_run(config, seed))
+        found = embed(run, config.output_path / "triplets", device=config.device, split=config.evaluation.split)
     write_embeddings(folder / "embeddings.safetensors", found)
     evaluate(row)
     (folder / "ablation.json").write_text(json.dumps(_key(config, name, seed)))

@@ -226,12 +226,12 @@ def embed_points(
 
 
 def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
-    """Every packed splat's positions and colours through Uni3D as it is published, in its own teacher's space."""
+    """Positions and colours of each splat of `evaluation.split` through Uni3D as published, in its teacher's space."""
     from clipgs.encoder import pretrained
     from clipgs.splats.stages import device as device_of
     from clipgs.training import features
 
-    rows = index_rows(config)
+    rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
     model = pretrained.load(checkpoint).to(device_of(config))
     uids = [row["uid"] for row in rows]
     shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")

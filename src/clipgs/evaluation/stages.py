@@ -68,7 +68,7 @@ def embed_shapes(config: Config) -> None:
     write_embeddings(run_folder(config) / "embeddings.safetensors", found)
 
 
-def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = None) -> Embeddings:
+def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = None, split: str = "all") -> Embeddings:
     """The splats of a folder of triplets through the encoder of a run, which is `encoder`, if it is loaded already."""
     from clipgs.storage import sha256_of
     from clipgs.training import checkpoints
@@ -76,7 +76,7 @@ def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = Non
 
     if encoder is None:
         encoder = checkpoints.load(run, None if device == "auto" else device)
-    dataset = TripletDataset(triplets)
+    dataset = TripletDataset(triplets, None if split == "all" else split)
     progress = Progress("embed-shapes", len(dataset))
     shapes = encoder.encode_dataset(dataset, lambda count: progress.step(count=count)).numpy()
     progress.close()
@@ -151,13 +151,15 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         write_json(
             folder / "zeroshot.json", {**about, "rows": [], "missing": "no object of the gallery has a category"}
         )
-    of_all = embeddings.of([row["uid"] for row in rows])
-    classifiers = {"logistic regression on frozen embeddings": logistic(of_all)}
-    if settings.few_shot_epochs and settings.few_shot:
-        from clipgs.evaluation.finetune import fine_tuning
+    classifiers = {}
+    if settings.few_shot:
+        of_all = embeddings.of([row["uid"] for row in rows])
+        classifiers["logistic regression on frozen embeddings"] = logistic(of_all)
+        if settings.few_shot_epochs:
+            from clipgs.evaluation.finetune import fine_tuning
 
-        run = config.output_path / "runs" / config.training.run
-        classifiers["fine-tuning"] = fine_tuning(config, run, [row["uid"] for row in rows], of_all)
+            run = config.output_path / "runs" / config.training.run
+            classifiers["fine-tuning"] = fine_tuning(config, run, [row["uid"] for row in rows], of_all)
     few = few_shot_table(rows, classifiers, settings)
     write_json(folder / "fewshot.json", {**about, "gallery": made.about(), **few})
     for row in table["rows"]:

@@ -62,16 +62,34 @@ def _farthest_point_order(
     return order
 
 
+@numba.njit(cache=True, nogil=True)
 def _side_by_side(
-    xyz: np.ndarray,  # [N, 3] float32 in [-1, 1]
-) -> np.ndarray:  # [N] int64
+    points,  # [3, N] float32 in [-1, 1]
+):  # [N] int64
     """An order in which neighbours in space stand near each other: that of their Z-order codes."""
-    cells = ((xyz + 1) * (0.5 * ((1 << BITS) - 1))).astype(np.int64)
-    codes = np.zeros(len(xyz), np.int64)
-    for bit in range(BITS):
+    codes = np.zeros(points.shape[1], np.int64)
+    half = np.float32(0.5 * ((1 << BITS) - 1))
+    for i in range(points.shape[1]):
         for axis in range(3):
-            codes |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
-    return np.argsort(codes, kind="stable")
+            cell = np.int64((points[axis, i] + np.float32(1)) * half)
+            for bit in range(BITS):
+                codes[i] |= (cell >> bit & 1) << (3 * bit + axis)
+    return np.argsort(codes, kind="mergesort")
+
+
+@numba.njit(cache=True, nogil=True)
+def _ordered(
+    points,  # [3, N] float32 in [-1, 1]
+    steps,  # how many rows to choose
+):  # [N] int64
+    """The chosen rows, and then the others as they stood."""
+    rows = _side_by_side(points)
+    order = _farthest_point_order(
+        points[0][rows], points[1][rows], points[2][rows], rows, np.flatnonzero(rows == 0)[0], steps
+    )
+    others = np.ones(len(rows), np.bool_)
+    others[order] = False
+    return np.concatenate((order, np.flatnonzero(others)))
 
 
 def farthest_point_order(
@@ -101,9 +119,4 @@ def farthest_point_order(
     xyz = xyz - xyz[0]
     xyz /= max(float(np.abs(xyz).max()), np.finfo(np.float64).tiny)
     points = np.ascontiguousarray(xyz.T, dtype=np.float32)
-    rows = _side_by_side(points.T)
-    steps = len(xyz) if first is None else min(first, len(xyz))
-    order = _farthest_point_order(*points[:, rows], rows, int(np.flatnonzero(rows == 0)[0]), steps)
-    others = np.ones(len(xyz), bool)
-    others[order] = False
-    return np.concatenate([order, np.flatnonzero(others)])
+    return _ordered(points, len(xyz) if first is None else min(first, len(xyz)))

@@ -43,7 +43,7 @@ _PREPARED_BY = (
     "radius_fraction",
     "outlier_radii",
 )  # keys that change a record
-_FORMAT = 1  # raised when the same splat would become another record
+_FORMAT = 2  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
 

@@ -1,8 +1,6 @@
 """Packed triplets as a torch dataset."""
 
-import io
 import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ import numpy as np
 
 from clipgs.splats.pictures import from_image
 from clipgs.storage import ClipgsError
-from clipgs.triplets.pack import digest
+from clipgs.triplets.pack import TAR_BLOCK, digest
 
 if TYPE_CHECKING:
     from clipgs.splats.gaussians import Gaussians
@@ -96,11 +94,9 @@ class TripletDataset:
         try:
             with open(tar, "rb") as file:
                 file.seek(self._offsets[i])
-                block = io.BytesIO(file.read(self._bytes[i]))
-            with tarfile.open(fileobj=block, mode="r:") as bundle:
-                members = [(info.name, bundle.extractfile(info).read()) for info in bundle if info.isreg()]
+                members = _members(file.read(self._bytes[i]))
             intact = digest(members) == self._digests[i]
-        except (OSError, tarfile.TarError):
+        except (OSError, ValueError):
             intact = False
         if not intact:
             raise ClipgsError(
@@ -133,6 +129,26 @@ class TripletDataset:
             "text": members[f"{uid}.txt"].decode(),
             "meta": meta,
         }
+
+
+def _members(block: bytes) -> list[tuple[str, bytes]]:
+    """Names and bytes of one object's part of a tar that `TarWriter` wrote; of any other they have another digest.
+
+    tarfile takes 3 ms over these headers, and lets no other thread read meanwhile.
+
+    Raises:
+        ValueError: a header is damaged.
+    """
+    found, at = [], 0
+    while at < len(block):
+        header, at = block[at : at + TAR_BLOCK], at + TAR_BLOCK
+        size, checksum = int(header[124:135], 8), int(header[148:154], 8)
+        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
+            raise ValueError(f"the header at {at - TAR_BLOCK} is damaged")
+        name = b"/".join(part for part in (header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")) if part)
+        found.append((name.decode(), block[at : at + size]))
+        at += -(-size // TAR_BLOCK) * TAR_BLOCK
+    return found
 
 
 def collate(items: Sequence[Item]) -> Item:
