@@ -46,6 +46,17 @@ def test_planning_writes_nothing(tmp_path, meshes):
     assert not (tmp_path / "out").exists()
 
 
+def test_freezing_changes_no_label(tmp_path, meshes):
+    (tmp_path / "m.csv").write_text(
+        "file,uid,text\n" + "".join(f"{n}.obj,uid-{u},the {n}\n" for n, u in zip("abcde", "edcba", strict=True))
+    )
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    before = plan(config).label_digests
+    freeze_all(config)
+    assert [row["locator"] for row in rows_of(config)][:2] == ["b.obj", "a.obj"]
+    assert plan(config).label_digests == before
+
+
 def test_new_objects_go_to_new_shards_and_old_ones_keep_their_bytes(tmp_path, meshes):
     config = config_of(tmp_path)
     assert freeze_all(config) == ["00000", "00001", "00002"]

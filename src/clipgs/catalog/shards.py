@@ -88,7 +88,8 @@ def plan(config: Config) -> Plan:
     members |= {shard: (objects.name, locators) for shard, locators in pending.items()}
     names = {name for name, _ in members.values()}  # an output may hold shards of several sources
     sources = {name: source(config, name) for name in names - {objects.name}} | {objects.name: objects}
-    digests = {shard: sources[name].label_digest(locators) for shard, (name, locators) in members.items()}
+    # Sorted, for a shard that is pending lists its objects as the source does, and one that is frozen by their uids.
+    digests = {shard: sources[name].label_digest(sorted(locators)) for shard, (name, locators) in members.items()}
     count = sum(len(locators) for _, locators in members.values())
     rules = _digest(_curation(config, objects))
     made = Plan(tuple(frozen), tuple(pending), digests, rules, tuple(objects.notes()), count)

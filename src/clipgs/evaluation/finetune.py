@@ -67,7 +67,7 @@ def fine_tuning(
         torch.manual_seed(episode.seed % 2**63)
         groups = parameter_groups(model, settings.training)
         groups.append({"params": list(head.parameters()), "factor": 1.0, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=config.evaluation.few_shot_lr)
+        optimizer = torch.optim.AdamW(groups, lr=config.evaluation.few_shot_lr, fused=device.type == "cuda")
         splats, labels = read(episode.support), torch.from_numpy(episode.support_labels).to(device)
         parts = -(-len(labels) // _BATCH)
         steps = config.evaluation.few_shot_epochs * parts
