@@ -77,6 +77,6 @@ def _locked(gpus: list[str], count: int) -> list[str]:
         for lock in locks.values():
             lock.close()
         if not told:
-            log.info("%d of the GPUs %s are not free: other runs of yours use them; waiting", count, ", ".join(gpus))
+            log.info("waiting for %d of the GPUs %s: other runs of yours hold them", count, ", ".join(gpus))
             told = True
         time.sleep(_ASK_AGAIN_SECONDS)
