@@ -265,6 +265,8 @@ def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
     from clipgs.training.distributed import together
 
     tasks = [task for task in tasks if not _finished(config, *task)]
+    if not tasks:
+        return
     on_gpu = device_of(config, config.workers.gpus) == "cuda"
     gpus = visible_gpus()[: config.workers.gpus or None] if on_gpu else []
     count = min(config.workers.ablations or len(gpus) or 1, len(tasks))
