@@ -7,10 +7,12 @@ over all shards: what a step sees depends on its number alone, not on the proces
 
 import hashlib
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -43,6 +45,7 @@ _PREPARED_BY = (
     "radius_fraction",
     "outlier_radii",
 )  # keys that change a record
+_KEPT_SECONDS = 86_400  # of records of other settings since a run took them up: one beside this may be about to
 _FORMAT = 2  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
@@ -81,7 +84,8 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
         sidecar = ""  # `check` below says what is wrong
     key = hashlib.sha256(canonical_json([_FORMAT, kind, sidecar]).encode()).hexdigest()[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
-    if file.exists():
+    with suppress(FileNotFoundError):
+        os.utime(file)
         return file
     check(tar)
     members = tar_objects(tar)
@@ -107,8 +111,9 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
             progress.step(ok=not isinstance(packed, str))
     progress.close()
     for old in file.parent.glob(f"{shard}.*.npy"):  # of other settings, or of a shard that was packed again
-        if old != file:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run removes it too
+            if old != file and time.time() - old.stat().st_mtime > _KEPT_SECONDS:
+                old.unlink()
     return file
 
 
