@@ -47,12 +47,12 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
             raise ObjectError(f"{name}: {field} of {rows} of {len(values)} Gaussians are not finite numbers")
     means = gaussians.means.detach().cpu().double().numpy()
     logits = gaussians.opacity_logits.detach().cpu().double().numpy()
-    rows, centre, radius = _frame(
+    rows, placed, radius = _frame(
         means, logits, _logit(settings.min_opacity), settings.outlier_radii, settings.radius_fraction
     )
     if len(rows) == 0:
         raise ObjectError(f"{name}: none of {len(gaussians)} Gaussians has an opacity of {settings.min_opacity:g}")
-    placed = ((means[rows] - centre) / radius).astype(np.float32)
+    placed = placed.astype(np.float32)
     most = settings.gaussians if len(rows) > settings.gaussians else settings.groups
     order = farthest_point_order(placed, first=most)[: settings.gaussians]
     device = gaussians.means.device
@@ -97,12 +97,13 @@ def _frame(
     outlier_radii,
     radius_fraction,
 ):
-    """The rows [n] that are kept, their mean [3], and the radius about it that holds `radius_fraction` of them."""
+    """The rows [n] that are kept, where they stand about their mean [n, 3] in units of the radius that holds
+    `radius_fraction` of them, and this radius."""
     rows = np.flatnonzero(logits >= least_logit)
     centre, middle = np.zeros(3), np.zeros(3)
-    if len(rows) == 0:
-        return rows, centre, 1.0
     kept = means[rows]
+    if len(rows) == 0:
+        return rows, kept, 1.0
     for axis in range(3):
         middle[axis] = np.sort(kept[:, axis])[(len(rows) - 1) // 2]
     distance = _lengths(kept - middle)
@@ -110,8 +111,10 @@ def _frame(
     rows, kept = rows[near], kept[near]
     for axis in range(3):
         centre[axis] = kept[:, axis].mean()
-    radius = _quantile(_lengths(kept - centre), radius_fraction)
-    return rows, centre, radius if radius > 0 else 1.0  # all in one point
+    kept = kept - centre
+    radius = _quantile(_lengths(kept), radius_fraction)
+    radius = radius if radius > 0 else 1.0  # all in one point
+    return rows, kept / radius, radius
 
 
 def centre_rows(

@@ -45,7 +45,7 @@ _PREPARED_BY = (
     "radius_fraction",
     "outlier_radii",
 )  # keys that change a record
-_KEPT_SECONDS = 86_400  # of records of other settings since a run took them up: one beside this may be about to
+_KEPT_SECONDS = 86_400  # since a run last took up records of other settings: one beside this may be about to open them
 _FORMAT = 2  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
