@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from clipgs.splats.gaussians import PADDING_LOGIT
 from clipgs.splats.ply import from_bytes, to_bytes
 from clipgs.storage import ClipgsError, TarWriter, tar_objects
 from clipgs.training.data import Prefetch, TrainingBatches, TrainingData, compact, pack, unpack
+from clipgs.training.gather import Rows
 
 
 @pytest.fixture
@@ -240,4 +242,44 @@ def test_reading_is_fast(tmp_path):
 
 def test_the_records_are_mapped_and_not_loaded(config):
     data = opened(config)
-    assert all(isinstance(rows, np.memmap) for rows in data._rows)
+    assert all(isinstance(rows.base, np.memmap) for rows in data._rows.arrays)
+
+
+def test_a_larger_batch_takes_no_more_calls_of_python(config):
+    """Each of them takes Python's lock from the thread that launches kernels."""
+    data = opened(config)
+
+    def calls(objects):
+        counted = []
+        sys.setprofile(lambda frame, event, argument: counted.append(event))
+        try:
+            data.batch(np.arange(objects), np.zeros((objects, 2), int), np.zeros((objects, 9), np.float32))
+        finally:
+            sys.setprofile(None)
+        return len(counted)
+
+    calls(1)
+    assert calls(32) <= calls(2) + 5
+
+
+def test_rows_of_several_arrays_are_copied_together():
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=(length, 3, 2)).astype(np.float16) for length in (4, 0, 7)]
+    rows = Rows(arrays)
+    found = rows(np.array([2, 0, 2, 2]), np.array([6, 3, 0, 6]))
+    assert found.dtype == torch.float16
+    assert torch.equal(found, torch.from_numpy(np.stack([arrays[2][6], arrays[0][3], arrays[2][0], arrays[2][6]])))
+    for array, row in ((0, 4), (1, 0), (2, -1)):
+        with pytest.raises(IndexError, match="no row"):
+            rows(np.array([2, array]), np.array([0, row]))
+    with pytest.raises(ValueError, match="several kinds"):
+        Rows([arrays[0], arrays[2][:, :2]])
+
+
+def test_another_number_of_pictures_is_refused(config):
+    uids = ["s1o000"]
+    make_shard(config, "00001", uids)
+    images, texts = unit(1, PICTURES + 1, DIM, seed=0).half(), unit(1, DIM, seed=1).half()
+    write_features(config, "00001", uids, images, texts)
+    with pytest.raises(ClipgsError, match=f"shard 00001 has features of {PICTURES + 1} pictures.*first of {PICTURES}"):
+        opened(config)

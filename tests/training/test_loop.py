@@ -23,6 +23,7 @@ from clipgs.config import Training
 from clipgs.encoder import ClipGS
 from clipgs.storage import ClipgsError, check
 from clipgs.training import distributed, loop, runs
+from clipgs.training.augment import augment
 from clipgs.training.data import TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
 from clipgs.training.loop import Trainer, parameter_groups, rate, retrieval, still_statistics
@@ -153,6 +154,22 @@ def test_still_statistics_are_those_of_the_batch_and_stay():
     assert (norm.running_mean == 0).all()
     norm(values)
     assert (norm.running_mean > 0.4).all()
+
+
+def test_positions_are_augmented_in_single_precision(tmp_path, monkeypatch):
+    """In bfloat16, which a GPU trains in, they would be moved by as much as a patch has from one to the next."""
+    config = settings(tmp_path)
+    make(config)
+    ours = trainer(config)
+    monkeypatch.setattr(ours, "_autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    given = []
+    ours.model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
+    batch = ours._batches(0)
+    ours.train_step(batch)
+    wanted = augment(batch.gaussians(), batch.draws)
+    assert not torch.equal(wanted.means, batch.gaussians().means)
+    for name in ("means", "quats_wxyz", "log_scales", "colors"):
+        assert torch.equal(getattr(given[0], name), getattr(wanted, name)), name
 
 
 # --- several processes ---

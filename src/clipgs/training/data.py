@@ -32,6 +32,7 @@ from clipgs.stage import Progress, path, table
 from clipgs.storage import ClipgsError, ObjectError, canonical_json, check, describe_error, seed_of, tar_objects, whole
 from clipgs.training import features
 from clipgs.training.augment import draw
+from clipgs.training.gather import Rows
 
 log = logging.getLogger(__name__)
 
@@ -230,15 +231,13 @@ class TrainingData:
     def __init__(self, config: Config, shards: Sequence[str], files: Sequence[Path], pin: bool = False) -> None:
         if not shards:
             raise ClipgsError("there are no shards to train on; make them with: snakemake triplets")
-        self._settings, self._gaussians = config.training, config.encoder.gaussians
+        self._settings = config.training
         self.pin = pin
         records = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
-        self._rows = [mapped["rows"][0] for mapped in records]  # [n, N, 14] each
-        self._neighbours = [mapped["neighbours"][0] for mapped in records]  # [n, g, K] each
         counts = [mapped["count"][0] for mapped in records]
-        self._features = [features.read(config, shard) for shard in shards]
-        self.teacher = {name: self._features[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
-        self.pictures, self.dim = self._features[0].images.shape[1:]
+        found = [features.read(config, shard) for shard in shards]
+        self.teacher = {name: found[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
+        self.pictures, self.dim = found[0].images.shape[1:]
         self.shards = list(shards)
         names = [file.name for file in files]  # with the hashes of what they were made from
         self.identity = hashlib.sha256(canonical_json([names, self.teacher]).encode()).hexdigest()
@@ -247,7 +246,7 @@ class TrainingData:
             packed = sorted((row for row in table(config, "triplets", shard) if row["status"] == "ok"),
                             key=lambda row: row["uid"])  # fmt: skip
             names = [row["uid"] for row in packed]
-            self._check_features(shard, names, self._features[index])
+            self._check_features(shard, names, found[index])
             rows = np.flatnonzero(counts[index])
             captions = [hashlib.sha256((row["caption"] or "").encode()).digest()[:8] for row in packed]
             splits = [_SPLITS.index(row["split"]) if row["split"] in _SPLITS else -1 for row in packed]
@@ -257,12 +256,22 @@ class TrainingData:
             places.append(_Place(shard_of, rows, counts[index][rows], caption_ids[rows], np.array(splits)[rows]))
         self.uids = np.array(uids, dtype=np.str_)
         self._places = _Place(*(np.concatenate(arrays) for arrays in zip(*places, strict=True)))
+        self._rows = Rows([mapped["rows"][0] for mapped in records])  # [n, N, 14] each
+        self._neighbours = Rows([mapped["neighbours"][0] for mapped in records])  # [n, g, K] each
+        self._texts = Rows([one.texts.numpy() for one in found])  # [n, D] each
+        self._images = Rows([one.images.flatten(0, 1).numpy() for one in found])  # [n V, D] each
+        self._scores = Rows([one.scores.flatten().numpy() for one in found])  # [n V] each
 
     def _check_features(self, shard: str, uids: list[str], found: "features.Features") -> None:
         if list(found.uids) != uids:
             raise ClipgsError(
                 f"the features of shard {shard} are of other objects than its triplets; "
                 f"make them again: snakemake --forcerun embed_images embed_texts"
+            )
+        if found.images.shape[1] != self.pictures:
+            raise ClipgsError(
+                f"shard {shard} has features of {found.images.shape[1]} pictures an object, the first of "
+                f"{self.pictures}; make those of all shards again: snakemake --forcerun embed_images embed_texts"
             )
         if self._settings.views > found.images.shape[1]:
             raise ClipgsError(
@@ -286,24 +295,16 @@ class TrainingData:
         draws: np.ndarray,  # [B, 9]
     ) -> Batch:
         """Copies the objects' records and the features of the named views."""
-        # Where a GPU can fetch it by itself, so that it need not be copied there once more.
-        rows = torch.empty((len(objects), self._gaussians, NUMBERS), dtype=torch.float16, pin_memory=self.pin)
-        array = rows.numpy()
-        near, texts, images, scores = [], [], [], []
-        for i, (shard, row) in enumerate(zip(self._places.shards[objects], self._places.rows[objects], strict=True)):
-            array[i] = self._rows[shard][row]  # a long copy, during which other threads go on
-            near.append(self._neighbours[shard][row])
-            found = self._features[shard]
-            texts.append(found.texts[row])
-            images.append(found.images[row][views[i]])
-            scores.append(found.scores[row][views[i]])
+        shards, rows = self._places.shards[objects], self._places.rows[objects]
+        shown = (rows[:, None] * self.pictures + views).ravel()
+        of_each = np.repeat(shards, views.shape[1])
         batch = Batch(
-            rows=rows,
+            rows=self._rows(shards, rows, self.pin),
             count=torch.from_numpy(self._places.counts[objects].astype(np.int64)),
-            neighbours=torch.from_numpy(np.stack(near)),
-            texts=torch.stack(texts),
-            images=torch.stack(images),
-            scores=torch.stack(scores),
+            neighbours=self._neighbours(shards, rows, self.pin),
+            texts=self._texts(shards, rows, self.pin),
+            images=self._images(of_each, shown, self.pin).view(*views.shape, self.dim),
+            scores=self._scores(of_each, shown, self.pin).view(views.shape),
             captions=torch.from_numpy(self._places.captions[objects]),
             draws=torch.from_numpy(draws),
             uids=tuple(self.uids[objects].tolist()),
