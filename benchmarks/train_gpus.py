@@ -84,8 +84,9 @@ def _timed(settings: dict[str, Any], processes: int, arguments: argparse.Namespa
         subprocess.run(command, check=True, env={**os.environ, "CLIPGS_RUNTIME": runtime_settings(config)})
     seconds = time.perf_counter() - start
     lines = (runs.run_path(config) / "speed.jsonl").read_text().splitlines()
-    windows = [json.loads(line) for line in lines][1:-1]  # one compiles, one writes the states
-    middle = {key: statistics.median(window[key] for window in windows) for key in windows[0] if key != "step"}
+    windows = [json.loads(line) for line in lines][1:]  # the first compiles
+    steady = windows[:-1]  # the last writes the states
+    middle = {key: statistics.median(window[key] for window in steady) for key in windows[0] if key != "step"}
     return {"processes": processes, "batch": batch, **middle, "windows": windows, "seconds": seconds}
 
 

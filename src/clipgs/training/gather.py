@@ -1,8 +1,7 @@
 """Rows of many arrays, mapped from many files, copied to one place in one call.
 
-Object by object it would take Python's lock some thousand times a batch. The thread that launches a training step's
-kernels wants that lock before each of them, and on a machine of many cores every change of hands costs it a wake-up:
-the GPU then waits for launches, though never for data.
+Object by object it would take Python's lock some thousand times a batch, and the thread that launches the kernels of a
+training step wants that lock before each of them.
 """
 
 from collections.abc import Sequence
