@@ -22,8 +22,9 @@ class Rows:
         if len(kinds := {(array.dtype, array.shape[1:]) for array in arrays}) != 1:
             raise ValueError(f"arrays of several kinds: {kinds}")
         self.arrays = [np.ascontiguousarray(array) for array in arrays]
-        ((self._dtype, self._shape),) = kinds
-        self._bytes = self._dtype.itemsize * int(np.prod(self._shape))
+        ((dtype, self._shape),) = kinds
+        self._dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+        self._bytes = dtype.itemsize * int(np.prod(self._shape))
         self._starts = np.array([array.ctypes.data for array in self.arrays], dtype=np.int64)
         self._lengths = np.array([len(array) for array in self.arrays])
 
@@ -41,8 +42,7 @@ class Rows:
         if len(wrong := np.flatnonzero((rows < 0) | (rows >= self._lengths[arrays]))):
             array, row = arrays[wrong[0]], rows[wrong[0]]
             raise IndexError(f"array {array} has no row {row} of {self._lengths[array]}")
-        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        found = torch.empty((len(rows), *self._shape), dtype=dtype, pin_memory=pin)
+        found = torch.empty((len(rows), *self._shape), dtype=self._dtype, pin_memory=pin)
         _copy(self._starts[arrays] + rows.astype(np.int64) * self._bytes, found.data_ptr(), self._bytes)
         return found
 
