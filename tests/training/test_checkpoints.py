@@ -175,7 +175,7 @@ def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path):
     (model(torch.ones(1, 2)).sum() * loose).backward()
     optimizer.step()
     for step in (4, 12):
-        checkpoints.save_best(tmp_path, step, model)
+        checkpoints.save_best(tmp_path, step, model.state_dict())
         checkpoints.save_state(tmp_path, step, model, optimizer, names, {"settings": "a", "best_step": step})
     assert {file.name for file in tmp_path.iterdir()} == {"best-00000012.safetensors", "step-00000012.safetensors"}
     fresh = torch.nn.Parameter(torch.tensor(0.0))

@@ -22,7 +22,7 @@ import clipgs.encoder
 from clipgs.config import Training
 from clipgs.encoder import ClipGS
 from clipgs.storage import ClipgsError, check
-from clipgs.training import distributed, loop, runs
+from clipgs.training import checkpoints, distributed, loop, runs
 from clipgs.training.augment import augment
 from clipgs.training.data import TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
@@ -390,6 +390,25 @@ def test_gone_on_after_any_step_it_repeats_the_curve(tmp_path, monkeypatch, at):
     again = trainer(config)
     again.run()
     assert {name: (folder / name).read_bytes() for name in wanted} == wanted
+
+
+def test_states_are_written_by_their_own_clock_and_hold_the_best_so_far(tmp_path, monkeypatch):
+    """A small dataset is validated every few steps, and a state of a large model takes seconds to write."""
+    config = settings(tmp_path, workers={"checkpoint_steps": 4})
+    make(config)
+    ours, found, measured = trainer(config), [], iter([0.5, 0.7, 0.6])  # validated after steps 3, 6 and 9
+    monkeypatch.setattr(loop, "retrieval", lambda *_: dict.fromkeys(("text_mrr", "image_mrr"), next(measured)))
+    save = checkpoints.save_state
+
+    def note(folder, step, *rest):
+        save(folder, step, *rest)
+        found.append((step, sorted(file.name for file in folder.glob("best-*.safetensors"))))
+
+    monkeypatch.setattr(checkpoints, "save_state", note)
+    ours.run()
+    best = [f"best-{step:08d}.safetensors" for step in (3, 6)]
+    assert found == [(4, best[:1]), (8, best[1:]), (9, best[1:])]
+    assert "\nStep 6 of 9, the best" in (ours.folder / "README.md").read_text()
 
 
 def test_killed_for_real_and_gone_on_it_ends_with_the_same_bytes(tmp_path):

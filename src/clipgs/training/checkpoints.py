@@ -75,9 +75,9 @@ def _loose(
     yield from ((name, p) for name, p in zip(names, parameters, strict=True) if id(p) not in known)
 
 
-def save_best(folder: Path, step: int, model: nn.Module) -> None:
-    """Writes the model as it is after `step` steps; a state that names the step keeps it."""
-    _save(folder / f"best-{step:08d}.safetensors", model.state_dict(), {"step": step})
+def save_best(folder: Path, step: int, model: dict[str, Tensor]) -> None:
+    """Writes the model's state as it was after `step` steps; a state that names the step keeps it."""
+    _save(folder / f"best-{step:08d}.safetensors", model, {"step": step})
 
 
 def best(folder: Path, step: int) -> dict[str, Tensor]:

@@ -177,6 +177,7 @@ class Trainer:
         )
         self.step = 0
         self._best: dict[str, Any] = {}
+        self._unwritten_best: dict[str, Tensor] = {}
         self._pending: deque[_Pending] = deque()
 
     def run(self) -> None:
@@ -195,8 +196,8 @@ class Trainer:
             self.step += 1
             at_end = self.step == self.steps
             validate = self.step % self._validate_every == 0 or at_end
-            keep = validate or self.step % self._config.workers.checkpoint_steps == 0
-            self._settle(metrics, all_of_them=keep)
+            keep = self.step % self._config.workers.checkpoint_steps == 0 or at_end
+            self._settle(metrics, all_of_them=validate or keep)
             if progress:
                 progress.step(count=self._settings.batch)
             if metrics and (speed.steps(1) >= _SPEED_EVERY_STEPS or at_end):
@@ -359,8 +360,8 @@ class Trainer:
         score = (numbers["text_mrr"] + numbers["image_mrr"]) / 2
         if not self._best or score > self._best["best_score"]:
             self._best = {"best_step": self.step, "best_score": score, "validation": numbers}
-            if ranks.first:
-                checkpoints.save_best(self._state, self.step, self.model)
+            if ranks.first:  # written when a state is, which may be many validations later
+                self._unwritten_best = {name: tensor.cpu().clone() for name, tensor in self.model.state_dict().items()}
         if metrics:
             metrics.validation(self.step, numbers)
 
@@ -381,6 +382,9 @@ class Trainer:
     def _keep(self) -> None:
         self._average_statistics()
         if self._ranks.first:
+            if self._unwritten_best:
+                checkpoints.save_best(self._state, self._best["best_step"], self._unwritten_best)
+                self._unwritten_best = {}
             checkpoints.save_state(self._state, self.step, self.model, self.optimizer, self.names, self._notes())
 
     def _resume(self) -> None:
