@@ -126,8 +126,21 @@ def test_a_run_adds_its_sections(evaluated):
     page = Page(made(evaluated))
     assert {"training", "retrieval", "zero-shot", "few-shot", "baselines", "ablations", "embedding"} <= set(page.ids)
     said = " ".join(" ".join(page.texts).split())
-    for words in ("10.0 to 50.0", "chance 33", "50.0 \N{PLUS-MINUS SIGN} 10.0", "+10.0", "gallery aaaaaaaaaaaa"):
+    for words in ("10.0 to 50.0", "chance 33", "50.0 \N{PLUS-MINUS SIGN} 10.0", "94.8", "gallery aaaaaaaaaaaa"):
         assert words in said
+
+
+def test_a_difference_to_another_row_than_the_one_above_names_it(evaluated):
+    said = " ".join(" ".join(Page(made(evaluated)).texts).split())
+    assert "+10.0 \N{MINUS SIGN}10.0 to +20.0 last" in said
+    assert f"\N{MINUS SIGN}25.0 \N{MINUS SIGN}30.0 to +0.0, to: {' '.join(NASTY.split())}" in said
+
+
+def test_cells_of_a_wide_table_say_their_column(evaluated):
+    text = made(evaluated)
+    assert 'data-column="difference to the row above, R@1"' in text
+    assert 'data-column="objects"' in text  # of the zero-shot table, not of the narrow one of categories
+    assert "<table><thead><tr><th>category</th>" in text
 
 
 def test_the_splats_are_whole(output):

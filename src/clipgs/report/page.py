@@ -40,6 +40,15 @@ SHOWN_CLASSES = 18  # in the confusion of classes
 SHOWN_POINTS = 2000  # of the projection
 NEAREST = 5
 LONG_TEXT = 60  # characters of a cell that gets room
+NARROW_COLUMNS = 3  # of a table that a phone shows as one
+BASELINE_NUMBERS = {
+    "text_to_3d": "text to 3D R@1, %",
+    "text_from_3d": "3D to text R@1, %",
+    "image_to_3d": "image to 3D R@1, %",
+    "image_from_3d": "3D to image R@1, %",
+    "zero_shot": "zero-shot top-1, %",
+    "few_shot": "few-shot, %",
+}
 PALE = "\N{EN DASH}"
 
 
@@ -210,20 +219,24 @@ class Results:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0, ours: Sequence[int] = ()) -> str:
-    """Cells are HTML; the last `numbers` columns stand to the right."""
-    first = len(head) - numbers
+    """Cells are HTML; the last `numbers` columns stand to the right. A table of many columns is, on a narrow page, a
+    list in which each cell says its column."""
+    first, many = len(head) - numbers, len(head) > NARROW_COLUMNS
+    head = [escape(name).replace(", %", ",\N{NO-BREAK SPACE}%") for name in head]
 
     def cells(tag: str, row: Sequence[str]) -> str:
         kinds = [
             " class=n" if i >= first else " class=wide" if tag == "td" and len(cell) > LONG_TEXT else ""
             for i, cell in enumerate(row)
         ]
+        if many and tag == "td":
+            kinds = [f'{kind} data-column="{name}"' for kind, name in zip(kinds, head, strict=True)]
         return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
 
     body = "".join(f"<tr{' class=ours' if i in ours else ''}>{cells('td', row)}</tr>\n" for i, row in enumerate(rows))
     return (
-        f'<div class="scroll"><table><thead><tr>{cells("th", list(map(escape, head)))}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table{" class=many" if many else ""}><thead><tr>{cells("th", head)}'
+        f"</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -509,7 +522,7 @@ def _confusion(row: Mapping[str, Any]) -> str:
     drawn = plots.heatmap(matrix, names, names, "Confusion of classes")
     return (
         f'<h3>What is taken for what</h3><p class="faint">The {len(names)} classes confused most. A line is a class, a '
-        f'column what its objects are taken for; the diagonal is what is right.</p><div class="scroll">{drawn}</div>'
+        f"column what its objects are taken for; the diagonal is what is right.</p>{drawn}"
     )
 
 
@@ -541,37 +554,43 @@ def _baselines(results: Results) -> str:
     found = results.read_one("baselines")
     if not found:
         return ""
-    head = ["model", "input", "text to 3D R@1, %", "3D to text R@1, %", "zero-shot top-1, %", "source"]
     lines, ours = [], []
     for i, row in enumerate(found["rows"]):
         ours += [i] if row.get("ours") else []
-        numbers = [_percent(row.get(name)) for name in ("text_to_3d", "text_from_3d", "zero_shot")]
-        lines.append([escape(row["model"]), escape(row["input"]), *numbers, escape(row["source"])])
-    return _protocol(found) + _table(head, lines, 0, ours)
+        words = [escape(row[name]) for name in ("model", "input", "source")]
+        lines.append(words + [_percent(row.get(name)) for name in BASELINE_NUMBERS])
+    head = ["model", "input", "source", *BASELINE_NUMBERS.values()]
+    return _protocol(found) + _table(head, lines, len(BASELINE_NUMBERS), ours)
 
 
 def _ablations(results: Results) -> str:
     found = results.read_one("ablations")
     if not found:
         return ""
-    head = ["row", "seeds", *found["metrics"], "against the row before"]
-    lines = []
+    compared = next((row["difference"]["metric"] for row in found["rows"] if row.get("difference")), "")
+    head = ["row", "seeds", *found["metrics"], f"difference to the row above, {compared}"]
+    lines, above = [], ""
     for row in found["rows"]:
         cells = []
         for metric in found["metrics"]:
             value = row["metrics"].get(metric)
             deviation = f"<small>\N{PLUS-MINUS SIGN} {100 * value['std']:.1f}</small>" if value else ""
             cells.append(f"{100 * value['mean']:.1f}{deviation}" if value else PALE)
-        change = row.get("difference")
-        said = (
-            f"{100 * change['mean']:+.1f}<small>{100 * change['interval'][0]:+.1f} to "
-            f"{100 * change['interval'][1]:+.1f}, {escape(change['metric'])}</small>"
-            if change
-            else PALE
-        )
+        cells.append(_difference(row.get("difference"), above))
+        above = row["name"]
         note = f"<small>{escape(row['note'])}</small>" if row.get("note") else ""
-        lines.append([escape(row["name"]) + note, str(len(row["seeds"])), *cells, said])
+        lines.append([escape(row["name"]) + note, str(len(row["seeds"])), *cells])
     return _protocol(found) + _table(head, lines, len(head) - 1)
+
+
+def _difference(change: Mapping[str, Any] | None, above: str) -> str:
+    """Points with their interval; names the row it is held against where that is not the one above."""
+    if not change:
+        return PALE
+    numbers = (round(100 * value, 1) + 0.0 for value in (change["mean"], *change["interval"]))  # no -0.0
+    mean, low, high = (f"{number:+.1f}".replace("-", "\N{MINUS SIGN}") for number in numbers)
+    other = "" if change["against"] == above else f", to: {escape(change['against'])}"
+    return f"{mean}<small>{low} to {high}{other}</small>"
 
 
 def _embedding(config: Config, results: Results, pictures: Pictures) -> str:
