@@ -361,7 +361,9 @@ class Trainer:
         if not self._best or score > self._best["best_score"]:
             self._best = {"best_step": self.step, "best_score": score, "validation": numbers}
             if ranks.first:  # written when a state is, which may be many validations later
-                self._unwritten_best = {name: tensor.cpu().clone() for name, tensor in self.model.state_dict().items()}
+                self._unwritten_best = {
+                    name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
+                }
         if metrics:
             metrics.validation(self.step, numbers)
 
@@ -417,7 +419,8 @@ class Trainer:
             "validation": self._best.get("validation", {}),
         }
         checkpoints.write_run(self.folder, self._config, model, notes)
-        log.info("train: %s holds step %d of %d, the best on the validation split", self.folder, step, self.steps)
+        which = "the best on the validation split" if self._best else "the last"
+        log.info("train: %s holds step %d of %d, %s", self.folder, step, self.steps, which)
 
 
 def retrieval(
