@@ -392,22 +392,25 @@ def test_gone_on_after_any_step_it_repeats_the_curve(tmp_path, monkeypatch, at):
     assert {name: (folder / name).read_bytes() for name in wanted} == wanted
 
 
-def test_states_are_written_by_their_own_clock_and_hold_the_best_so_far(tmp_path, monkeypatch):
-    """A small dataset is validated every few steps, and a state of a large model takes seconds to write."""
+@pytest.mark.parametrize(("share", "steps"), [(0.0, [3, 4, 8, 9]), (math.inf, [3, 4, 6, 8, 9])])
+def test_a_validation_is_kept_where_that_is_cheap_and_each_state_holds_the_best_so_far(
+    tmp_path, monkeypatch, share, steps
+):
+    """A small dataset is validated every few steps, and the state of a large model takes seconds to write."""
+    monkeypatch.setattr(loop, "_STATE_SHARE", share)
     config = settings(tmp_path, workers={"checkpoint_steps": 4})
     make(config)
-    ours, found, measured = trainer(config), [], iter([0.5, 0.7, 0.6])  # validated after steps 3, 6 and 9
+    ours, found, measured = trainer(config), {}, iter([0.5, 0.7, 0.6])  # validated after steps 3, 6 and 9
     monkeypatch.setattr(loop, "retrieval", lambda *_: dict.fromkeys(("text_mrr", "image_mrr"), next(measured)))
     save = checkpoints.save_state
 
     def note(folder, step, *rest):
         save(folder, step, *rest)
-        found.append((step, sorted(file.name for file in folder.glob("best-*.safetensors"))))
+        (found[step],) = (file.name for file in folder.glob("best-*.safetensors"))
 
     monkeypatch.setattr(checkpoints, "save_state", note)
     ours.run()
-    best = [f"best-{step:08d}.safetensors" for step in (3, 6)]
-    assert found == [(4, best[:1]), (8, best[1:]), (9, best[1:])]
+    assert found == {step: f"best-{3 if step < 6 else 6:08d}.safetensors" for step in steps}
     assert "\nStep 6 of 9, the best" in (ours.folder / "README.md").read_text()
 
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # Uni3D's
 _MAX_LOGIT_SCALE = 100.0  # CLIP's (Radford et al., 2021)
 _SPEED_EVERY_STEPS = 20
+_STATE_SHARE = 0.02  # of the time, at most for states after validations; those every `checkpoint_steps` come anyway
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -178,6 +179,7 @@ class Trainer:
         self.step = 0
         self._best: dict[str, Any] = {}
         self._unwritten_best: dict[str, Tensor] = {}
+        self._state_written, self._state_seconds = time.monotonic(), 0.0
         self._pending: deque[_Pending] = deque()
 
     def run(self) -> None:
@@ -197,6 +199,7 @@ class Trainer:
             at_end = self.step == self.steps
             validate = self.step % self._validate_every == 0 or at_end
             keep = self.step % self._config.workers.checkpoint_steps == 0 or at_end
+            keep = keep or (validate and self._ranks.from_first(self._state_is_cheap()))
             self._settle(metrics, all_of_them=validate or keep)
             if progress:
                 progress.step(count=self._settings.batch)
@@ -381,13 +384,20 @@ class Trainer:
         """What a state must agree in: the settings, the number of processes, and the objects."""
         return f"{stage_settings(self._config, 'train')} {self._ranks.world} {self._data.identity}"
 
+    def _state_is_cheap(self) -> bool:
+        """Whether one as long as the last would be a small part of the time since that one."""
+        return self._state_seconds <= _STATE_SHARE * (time.monotonic() - self._state_written)
+
     def _keep(self) -> None:
         self._average_statistics()
+        start = time.monotonic()
         if self._ranks.first:
             if self._unwritten_best:
                 checkpoints.save_best(self._state, self._best["best_step"], self._unwritten_best)
                 self._unwritten_best = {}
             checkpoints.save_state(self._state, self.step, self.model, self.optimizer, self.names, self._notes())
+        self._state_written = time.monotonic()
+        self._state_seconds = self._state_written - start
 
     def _resume(self) -> None:
         notes = checkpoints.load_state(self._state, self.model, self.optimizer, self.names, self._identity())
