@@ -227,7 +227,8 @@ def _run(options: argparse.Namespace) -> int:
         getattr(import_module(_MERGE_STAGES[name][0]), name.replace("-", "_"))(config, **more)
         return 0
     if name == "search":
-        run = Path(options.run) if Path(options.run).exists() else config.output_path / options.run
+        run, below = Path(options.run), config.output_path / options.run
+        run = below if below.exists() and not run.exists() else run
         kept = {"triplets": options.triplets, "picture": options.picture, "device": config.device}
         found = import_module("clipgs.report.search").search(options.query, run, k=options.count, **kept)
         sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
