@@ -567,8 +567,8 @@ def _ablations(results: Results) -> str:
     found = results.read_one("ablations")
     if not found:
         return ""
-    compared = next((row["difference"]["metric"] for row in found["rows"] if row.get("difference")), "")
-    head = ["row", "seeds", *found["metrics"], f"difference to the row above, {compared}"]
+    compared = {row["difference"]["metric"] for row in found["rows"] if row.get("difference")}
+    head = ["row", "seeds", *found["metrics"], ", ".join(["difference to the row above", *sorted(compared)])]
     lines, above = [], ""
     for row in found["rows"]:
         cells = []
