@@ -1,6 +1,6 @@
 """How training speeds up with GPUs: what `snakemake train` runs, on one, two and four of one machine.
 
-    python benchmarks/train_gpus.py                     # on two GPUs, or on four; about six minutes
+    python benchmarks/train_gpus.py                     # on two GPUs, or on four; about eight minutes
     python benchmarks/train_gpus.py --device cpu        # two processes of a small encoder, to see that it runs
 
 Each GPU takes a share of the same size, so the batch grows with them, and the losses are those of the whole batch. The
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", default="base", help="of the encoder")
     parser.add_argument("--share", type=int, default=120, help="objects a GPU and step")
-    parser.add_argument("--steps", type=int, default=80, help="of each run; the first 20 are left out")
-    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=160, help="of each run; the first 20 are left out")
+    parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--objects", type=int, default=256, help="a shard")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
