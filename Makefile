@@ -40,13 +40,13 @@ help:  ## these lines
 	# Compiled once, and not in every job where Python may not write (PYTHONDONTWRITEBYTECODE, another user's folder).
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"
 	$(BIN)/python -m compileall -q src
-	if ! $(BIN)/python -m clipgs.doctor opengl > /dev/null 2>&1; then
+	if ! $(BIN)/python -m clipgs.operate.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
 	    # Only what is lacking: an OpenGL that is there but does not work is the machine's owner's to upgrade.
 	    echo "make: no OpenGL through EGL yet: installing $(OPENGL)"
 	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-upgrade --no-install-recommends $(OPENGL) > /dev/null; } || true
 	  fi
-	  $(BIN)/python -m clipgs.doctor opengl > /dev/null || {
+	  $(BIN)/python -m clipgs.operate.doctor opengl > /dev/null || {
 	    echo "make: meshes cannot be drawn until OpenGL's EGL libraries are there; run: sudo apt-get install -y $(OPENGL)" >&2; }
 	fi
 	touch $@

@@ -23,10 +23,10 @@ from record import record
 
 from clipgs.catalog.records import stage_schema
 from clipgs.config import check
-from clipgs.cores import usable_cores
+from clipgs.core.bundles import TarWriter, read_tar, write_table
+from clipgs.core.processes import usable_cores
+from clipgs.core.runner import path
 from clipgs.splats.pictures import from_image, to_webp
-from clipgs.stage import path
-from clipgs.storage import TarWriter, read_tar, write_table
 
 BAR = 0.9  # of the bare forward pass
 VIEWS = 36
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     # Not at the top: each worker process imports this file, and needs none of them.
     import torch
 
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     device = "cpu" if arguments.smoke else "cuda"
     settings = {"output": str(folder), "device": device, "views": {"count": VIEWS}, "teacher": {"name": "train"}}
@@ -126,9 +126,9 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
     import open_clip
     import torch
 
+    from clipgs.teacher.model import Teacher
+    from clipgs.teacher.weights import PRECISIONS, Opened
     from clipgs.training.small_teacher import ARCHITECTURE
-    from clipgs.training.teacher import Teacher
-    from clipgs.training.weights import PRECISIONS, Opened
 
     open_clip.add_model_config(ARCHITECTURE)
     called, dtype = PRECISIONS[arguments.precision]
@@ -163,7 +163,7 @@ def _agreement(config: Any, teacher: Any) -> float:
     from open_clip.transform import image_transform_v2
     from PIL import Image
 
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     preprocess = image_transform_v2(teacher.preprocessing, is_train=False)
     _, images, _ = features.read_images(config, "00000")

@@ -24,7 +24,7 @@ import yaml
 from record import SHARED, make, record
 
 from clipgs.config import merge
-from clipgs.storage import read_table
+from clipgs.core.bundles import read_table
 
 BAR = 0.9  # of the teacher's own 3D to text R@1, the mean of its pictures
 FULL = "voting"  # the row of the ablation with everything

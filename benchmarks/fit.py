@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from clipgs.config import Config, Fit
-from clipgs.cores import usable_cores
-from clipgs.splats.fit import as_gaussians, fit, schedule, start
+from clipgs.core.processes import usable_cores
+from clipgs.splats.fitting import as_gaussians, fit, schedule, start
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import C1, C2, WINDOW
 from clipgs.splats.quality import quality
@@ -168,7 +168,7 @@ def profile(points: Points, views: Views, settings: Fit, batch: int) -> dict[str
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    from clipgs.splats.fit_cuda import CudaFit
+    from clipgs.splats.fitting.cuda import CudaFit
 
     count = Config().views.count
     chosen = torch.arange(batch) % len(points.xyz)

@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from clipgs.config import Config, Fit
-from clipgs.cores import usable_cores
-from clipgs.splats.fit import EPSILON, LAST_RATE, PARTS, as_gaussians, fit, schedule, start
-from clipgs.splats.fit_cuda import CudaFit
+from clipgs.core.processes import usable_cores
+from clipgs.splats.fitting import EPSILON, LAST_RATE, PARTS, as_gaussians, fit, schedule, start
+from clipgs.splats.fitting.cuda import CudaFit
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import fit_loss
 from clipgs.splats.ply import to_bytes
 from clipgs.splats.quality import quality
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNT = Config().views.count
@@ -139,7 +139,7 @@ def around_fast(points: Points, views: Views):
     }.items():
         for factor in values:
             yield ours(f"fast, {name} x {factor:g}", points, views, **fast | {name: fast[name] * factor})
-    fitting = importlib.import_module("clipgs.splats.fit")  # the name in the package is the function
+    fitting = importlib.import_module("clipgs.splats.fitting")  # the name in the package is the function
     for rate in (0.01, 0.1):
         fitting.LAST_RATE = rate
         yield ours(f"fast, rates end at {rate:.0%}", points, views, **fast)

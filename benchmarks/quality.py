@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from record import SHARED, make, record
 
-from clipgs.storage import read_table
+from clipgs.core.bundles import read_table
 
 BAR_DB = 35.0  # the mean over the first 8 objects of core at 128 px, 10,000 Gaussians, 5,000 steps
 _log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from clipgs.config import Fit, Meshes, PointCloud
 from clipgs.config import Views as ViewSettings
 from clipgs.meshes import cameras, points, views
 from clipgs.meshes.load import load
-from clipgs.splats.fit import CpuFit, start
-from clipgs.splats.rasterize.cpu import camera_row
+from clipgs.splats.fitting import CpuFit, start
+from clipgs.splats.rasterizer.cpu import camera_row
 
 PIXELS, VIEWS, RUNS, STEPS_A_RUN = 128, 36, 5, 72
 BARS_MS = {"L1": 12.5, "L1 and SSIM": 16.0}

@@ -22,7 +22,7 @@ import yaml
 from record import make, record
 
 from clipgs.config import check
-from clipgs.cores import usable_cores
+from clipgs.core.processes import usable_cores
 
 BUILT_IN: dict[str, Any] = {
     "device": "cpu",
@@ -62,7 +62,8 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     # Not at the top: each worker process imports this file, and needs none of them.
     import torch
 
-    from clipgs.training import small_teacher, teacher
+    from clipgs.teacher import model as teacher
+    from clipgs.training import small_teacher
     from clipgs.training.small_teacher import read_pictures
     from clipgs.triplets.dataset import TripletDataset
 

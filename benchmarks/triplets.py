@@ -19,7 +19,7 @@ from typing import Any
 from quality import make_triplets
 from record import SHARED, record
 
-from clipgs.storage import read_table
+from clipgs.core.bundles import read_table
 
 BAR = 8_000  # objects an hour, one H200 and 16 cores
 STAGES = ("fetch", "sample", "view", "fit", "render", "caption", "pack")

@@ -25,7 +25,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A teacher of a million parameters with weights at random, as open_clip loads it from a folder."""
-    from packed_world import save_model
+    from tests.packed_world import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture
 def world(tmp_path, tiny):
     """An output of one packed shard of three objects, and the tiny teacher."""
-    from packed_world import World
+    from tests.packed_world import World
 
     made = World(tmp_path, tiny)
     made.add_shard("00000", {"a": "a red mug", "b": "a blue chair", "c": "a tree"})
@@ -43,7 +43,7 @@ def world(tmp_path, tiny):
 @pytest.fixture
 def own_gpu_locks(monkeypatch, tmp_path):
     """No GPU is taken yet, by this process or another, and nobody has chosen one for it."""
-    from clipgs import gpus
+    from clipgs.core import devices as gpus
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -60,7 +60,7 @@ def two_gpus(monkeypatch, own_gpu_locks):
     """What a process sees of a machine with two GPUs before it uses them: torch counts those that it may see."""
     import torch
 
-    from clipgs.gpus import VISIBLE, visible_gpus
+    from clipgs.core.devices import VISIBLE, visible_gpus
 
     monkeypatch.setenv(VISIBLE, "4,5")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(visible_gpus()))

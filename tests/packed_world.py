@@ -8,10 +8,10 @@ import torch
 
 from clipgs import config as configuration
 from clipgs.catalog.records import stage_schema
+from clipgs.core.bundles import TarWriter, write_safetensors, write_table
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
 from clipgs.splats.ply import to_bytes
-from clipgs.storage import TarWriter, write_safetensors, write_table
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 48

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
-from clipgs.storage import UsageError
+from clipgs.core.errors import UsageError
 
 SMALLER = (
     "views",

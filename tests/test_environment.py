@@ -128,7 +128,7 @@ def test_the_short_commands_need_nothing_but_make_and_python(checkout):
     assert re.search(r"https?://|index-url=|conda |docker", makefile) is None
     assert re.search(r"^UV := uv==[\d.]+$", makefile, flags=re.MULTILINE)
     packages = re.search(r"^OPENGL := (.+)$", makefile, flags=re.MULTILINE)
-    from clipgs.doctor import OPENGL_PACKAGES
+    from clipgs.operate.doctor import OPENGL_PACKAGES
 
     assert packages
     assert packages[1] == OPENGL_PACKAGES

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from clipgs.orphans import PARENT, end_with
+from clipgs.core.processes import PARENT, end_with
 
 
 class _NoPandas:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clipgs import __version__
 from clipgs import config as configuration
-from clipgs.storage import ClipgsError, UsageError
+from clipgs.core.errors import ClipgsError, UsageError
 
 log = logging.getLogger("clipgs")
 
@@ -27,8 +27,8 @@ _SHARD_STAGES = {
     "render": ("clipgs.splats.stages", "render the splats from the canonical cameras"),
     "caption": ("clipgs.triplets.stages", "give every object its caption"),
     "pack": ("clipgs.triplets.stages", "pack splat, pictures and caption into WebDataset tars"),
-    "embed-images": ("clipgs.training.features", "put all pictures of a shard's objects through the teacher"),
-    "embed-texts": ("clipgs.training.features", "put a shard's captions through the teacher"),
+    "embed-images": ("clipgs.teacher.features", "put all pictures of a shard's objects through the teacher"),
+    "embed-texts": ("clipgs.teacher.features", "put a shard's captions through the teacher"),
 }
 # Stages over many shards: (config), and for `freeze` the names of the shards.
 _MERGE_STAGES = {
@@ -212,7 +212,7 @@ def _run(options: argparse.Namespace) -> int:
     config = _config(options)
     if name in _SHARD_STAGES:
         function: Callable[..., Any] = getattr(import_module(_SHARD_STAGES[name][0]), name.replace("-", "_"))
-        with import_module("clipgs.stage").marked(config, name, options.shard):
+        with import_module("clipgs.core.runner").marked(config, name, options.shard):
             function(config, options.shard, options.threads)
         return 0
     if name in _WHOLE_STAGES:
@@ -235,14 +235,14 @@ def _run(options: argparse.Namespace) -> int:
         log.info("search: %s shows them", options.picture)
         return 0
     if name == "plan":
-        sys.stdout.write(import_module("clipgs.estimate").plan_text(config))
+        sys.stdout.write(import_module("clipgs.operate.estimate").plan_text(config))
         return 0
     if name in ("status", "submit", "verify", "retry", "exclude", "move"):
         return _keep_up(options, config)
     if name == "summary":
         sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))
         return 0
-    doctor = import_module("clipgs.doctor")
+    doctor = import_module("clipgs.operate.doctor")
     checks = doctor.doctor(config.output_path)
     sys.stdout.write(doctor.format(checks) + "\n")
     return 1 if any(check.status == "missing" for check in checks) else 0
@@ -252,25 +252,25 @@ def _keep_up(options: argparse.Namespace, config: configuration.Config) -> int:
     """The commands that look after an output."""
     name, run_again = options.command, "run the workflow again, for instance: snakemake triplets\n"
     if name == "status":
-        sys.stdout.write(import_module("clipgs.upkeep.status").status(config, options.target, options.snakefile))
+        sys.stdout.write(import_module("clipgs.operate.status").status(config, options.target, options.snakefile))
         return 0
     if name == "submit":
-        submit = import_module("clipgs.upkeep.submit").submit
+        submit = import_module("clipgs.operate.submit").submit
         submit(config, options.target, options.profile, options.snakefile, options.snakemake)
     if name == "verify":
-        count, damaged = import_module("clipgs.upkeep.verify").verify(
+        count, damaged = import_module("clipgs.operate.verify").verify(
             config, options.threads, set_aside=options.set_aside
         )
         sys.stdout.writelines(f"{line}\n" for line in damaged)
         sys.stdout.write(f"{count - len(damaged):,} of {count:,} files are whole\n")
         return 1 if damaged else 0
     if name == "retry":
-        found = import_module("clipgs.upkeep.retry").retry(config, options.stage, options.shards)
+        found = import_module("clipgs.operate.retry").retry(config, options.stage, options.shards)
         text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again; {run_again}"
         sys.stdout.write(text if found else f"no object failed at {options.stage}\n")
         return 0
     if name == "move":
-        count = import_module("clipgs.upkeep.move").move(config, options.to)
+        count = import_module("clipgs.operate.move").move(config, options.to)
         sys.stdout.write(
             f"moved, with the history of {count:,} files; now set in your configuration: output: {options.to}\n"
         )

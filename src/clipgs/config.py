@@ -24,7 +24,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from clipgs.storage import UsageError, canonical_json
+from clipgs.core.errors import UsageError
+from clipgs.core.seeds import canonical_json
 
 WHERE_PATTERN = r"^\s*(\S.*?)\s*(<=|>=|!=|=|<|>|\sin\s)\s*(.+?)\s*$"  # a rule of catalog.curation.where
 PICTURES = {"splats": "renders", "meshes": "views"}  # what is pictured, as keys name it, and the pictures' folder

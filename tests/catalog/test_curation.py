@@ -3,12 +3,13 @@ from itertools import pairwise
 
 import pytest
 import yaml
-from objaverse_tree import uid_of, write_objaverse
 
 from clipgs.catalog.shards import curation, freeze, frozen_shards, plan, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import check, merge
-from clipgs.storage import UsageError, read_table
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import UsageError
+from tests.catalog.objaverse_tree import uid_of, write_objaverse
 
 
 @pytest.fixture

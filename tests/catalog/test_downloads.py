@@ -13,12 +13,13 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from server import OBJAVERSE, Fault, Server, make_objaverse
 
 from clipgs.catalog import downloads, parts
 from clipgs.catalog.downloads import Downloader
 from clipgs.config import Downloads
-from clipgs.storage import ClipgsError, ObjectError, UsageError, check
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.files import check
+from tests.catalog.server import OBJAVERSE, Fault, Server, make_objaverse
 
 DATA = bytes(range(256)) * 40  # 10 kB
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -625,7 +626,7 @@ def test_a_file_larger_than_the_process_may_write_ends_the_run(server, place):
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        from clipgs.storage import ClipgsError
+        from clipgs.core.errors import ClipgsError
         try:
             fetch.get(sys.argv[1], Path(sys.argv[2]))
         except ClipgsError as error:

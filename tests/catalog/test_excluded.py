@@ -3,7 +3,8 @@ import pytest
 from clipgs.catalog.excluded import exclude, excluded, excluded_digests, excluded_path
 from clipgs.catalog.shards import freeze, frozen_shards, plan, shard_path
 from clipgs.config import check
-from clipgs.storage import UsageError, read_table
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import UsageError
 
 
 @pytest.fixture

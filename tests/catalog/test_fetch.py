@@ -9,12 +9,13 @@ import time
 
 import pytest
 import yaml
-from server import OBJAVERSE, Fault, Server, make_objaverse
 
 from clipgs import config as configuration
 from clipgs.catalog.shards import freeze, plan
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError
 from clipgs.meshes.stages import fetch
-from clipgs.storage import ClipgsError, read_table
+from tests.catalog.server import OBJAVERSE, Fault, Server, make_objaverse
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from clipgs.catalog.sources.folder import FolderSource, path_uid
 from clipgs.config import check
-from clipgs.storage import ObjectError, UsageError
+from clipgs.core.errors import ObjectError, UsageError
 
 
 def folder_source(path, **folder):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from clipgs.catalog import shards
+from clipgs.catalog.records import UID_PATTERN
 from clipgs.catalog.sources import source
 from clipgs.config import check
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.meshes.load import load
-from clipgs.storage import UID_PATTERN, ClipgsError, ObjectError, UsageError, read_table
 
 # A box 1 x 2 x 4 with Z up, its header as in many files of ModelNet: no line end after OFF.
 BOX = """OFF8 6 0

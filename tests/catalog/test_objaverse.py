@@ -2,12 +2,13 @@ import gzip
 import json
 
 import pytest
-from objaverse_tree import glb_of, uid_of, write_gz, write_objaverse
 
 from clipgs.catalog.shards import curation_path, freeze, frozen_shards, label, labels_path, objects, plan, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import check
-from clipgs.storage import ClipgsError, ObjectError, UsageError, read_table
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from tests.catalog.objaverse_tree import glb_of, uid_of, write_gz, write_objaverse
 
 
 @pytest.fixture

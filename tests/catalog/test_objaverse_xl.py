@@ -2,12 +2,13 @@ import csv
 import hashlib
 
 import pytest
-from objaverse_tree import glb_of, uid_of, write_objaverse
 
 from clipgs.catalog.shards import freeze, frozen_shards, plan, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import check
-from clipgs.storage import ClipgsError, ObjectError, UsageError, read_table
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from tests.catalog.objaverse_tree import glb_of, uid_of, write_objaverse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COLUMNS = ("fileIdentifier", "source", "license", "fileType", "sha256", "metadata")

@@ -12,8 +12,8 @@ import pytest
 import trimesh
 
 from clipgs.catalog.sources import procedural
-from clipgs.catalog.sources.shapes import geometry, paint
-from clipgs.catalog.sources.shapes.glb import write_glb
+from clipgs.shapes import geometry, paint
+from clipgs.shapes.glb import write_glb
 
 CATEGORIES = procedural.CATEGORIES
 

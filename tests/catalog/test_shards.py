@@ -6,7 +6,8 @@ import pytest
 
 from clipgs.catalog.shards import freeze, frozen_shards, label, objects, plan, shard_path
 from clipgs.config import check
-from clipgs.storage import ClipgsError, read_table
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from clipgs.catalog import shards
 from clipgs.catalog.sources import procedural
 from clipgs.catalog.sources.splats import SplatSource, read_header
 from clipgs.config import check, merge
+from clipgs.core.bundles import read_table, read_tar
+from clipgs.core.errors import ObjectError, UsageError
 from clipgs.splats import ply, ready
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.render import render
-from clipgs.storage import ObjectError, UsageError, read_table, read_tar
 
 STAGES = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
 MODULES = {"label": "clipgs.catalog.shards", "fit": "clipgs.splats.stages", "render": "clipgs.splats.stages"}

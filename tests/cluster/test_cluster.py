@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workflow.conftest import SETTINGS, Workspace
 
 from clipgs import config as configuration
-from clipgs.upkeep.submit import job_prefix
+from clipgs.operate.submit import job_prefix
+from tests.workflow.conftest import SETTINGS, Workspace
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 480 * float(os.environ.get("CLIPGS_PATIENCE", "1"))  # more where others use the machine

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from clipgs.config import Encoder
+from clipgs.core.errors import ObjectError
 from clipgs.encoder.groups import centre_rows, farthest_points, nearest, prepare, take
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.splats.order import farthest_point_order
-from clipgs.storage import ObjectError
 
 from .conftest import random_gaussians
 

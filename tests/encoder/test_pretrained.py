@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from clipgs.config import Encoder
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder import build, pretrained
 from clipgs.encoder.transformer import Shape
 from clipgs.splats.gaussians import Gaussians
-from clipgs.storage import ClipgsError, UsageError
 
 TOLERANCE = 1e-4  # of embeddings of length about 20; the bar is 1e-3
 

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
+from clipgs.core.errors import UsageError
 from clipgs.evaluation.ablations import ROWS, _chosen
-from clipgs.storage import UsageError
 
 PAPER = ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"]
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from clipgs.core.errors import ClipgsError
 from clipgs.evaluation.fewshot import episodes, few_shot, logistic, probe, unit_rows
 from clipgs.evaluation.finetune import _linear
-from clipgs.storage import ClipgsError
 
 
 def objects(sizes, first=0, groups=None):

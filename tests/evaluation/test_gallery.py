@@ -3,8 +3,8 @@ import json
 import pytest
 
 from clipgs import config as configuration
+from clipgs.core.errors import ClipgsError
 from clipgs.evaluation.gallery import gallery
-from clipgs.storage import ClipgsError
 
 
 def rows(count, **over):

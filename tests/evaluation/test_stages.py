@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
 from clipgs import config as configuration
 from clipgs.cli import main
+from clipgs.core.bundles import TarWriter, read_table, write_arrays
+from clipgs.core.devices import VISIBLE
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder.transformer import SIZES
 from clipgs.evaluation import ablations as ablations_module
 from clipgs.evaluation.ablations import ablations, points_output
 from clipgs.evaluation.baselines import baselines
 from clipgs.evaluation.stages import embed_shapes, evaluate, lvis_shapes, read_embeddings, run_folder
-from clipgs.gpus import VISIBLE
 from clipgs.report.search import search
-from clipgs.storage import ClipgsError, TarWriter, UsageError, read_table, write_arrays
 from clipgs.training.loop import train
+from tests.training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
 SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
 CENTRES = unit(KINDS, DIM, seed=0)
@@ -67,7 +68,7 @@ def trained(tmp_path_factory):
 def fake(patch):
     for name in ("model", "pretrained"):
         patch.setattr(f"clipgs.encoder.{name}.SIZES", {**SIZES, "tiny": SHAPE})
-    patch.setattr("clipgs.training.teacher.load", lambda config: FakeTeacher())
+    patch.setattr("clipgs.teacher.model.load", lambda config: FakeTeacher())
 
 
 def read(config, name):

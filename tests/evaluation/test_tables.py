@@ -5,10 +5,10 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from clipgs import config as configuration
+from clipgs.core.errors import ClipgsError
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import gallery
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
-from clipgs.storage import ClipgsError
 
 NAMES = ["mug", "chair", "boat"]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from clipgs.core.errors import UsageError
 from clipgs.evaluation.prompts import TEMPLATES, class_embeddings, templates
 from clipgs.evaluation.zeroshot import zero_shot
-from clipgs.storage import UsageError
 from clipgs.triplets.captions import spoken
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipgs.meshes.workers import Failure, run
+from clipgs.core.workers import Failure, run
 
 TABLE = Path(__file__).parent / "hostile.csv"
 PIXELS = 48

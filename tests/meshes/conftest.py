@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glb_builder import Glb
 
 from clipgs.meshes.load import Mesh, load
+from tests.meshes.glb_builder import Glb
 
 
 @pytest.fixture

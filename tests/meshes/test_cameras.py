@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.cameras import cameras_json, canonical, held_out, look_at_origin, parse_cameras
-from clipgs.storage import ObjectError
 
 
 def eyes(viewmats: np.ndarray) -> np.ndarray:

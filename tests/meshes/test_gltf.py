@@ -3,10 +3,10 @@ import base64
 import DracoPy
 import numpy as np
 import pytest
-from glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.materials import srgb_to_linear, surface_colors
-from clipgs.storage import ObjectError
+from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 
 def signed_volume(part) -> float:

@@ -3,12 +3,12 @@ import struct
 
 import numpy as np
 import pytest
-from glb_builder import CUBE_CORNERS, CUBE_FACES
 from PIL import Image
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.load import load
 from clipgs.meshes.materials import srgb_to_linear, surface_colors
-from clipgs.storage import ObjectError
+from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES
 
 GREY = (0.7, 0.7, 0.7)
 TETRAHEDRON = "v 0 0 0\nv 2 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from glb_builder import QUAD, QUAD_FACES, QUAD_UV
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import decode_image
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import (
@@ -14,7 +14,7 @@ from clipgs.meshes.materials import (
     surface_rgba,
 )
 from clipgs.meshes.views import render
-from clipgs.storage import ObjectError
+from tests.meshes.glb_builder import QUAD, QUAD_FACES, QUAD_UV
 
 PIXELS = 96
 CORNER = np.eye(3)[:1]

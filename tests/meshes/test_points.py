@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from glb_builder import CUBE_CORNERS, QUAD, QUAD_FACES, QUAD_UV
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.points import sample
-from clipgs.storage import ObjectError
+from tests.meshes.glb_builder import CUBE_CORNERS, QUAD, QUAD_FACES, QUAD_UV
 
 
 def test_points_are_even_by_area(glb, loaded):

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
+from clipgs.core.errors import ObjectError
+from clipgs.core.workers import run
 from clipgs.meshes.cameras import canonical, look_at_origin
 from clipgs.meshes.load import load
 from clipgs.meshes.materials import linear_to_srgb
 from clipgs.meshes.points import sample
 from clipgs.meshes.views import AMBIENT, LIGHTS, check, render
-from clipgs.meshes.workers import run
-from clipgs.storage import ObjectError
+from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 PIXELS = 64
 
@@ -205,7 +205,7 @@ def test_a_device_that_is_not_there():
     code = (
         "import pytest\n"
         "from clipgs.meshes.headless import import_pyrender\n"
-        "from clipgs.storage import ClipgsError\n"
+        "from clipgs.core.errors import ClipgsError\n"
         "with pytest.raises(ClipgsError, match='EGL_DEVICE_ID asks for 99'):\n"
         "    import_pyrender()\n"
     )

@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from triplets.conftest import make_shard
 
 from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema
-from clipgs.storage import write_bytes, write_safetensors, write_table
+from clipgs.core.bundles import write_safetensors, write_table
+from clipgs.core.files import write_bytes
 from clipgs.triplets.pack import merge_index
+from tests.triplets.conftest import make_shard
 
 NASTY = "<script>alert(1)</script> \"'&\N{SNOWMAN} </style> </title>"
 UIDS = ("b-mug", "a_mug", "c" * 64, "d", "e")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from clipgs import config as configuration
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check, write_bytes
 from clipgs.report.page import principal_plane, report
-from clipgs.storage import ClipgsError, check, write_bytes
 
 from .conftest import NASTY
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from clipgs import cli
+from clipgs.core.bundles import TarWriter
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.splats import ply
 from clipgs.splats.export import export, to_glb, to_splat
 from clipgs.splats.gaussians import Gaussians
-from clipgs.storage import ClipgsError, TarWriter, UsageError
 
 SH_C0 = 0.28209479177387814
 COMPONENTS = {5121: "u1", 5123: "<u2", 5126: "<f4"}

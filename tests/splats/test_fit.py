@@ -6,11 +6,11 @@ import torch
 from scipy.spatial import cKDTree
 
 from clipgs.config import Fit
-from clipgs.splats.fit import CpuFit, evenly_spaced, fit, relocate, start
+from clipgs.core.errors import ObjectError
+from clipgs.splats.fitting import CpuFit, evenly_spaced, fit, relocate, start
 from clipgs.splats.gaussians import Points, Views
 from clipgs.splats.quality import quality
-from clipgs.splats.rasterize import kernels, rasterize
-from clipgs.storage import ObjectError
+from clipgs.splats.rasterizer import kernels, rasterize
 
 PIXELS = 40
 # Few steps of large ones: the rates of real fits suit hundreds.

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_fit import balls
 
 from clipgs.config import Config
+from clipgs.core.bundles import Members
+from clipgs.core.errors import ClipgsError
+from clipgs.core.runner import Task
 from clipgs.meshes.cameras import cameras_json
-from clipgs.splats import fit_cuda, ply, stages
+from clipgs.splats import ply, stages
+from clipgs.splats.fitting import cuda as fit_cuda
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.render import from_image
-from clipgs.stage import Task
-from clipgs.storage import ClipgsError, Members
+from tests.splats.test_fit import balls
 
 COUNT, HELD_OUT = 6, 2
 

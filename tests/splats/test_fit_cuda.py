@@ -5,15 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_fit import SETTINGS, balls, picture
 
 from clipgs.config import Fit
-from clipgs.splats import fit_cuda
-from clipgs.splats.fit import BETA_1, BETA_2, EPSILON, fit, relocate, schedule, start
+from clipgs.core.errors import ClipgsError
+from clipgs.splats.fitting import BETA_1, BETA_2, EPSILON, fit, relocate, schedule, start
+from clipgs.splats.fitting import cuda as fit_cuda
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import fit_loss
-from clipgs.splats.rasterize import kernels, rasterize
-from clipgs.storage import ClipgsError
+from clipgs.splats.rasterizer import kernels, rasterize
+from tests.splats.test_fit import SETTINGS, balls, picture
 
 ROWS = {"means": 3, "quats": 4, "log_scales": 3, "opacity_logits": 1, "color_logits": 3}
 

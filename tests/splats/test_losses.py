@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from clipgs.splats.losses import FrameLoss, fit_loss, ssim
-from clipgs.splats.rasterize.cpu import Rasterizer
+from clipgs.splats.rasterizer.cpu import Rasterizer
 
 
 def pictures(*shape, seed=0):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from test_render import front_camera, red_dot
 
 from clipgs.splats.gaussians import Views
 from clipgs.splats.quality import quality
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
+from tests.splats.test_render import front_camera, red_dot
 
 PIXELS = 32
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
 
 NAMES = ("means", "quats_wxyz", "scales", "opacities", "colors")
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_rasterize_cpu import NAMES, scene
 
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
+from tests.splats.test_rasterize_cpu import NAMES, scene
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")

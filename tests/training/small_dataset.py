@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from clipgs import config as configuration
 from clipgs.config import Config
+from clipgs.core.bundles import TarWriter, write_safetensors, write_table
 from clipgs.encoder.transformer import Shape
 from clipgs.splats import Gaussians
 from clipgs.splats.ply import to_bytes
-from clipgs.storage import TarWriter, write_safetensors, write_table
 from clipgs.triplets.pack import digest, merge_index, schema
 
 DIM, PICTURES, KINDS = 12, 6, 4

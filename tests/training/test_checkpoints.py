@@ -7,14 +7,15 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from small_dataset import DIM, make, settings, splat, unit
 from torch.nn import functional
 
 import clipgs
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check
 from clipgs.encoder import ClipGS
 from clipgs.splats import Gaussians
-from clipgs.storage import ClipgsError, check
 from clipgs.training import checkpoints, runs
+from tests.training.small_dataset import DIM, make, settings, splat, unit
 
 NOTES = {
     "dim": DIM,
@@ -48,7 +49,7 @@ def teacher(monkeypatch):
     table = functional.normalize(unit(4, DIM, seed=0), dim=-1)
     one = SimpleNamespace(weights_sha256=64 * "0", encode_texts=lambda texts: table[[int(t) for t in texts]])
     fake = SimpleNamespace(load=lambda config: one)
-    monkeypatch.setitem(sys.modules, "clipgs.training.teacher", fake)
+    monkeypatch.setitem(sys.modules, "clipgs.teacher.model", fake)
     monkeypatch.setattr(sys.modules["clipgs.training"], "teacher", fake, raising=False)
     return one
 

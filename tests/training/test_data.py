@@ -6,16 +6,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
 
+from clipgs.core.bundles import TarWriter, tar_objects
+from clipgs.core.errors import ClipgsError
 from clipgs.encoder import prepare
 from clipgs.encoder.groups import nearest
 from clipgs.splats import Gaussians
 from clipgs.splats.gaussians import PADDING_LOGIT
 from clipgs.splats.ply import from_bytes, to_bytes
-from clipgs.storage import ClipgsError, TarWriter, tar_objects
 from clipgs.training.data import Prefetch, TrainingBatches, TrainingData, compact, pack, unpack
 from clipgs.training.gather import Rows
+from tests.training.small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_a_step_is_the_same_whoever_asks_and_when(config, tmp_path):
 
 
 def test_a_batch_has_the_features_of_its_objects(config):
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     data = opened(config)
     batch = TrainingBatches(data, data.split("train"), config)(0)

@@ -14,19 +14,20 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_dataset import DIM, KINDS, SHAPE, make, make_shard, settings, splat, unit, write_features
 from torch import nn
-from two_processes import SHARDS, gradients
 
 import clipgs.encoder
 from clipgs.config import Training
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check
 from clipgs.encoder import ClipGS
-from clipgs.storage import ClipgsError, check
 from clipgs.training import checkpoints, distributed, loop, runs
 from clipgs.training.augment import augment
 from clipgs.training.data import TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
 from clipgs.training.loop import Trainer, parameter_groups, rate, retrieval, still_statistics
+from tests.training.small_dataset import DIM, KINDS, SHAPE, make, make_shard, settings, splat, unit, write_features
+from tests.training.two_processes import SHARDS, gradients
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 HERE = Path(__file__).parent
@@ -175,7 +176,7 @@ def test_positions_are_augmented_in_single_precision(tmp_path, monkeypatch):
 # --- several processes ---
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path):
+def test_two_processes_have_the_gradient_of_one(tmp_path, checkout):
     cases = {"frozen": ("frozen", 8), "sync": ("sync", 8), "in parts": ("frozen", 2)}
     for name, (batch_norm, micro_batch) in cases.items():
         config = settings(tmp_path, encoder={"batch_norm": batch_norm}, training={"micro_batch": micro_batch})
@@ -184,8 +185,8 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(values))
     make(config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(HERE / "two_processes.py"), *(str(tmp_path / name) for name in cases)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
+    command += ["-m", "tests.training.two_processes", *(str(tmp_path / name) for name in cases)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ONE_THREAD, cwd=checkout)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, (batch_norm, _) in cases.items():
         alone, norms = gradients(settings(tmp_path, encoder={"batch_norm": batch_norm}), ALONE)
@@ -209,7 +210,8 @@ def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
 def test_training_uses_all_gpus_whoever_holds_them_for_it(two_gpus, tmp_path, monkeypatch, caplog):
     def launch(config, processes):
         assert processes == 2
-        script = "import os, sys; from clipgs.gpus import *; print(take_gpus(), os.environ[VISIBLE], file=sys.stderr)"
+        script = "import os, sys; from clipgs.core.devices import *; "
+        script += "print(take_gpus(), os.environ[VISIBLE], file=sys.stderr)"
         distributed.together([sys.executable, "-c", script], processes, {})
 
     monkeypatch.setattr(distributed, "launch", launch)
@@ -299,7 +301,7 @@ def test_the_test_split_is_never_looked_at(tmp_path):
     make(config)
     data = trainer(config)._data
     uids = [f"s0o{i:03d}" for i in range(16)]
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     found = features.read(config, "00000")
     images, texts = found.images.clone(), found.texts.clone()
@@ -312,7 +314,7 @@ def test_the_test_split_is_never_looked_at(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_names_the_object(tmp_path):
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     config = settings(tmp_path)
     make(config)

@@ -4,12 +4,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from packed_world import VIEWS, World
 
 from clipgs.config import SmallTeacher
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check
 from clipgs.splats.pictures import to_webp
-from clipgs.storage import ClipgsError, check
-from clipgs.training import small_teacher, teacher
+from clipgs.teacher import model as teacher
+from clipgs.training import small_teacher
+from tests.packed_world import VIEWS, World
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "black": (10, 10, 10)}
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from small_dataset import SHAPE
 
 from clipgs import config as configuration
 from clipgs.encoder import ClipGS
 from clipgs.training import distributed
 from clipgs.training.data import TrainingBatches, TrainingData, compact
 from clipgs.training.loop import Trainer
+from tests.training.small_dataset import SHAPE
 
 SHARDS = ["00000", "00001"]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from clipgs.catalog.records import stage_schema
+from clipgs.core.bundles import TarWriter, write_table
 from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.splats.render import to_webp
-from clipgs.storage import TarWriter, write_table
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 32

@@ -1,7 +1,7 @@
 import pytest
 
 from clipgs.config import Caption
-from clipgs.storage import UsageError
+from clipgs.core.errors import UsageError
 from clipgs.triplets.captions import captioner, listed_digest
 
 ROWS = [

@@ -1,7 +1,8 @@
 import pytest
 
 from clipgs.config import Caption
-from clipgs.storage import UsageError, read_table, write_table
+from clipgs.core.bundles import read_table, write_table
+from clipgs.core.errors import UsageError
 from clipgs.triplets import captions
 
 

@@ -4,19 +4,20 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from packed_world import PIXELS, TINY_COCA, VIEWS, picture, save_model
 
 from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema, labels_schema, stage_schema
 from clipgs.config import Caption, Coca
+from clipgs.core.bundles import read_table, tar_objects, write_table
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.runner import path
 from clipgs.splats.pictures import to_webp
-from clipgs.stage import path
-from clipgs.storage import ClipgsError, UsageError, read_table, tar_objects, write_table
-from clipgs.training import features
-from clipgs.training.teacher import Teacher
-from clipgs.training.weights import open_model
+from clipgs.teacher import features
+from clipgs.teacher.model import Teacher
+from clipgs.teacher.weights import open_model
 from clipgs.triplets import captions_written as written
 from clipgs.triplets import stages
+from tests.packed_world import PIXELS, TINY_COCA, VIEWS, picture, save_model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from clipgs.config import Pack
-from clipgs.storage import ClipgsError
+from clipgs.core.errors import ClipgsError
 from clipgs.triplets import card
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 

@@ -5,7 +5,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from clipgs.storage import ClipgsError
+from clipgs.core.errors import ClipgsError
 from clipgs.triplets import TripletDataset, collate
 
 

@@ -4,8 +4,10 @@ import tarfile
 import numpy as np
 import pytest
 
+from clipgs.core.bundles import read_table, read_tar
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check
 from clipgs.splats import ply
-from clipgs.storage import ClipgsError, check, read_table, read_tar
 from clipgs.triplets.pack import merge_index
 
 

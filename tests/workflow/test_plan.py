@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import yaml
-from catalog.objaverse_tree import write_objaverse
 
 from clipgs import config as configuration
 from clipgs.catalog.sources import procedural
+from tests.catalog.objaverse_tree import write_objaverse
 
 from .conftest import SETTINGS, Workspace
 
@@ -205,7 +205,7 @@ def test_a_mended_caption_fits_and_renders_nothing(made, tmp_path):
     workspace.make()
     assert workspace.planned() == {}
     (text,) = workspace.output.glob("captions/00001.parquet")
-    from clipgs.storage import read_table
+    from clipgs.core.bundles import read_table
 
     assert read_table(text)[0]["caption"] == "a caption that somebody mended"
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
-from clipgs.storage import check, read_table, tar_objects
+from clipgs.core.bundles import read_table, tar_objects
+from clipgs.core.files import check
 
 from .conftest import SETTINGS, Workspace
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
-from clipgs.storage import check, read_table, write_safetensors
+from clipgs.core.bundles import read_table, write_safetensors
+from clipgs.core.files import check
 
 from .conftest import SETTINGS
 

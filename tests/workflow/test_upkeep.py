@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import yaml
-from catalog.objaverse_tree import write_objaverse
 
 from clipgs import config as configuration
 from clipgs.catalog.sources import procedural
-from clipgs.storage import read_table, tar_objects
-from clipgs.upkeep.lock import OutputLock
+from clipgs.core.bundles import read_table, tar_objects
+from clipgs.operate.lock import OutputLock
+from tests.catalog.objaverse_tree import write_objaverse
 
 from .conftest import SETTINGS, Workspace
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from clipgs import config as settings
 from clipgs.catalog.excluded import excluded_digests
 from clipgs.catalog.shards import plan
-from clipgs.cores import usable_cores
-from clipgs.gpus import visible_gpus
-from clipgs.storage import ClipgsError
+from clipgs.core.processes import usable_cores
+from clipgs.core.devices import visible_gpus
+from clipgs.core.errors import ClipgsError
 from clipgs.training.runs import run_shards
 from clipgs.triplets.captions import listed_digest, located
-from clipgs.upkeep.lock import OutputLock, describe, holder
-from clipgs.upkeep.retry import retries
+from clipgs.operate.lock import OutputLock, describe, holder
+from clipgs.operate.retry import retries
 
 # Reading the annotations of a large source for the first time takes a while, and says so.
 LOG, SPEAKER = logging.getLogger("clipgs"), logging.StreamHandler()

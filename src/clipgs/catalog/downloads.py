@@ -34,7 +34,8 @@ from urllib3.exceptions import (
 from clipgs import __version__
 from clipgs.catalog.parts import Part, Version, sidecar_of
 from clipgs.config import Downloads
-from clipgs.storage import ClipgsError, ObjectError, UsageError, sha256_of
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.files import sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from clipgs.catalog.shards import frozen_shards, shard_path
 from clipgs.config import Config
-from clipgs.storage import UsageError, canonical_json, read_table, whole
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import UsageError
+from clipgs.core.files import whole
+from clipgs.core.seeds import canonical_json
 
 COLUMNS = ("uid", "shard", "reason")
 NO_REASON = "on request"

@@ -16,7 +16,10 @@ from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
 from clipgs.catalog.sources import Annotated, Source, source
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.config import Config
-from clipgs.storage import ClipgsError, ObjectError, canonical_json, read_table, whole, write_bytes, write_table
+from clipgs.core.bundles import read_table, write_table
+from clipgs.core.errors import ClipgsError, ObjectError
+from clipgs.core.files import whole, write_bytes
+from clipgs.core.seeds import canonical_json
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from clipgs.config import Encoder
+from clipgs.core.errors import ObjectError
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
-from clipgs.storage import ObjectError
 
 # Beyond it a sigmoid is 0 or 1, and its gradient 0; a file may hold infinite logits, and they are no error.
 MAX_LOGIT = 30.0

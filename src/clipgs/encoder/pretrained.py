@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from clipgs.config import Encoder
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder.groups import farthest_points, nearest, take
 from clipgs.encoder.pointbert import OPENSHAPE_HEAD, OPENSHAPE_SIZES, OpenShape, OpenShapeSize, Ulip2
 from clipgs.encoder.tokenizer import CHANNELS, POINT_FEATURES, PointEncoder
 from clipgs.encoder.transformer import SIZES, TIMM_NAMES, PatchTransformer, Shape
-from clipgs.storage import ClipgsError, UsageError
 
 State = dict[str, Tensor]
 

@@ -22,6 +22,12 @@ import numpy as np
 from clipgs import config as configuration
 from clipgs.catalog.shards import frozen_shards, shard_path
 from clipgs.config import Config
+from clipgs.core.bundles import TarWriter, read_table, write_table
+from clipgs.core.devices import VISIBLE, visible_gpus
+from clipgs.core.errors import UsageError
+from clipgs.core.files import check, write_bytes
+from clipgs.core.runner import path
+from clipgs.core.seeds import canonical_json
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.retrieval import CONFIDENCE, interval, ranks
 from clipgs.evaluation.stages import (
@@ -35,9 +41,6 @@ from clipgs.evaluation.stages import (
     write_embeddings,
     write_json,
 )
-from clipgs.gpus import VISIBLE, visible_gpus
-from clipgs.stage import path
-from clipgs.storage import TarWriter, UsageError, canonical_json, check, read_table, write_bytes, write_table
 
 log = logging.getLogger(__name__)
 

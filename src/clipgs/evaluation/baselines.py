@@ -15,21 +15,13 @@ import torch
 from torch import Tensor
 
 from clipgs.config import Config
+from clipgs.core.files import check, sha256_of
+from clipgs.core.runner import Progress, path
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
-from clipgs.evaluation.stages import (
-    Embeddings,
-    class_names,
-    index_rows,
-    lvis_shapes,
-    run_folder,
-    said,
-    write_json,
-)
+from clipgs.evaluation.stages import Embeddings, class_names, index_rows, lvis_shapes, run_folder, said, write_json
 from clipgs.evaluation.zeroshot import zero_shot
-from clipgs.stage import Progress, path
-from clipgs.storage import check, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +148,7 @@ def _measured(
     """The numbers of one row."""
     from clipgs.encoder import pretrained
     from clipgs.splats.stages import device as device_of
-    from clipgs.training import teacher as teachers
+    from clipgs.teacher import model as teachers
 
     settings = config.evaluation
     device = device_of(config)
@@ -229,7 +221,7 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     """Positions and colours of each splat of `evaluation.split` through Uni3D as published, in its teacher's space."""
     from clipgs.encoder import pretrained
     from clipgs.splats.stages import device as device_of
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
     model = pretrained.load(checkpoint).to(device_of(config))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipgs.storage import ClipgsError, seed_of
+from clipgs.core.errors import ClipgsError
+from clipgs.core.seeds import seed_of
 
 QUERIES = 20  # a class
 FOLDS = 10

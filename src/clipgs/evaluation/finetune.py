@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipgs.config import Config
-from clipgs.cores import usable_cores
+from clipgs.core.processes import usable_cores
 from clipgs.encoder import prepare
 from clipgs.encoder.batch_norm import BatchNorm
 from clipgs.evaluation.fewshot import Episode, Predict, probe, unit_rows

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from clipgs.config import Evaluation
-from clipgs.storage import ClipgsError, canonical_json, seed_of
+from clipgs.core.errors import ClipgsError
+from clipgs.core.seeds import canonical_json, seed_of
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipgs.storage import UsageError
+from clipgs.core.errors import UsageError
 
 # Our own. A published protocol's list is not ours to ship: `evaluation.templates` takes it as a file.
 TEMPLATES = (

@@ -9,21 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipgs.config import PICTURES, Config
-from clipgs.cores import usable_cores
+from clipgs.core.bundles import read_table, tar_objects, write_safetensors
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import check, write_bytes
+from clipgs.core.processes import usable_cores
+from clipgs.core.runner import Progress, Task, path
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import Gallery, gallery, seeded_view
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
-from clipgs.stage import Progress, Task, path
-from clipgs.storage import (
-    ClipgsError,
-    UsageError,
-    check,
-    read_table,
-    tar_objects,
-    write_bytes,
-    write_safetensors,
-)
 from clipgs.triplets.captions import spoken
 
 log = logging.getLogger(__name__)
@@ -70,7 +64,7 @@ def embed_shapes(config: Config) -> None:
 
 def embed(run: Path, triplets: Path, *, device: str = "auto", encoder: Any = None, split: str = "all") -> Embeddings:
     """The splats of a folder of triplets through the encoder of a run, which is `encoder`, if it is loaded already."""
-    from clipgs.storage import sha256_of
+    from clipgs.core.files import sha256_of
     from clipgs.training import checkpoints
     from clipgs.triplets.dataset import TripletDataset
 
@@ -129,7 +123,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     names = class_names(config, rows)
     named = bool(names) and any(row["category"] in names for row in made.objects)
     if others or named:
-        from clipgs.training import teacher as teachers
+        from clipgs.teacher import model as teachers
 
         teacher = teachers.load(config)
         _same_teacher(teacher.weights_sha256, embeddings.metadata)
@@ -190,7 +184,7 @@ def embed_pictures(
     Raises:
         ClipgsError: a picture cannot be read.
     """
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
     members = {}
@@ -238,7 +232,7 @@ def read_features(
     Raises:
         ClipgsError: an object has no features, or they are of another teacher than `metadata` names.
     """
-    from clipgs.training import features
+    from clipgs.teacher import features
 
     texts, one, mean, what, views = {}, {}, {}, "splats", 0
     for shard in sorted({row["shard"] for row in rows}):

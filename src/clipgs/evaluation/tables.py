@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipgs.config import Evaluation
+from clipgs.core.errors import ClipgsError
+from clipgs.core.runner import Progress
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery
 from clipgs.evaluation.retrieval import nearest, retrieval
 from clipgs.evaluation.zeroshot import zero_shot
-from clipgs.stage import Progress
-from clipgs.storage import ClipgsError
 
 RETRIEVAL_PROTOCOL = (
     "Cosine of unit vectors, exact. Every object with the same caption is a right answer to it; the gallery of texts "

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from clipgs.storage import ObjectError
+from clipgs.core.errors import ObjectError
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipgs.storage import ObjectError
+from clipgs.core.errors import ObjectError
 
 # What mesh formats name as textures. Pillow knows more, some of which start other programs or read other
 # files.

@@ -20,9 +20,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder, decode_image
 from clipgs.meshes.materials import Material, Part, Texture, Wrap
-from clipgs.storage import ObjectError
 
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}

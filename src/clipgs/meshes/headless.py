@@ -9,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 
-from clipgs.gpus import visible_gpus
-from clipgs.storage import ClipgsError
+from clipgs.core.devices import visible_gpus
+from clipgs.core.errors import ClipgsError
 
 _REMEDY = "install it with: apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
 

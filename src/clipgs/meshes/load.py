@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, Texture, srgb_to_linear
-from clipgs.storage import ObjectError
 
 # trimesh logs the tracebacks of what it survives; what matters here is raised.
 logging.getLogger("trimesh").setLevel(logging.CRITICAL)

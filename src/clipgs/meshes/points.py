@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Part, surface_rgba
-from clipgs.storage import ObjectError
 
 # A point is left out with the chance that light goes through; after this many rounds the surface is as good
 # as nothing.

@@ -13,18 +13,11 @@ import numpy as np
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
-from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table, write_objects
-from clipgs.storage import (
-    ClipgsError,
-    ObjectError,
-    check,
-    describe_error,
-    read_table,
-    seed_of,
-    sha256_of,
-    write_arrays,
-    write_table,
-)
+from clipgs.core.bundles import read_table, write_arrays, write_table
+from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.files import check, sha256_of
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, path, table, write_objects
+from clipgs.core.seeds import seed_of
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:

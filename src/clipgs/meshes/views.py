@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from clipgs.core.errors import ObjectError
 from clipgs.meshes.cameras import cameras_json, parse_cameras
 from clipgs.meshes.headless import import_pyrender
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Part, render_material
-from clipgs.storage import ObjectError
 
 __all__ = ["AMBIENT", "LIGHTS", "cameras_json", "check", "parse_cameras", "render"]
 

@@ -21,11 +21,13 @@ import numpy as np
 from clipgs import __version__
 from clipgs.catalog.shards import frozen_shards
 from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check, write_bytes
+from clipgs.core.runner import path
 from clipgs.evaluation.ablations import ABLATION
 from clipgs.meshes.cameras import showing
 from clipgs.report import plots
-from clipgs.stage import path
-from clipgs.storage import ClipgsError, check, read_table, write_bytes
 from clipgs.triplets.card import failures, quality
 from clipgs.triplets.pack import all_rows
 

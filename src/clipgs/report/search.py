@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import sha256_of, whole
 from clipgs.evaluation.retrieval import nearest
 from clipgs.evaluation.stages import Embeddings, embed, read_embeddings
 from clipgs.meshes.cameras import showing
 from clipgs.splats.render import from_image
-from clipgs.storage import ClipgsError, UsageError, sha256_of, whole
 from clipgs.triplets.contact_sheet import FAINT, FRAME, GROUND, TEXT, font, wrap
 
 log = logging.getLogger(__name__)

@@ -3,34 +3,23 @@
 Everything is imported when it is first used: commands that import this package need no torch for it.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipgs.splats.fitting import fit as fit
+    from clipgs.splats.gaussians import Gaussians as Gaussians
+    from clipgs.splats.gaussians import Points as Points
+    from clipgs.splats.gaussians import Views as Views
+    from clipgs.splats.rasterizer import rasterize as rasterize
 
 _MODULE_OF = {
     "Gaussians": "gaussians",
     "Points": "gaussians",
     "Views": "gaussians",
-    "fit": "fit",
-    "rasterize": "rasterize",
+    "fit": "fitting",
+    "rasterize": "rasterizer",
 }
-
-
-class _Package(ModuleType):
-    """`fit` and `rasterize` are each a function and the module it stands in.
-
-    Importing a module sets it as an attribute of its package. Here the function is set in its place, so that
-    `clipgs.splats.fit(...)` means the same whatever was imported before.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if _MODULE_OF.get(name) == name and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,11 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
+from clipgs.core.bundles import tar_objects
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import whole
 from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
-from clipgs.storage import ClipgsError, UsageError, tar_objects, whole
 
 log = logging.getLogger(__name__)
 

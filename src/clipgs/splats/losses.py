@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clipgs.splats.rasterize.simd import LANES, any_lane, load, magnitude, ramp, repeat, store, total, where
+from clipgs.splats.rasterizer.simd import LANES, any_lane, load, magnitude, ramp, repeat, store, total, where
 
 # Structural similarity, Wang et al. 2004, section III: an 11 x 11 Gaussian window of 1.5 pixels, data range 1.
 RADIUS = 5

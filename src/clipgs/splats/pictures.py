@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from clipgs.storage import Members
+from clipgs.core.bundles import Members
 
 WEBP_METHOD = 4  # libwebp's effort, 0 to 6: beyond 4 the time doubles for 1 % of the bytes
 

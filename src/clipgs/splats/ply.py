@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from plyfile import PlyData
 
+from clipgs.core.files import whole
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
-from clipgs.storage import whole
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clipgs.splats.gaussians import Gaussians, Views
 from clipgs.splats.losses import ssim
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
 
 SMALLEST_MSE = 1e-10  # equal pictures have 100 dB, not infinity
 

@@ -12,10 +12,11 @@ from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, source
 from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ObjectError
+from clipgs.core.runner import Files, Row, Task, good, in_workers, table
 from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
-from clipgs.stage import Files, Row, Task, good, in_workers, table
-from clipgs.storage import ObjectError, read_table
 
 Compute = Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]]
 

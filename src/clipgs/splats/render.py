@@ -6,7 +6,7 @@ from torch import Tensor
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import from_image as from_image
 from clipgs.splats.pictures import to_webp as to_webp
-from clipgs.splats.rasterize import rasterize
+from clipgs.splats.rasterizer import rasterize
 
 WHITE = (1.0, 1.0, 1.0)
 

@@ -16,20 +16,12 @@ from clipgs.catalog.records import stage_schema
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS
 from clipgs.config import Config
-from clipgs.gpus import take_gpus, visible_gpus
-from clipgs.stage import Files, Row, Task, good, in_workers, over_objects, path, table
-from clipgs.storage import (
-    ClipgsError,
-    Members,
-    ObjectError,
-    TarWriter,
-    check,
-    describe_error,
-    read_table,
-    seed_of,
-    tar_objects,
-    write_table,
-)
+from clipgs.core.bundles import Members, TarWriter, read_table, tar_objects, write_table
+from clipgs.core.devices import take_gpus, visible_gpus
+from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.files import check
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, path, table
+from clipgs.core.seeds import seed_of
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +136,7 @@ def _judge(config: Config, gaussians: Any, held_out: Any) -> tuple[Row, Files]:
 def _fit_one(payload: tuple[Config, str, Path, Members, int]) -> tuple[Row, Files]:
     import torch
 
-    from clipgs.splats.fit import fit as fit_batch
+    from clipgs.splats.fitting import fit as fit_batch
 
     torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits everywhere
     config, _, points, _, seed = payload
@@ -213,8 +205,8 @@ def _in_batches(
 
 
 def _fit_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-    from clipgs.splats.fit import as_gaussians
-    from clipgs.splats.fit_cuda import fit_tables, objects_a_batch
+    from clipgs.splats.fitting import as_gaussians
+    from clipgs.splats.fitting.cuda import fit_tables, objects_a_batch
 
     if not tasks:
         return
@@ -239,7 +231,7 @@ def _prepared(
     payload: tuple[Config, str, Path, Members, int], arrays: Any, reading: threading.Lock
 ) -> tuple[Any, Any, Any]:
     """The start, the views and the plan of one object's fit; a zip file is not one for several threads at once."""
-    from clipgs.splats.fit import schedule, start
+    from clipgs.splats.fitting import schedule, start
 
     config, *_, seed = payload
     with reading:

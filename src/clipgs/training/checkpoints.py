@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from clipgs import __version__
 from clipgs.config import SMALL_TEACHER, Config, read, stage_settings
-from clipgs.cores import usable_cores
-from clipgs.storage import ClipgsError, atomic, canonical_json, check, sha256_of, whole, write_bytes
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import atomic, check, sha256_of, whole, write_bytes
+from clipgs.core.processes import usable_cores
+from clipgs.core.seeds import canonical_json
 
 if TYPE_CHECKING:
     from clipgs.splats.gaussians import Gaussians
@@ -307,7 +309,7 @@ class TrainedEncoder:
 
     def _load_teacher(self) -> Any:
         if self._teacher is None:
-            from clipgs.training import teacher
+            from clipgs.teacher import model as teacher
 
             found = teacher.load(self.config)
             if found.weights_sha256 != self.notes["teacher"]["weights_sha256"]:

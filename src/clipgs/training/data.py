@@ -24,13 +24,16 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from clipgs.config import Config, Encoder
-from clipgs.cores import usable_cores
+from clipgs.core.bundles import tar_objects
+from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.files import check, whole
+from clipgs.core.processes import usable_cores
+from clipgs.core.runner import Progress, path, table
+from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats import ply
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
-from clipgs.stage import Progress, path, table
-from clipgs.storage import ClipgsError, ObjectError, canonical_json, check, describe_error, seed_of, tar_objects, whole
-from clipgs.training import features
+from clipgs.teacher import features
 from clipgs.training.augment import draw
 from clipgs.training.gather import Rows
 

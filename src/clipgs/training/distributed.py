@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, distributed
 
 from clipgs.config import Config, runtime_settings, stage_settings
-from clipgs.orphans import PARENT
-from clipgs.storage import ClipgsError
+from clipgs.core.errors import ClipgsError
+from clipgs.core.processes import PARENT
 
 log = logging.getLogger(__name__)
 

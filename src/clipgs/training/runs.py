@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipgs.config import Config, stage_settings
-from clipgs.storage import write_bytes
+from clipgs.core.files import write_bytes
 
 
 def run_path(config: Config) -> Path:

@@ -22,12 +22,15 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor
 
 from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
-from clipgs.meshes import workers
+from clipgs.core import workers
+from clipgs.core.bundles import write_safetensors
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import write_bytes
+from clipgs.core.runner import Progress
+from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.splats.stages import device as chosen_device
-from clipgs.stage import Progress
-from clipgs.storage import ClipgsError, canonical_json, seed_of, write_bytes, write_safetensors
-from clipgs.training.teacher import small_files
+from clipgs.teacher.model import small_files
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
 

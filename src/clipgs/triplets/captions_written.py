@@ -15,13 +15,17 @@ from open_clip import coca_model
 from torch import Tensor
 
 from clipgs.config import PICTURES, Config
+from clipgs.core.bundles import tar_objects
+from clipgs.core.errors import ClipgsError, UsageError, describe_error
+from clipgs.core.files import check
+from clipgs.core.runner import Files, Row, Task, good, over_objects, path, table
+from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_all
 from clipgs.splats.stages import device as chosen_device
-from clipgs.stage import Files, Row, Task, good, over_objects, path, table
-from clipgs.storage import ClipgsError, UsageError, check, describe_error, seed_of, tar_objects
-from clipgs.training import features, teacher
-from clipgs.training.teacher import Teacher
-from clipgs.training.weights import open_model
+from clipgs.teacher import features
+from clipgs.teacher import model as teacher
+from clipgs.teacher.model import Teacher
+from clipgs.teacher.weights import open_model
 from clipgs.triplets.captions import Look, caption_row, clean
 
 SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}

@@ -14,9 +14,10 @@ import numpy as np
 import yaml
 
 from clipgs.config import Pack
+from clipgs.core.bundles import read_table
+from clipgs.core.files import check, write_bytes
 from clipgs.meshes.cameras import showing
 from clipgs.splats.pictures import from_image
-from clipgs.storage import check, read_table, write_bytes
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset
 from clipgs.triplets.pack import all_rows

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipgs.core.errors import ClipgsError
 from clipgs.splats.pictures import from_image
-from clipgs.storage import ClipgsError
 from clipgs.triplets.pack import TAR_BLOCK, digest
 
 if TYPE_CHECKING:

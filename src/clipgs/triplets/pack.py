@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from clipgs.storage import ClipgsError, TarWriter, atomic, tar_objects, write_table
+from clipgs.core.bundles import TarWriter, tar_objects, write_table
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import atomic
 
 Row = dict[str, Any]
 

@@ -8,8 +8,9 @@ from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
-from clipgs.stage import fail_as_a_whole, good, path, table
-from clipgs.storage import check, read_table, write_table
+from clipgs.core.bundles import read_table, write_table
+from clipgs.core.files import check
+from clipgs.core.runner import fail_as_a_whole, good, path, table
 
 
 def caption(config: Config, shard: str, threads: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from clipgs.config import Config
-from clipgs.storage import ClipgsError
+from clipgs.core.errors import ClipgsError
 
 
 class Source(Protocol):

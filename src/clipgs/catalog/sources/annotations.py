@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
-from clipgs.storage import ClipgsError, ObjectError, UsageError, canonical_json, whole
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.files import whole
+from clipgs.core.seeds import canonical_json
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class AnnotationFiles:
 
     def get_all(self, names: list[str]) -> list[Path]:
         """As `get`, several at once."""
-        from clipgs.stage import Progress
+        from clipgs.core.runner import Progress
 
         progress = Progress("annotations of Objaverse", len(names), "file")
         try:

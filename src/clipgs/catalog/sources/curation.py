@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipgs.config import WHERE_PATTERN, Catalog, Curation
-from clipgs.storage import UsageError
+from clipgs.core.errors import UsageError
 
 _MB = 1_000_000
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from clipgs.catalog.records import UID_PATTERN
 from clipgs.config import Config
-from clipgs.storage import UID_PATTERN, ObjectError, UsageError, canonical_json
+from clipgs.core.errors import ObjectError, UsageError
+from clipgs.core.seeds import canonical_json
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.config import Config
-from clipgs.storage import ClipgsError, ObjectError, UsageError, whole
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.files import whole
 
 log = logging.getLogger(__name__)
 

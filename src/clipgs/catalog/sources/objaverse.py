@@ -12,14 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.sources.annotations import (
-    AnnotatedSource,
-    AnnotationFiles,
-    label_hash,
-    lvis_categories,
-    page_of,
-)
-from clipgs.storage import UID_PATTERN, ClipgsError, ObjectError, UsageError, sha256_of, whole
+from clipgs.catalog.records import UID_PATTERN
+from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, lvis_categories, page_of
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.files import sha256_of, whole
 
 PART_VERSION = 1  # raised when other things are read of an annotation
 # As Objaverse writes licences, and their names elsewhere.
@@ -156,7 +152,7 @@ class ObjaverseSource(AnnotatedSource):
         """The wanted columns of these annotation files."""
         import pyarrow as pa
 
-        from clipgs.stage import Progress
+        from clipgs.core.runner import Progress
 
         progress = Progress("reading annotations of Objaverse", len(folders), "file")
         parts = []

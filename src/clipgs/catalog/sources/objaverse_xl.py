@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
 from clipgs.catalog.sources.folder import SUFFIXES
 from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
-from clipgs.storage import ObjectError, UsageError
+from clipgs.core.errors import ObjectError, UsageError
 
 _COLUMNS = ("fileIdentifier", "source", "license", "sha256")
 _OURS = ("locator", "uid", "file_identifier", "sha256", "category", "license_name", "refused",

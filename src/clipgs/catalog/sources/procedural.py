@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.sources.shapes import furniture, outdoors, things, vehicles
-from clipgs.catalog.sources.shapes.design import Design, Dice
-from clipgs.catalog.sources.shapes.glb import write_glb
 from clipgs.config import STAGES, Config
-from clipgs.storage import whole
+from clipgs.core.files import whole
+from clipgs.shapes import furniture, outdoors, things, vehicles
+from clipgs.shapes.design import Design, Dice
+from clipgs.shapes.glb import write_glb
 
 DESIGNS: dict[str, Callable[[Dice], Design]] = {
     "chair": furniture.chair,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from clipgs.catalog.sources.folder import FolderSource
 from clipgs.config import Config
-from clipgs.storage import ObjectError
+from clipgs.core.errors import ObjectError
 
 _HEADER_BYTES = 1 << 16
 _NEEDED = {"x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"}

@@ -1,0 +1,142 @@
+"""Tables (parquet), tars and arrays (npz, safetensors): the same contents give the same bytes.
+
+No file holds a time, an owner or a host.
+"""
+
+import hashlib
+import io
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from clipgs.core.files import atomic
+from clipgs.core.seeds import canonical_json
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], schema: Any) -> None:
+    """Writes rows as parquet with fixed settings: equal rows give equal bytes.
+
+    `schema` is a `pyarrow.Schema`; a missing key is null, an unknown one is an error.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema of {path}")
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Reads a parquet table as a list of rows."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, memory_map=True).read(columns=columns).to_pylist()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no time, no owner
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+class TarWriter:
+    """Writes a tar whose bytes depend on its members alone; it appears whole or not at all.
+
+    Use as a context manager; members stand in the order in which they are added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(atomic(self._path))
+        self._tar = self._stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
+        return self
+
+    def add(self, name: str, data: bytes) -> None:
+        """Adds one member."""
+        add_member(self._tar, name, data)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+
+class Members(NamedTuple):
+    """Where one object's files lie in a tar: enough for a worker to read them without an index of its own."""
+
+    path: str
+    entries: tuple[tuple[str, int, int], ...]  # name, offset, bytes
+
+    def read(self) -> dict[str, bytes]:
+        """Name to bytes, in the order of the tar."""
+        with open(self.path, "rb") as file:
+            found = {}
+            for name, offset, size in self.entries:
+                file.seek(offset)
+                found[name] = file.read(size)
+            return found
+
+    def digest(self) -> str:
+        """Hash of names and bytes."""
+        digest = hashlib.sha256()
+        for name, data in self.read().items():
+            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+        return digest.hexdigest()
+
+
+def tar_objects(path: Path) -> dict[str, Members]:
+    """Uid to its members, of a tar whose names are `UID/NAME` or `UID.EXTENSION`; the uid is cut from the names."""
+    entries: dict[str, list[tuple[str, int, int]]] = {}
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            uid, name = re.split(r"[/.]", info.name, maxsplit=1)
+            entries.setdefault(uid, []).append((name, info.offset_data, info.size))
+            tar.members = []  # keeps no list of what is behind
+    return {uid: Members(str(path), tuple(found)) for uid, found in entries.items()}
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields (name, bytes) of each member in the order of the file."""
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            yield info.name, tar.extractfile(info).read()  # type: ignore[union-attr]
+
+
+def write_arrays(path: Path, arrays: Iterable[tuple[str, Any]]) -> None:
+    """Writes (name, array) pairs as an uncompressed npz, one at a time, with equal bytes for equal arrays."""
+    import numpy as np
+
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as bundle:
+        for name, array in arrays:
+            with bundle.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def write_safetensors(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Writes named numpy arrays as safetensors. The package's own writer orders the metadata by chance; here equal
+    contents give equal bytes.
+
+    Args:
+        arrays: float16, float32, int64 or uint8, contiguous or not; names in the order of the file.
+    """
+    import numpy as np
+
+    types = {"float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": types[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)

@@ -1,0 +1,114 @@
+"""Files that are whole or not there.
+
+Every file of the output is written under a temporary name in its own folder and renamed. Its size and hash go into a
+sidecar (`NAME.check`), which the next reader verifies.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clipgs.core.errors import ClipgsError
+
+SIDECAR = ".check"
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(path.name + SIDECAR)
+
+
+def _replace(path: Path, temporary: Path) -> None:
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that becomes `path` if the block ends well, and goes if it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    try:
+        yield temporary
+        _replace(path, temporary)
+    finally:
+        with suppress(OSError):  # the folder itself may be what cannot be written
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """As `whole`, with a sidecar that `check` reads.
+
+    What a killed writer of the same file left behind is removed first; should that writer still live (an orphan on
+    another host), its rename fails and the newer file stands.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
+        leftover.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        yield temporary
+        size, digest = temporary.stat().st_size, sha256_of(temporary)
+        # Without its sidecar a file counts as unfinished, so a kill between the two renames is seen.
+        sidecar(path).unlink(missing_ok=True)
+    with whole(sidecar(path)) as temporary:
+        temporary.write_text(json.dumps({"bytes": size, "sha256": digest}) + "\n")
+
+
+def glob_escape(name: str) -> str:
+    """`name` as a glob pattern that matches only itself."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def check(path: Path) -> None:
+    """Verifies a file of the output against its sidecar.
+
+    A damaged one is set aside as `NAME.damaged`, so that the next run makes it again.
+
+    Raises:
+        ClipgsError: the file is missing, unfinished or damaged; the text names the command that makes it again.
+    """
+    path = Path(path)
+    again = f"make it again with: snakemake --rerun-incomplete {path}"
+    reason = damage(path)
+    if reason is None:
+        return
+    if not path.exists():
+        raise ClipgsError(f"{path} {reason}; {again}")
+    damaged = path.with_name(path.name + ".damaged")
+    os.replace(path, damaged)
+    sidecar(path).unlink(missing_ok=True)
+    raise ClipgsError(f"{path} {reason}; it was set aside as {damaged.name}; {again}")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of the output, held against its sidecar; None where it is whole. Changes nothing."""
+    if not path.exists():
+        return "is missing"
+    try:
+        expected = json.loads(sidecar(path).read_text())
+        size, digest = expected["bytes"], expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "has no readable .check file beside it, so it may be unfinished"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size} bytes instead of {size}"
+    if sha256_of(path) != digest:
+        return "does not have the bytes that were written"
+    return None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes one file whole, with its sidecar."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)

@@ -1,0 +1,55 @@
+"""Finished objects of a shard, kept while its stage still runs."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipgs.core.bundles import add_member, read_tar
+from clipgs.core.files import whole
+
+
+class Journal:
+    """Finished objects of one shard and stage, kept until the shard's file is assembled.
+
+    An entry is keyed by uid, inputs and settings, so that after a kill what is done is taken and nothing stale is.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder = Path(folder)
+        self._settings = settings
+
+    def key(self, inputs: str) -> str:
+        """Names what an object was made of: the same inputs and settings give the same 20 hex digits."""
+        return hashlib.sha256(f"{self._settings}\0{inputs}".encode()).hexdigest()[:20]
+
+    def _path(self, uid: str, inputs: str) -> Path:
+        return self.folder / f"{uid}.{self.key(inputs)}.tar"
+
+    def put(self, uid: str, inputs: str, row: dict[str, Any], members: Iterable[tuple[str, bytes]]) -> None:
+        """Keeps one finished object: its row and its files."""
+        with whole(self._path(uid, inputs)) as temporary, tarfile.open(temporary, "w") as tar:
+            for name, data in [("row.json", json.dumps(row).encode()), *members]:
+                add_member(tar, name, data)
+
+    def get(self, uid: str, inputs: str) -> tuple[dict[str, Any], list[tuple[str, bytes]]] | None:
+        """The object's row and files, or None where it is not finished."""
+        path = self._path(uid, inputs)
+        try:
+            (_, row), *members = read_tar(path)
+            return json.loads(row), members
+        except FileNotFoundError:
+            return None
+        except (tarfile.TarError, ValueError):
+            path.unlink()  # a power cut may leave an empty file under a final name
+            return None
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return self._path(*key).exists()
+
+    def clear(self) -> None:
+        """Removes the journal, once the shard's own files hold what it held."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,16 @@
+"""Seeds and canonical JSON: equal values give equal numbers and equal text."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def seed_of(seed: int, *parts: str) -> int:
+    """A 64-bit seed that depends on the configured seed and on `parts` (stage, uid) alone."""
+    digest = hashlib.sha256("\0".join([str(seed), *parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -1,0 +1,241 @@
+"""Worker processes with limits, for work on files that nobody vouches for.
+
+A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others
+go on.
+"""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from clipgs.core.errors import ClipgsError, describe_error
+from clipgs.core.processes import end_with
+
+_log = logging.getLogger(__name__)
+
+# A worker loads trimesh and OpenGL once (about a second) and is replaced after this many tasks, so that what
+# graphics drivers and decoders never give back cannot add up.
+_TASKS_A_WORKER = 64
+
+# Exit code of a worker that saw itself over its memory.
+_OVER_MEMORY = 86
+
+# Address space that is reserved and never touched (thread stacks, allocator arenas, the compiler inside
+# llvmpipe) counts for RLIMIT_DATA, not for the memory in use.
+_RESERVED_MB = 1024
+
+_WATCH_SECONDS = 0.05
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "LP_NUM_THREADS",  # Mesa's llvmpipe
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a task that gave no result: `Class: one sentence`."""
+
+    error: str
+
+
+def run(
+    function: Callable[[Any], Any],
+    tasks: Iterable[Any],
+    *,
+    workers: int,
+    timeout_seconds: float,
+    memory_mb: int,
+    progress: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Calls `function(task)` for every task in spawned processes.
+
+    Yields (index of the task, result or `Failure`) in the order in which they finish; `progress` is called
+    after each. `function` must be importable by name, tasks and results picklable. Tasks are drawn as workers
+    come free. Each task may run for `timeout_seconds` and its process hold `memory_mb`. A worker uses one
+    thread and dies with its parent.
+
+    Raises:
+        ClipgsError: a task raised it; no other task would fare better.
+    """
+    pool = ProcessPool(
+        max_workers=workers,
+        max_tasks=_TASKS_A_WORKER,
+        initializer=_start_worker,
+        initargs=(os.getpid(), memory_mb),
+        context=multiprocessing.get_context("spawn"),
+    )
+    waiting = iter(enumerate(tasks))
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            # One task more than workers lies ready; more would only wait where a crash could reach them.
+            while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
+                # Pickled here and opened under guard: pebble loses a task that its worker cannot open.
+                call = pickle.dumps((function, entry[1]))
+                future = pool.schedule(_guarded, args=(call, memory_mb), timeout=timeout_seconds)
+                running[future] = entry[0]
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(future)
+                yield index, _outcome(future, timeout_seconds, memory_mb)
+                if progress is not None:
+                    progress()
+        pool.close()
+    finally:
+        pool.stop()  # what still runs, where the caller gave up
+        pool.join()
+
+
+def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
+    try:
+        outcome = pickle.loads(future.result())
+    except TimeoutError:
+        return Failure(f"TimeoutError: ran longer than {timeout_seconds:g} s")
+    except ProcessExpired as expired:
+        if expired.exitcode == _OVER_MEMORY:
+            return _too_much_memory(memory_mb)
+        if expired.exitcode < 0:
+            number = -expired.exitcode
+            return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})")
+        return Failure(f"Killed: the worker ended with exit code {expired.exitcode}")
+    if isinstance(outcome, ClipgsError):
+        raise outcome
+    return outcome
+
+
+def _too_much_memory(memory_mb: int) -> Failure:
+    return Failure(f"MemoryError: needed more than {memory_mb} MB")
+
+
+# --- inside a worker ----------------------------------------------------------------------------------------
+
+
+def _start_worker(parent: int, memory_mb: int) -> None:
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    end_with(parent)
+    limit = (memory_mb + _RESERVED_MB) << 20
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, its image of no use
+
+
+def _guarded(call: bytes, memory_mb: int) -> bytes:
+    """The pickled result or `Failure`: one that cannot be pickled is the task's failure, not the worker's."""
+    finished = threading.Event()
+    watch = threading.Thread(target=_watch_memory, args=(finished, memory_mb << 20), daemon=True)
+    watch.start()
+    try:
+        function, task = pickle.loads(call)
+        return pickle.dumps(function(task))
+    except ClipgsError as error:
+        return pickle.dumps(error)
+    except MemoryError:
+        return pickle.dumps(_too_much_memory(memory_mb))
+    except Exception as error:
+        _log.debug("task failed", exc_info=True)
+        return pickle.dumps(Failure(describe_error(error)))
+    finally:
+        # Joined before the result is sent: a worker that ends in the middle of that would take the pool
+        # with it.
+        finished.set()
+        watch.join()
+
+
+def _watch_memory(finished: threading.Event, limit_bytes: int) -> None:
+    page = resource.getpagesize()
+    while not finished.wait(_WATCH_SECONDS):
+        with open("/proc/self/statm") as statm:
+            if int(statm.read().split()[1]) * page > limit_bytes:
+                os._exit(_OVER_MEMORY)
+
+
+# --- how many -----------------------------------------------------------------------------------------------
+
+
+def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/")) -> int:
+    """How many workers fit: the least of `threads`, the cores this process may run on, and free memory over
+    the need of one; at least 1.
+
+    Cores: the affinity mask and the processor quota of the control groups (v1 and v2). Memory: what the
+    system says is available, and what the control groups leave. `root` is where /proc and /sys are looked
+    for.
+    """
+    cores = min([len(os.sched_getaffinity(0)), *_group_cores(root)])
+    free_bytes = min([psutil.virtual_memory().available, *_group_free_bytes(root)])
+    return max(1, min(threads, int(cores), int(free_bytes / (memory_mb_per_worker << 20))))
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups for a controller, up to the outermost; v2 first, then
+    v1.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, name = line.split(":", 2)
+        if number == "0" and not controllers:
+            base = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            base = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        folder = base / name.strip("/")
+        # Inside a container the path may be the host's; the container's own group is then the base.
+        yield from (path for path in (folder, *folder.parents) if path.is_relative_to(base) and path.is_dir())
+
+
+def _number(path: Path) -> float | None:
+    """First number of a control file; None where there is no file or no limit."""
+    try:
+        return float(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _group_cores(root: Path) -> Iterator[float]:
+    for folder in _groups(root, "cpu"):
+        quota = _number(folder / "cpu.max")
+        if quota is not None:
+            yield quota / float((folder / "cpu.max").read_text().split()[1])
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota is not None and period and quota > 0:
+            yield quota / period
+
+
+def _group_free_bytes(root: Path) -> Iterator[float]:
+    for folder in _groups(root, "memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _number(folder / limit_name), _number(folder / used_name)
+            if limit is not None and used is not None:
+                yield limit - used + _reclaimable_bytes(folder)
+
+
+def _reclaimable_bytes(folder: Path) -> float:
+    """File cache, which counts as used and is given up on demand."""
+    try:
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0.0
+    return float(stat.get("inactive_file", stat.get("total_inactive_file", 0)))

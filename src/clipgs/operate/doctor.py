@@ -1,0 +1,351 @@
+"""What this machine has of what a run needs, and for each gap the one command or setting that closes it.
+
+Whatever could crash or hang an interpreter (torch, a GPU driver, OpenGL) is tried in a process of its own,
+under a time limit. The Makefile runs one of those processes too: `python -m clipgs.operate.doctor opengl`.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clipgs.core.errors import describe_error
+from clipgs.core.processes import usable_cores
+
+GIB = 2**30
+PROBE_SECONDS = 120  # the first import of torch from a cold network disk takes a minute
+OPENGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
+TORCH_PAIR = "pip install --force-reinstall -c requirements.lock torch torchvision"
+
+Status = Literal["ok", "note", "missing"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    status: `ok`; `note`, a run goes on without it; `missing`, a run fails without it.
+    found: what is there. remedy: what to do about it, empty where nothing need be done.
+    """
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def doctor(output: Path = Path("results")) -> list[Check]:
+    """Look at this machine, and at the disk that a run would fill; `output` need not exist yet.
+
+    Never raises: a check that fails is itself a row.
+    """
+    driver = _tried(_driver)
+    torch = _tried(_probe, "torch")
+    return [
+        _checked("Python", _python),
+        _checked("torch", _torch, torch),
+        _checked("torchvision", _torchvision, torch),
+        _checked("CUDA driver", _cuda_driver, driver),
+        _checked("CUDA in torch", _cuda_in_torch, torch, driver),
+        _checked("C compiler", _c_compiler, driver),
+        _checked("CUDA compiler", _cuda_compiler, torch, driver),
+        _checked("gsplat", _gsplat, torch, driver),
+        _checked("OpenGL", _opengl, driver),
+        _checked("disk", _disk, output),
+        _checked("cores", _cores),
+        _checked("memory", _memory),
+    ]
+
+
+def format(checks: list[Check]) -> str:
+    """The checks as text, one line each, with the remedy on a line of its own below."""
+    width = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
+        if check.remedy:
+            lines.append(f"{'':<7}  {'':<{width}}  -> {check.remedy}")
+    return "\n".join(lines)
+
+
+def _checked(name: str, check: Callable[..., tuple[Status, str, str]], *facts: Any) -> Check:
+    try:
+        return Check(name, *check(*facts))
+    except Exception as error:  # the doctor's whole purpose is to report on machines nobody foresaw
+        found = f"could not be checked: {describe_error(error)}"
+        return Check(name, "note", found, "look at this by hand; a run may work")
+
+
+def _tried(look: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
+    try:
+        return look(*args)
+    except Exception as error:  # as above: becomes the text of a row
+        return {"error": describe_error(error)}
+
+
+def _probe(name: str) -> dict[str, Any]:
+    """Run one of PROBES in a process of its own; what it found, or `error` and why."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "clipgs.operate.doctor", name],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {PROBE_SECONDS} s"}
+    if done.returncode < 0:
+        return {"error": f"the process was killed by signal {-done.returncode}"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The checks. Each returns status, what was found, and the remedy.
+
+
+def _python() -> tuple[Status, str, str]:
+    return "ok", f"{platform.python_version()} ({sys.executable})", ""  # pip refuses one that is too old
+
+
+def _torch(torch: dict[str, Any]) -> tuple[Status, str, str]:
+    if "error" in torch:
+        return "missing", torch["error"], "make .venv (or: pip install -c requirements.lock -e .)"
+    return "ok", torch["version"], ""
+
+
+def _torchvision(torch: dict[str, Any]) -> tuple[Status, str, str]:
+    if "error" in torch:
+        return "note", "torch does not import", ""
+    if torch["torchvision_error"]:
+        # Usually a CPU-only torch from one place beside a CUDA-linked torchvision from another.
+        return "missing", f"not the pair of this torch ({torch['torchvision_error']})", TORCH_PAIR
+    return "ok", torch["torchvision"], ""
+
+
+def _driver() -> dict[str, Any]:
+    """NVIDIA's driver, by nvidia-smi or, in containers without that, by libcuda; `found` is empty without."""
+    if smi := shutil.which("nvidia-smi"):
+        query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        done = subprocess.run([smi, *query], capture_output=True, text=True, timeout=PROBE_SECONDS)
+        if done.returncode == 0 and done.stdout.strip():
+            return {"found": "; ".join(line.strip() for line in done.stdout.splitlines())}
+        reason = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"error": f"nvidia-smi: {reason[0]}"}
+    library = _probe("libcuda")
+    return {"found": "" if "error" in library else f"libcuda for CUDA {library['cuda']}"}
+
+
+def _cuda_driver(driver: dict[str, Any]) -> tuple[Status, str, str]:
+    if "error" in driver:
+        return "note", driver["error"], "reload or reinstall NVIDIA's driver; until then: device: cpu"
+    if not driver["found"]:
+        found = "none: splats are fitted on the CPU, about a minute an object and core"
+        return "note", found, "for a GPU, install NVIDIA's driver (in a container: start it with --gpus all)"
+    return "ok", driver["found"], ""
+
+
+def _cuda_in_torch(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+    if "error" in torch:
+        return "note", "torch does not import", ""
+    if torch["devices"]:
+        return "ok", f"CUDA {torch['cuda']}: {', '.join(torch['devices'])}", ""
+    if not driver.get("found"):
+        return "note", "no GPU to see", ""
+    if torch["cuda"] is None:
+        return "missing", "a GPU is there, but this torch is a CPU-only build", TORCH_PAIR
+    found = f"a GPU is there, but torch cannot use it: {torch['cuda_error'] or 'it gives no reason'}"
+    return (
+        "missing",
+        found,
+        f"check CUDA_VISIBLE_DEVICES, or update the driver to one for CUDA {torch['cuda']}",
+    )
+
+
+def _c_compiler(driver: dict[str, Any]) -> tuple[Status, str, str]:
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return "ok", path, ""
+    use = "gsplat's extension is built with it" if driver.get("found") else "only a GPU run needs one"
+    return "note", f"none: {use}", "sudo apt-get install -y build-essential"
+
+
+def _nvcc() -> str | None:
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and os.access(nvcc := f"{home}/bin/nvcc", os.X_OK):
+            return nvcc
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+    wanted = torch.get("cuda")
+    nvcc = _nvcc()
+    if nvcc is None:
+        use = "gsplat's extension is built with it" if driver.get("found") else "only a GPU run needs it"
+        toolkit = f"the CUDA {wanted} toolkit" if wanted else "the CUDA toolkit"
+        return "note", f"no nvcc: {use}", f"install {toolkit} and set CUDA_HOME"
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    version = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    if done.returncode or not version:
+        return "note", f"{nvcc} does not run", "set CUDA_HOME to a CUDA toolkit that works"
+    found = f"{version[1]}.{version[2]} ({nvcc})"
+    if wanted and version[1] != wanted.split(".")[0]:
+        # torch's extension builder refuses another major version.
+        return "note", f"{found}, but torch is for CUDA {wanted}", f"set CUDA_HOME to a CUDA {wanted} toolkit"
+    return "ok", found, ""
+
+
+def _gsplat(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+    gpu = bool(driver.get("found"))
+    lacking: Status = "missing" if gpu else "note"
+    spec = importlib.util.find_spec("gsplat")  # found, not imported: the import starts the build
+    if spec is None or spec.origin is None:
+        use = "the GPU engine needs it" if gpu else "only a GPU run needs it"
+        return lacking, f"not installed: {use}", "pip install -c requirements.lock -e '.[gpu]'" if gpu else ""
+    if any(Path(spec.origin).parent.glob("csrc*.so")) or (Path(spec.origin).parent / "csrc.py").is_file():
+        return "ok", "installed with its extension", ""
+    if "error" in torch:
+        return "note", "installed, but torch does not import", ""
+    built = Path(torch["extensions"]) / "gsplat_cuda" / "gsplat_cuda.so"
+    if built.is_file():
+        return "ok", f"installed, its extension is built ({built})", ""
+    if _nvcc() is None:
+        remedy = "install the CUDA toolkit and set CUDA_HOME" if gpu else ""
+        return lacking, "installed, but its extension is not built and cannot be: no nvcc", remedy
+    return "note", "installed, its extension will be built at first use (a minute or more)", ""
+
+
+def _opengl(driver: dict[str, Any]) -> tuple[Status, str, str]:
+    frame = _probe("opengl")
+    if "error" in frame:
+        found = f"no frame can be drawn through EGL ({frame['error']})"
+        return "missing", found, f"sudo apt-get install -y {OPENGL_PACKAGES}"
+    found = f"a frame was drawn by {frame['renderer']}"
+    if not re.search("llvmpipe|softpipe|swrast", frame["renderer"]):
+        return "ok", found, ""
+    if driver.get("found"):
+        remedy = "install the driver's OpenGL part (in a container: NVIDIA_DRIVER_CAPABILITIES=all)"
+        return "note", f"{found}, on the CPU, though a GPU is there", remedy
+    return "ok", f"{found}, on the CPU", ""
+
+
+def _disk(output: Path) -> tuple[Status, str, str]:
+    folder = output.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GIB
+    found = f"{free:.0f} GiB free at {folder}"
+    if not os.access(folder, os.W_OK):
+        return "missing", f"{folder} cannot be written", "choose another folder: --config output=FOLDER"
+    if free < 1:
+        return "missing", found, "free some space, or choose another disk: --config output=FOLDER"
+    if free < 10:
+        return "note", found, "enough for a few thousand objects; for more: --config output=FOLDER"
+    return "ok", found, ""
+
+
+def _cores() -> tuple[Status, str, str]:
+    return "ok", f"{usable_cores()} of {os.cpu_count()} usable", ""
+
+
+def _memory() -> tuple[Status, str, str]:
+    import psutil
+
+    machine = psutil.virtual_memory()
+    free = [machine.available]
+    # What a container or a batch system leaves of it (control groups, version 2, then 1).
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = Path("/sys/fs/cgroup") / name
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            free.append(int(text))
+    usable = min(free) / GIB
+    found = f"{usable:.1f} GiB usable of {machine.total / GIB:.0f}"
+    if usable < 2:
+        return "note", found, "close other programs, or run with --cores 1; a worker takes up to 1.5 GiB"
+    return "ok", found, ""
+
+
+# The probes: each runs in a process of its own and returns what it found.
+
+
+def _probe_torch() -> dict[str, Any]:
+    import warnings
+
+    import torch
+    from torch.utils import cpp_extension
+
+    found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "cuda_error": ""}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found["devices"] = [torch.cuda.get_device_name(index) for index in range(count)]
+    if caught and not count:
+        found["cuda_error"] = str(caught[0].message).splitlines()[0]
+    try:
+        import torchvision
+
+        found |= {"torchvision": torchvision.__version__, "torchvision_error": ""}
+    except Exception as error:  # "operator torchvision::nms does not exist" is a RuntimeError
+        found["torchvision_error"] = describe_error(error)
+    # Where torch builds extensions; its own function for this would make the folder.
+    build = f"py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}_"
+    build += f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    found["extensions"] = root or str(Path(cpp_extension.get_default_build_root()) / build)
+    return found
+
+
+def _probe_libcuda() -> dict[str, Any]:
+    import ctypes
+
+    library = ctypes.CDLL("libcuda.so.1")
+    version = ctypes.c_int()
+    if code := library.cuInit(0) or library.cuDriverGetVersion(ctypes.byref(version)):
+        raise RuntimeError(f"libcuda answers with error {code}")
+    return {"cuda": f"{version.value // 1000}.{version.value % 1000 // 10}"}
+
+
+def _probe_opengl() -> dict[str, Any]:
+    """Draw one red triangle with pyrender through EGL, and look at its middle."""
+    import numpy as np
+
+    from .meshes.headless import import_pyrender
+
+    pyrender = import_pyrender()
+    from OpenGL import GL
+
+    corners = np.array([[-1, -1, -1], [1, -1, -1], [0, 1, -1]], np.float32)
+    red = pyrender.Primitive(corners, color_0=np.tile(np.float32([1, 0, 0, 1]), (3, 1)), mode=GL.GL_TRIANGLES)
+    scene = pyrender.Scene(bg_color=np.zeros(4))
+    scene.add(pyrender.Mesh([red]))
+    scene.add(pyrender.PerspectiveCamera(yfov=1.5))
+    renderer = pyrender.OffscreenRenderer(16, 16)
+    try:
+        color, _ = renderer.render(scene, pyrender.RenderFlags.FLAT)
+        renderer._platform.make_current()
+        found = {"renderer": GL.glGetString(GL.GL_RENDERER).decode(errors="replace")}
+    finally:
+        renderer.delete()
+    if color[8, 8].tolist() != [255, 0, 0]:
+        raise RuntimeError(f"{found['renderer']} draws a red triangle in the colour {color[8, 8].tolist()}")
+    return found
+
+
+PROBES = {"torch": _probe_torch, "libcuda": _probe_libcuda, "opengl": _probe_opengl}
+
+if __name__ == "__main__":
+    try:
+        found = PROBES[sys.argv[1]]()
+    except Exception as error:
+        sys.exit(describe_error(error))
+    sys.stdout.write(f"\n{json.dumps(found)}\n")

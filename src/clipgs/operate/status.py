@@ -1,0 +1,284 @@
+"""How far an output is: stages by shards, objects and failures, disk, what could go, and what is left to do.
+
+Snakemake itself says what is done, stale and to do, so that nobody has to trust a second opinion.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipgs.catalog.shards import frozen_shards, plan, shard_path
+from clipgs.config import Config
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError
+from clipgs.core.previous import BUNDLES
+from clipgs.core.runner import mark_path, path
+from clipgs.operate.estimate import rates, size_text, time_text
+from clipgs.operate.lock import describe, holder
+
+STATES = ("done", "stale", "failed", "running", "to do")
+_SHOWN_FAILURES = 10
+_FILE = re.compile(r"(?:.*/)?(\d+)\.\w+")  # of a shard
+_SHARD_FILES = ("points", "views")  # that are needed no more once the splats are fitted
+
+
+@dataclass
+class Stage:
+    """State to the shards of a stage that are in it; of a stage over all shards, there is one, named `all`."""
+
+    shards: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in STATES})
+    errors: dict[str, str] = field(default_factory=dict)  # shard to why its job failed
+
+
+def stages(config: Config, target: str | None = None, snakefile: Path | None = None) -> dict[str, Stage]:
+    """Each stage with its shards by state, in the order of the workflow.
+
+    A shard is stale where something it was made of changed: an input, a setting, a version.
+
+    Raises:
+        ClipgsError: Snakemake cannot read the workflow.
+    """
+    pending: dict[tuple[str, str], bool] = {}
+    there: dict[tuple[str, str], bool] = {}
+    for line in _summary(config, target, snakefile):
+        file, _, rule, _, status, todo = line.split("\t")
+        match = _FILE.fullmatch(file)
+        key = (rule, match[1] if match else "all")
+        pending[key] = pending.get(key, False) or todo != "no update"
+        there[key] = there.get(key, True) and status != "missing"
+    active = holder(config.output_path) is not None
+    found: dict[str, Stage] = {}
+    for rule, shard in sorted(pending):
+        stage = found.setdefault(rule, Stage())
+        state = "done" if not pending[rule, shard] else "stale" if there[rule, shard] else "to do"
+        mark = _mark(config, rule, shard)
+        if state != "done" and mark:
+            if mark["state"] == "failed":
+                state, stage.errors[shard] = "failed", mark.get("error") or "no reason given"
+            elif active and _lives(mark):
+                state = "running"
+            else:
+                state, stage.errors[shard] = "failed", "its job ended without a word: killed, or out of memory or time"
+        stage.shards[state].append(shard)
+    order = {name: index for index, name in enumerate(_RULES)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+_RULES = (
+    *("freeze", "label", "objects", "fetch", "sample", "view", "fit", "render", "caption", "pack", "index", "teacher"),
+    *("embed_images", "embed_texts", "train", "embed_shapes", "evaluate", "baselines", "ablations", "report"),
+)
+
+
+def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:
+    """A line for each file of the workflow: file, date, rule, log, status, plan."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(config.model_dump(mode="json"), file)
+        file.flush()
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile or find_snakefile()), "--summary"]
+        command += ["--configfile", file.name, "--", *([target] if target else [])]  # or it is a file too
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
+        own = [line.removeprefix("clipgs: ") for line in said if line.startswith("clipgs: ") and "note:" not in line]
+        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {said[-1].strip()}")
+    start = next((i for i, line in enumerate(lines) if line.startswith("output_file\t")), len(lines))
+    return [line for line in lines[start + 1 :] if line.count("\t") == 5]
+
+
+def find_snakefile() -> Path:
+    """The workflow of this folder, else of the checkout that this package was installed from.
+
+    Raises:
+        ClipgsError: there is none.
+    """
+    here = (Path("Snakefile"), Path("workflow") / "Snakefile", Path(__file__).resolve().parents[3] / "Snakefile")
+    for file in here:
+        if file.is_file():
+            return file.absolute()
+    raise ClipgsError("there is no Snakefile here; change into the folder in which you run Snakemake")
+
+
+def _mark(config: Config, rule: str, shard: str) -> dict[str, Any]:
+    try:
+        found = json.loads(mark_path(config, rule.replace("_", "-"), shard).read_text())
+        return found if found.get("state") in ("running", "failed") else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _lives(mark: dict[str, Any]) -> bool:
+    """Whether the process still runs, as far as this host can tell."""
+    if mark.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(mark["process"]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # another user's
+    return True
+
+
+def failures(config: Config) -> list[dict[str, Any]]:
+    """A row with uid, stage and error for each object that failed, at the first stage where it did."""
+    rows: list[dict[str, Any]] = []
+    columns = ["uid", "status", "error"]
+    for shard in frozen_shards(config):
+        packed = path(config, "triplets", shard, ".parquet")
+        if packed.exists():
+            rows += [row for row in read_table(packed, [*columns, "stage"]) if row["status"] != "ok"]
+            continue
+        seen: set[str] = set()
+        for stage, folder in {**{name: folder for name, (folder, _) in BUNDLES.items()}, "caption": "captions"}.items():
+            table = path(config, folder, shard, ".parquet")
+            for row in read_table(table, columns) if table.exists() else ():
+                if row["status"] != "ok" and row["uid"] not in seen:
+                    seen.add(row["uid"])
+                    rows.append({**row, "stage": stage})
+    return rows
+
+
+def disk(config: Config) -> dict[str, int]:
+    """Folder of the output to its bytes, the largest first."""
+    sizes: Counter[str] = Counter()
+    for folder in config.output_path.iterdir() if config.output_path.is_dir() else ():
+        if folder.is_dir():
+            sizes[folder.name] = _bytes(folder.rglob("*"))
+    return dict(sizes.most_common())
+
+
+def could_go(config: Config, found: dict[str, Stage]) -> dict[str, int]:
+    """What to remove to its bytes: files of earlier stages that no later one waits for, and leftovers."""
+    fitted = set(found["fit"].shards["done"]) if "fit" in found else set()
+    sizes = {}
+    for folder in _SHARD_FILES:
+        bundle = dict(BUNDLES.values()).get(folder) or ""
+        files = [path(config, folder, shard, bundle) for shard in fitted]
+        sizes[f"{folder}/*{bundle}"] = _bytes(files)
+    damaged = [file for file in config.output_path.rglob("*.damaged")]
+    sizes["*.damaged"] = _bytes(damaged)
+    if holder(config.output_path) is None:
+        sizes["work/"] = _bytes((config.output_path / "work").rglob("*"))
+        sizes[".*.part"] = _bytes(config.output_path.rglob(".*.part"))
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    total = 0
+    for file in files:
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            continue  # a run is at work
+    return total
+
+
+def left(config: Config, found: dict[str, Stage]) -> dict[str, tuple[int, float, float]]:
+    """Stage to objects that it has still to make, core-hours and GPU-hours, at the rates of `estimate`."""
+    import pyarrow.parquet as pq
+
+    made = plan(config)
+    sizes = {shard: pq.read_metadata(shard_path(config, shard)).num_rows for shard in made.frozen}
+    to_come, last = made.objects - sum(sizes.values()), config.catalog.shard_objects
+    for shard in made.pending:
+        sizes[shard] = min(last, to_come)
+        to_come -= sizes[shard]
+    hours = {}
+    for stage, (_, core_seconds, gpu_seconds) in rates(config).items():
+        shards = found[stage].shards if stage in found else {}
+        objects = sum(sizes.get(shard, 0) for state in STATES[1:] for shard in shards.get(state, ()))
+        if objects:
+            hours[stage] = (objects, objects * core_seconds / 3600, objects * gpu_seconds / 3600)
+    return hours
+
+
+def status(config: Config, target: str | None = None, snakefile: Path | None = None) -> str:
+    """The text of `clipgs status`."""
+    found = stages(config, target, snakefile)
+    busy = holder(config.output_path)
+    lines = [f"{config.output}: " + (f"in use by {describe(busy)}" if busy else "no run works on it"), ""]
+    lines += _table(["shards", *STATES], [[name, *map(_count, (s.shards[state] for state in STATES))]
+                                          for name, s in found.items()])  # fmt: skip
+    for name, stage in found.items():
+        for error, count in Counter(stage.errors.values()).most_common(3):
+            where = next(shard for shard, text in stage.errors.items() if text == error)
+            lines.append(f"{name} {where}" + (f" and {count - 1} more" if count > 1 else "") + f": {error}")
+    lines += ["", *_objects(config)]
+    used = disk(config)
+    if used:
+        lines += ["", "disk: " + ", ".join(f"{name} {size_text(size)}" for name, size in used.items() if size)]
+    spare = could_go(config, found)
+    if spare:
+        lines.append("could go: " + ", ".join(f"{name} {size_text(size)}" for name, size in spare.items()))
+        if any(name.split("/")[0] in _SHARD_FILES for name in spare):
+            lines.append("          points and views: set `temporary` and run snakemake --delete-temp-output triplets;")
+            lines.append("          a later change of a `fit` key makes them again")
+    hours = left(config, found)
+    if hours:
+        lines += ["", *_table(["left", "objects", "of one core", "of one H200"], [
+            [name, f"{count:,}", time_text(core), time_text(gpu) if gpu else ""]
+            for name, (count, core, gpu) in hours.items()
+        ])]  # fmt: skip
+    lines += [f"run {name}: trained on {text}" for name, text in _runs(config)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _objects(config: Config) -> list[str]:
+    from clipgs.triplets.card import failures as grouped
+
+    packed: Counter[str] = Counter()
+    for shard in frozen_shards(config):
+        table = path(config, "triplets", shard, ".parquet")
+        packed.update(row["status"] for row in (read_table(table, ["status"]) if table.exists() else ()))
+    failed = failures(config)
+    lines = [f"objects: {packed['ok']:,} packed, {len(failed):,} failed"]
+    reasons = grouped(failed)
+    lines += [f"  {count:>6,} {stage}: {reason}" for stage, reason, count in reasons[:_SHOWN_FAILURES]]
+    rest = reasons[_SHOWN_FAILURES:]
+    if rest:
+        lines.append(f"  {sum(count for *_, count in rest):>6,} for {len(rest)} rarer reasons")
+    if any(stage in BUNDLES for stage, *_ in reasons):
+        lines.append("  (clipgs retry STAGE tries the failed ones again, and no others)")
+    return lines
+
+
+def _runs(config: Config) -> list[tuple[str, str]]:
+    """Trained runs, each with how many of the shards that there are it was made from."""
+    now = set(frozen_shards(config))
+    found = []
+    for file in sorted((config.output_path / "runs").glob("*/inputs.json")):
+        try:
+            shards = json.loads(file.read_text())["shards"]
+            names = set(shards)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        found.append((file.parent.name, f"{len(names & now)} of {len(now)} shards"))
+    return found
+
+
+def _count(shards: list[str]) -> str:
+    return f"{len(shards):,}" if shards else "."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = defaultdict(int)
+    for row in [head, *rows]:
+        for i, cell in enumerate(row):
+            widths[i] = max(widths[i], len(cell))
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(widths[i]) for i, cell in enumerate(row[1:], 1))]).rstrip()
+        for row in [head, *rows]
+    ]

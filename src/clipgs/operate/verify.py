@@ -1,0 +1,59 @@
+"""Whether every file of an output has the bytes that were written."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from clipgs.config import Config
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import SIDECAR, check, damage
+from clipgs.core.runner import Progress
+
+# Folders in which every file has its sidecar.
+_CHECKED = ("catalog", "meshes", "points", "views", "splats", "renders", "captions", "triplets", "features")
+_PARTLY = ("teacher", "runs", "evaluation", "ablations", "report")  # beside them curves and states that still grow
+_WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
+
+
+def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[int, list[str]]:
+    """Holds every file against its sidecar: the number of files, and a line for each that is not whole.
+
+    Args:
+        set_aside: move damaged files away, so that the next run makes them again.
+    """
+    files = sorted(_files(config))
+    progress = Progress("verify", len(files), "file")
+
+    def judge(file: Path) -> str | None:
+        if not file.exists() and file.parent.name in config.temporary:
+            return None  # was dropped, as the configuration says
+        if not set_aside or not file.exists():
+            return damage(file)
+        try:
+            check(file)
+        except ClipgsError as error:
+            return str(error).removeprefix(f"{file} ")
+        return None
+
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        for file, reason in zip(files, pool.map(judge, files), strict=True):
+            progress.step(ok=reason is None)
+            if reason is not None:
+                found.append(f"{file} {reason}")
+    progress.close()
+    return len(files), found
+
+
+def _files(config: Config) -> Iterator[Path]:
+    for name in _CHECKED:
+        for path in (config.output_path / name).rglob("*"):
+            if path.name.startswith(".") or path.suffix == ".damaged" or path.name in _WITHOUT or path.is_dir():
+                continue
+            if path.suffix != SIDECAR:
+                yield path
+            elif not path.with_suffix("").exists():
+                yield path.with_suffix("")
+    for name in _PARTLY:
+        for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
+            yield sidecar.with_suffix("")

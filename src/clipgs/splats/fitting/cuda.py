@@ -1,0 +1,329 @@
+"""A fit's steps on CUDA: a batch of objects, all of them in each step, and the host only queues the steps.
+
+The kernels (`kernels.cu`) are compiled by nvcc when first used, in a few seconds, and kept in the cache. A step is
+captured once as a CUDA graph and replayed; what differs between steps (view, ground, rates) is read from tables on the
+device. Sums over pixels are added in no fixed order, so results repeat to about 0.1 dB, not bit for bit.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipgs.config import Config, Fit
+from clipgs.core.errors import ClipgsError
+from clipgs.splats.fitting import BETA_1, BETA_2, Schedule, report
+from clipgs.splats.gaussians import Views
+from clipgs.splats.losses import WINDOW
+from clipgs.splats.rasterizer import kernels
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cu")
+OLDEST_CAPABILITY = (8, 0)  # the loss's kernel needs 58 KB of shared memory a block
+MOST_OBJECTS = 512  # a key of 31 bits holds 22 of depth
+REGION = 32  # pixels, as in the kernels
+MOST_A_BATCH = 128  # of 256 pixels: more gain little
+BATCH_PICTURE_BYTES = 3e9  # on the host, which holds two batches
+GROUP_OBJECTS = 32  # take their steps on one stream: while one group waits for its fullest tile, others draw
+MOST_COPIES = 50  # of one Gaussian, that the new scales are computed for
+
+
+class _Arguments(ctypes.Structure):
+    """`struct Fit` of the kernels."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("objects", "gaussians", "views", "width", "height", "steps")),
+        *((name, ctypes.c_float) for name in ("ssim_weight", "alpha_weight")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "rgba",
+                "cameras",
+                "order",
+                "grounds",
+                "rates",
+                "step",
+                "raw",
+                "moments",
+                "records",
+                "projected_box",
+                "keys",
+                "sorted_keys",
+                "sorted",
+                "boxes",
+                "drawn",
+                "lists",
+                "counts",
+                "frame",
+                "pixel_gradients",
+                "sums",
+                "blue_sums",
+            )
+        ),
+    )
+
+
+class CudaFit:
+    """A batch's fit, step by step, in buffers made once.
+
+    Attributes:
+        raw: [B, 14, N], what is fitted: means, quaternions, log-scales, opacity logits, colour logits.
+        moments: [B, 2, 14, N], of Adam.
+        frame: [B, H, W, 4], the last step's pictures: colour over nothing, transmittance.
+        pixel_gradients: [B, H, W, 4], of the last step's loss by colour and alpha; 0 or stale far from anything drawn.
+    """
+
+    def __init__(
+        self,
+        tables: Tensor,  # [B, 14, N] on the CUDA device, from `start`
+        views: Views,  # [B, V, ...] on the same device
+        settings: Fit,
+        plans: Sequence[Schedule],  # B of them
+    ):
+        objects, count, height, width = views.rgba.shape[:4]
+        gaussians, steps, device = tables.shape[2], settings.steps, tables.device
+        if objects > MOST_OBJECTS:
+            raise ValueError(f"At most {MOST_OBJECTS} objects can be fitted in one batch, not {objects}.")
+        self._library = library(torch.cuda.get_device_capability(device), device.index)
+        self.settings, self.plans = settings, plans
+        regions = -(-width // REGION) * -(-height // REGION)
+
+        def table(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.stack(arrays)).to(device, dtype).contiguous()
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        steps_of = np.arange(1, steps + 1)
+        rates = plans[0].rates / (1 - BETA_1**steps_of)[:, None]
+        rates = np.concatenate([rates, 1 / (1 - BETA_2**steps_of)[:, None]], axis=1)
+        Ks = views.Ks
+        lenses = torch.stack([Ks[..., 0, 0], Ks[..., 1, 1], Ks[..., 0, 2], Ks[..., 1, 2]], dim=-1)
+        self._tensors = {
+            "rgba": views.rgba.contiguous(),
+            "cameras": torch.cat([views.viewmats[..., :3, :].flatten(-2), lenses], dim=-1).float().contiguous(),
+            "order": table([plan.views for plan in plans], torch.int32),
+            "grounds": table([plan.grounds for plan in plans], torch.float32),
+            "rates": torch.from_numpy(rates.astype(np.float32)).to(device),
+            "step": torch.zeros(1, dtype=torch.int32, device=device),
+            "raw": tables.float().clone(memory_format=torch.contiguous_format),
+            "moments": torch.zeros(objects, 2, kernels.PARAMETERS, gaussians, device=device),
+            "records": empty(objects, gaussians, 12),
+            "projected_box": empty(objects, gaussians, dtype=torch.int32),
+            "keys": empty(objects * gaussians, dtype=torch.int32),
+            "sorted_keys": empty(objects * gaussians, dtype=torch.int32),
+            "sorted": empty(objects * gaussians, dtype=torch.int64),
+            "boxes": empty(objects, gaussians, 2, dtype=torch.int32),
+            "drawn": empty(objects, dtype=torch.int32),
+            "lists": empty(objects, regions, gaussians, dtype=torch.int32),
+            "counts": empty(objects, regions, dtype=torch.int32),
+            "frame": empty(objects, height, width, 4),
+            "pixel_gradients": torch.zeros(objects, height, width, 4, device=device),
+            "sums": torch.zeros(objects, gaussians, 8, device=device),
+            "blue_sums": torch.zeros(objects, gaussians, device=device),
+        }
+        self.raw, self.moments = self._tensors["raw"], self._tensors["moments"]
+        self.frame, self.pixel_gradients = self._tensors["frame"], self._tensors["pixel_gradients"]
+        self._arguments = _Arguments(
+            objects,
+            gaussians,
+            count,
+            width,
+            height,
+            steps,
+            settings.ssim_weight,
+            settings.alpha_weight,
+            **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+        )
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_steps = 0
+
+    def queue(self, kernel: str) -> None:
+        """Queue one of the step's parts: project, draw, loss, differentiate or update.
+
+        Raises:
+            RuntimeError: CUDA does not take it.
+        """
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        error = getattr(self._library, kernel)(ctypes.byref(self._arguments), 0, stream)
+        if error:
+            raise RuntimeError(f"CUDA error {error} in the fit's kernel {kernel!r}.")
+
+    def draw(self) -> None:
+        """Queue what fills `frame` with the next step's view."""
+        tensors = self._tensors
+        self.queue("project")
+        # by object, then by depth; ties in the order of the rows
+        torch.sort(tensors["keys"], stable=True, out=(tensors["sorted_keys"], tensors["sorted"]))
+        self.queue("draw")
+
+    def _step(self) -> None:
+        self.draw()
+        self.queue("loss")
+        self.queue("differentiate")
+        self.queue("update")
+        self._tensors["step"].add_(1)
+
+    def step(self, number: int) -> None:
+        """Queue one view an object and one step of Adam; steps are taken in order."""
+        if number in self.plans[0].relocations:
+            uniforms = np.stack([plan.relocation_rng.random(self.raw.shape[2], np.float32) for plan in self.plans])
+            relocate(
+                self.raw, self.moments, self.settings.relocate_below, torch.from_numpy(uniforms).to(self.raw.device)
+            )
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._eager_steps == 0:  # loads the kernels, which no capture may
+            self._step()
+            self._eager_steps += 1
+        else:
+            self._graph = torch.cuda.CUDAGraph()
+            # other threads may allocate meanwhile: for the next batch, or to judge the last
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._step()
+            self._graph.replay()
+
+
+def fit_tables(
+    tables: np.ndarray,  # [B, 14, N], from `start`
+    views: Views,  # [B, V, ...] on a CUDA device
+    settings: Fit,
+    plans: Sequence[Schedule],
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:  # [B, 14, N] on the device
+    """The raw parameters after all steps; see `clipgs.splats.fitting.fit`.
+
+    Raises:
+        ClipgsError: the kernels cannot be compiled here; the text says what to do.
+        ValueError: more than 512 objects.
+    """
+    device = views.rgba.device
+    objects = len(tables)
+    with torch.cuda.device(device):
+        here = torch.cuda.current_stream()
+        groups = []
+        for first in range(0, objects, GROUP_OBJECTS):
+            part = slice(first, first + GROUP_OBJECTS)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                one = CudaFit(torch.from_numpy(tables[part]).to(device), views[part], settings, plans[part])
+            groups.append((stream, one))
+        for number in range(settings.steps):
+            for stream, one in groups:
+                with torch.cuda.stream(stream):
+                    one.step(number)
+            report(progress, number + 1, settings.steps, torch.cuda.synchronize)
+        for stream, _ in groups:
+            here.wait_stream(stream)
+        return torch.cat([one.raw for _, one in groups])
+
+
+def objects_a_batch(settings: Fit, views: int, pixels: int) -> int:
+    """How many objects to fit at once: as many as make the GPU busy, as far as its memory and the host's allow."""
+    regions = (-(-pixels // REGION)) ** 2
+    gaussian = 4 * (3 * kernels.PARAMETERS + 12 + 2 + 4 + 9 + regions) + 60
+    on_device = pixels**2 * (4 * views + 32) + settings.gaussians * gaussian + 20 * settings.steps
+    free, _ = torch.cuda.mem_get_info()
+    # the pictures lie on the device twice while they are put together
+    most = min(0.5 * free / (on_device + pixels**2 * 4 * views), BATCH_PICTURE_BYTES / (pixels**2 * 4 * views))
+    return max(1, min(MOST_A_BATCH, int(most)))
+
+
+def relocate(
+    raw: Tensor,  # [B, 14, N], changed in place
+    moments: Tensor,  # [B, 2, 14, N] of Adam, changed in place
+    below: float,
+    uniforms: Tensor,  # [B, N] in [0, 1): which living Gaussian a dead one is moved onto
+) -> None:
+    """`clipgs.splats.fitting.relocate` for a batch, where the tensors are."""
+    opacities = raw[:, kernels.OPACITIES].double().sigmoid()
+    dead = opacities < below
+    log_scales = raw[:, kernels.SCALES : kernels.OPACITIES].double().sort(dim=1).values
+    areas = log_scales[:, 1] + log_scales[:, 2]
+    areas = (areas - areas.masked_fill(dead, -torch.inf).amax(dim=1, keepdim=True)).exp()
+    cumulative = (opacities * areas).masked_fill(dead, 0).cumsum(dim=1)
+    total = cumulative[:, -1:]
+    targets = torch.searchsorted(cumulative, uniforms.double() * total, right=True).clamp(max=raw.shape[2] - 1)
+    moved = dead & (total > 0)
+    counts = torch.zeros_like(opacities).scatter_add_(1, targets, moved.double())
+    sources = counts > 0
+
+    before = opacities.clamp(max=1 - 1e-6)
+    after = 1 - (1 - before) ** (1 / (counts + 1))
+    # `_shrinkage` of fit.py, for all at once
+    binomial, power, sum_of_terms = torch.ones_like(counts), torch.ones_like(counts), torch.zeros_like(counts)
+    for k in range(MOST_COPIES):  # beyond the copies that there are the binomial is 0; to ask how many would be to wait
+        binomial *= (counts + (1 - k)).clamp_(min=0).div_(k + 1)
+        power *= after
+        sum_of_terms.addcmul_(binomial, power, value=(-1) ** k / (k + 1) ** 0.5)
+    changed = raw.clone()
+    changed[:, kernels.OPACITIES] = torch.where(sources, after.logit(), opacities.logit()).float()
+    changed[:, kernels.SCALES : kernels.OPACITIES] += (before / sum_of_terms).log()[:, None].float()
+    changed = torch.where(sources[:, None], changed, raw)
+    rows = targets[:, None].expand_as(changed)
+    raw.copy_(torch.where(moved[:, None], changed.gather(2, rows), changed))
+    moments.masked_fill_((sources | moved)[:, None, None], 0)
+
+
+@functools.cache
+def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
+    """The kernels for the current device, compiled for its compute capability if the cache does not have them.
+
+    `device` is its index: the kernels are loaded, and their window is set, for each device by itself.
+
+    Raises:
+        ClipgsError: the GPU is too old, or there is no nvcc, or it fails.
+    """
+    if capability < OLDEST_CAPABILITY:
+        oldest, here = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+        raise ClipgsError(
+            f"fitting needs a GPU of compute capability {oldest} or newer, and this one has {here}; "
+            "use another, or device: cpu"
+        )
+    target = "sm_{}{}".format(*capability)
+    source = SOURCE.read_bytes()
+    folder = Config().cache_path / "kernels"
+    place = folder / f"fit-{target}-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(place.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            _compile(target, place)
+    loaded = ctypes.CDLL(str(place))
+    window = (ctypes.c_float * len(WINDOW))(*WINDOW)
+    error = loaded.set_window(window)
+    if error:
+        raise RuntimeError(f"CUDA error {error} when the fit's kernels were loaded.")
+    return loaded
+
+
+def _compile(target: str, place: Path) -> None:
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates = [f"{home}/bin/nvcc" for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    if nvcc is None:
+        raise ClipgsError(
+            "fitting on CUDA needs the CUDA toolkit's compiler once, and there is no nvcc: install the toolkit and set "
+            "CUDA_HOME, or use device: cpu"
+        )
+    log.info("compiling the fit's kernels for %s", target)
+    partial = place.with_suffix(f".{os.getpid()}")
+    command = [nvcc, "-O3", "-std=c++17", f"-arch={target}", "-shared", "-Xcompiler", "-fPIC", "-o", str(partial)]
+    done = subprocess.run([*command, str(SOURCE)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise ClipgsError(f"{nvcc} could not compile the fit's kernels: {lines[-1]}")
+    partial.replace(place)

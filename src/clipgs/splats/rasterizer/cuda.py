@@ -1,0 +1,80 @@
+"""The rasteriser's CUDA engine: gsplat's kernels (Ye et al., gsplat: An Open-Source Library for Gaussian Splatting,
+2024) behind this project's interface."""
+
+import fcntl
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from clipgs.config import Config
+
+
+def rasterize(
+    means: Tensor,  # [B, N, 3]
+    quats_wxyz: Tensor,  # [B, N, 4]
+    scales: Tensor,  # [B, N, 3]
+    opacities: Tensor,  # [B, N]
+    colors: Tensor,  # [B, N, 3]
+    backgrounds: Tensor,  # [B, V, 3]
+    viewmats: Tensor,  # [B, V, 4, 4]
+    Ks: Tensor,  # [B, V, 3, 3]
+    width: int,
+    height: int,
+    antialiased: bool,
+) -> tuple[Tensor, Tensor]:
+    """The CUDA engine of `clipgs.splats.rasterizer`, for one leading axis.
+
+    Raises:
+        RuntimeError: no CUDA device, or gsplat is not installed; the text says what to do.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            'engine="cuda" needs an NVIDIA GPU that torch can use, and none was found. '
+            'Use engine="cpu" (device: cpu in config.yaml), or see what `clipgs doctor` says.'
+        )
+    images, alphas, _ = _rasterization()(
+        means,
+        quats_wxyz,
+        scales,
+        opacities,
+        colors,
+        viewmats,
+        Ks,
+        width,
+        height,
+        packed=False,
+        sh_degree=None,
+        backgrounds=backgrounds,
+        rasterize_mode="antialiased" if antialiased else "classic",
+    )
+    return images, alphas
+
+
+@functools.cache
+def _rasterization() -> Callable:
+    """gsplat's `rasterization`. Its kernels are compiled when first used, by one process while the others wait: gsplat
+    empties the folder in which another may be compiling.
+
+    Raises:
+        RuntimeError: gsplat is not installed, or cannot be compiled; the text says what to do.
+    """
+    folder = Config().cache_path / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        from gsplat import rasterization
+
+        with open(folder / "gsplat.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            from gsplat.cuda import _backend
+    except ImportError as error:
+        raise RuntimeError(
+            'engine="cuda" needs gsplat 1.5: pip install "clipgs[gpu]". Its kernels are compiled when first used '
+            "(about a minute), which needs the CUDA toolkit and a C++ compiler."
+        ) from error
+    if _backend._C is None:
+        raise RuntimeError(
+            "gsplat's kernels cannot be compiled: install the CUDA toolkit (nvcc) and set CUDA_HOME, or use device: cpu"
+        )
+    return rasterization

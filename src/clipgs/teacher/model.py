@@ -1,0 +1,155 @@
+"""The frozen teacher: any CLIP of open_clip, read so that nothing in its weights can run.
+
+The paper's is an EVA-CLIP (section 4); it does not say which. Here it is `teacher.name` and `teacher.pretrained`, by
+default the one of Uni3D, whose weights the encoder starts from.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+
+from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import check
+from clipgs.splats.stages import device as chosen_device
+from clipgs.teacher.weights import LOCAL_DIR, Opened, open_model
+
+log = logging.getLogger(__name__)
+
+_CPU_BATCH = 64  # pictures; fixed, because the last bit of a sum may depend on it
+_CHARACTERS_A_TOKEN = 64  # no token of the vocabulary is longer; what is cut off would never be read
+
+
+class Teacher:
+    """A frozen CLIP: pictures and texts to vectors of unit length.
+
+    Attributes:
+        name: of the open_clip model.
+        pretrained: the tag or the file's name.
+        weights_sha256: hash of the file of weights.
+        dim: D, the length of its vectors.
+        model: open_clip's own, in evaluation mode, on `device`, computing in `dtype`.
+        pixels: width and height of the pictures it sees.
+        batch: pictures or texts at once.
+    """
+
+    def __init__(self, opened: Opened, *, batch: int) -> None:
+        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256, self.dtype = opened
+        self.batch = batch
+        self.device = next(self.model.parameters()).device
+        self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(self.model))
+        _, height, width = self.preprocessing.input_size
+        self.pixels = height
+        self._square = height == width
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        self.dim = self.encode_texts(["a"]).shape[-1]
+
+    def encode_images(
+        self,
+        images: Tensor | np.ndarray,  # [n, H, W, 3] uint8, on any device
+    ) -> Tensor:
+        """[n, D] float32 of unit length, on the teacher's device; does not wait for a GPU.
+
+        Resized and normalised as open_clip's own preprocessing does, on the device.
+        """
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images if images.flags.writeable else images.copy())
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images must be [n, H, W, 3] uint8, not {list(images.shape)} {images.dtype}")
+        return self._in_batches(lambda part: self.model.encode_image(self.preprocess(part)), images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """[n, D] float32 of unit length, on the teacher's device. What does not fit its context is not read.
+
+        Raises:
+            ClipgsError: a text is empty.
+        """
+        for place, text in enumerate(texts):
+            if not text.strip():
+                raise ClipgsError(f"text {place + 1} of {len(texts)} is empty; leave it out or give it words")
+        return self._in_batches(self.model.encode_text, self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str], more: int = 0) -> Tensor:
+        """[n, L + more] int64 tokens, cut at the context's length L."""
+        length = self.tokenizer.context_length + more
+        return self.tokenizer([text[: length * _CHARACTERS_A_TOKEN] for text in texts], context_length=length)
+
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """Places of the texts that are longer than the teacher reads, as far as its tokenizer tells."""
+        if not isinstance(self.tokenizer, SimpleTokenizer):
+            return []
+        return self.tokens(texts, more=1)[:, -1].nonzero()[:, 0].tolist()
+
+    def preprocess(
+        self,
+        images: Tensor,  # [n, H, W, 3] uint8
+    ) -> Tensor:
+        """[n, 3, pixels, pixels] of the model's type on its device: resized and normalised."""
+        _, height, width, _ = images.shape
+        if not (self._square and height == width):  # cropped, squashed or filled up, as the model's settings say
+            transform = image_transform_v2(self.preprocessing, is_train=False)
+            pictures = [transform(Image.fromarray(image)) for image in images.cpu().numpy()]
+            return torch.stack(pictures).to(self.device, self.dtype)
+        values = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if height != self.pixels:
+            mode = "bilinear" if self.preprocessing.interpolation == "bilinear" else "bicubic"
+            values = F.interpolate(values, (self.pixels, self.pixels), mode=mode, antialias=True)
+            values = values.round_().clamp_(0, 255)  # Pillow's pictures are bytes
+        return values.sub_(self._mean).div_(self._std).to(self.dtype)
+
+    @torch.no_grad()
+    def _in_batches(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        parts, start = [], 0
+        while start < len(inputs):
+            part = inputs[start : start + self.batch].to(self.device, non_blocking=True)
+            try:
+                parts.append(F.normalize(encode(part).float(), dim=-1))
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise ClipgsError(f"teacher {self.name}: one picture does not fit into the GPU's memory") from None
+                self.batch = max(1, min(self.batch, len(part)) // 2)
+                torch.cuda.empty_cache()
+                log.warning("the GPU's memory does not hold the batch; going on with %d at once", self.batch)
+                continue
+            start += len(part)
+        return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
+
+
+def load(config: Config) -> Teacher:
+    """The teacher that the configuration names; for `train` the small one, which must have been trained.
+
+    Raises:
+        UsageError: open_clip has no such model or tag, or there is no such file.
+        ClipgsError: the weights cannot be downloaded, are of another model, or hold more than tensors.
+    """
+    settings = config.teacher
+    device = chosen_device(config)
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    name = settings.name
+    if name == "train":
+        for file in small_files(config):
+            check(file)
+        name = LOCAL_DIR + str(config.output_path / "teacher")
+    opened = open_model(name, settings.pretrained, precision=precision, device=device, key="teacher")
+    if settings.name == "train":
+        opened = opened._replace(name=SMALL_TEACHER)
+    return Teacher(opened, batch=settings.batch if device == "cuda" else _CPU_BATCH)
+
+
+def small_files(config: Config) -> list[Path]:
+    """The small teacher's files, in a folder that open_clip loads as `local-dir:`."""
+    return [config.output_path / "teacher" / f"open_clip_{name}" for name in ("config.json", "model.safetensors")]

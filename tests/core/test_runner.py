@@ -1,0 +1,114 @@
+"""What a stage does with its objects: made once, kept through kills and retries, failures as rows."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from clipgs import config as configuration
+from clipgs.core.bundles import read_tar
+from clipgs.core.errors import ClipgsError
+from clipgs.core.previous import Previous
+from clipgs.core.runner import Task, mark_path, marked, table, write_objects
+
+
+@pytest.fixture
+def config(tmp_path):
+    return configuration.check({"output": str(tmp_path / "results")})
+
+
+TASKS = [Task(uid, f"inputs of {uid}", uid) for uid in ("a", "b", "c", "d")]
+
+
+def run(config, tasks=TASKS, *, failing=(), poor=()):
+    """Runs a stage `view` over the tasks; returns the uids that were computed."""
+    computed = []
+
+    def compute(tasks):
+        for task in tasks:
+            computed.append(task.uid)
+            if task.uid in failing:
+                yield task, "Error: it did not work"
+            elif task.uid in poor:
+                yield task, ({"status": "failed", "error": "too poor"}, [])
+            else:
+                files = [("000.png", f"picture of {task.inputs}".encode()), ("thumbnail", task.uid.encode())]
+                yield task, ({"faces": len(task.inputs)}, files)
+
+    columns = {"faces": pa.int64(), "thumbnail": pa.binary()}
+    with marked(config, "view", "00000"):
+        write_objects(config, "view", "views", "00000", tasks, compute, columns)
+    return computed
+
+
+def made(config):
+    folder = config.output_path / "views"
+    return {name: (folder / name).read_bytes() for name in ("00000.tar", "00000.parquet")}
+
+
+def test_a_tar_and_a_table_of_all_objects(config):
+    assert run(config, failing="b") == ["a", "b", "c", "d"]
+    names = [name for name, _ in read_tar(config.output_path / "views" / "00000.tar")]
+    assert names == ["a/000.png", "c/000.png", "d/000.png"]
+    rows = {row["uid"]: row for row in table(config, "views", "00000")}
+    assert (rows["b"]["status"], rows["b"]["error"], rows["b"]["key"]) == ("failed", "Error: it did not work", None)
+    assert "thumbnail" not in rows["a"]  # pictures are read only where they are named
+    assert table(config, "views", "00000", ["uid", "thumbnail"])[0] == {"uid": "a", "thumbnail": b"a"}
+    assert len({row["key"] for row in rows.values()}) == 4
+
+
+def test_a_retry_makes_failed_objects_only_and_ends_as_if_none_had_failed(config, tmp_path):
+    undisturbed = configuration.check({"output": str(tmp_path / "undisturbed")})
+    run(undisturbed)
+    run(config, failing="b", poor="d")
+    assert Previous(config.output_path, "view", "00000").set_aside()
+    for file in (config.output_path / "views").iterdir():
+        file.unlink()  # as Snakemake does before it starts the stage
+    assert run(config) == ["b", "d"]
+    assert made(config) == made(undisturbed)
+    assert not [file for file in (config.output_path / "work").rglob("*") if file.is_file()]
+
+
+def test_a_retry_keeps_nothing_whose_inputs_or_settings_changed(config, tmp_path):
+    run(config)
+    Previous(config.output_path, "view", "00000").set_aside()
+    changed = [TASKS[0]._replace(inputs="other inputs"), *TASKS[1:]]
+    assert run(config, changed) == ["a"]
+    Previous(config.output_path, "view", "00000").set_aside()
+    other = configuration.check({"output": config.output, "views": {"pixels": 64}})
+    assert run(other, changed) == ["a", "b", "c", "d"]
+
+
+def test_a_damaged_file_is_not_kept(config):
+    run(config)
+    tar = config.output_path / "views" / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert not Previous(config.output_path, "view", "00000").set_aside()
+
+
+def test_what_was_made_outlives_a_disk_that_fills_while_the_table_is_written(config, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipgs.core.storage.write_table", full)
+        with pytest.raises(OSError, match="No space"):
+            run(config)
+    mark = json.loads(mark_path(config, "view", "00000").read_text())
+    assert (mark["state"], mark["error"]) == ("failed", "[Errno 28] No space left on device")
+    assert run(config) == []
+    assert not mark_path(config, "view", "00000").exists()
+
+
+def test_a_stage_that_runs_is_marked(config):
+    def state():
+        return json.loads(mark_path(config, "fit", "00003").read_text())
+
+    def fails():
+        with marked(config, "fit", "00003"):
+            assert state()["state"] == "running"
+            raise ClipgsError("the GPU\nis gone")
+
+    with pytest.raises(ClipgsError):
+        fails()
+    assert (state()["state"], state()["error"]) == ("failed", "the GPU is gone")

@@ -1,0 +1,155 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipgs.core.bundles import (
+    TarWriter,
+    read_table,
+    read_tar,
+    tar_objects,
+    write_arrays,
+    write_safetensors,
+    write_table,
+)
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import atomic, check, write_bytes
+from clipgs.core.journal import Journal
+from clipgs.core.seeds import seed_of
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "a.bin"
+
+    def write_half():
+        with atomic(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert list(path.parent.iterdir()) == []
+    write_bytes(path, b"whole")
+    check(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["a.bin", "a.bin.check"]
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from clipgs.core.files import atomic\n"
+        "with atomic(Path(sys.argv[1])) as t:\n"
+        "    t.write_bytes(b'half'); print('ready', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / "a.bin"
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"ready\n"
+        os.kill(writer.pid, signal.SIGKILL)
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    write_bytes(path, b"whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin", "a.bin.check"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no sidecar", "bad sidecar"])
+def test_a_damaged_file_is_set_aside(tmp_path, damage):
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"0123456789")
+    sidecar = tmp_path / "a.bin.check"
+    if damage == "cut":
+        path.write_bytes(b"01234")
+    elif damage == "flip":
+        path.write_bytes(b"0123456780")
+    elif damage == "no sidecar":
+        sidecar.unlink()
+    else:
+        sidecar.write_text("{")
+    with pytest.raises(ClipgsError, match="make it again with: snakemake"):
+        check(path)
+    assert not path.exists()
+    assert (tmp_path / "a.bin.damaged").exists()
+    with pytest.raises(ClipgsError, match="is missing"):
+        check(path)
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    schema = pa.schema([("uid", pa.string()), ("psnr", pa.float64())])
+    for run in ("one", "two"):
+        write_table(tmp_path / run / "t.parquet", [{"uid": "a", "psnr": 1.5}, {"uid": "b"}], schema)
+        write_arrays(tmp_path / run / "t.npz", [("a/xyz", np.arange(6.0).reshape(2, 3))])
+        with TarWriter(tmp_path / run / "t.tar") as tar:
+            tar.add("a.txt", b"text")
+        time.sleep(0.01)
+    for name in ("t.parquet", "t.npz", "t.tar"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert read_table(tmp_path / "one" / "t.parquet") == [{"uid": "a", "psnr": 1.5}, {"uid": "b", "psnr": None}]
+    assert list(read_tar(tmp_path / "one" / "t.tar")) == [("a.txt", b"text")]
+    with np.load(tmp_path / "one" / "t.npz", allow_pickle=False) as arrays:
+        assert arrays["a/xyz"].shape == (2, 3)
+
+
+def test_a_column_outside_the_schema_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="psnr"):
+        write_table(tmp_path / "t.parquet", [{"psnr": 1.0}], pa.schema([("uid", pa.string())]))
+
+
+def test_an_objects_members_are_read_by_place(tmp_path):
+    with TarWriter(tmp_path / "t.tar") as tar:
+        for name in ("a/0.png", "a/1.png", "b-1.ply"):
+            tar.add(name, name.encode() * 300)
+    objects = tar_objects(tmp_path / "t.tar")
+    assert list(objects) == ["a", "b-1"]
+    assert objects["a"].read() == {"0.png": b"a/0.png" * 300, "1.png": b"a/1.png" * 300}
+    assert objects["a"].digest() != objects["b-1"].digest()
+
+
+def test_a_journal_gives_back_only_what_matches(tmp_path):
+    journal = Journal(tmp_path / "work", "settings")
+    journal.put("a", "inputs", {"psnr": 30.0}, [("ply", b"bytes")])
+    assert ("a", "inputs") in journal
+    assert journal.get("a", "inputs") == ({"psnr": 30.0}, [("ply", b"bytes")])
+    assert journal.get("a", "other inputs") is None
+    assert Journal(tmp_path / "work", "other settings").get("a", "inputs") is None
+    journal.clear()
+    assert ("a", "inputs") not in journal
+
+
+def test_a_journal_entry_that_a_power_cut_emptied_is_made_again(tmp_path):
+    journal = Journal(tmp_path, "settings")
+    journal.put("a", "inputs", {}, [])
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(b"")
+    assert journal.get("a", "inputs") is None
+    assert ("a", "inputs") not in journal
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {seed_of(0, "fit", "a"), seed_of(1, "fit", "a"), seed_of(0, "view", "a"), seed_of(0, "fit", "b")}
+    assert len(seeds) == 4
+    assert seed_of(0, "fit", "a") == seed_of(0, "fit", "a") < 2**64
+
+
+def test_safetensors_are_the_packages_own_and_the_same_bytes_again(tmp_path):
+    from safetensors import safe_open
+
+    generator = np.random.default_rng(0)
+    arrays = {
+        "a": generator.normal(size=(3, 5)).astype(np.float16),
+        "scalar": np.array(7, np.int64),
+        "turned": generator.normal(size=(4, 6)).astype(np.float32).T,
+        "none": np.empty((0, 4), np.uint8),
+    }
+    metadata = {"uids": '["x"]', "teacher": "tiny", "name": "caf\u00e9"}
+    for name in ("one", "two"):
+        write_safetensors(tmp_path / name, arrays, metadata)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    check(tmp_path / "one")
+    with safe_open(tmp_path / "one", "np") as tensors:
+        assert tensors.metadata() == metadata
+        for name, array in arrays.items():
+            assert np.array_equal(tensors.get_tensor(name), array)
+            assert tensors.get_tensor(name).dtype == array.dtype

@@ -1,0 +1,166 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipgs.operate import doctor
+from clipgs.operate.doctor import Check
+
+NAMES = [
+    *("Python", "torch", "torchvision", "CUDA driver", "CUDA in torch", "C compiler"),
+    *("CUDA compiler", "gsplat", "OpenGL", "disk", "cores", "memory"),
+]
+TORCH = {
+    "version": "2.11.0",
+    "cuda": "13.0",
+    "cuda_error": "",
+    "devices": [],
+    "torchvision": "0.26.0",
+    "torchvision_error": "",
+    "extensions": "/nowhere",
+}
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine of which the test says what its programs answer; every other program is absent."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    for name in ("CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: which(Path(name).name))
+
+    def answer(smi: str = "", nvcc: str = "", opengl: str = "llvmpipe (LLVM 15)", **torch: object) -> dict[str, Check]:
+        if smi:
+            program(commands / "nvidia-smi", smi)
+        if nvcc:
+            program(commands / "nvcc", nvcc)
+        cases = [
+            f"torch) echo noise; echo '{json.dumps(TORCH | torch)}' ;;",
+            f"opengl) echo '{json.dumps({'renderer': opengl})}' ;;",
+            "*) echo 'OSError: libcuda.so.1' >&2; exit 1 ;;",
+        ]
+        python = program(tmp_path / "python", "\n".join(['case "$3" in', *cases, "esac"]))
+        monkeypatch.setattr(sys, "executable", python)
+        return {check.name: check for check in doctor.doctor(tmp_path)}
+
+    return answer
+
+
+def test_this_machine_is_looked_at_for_real(tmp_path):
+    checks = {check.name: check for check in doctor.doctor(tmp_path / "not" / "yet")}
+
+    assert list(checks) == NAMES
+    import torch
+    import torchvision
+
+    assert checks["torch"].found == torch.__version__
+    assert checks["torchvision"].found == torchvision.__version__
+    assert checks["Python"].status == "ok"
+    assert (checks["CUDA in torch"].status == "ok") == torch.cuda.is_available()
+    assert checks["OpenGL"].status != "missing", checks["OpenGL"]
+    assert "frame was drawn by" in checks["OpenGL"].found
+    assert checks["disk"].found.endswith(str(tmp_path))
+
+
+def test_a_machine_without_a_gpu_lacks_nothing(machine):
+    checks = machine()
+
+    assert {name for name, check in checks.items() if check.status == "missing"} == set()
+    assert checks["CUDA driver"].status == "note"
+    assert "no nvcc" in checks["CUDA compiler"].found
+    assert "build-essential" in checks["C compiler"].remedy
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_gap(machine):
+    checks = machine(smi="echo 'NVIDIA H200, 143771 MiB, 580.1'", cuda_error="The NVIDIA driver is too old")
+
+    assert checks["CUDA driver"] == Check("CUDA driver", "ok", "NVIDIA H200, 143771 MiB, 580.1")
+    assert checks["CUDA in torch"].status == "missing"
+    assert "driver is too old" in checks["CUDA in torch"].found
+    assert "13.0" in checks["CUDA in torch"].remedy
+    assert checks["OpenGL"].status == "note"  # drawn on the CPU though there is a GPU
+
+
+def test_a_cpu_only_torch_beside_a_gpu_is_a_gap(machine):
+    checks = machine(smi="echo 'NVIDIA H200, 143771 MiB, 580.1'", cuda=None)
+
+    assert checks["CUDA in torch"].status == "missing"
+    assert "torch torchvision" in checks["CUDA in torch"].remedy
+
+
+def test_a_torch_and_torchvision_that_are_no_pair_are_a_gap(machine):
+    checks = machine(torchvision_error="RuntimeError: operator torchvision::nms does not exist")
+
+    assert checks["torchvision"].status == "missing"
+    assert "nms" in checks["torchvision"].found
+    assert "torch torchvision" in checks["torchvision"].remedy
+
+
+def test_a_toolkit_of_another_major_version_is_noted(machine):
+    checks = machine(nvcc="echo 'Cuda compilation tools, release 12.4, V12.4.131'")
+
+    assert checks["CUDA compiler"].status == "note"
+    assert "12.4" in checks["CUDA compiler"].found
+    assert "13.0" in checks["CUDA compiler"].remedy
+
+
+def test_a_toolkit_of_the_same_major_version_is_well(machine):
+    assert machine(nvcc="echo 'Cuda compilation tools, release 13.2, V1'")["CUDA compiler"].status == "ok"
+
+
+def test_a_driver_that_fails_is_a_row(machine):
+    checks = machine(smi="echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+
+    assert checks["CUDA driver"].status == "note"
+    assert "version mismatch" in checks["CUDA driver"].found
+
+
+def test_a_driver_that_hangs_is_a_row(machine, monkeypatch):
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
+    checks = machine(smi="exec /bin/sleep 60")
+
+    assert checks["CUDA driver"].status == "note"
+    assert "timed out" in checks["CUDA driver"].found
+
+
+@pytest.mark.parametrize(
+    ("python", "found"),
+    [
+        ("kill -SEGV $$", "signal 11"),
+        ("exec /bin/sleep 60", "no answer within"),
+        ("echo 'ImportError: libGL.so.1' >&2; exit 1", "libGL.so.1"),
+        ("exit 3", "exit code 3"),
+        ("true", "IndexError"),
+    ],
+)
+def test_whatever_a_probe_does_the_doctor_goes_on(tmp_path, monkeypatch, python, found):
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", python))
+    checks = {check.name: check for check in doctor.doctor(tmp_path)}
+
+    assert list(checks) == NAMES
+    assert checks["torch"].status == "missing"
+    assert found in checks["torch"].found
+    assert checks["OpenGL"].status in ("missing", "note")
+    assert found in checks["OpenGL"].found
+
+
+def test_the_report_has_a_line_a_check_and_one_a_remedy():
+    text = doctor.format([Check("disk", "ok", "72 GiB free"), Check("OpenGL", "missing", "none", "apt-get it")])
+
+    assert text.splitlines() == [
+        "ok       disk    72 GiB free",
+        "missing  OpenGL  none",
+        "                 -> apt-get it",
+    ]

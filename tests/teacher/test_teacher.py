@@ -1,0 +1,251 @@
+import json
+import os
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from clipgs import config as configuration
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import sha256_of
+from clipgs.teacher import model as teacher
+from tests.packed_world import TINY, picture, save_model
+
+PICTURES = np.stack([picture(seed) for seed in range(6)])
+TEXTS = ["a red mug", "a chair with four legs", "tree"]
+
+
+def config_of(name, pretrained=None, **more):
+    return configuration.check({"device": "cpu", "teacher": {"name": name, "pretrained": pretrained, **more}})
+
+
+def cosine(ours, theirs):
+    return torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+
+
+def open_clips_own(name, pictures, pretrained=None, device="cpu"):
+    """Image by image, text by text, as open_clip's README does it."""
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+    model.eval()
+    with torch.no_grad():
+        images = [model.encode_image(preprocess(Image.fromarray(one))[None].to(device)) for one in pictures]
+        texts = [model.encode_text(open_clip.get_tokenizer(name)([text]).to(device)) for text in TEXTS]
+    return torch.cat(images), torch.cat(texts)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("shape", [(48, 48), (32, 32), (20, 20), (48, 40)])
+def test_features_are_open_clips_own(tiny, precision, tolerance, shape):
+    pictures = np.stack([Image.fromarray(one).resize(shape[::-1]) for one in PICTURES])
+    frozen = teacher.load(config_of(f"local-dir:{tiny}", precision=precision))
+    images, texts = open_clips_own(f"local-dir:{tiny}", pictures)
+    ours = frozen.encode_images(pictures)
+    assert ours.dtype == torch.float32
+    assert (1 - cosine(ours, images)).max() < tolerance
+    assert (1 - cosine(frozen.encode_texts(TEXTS), texts)).max() < tolerance
+    assert torch.allclose(ours.norm(dim=-1), torch.ones(len(ours)))
+    # A teacher that gave all pictures one vector would pass the above.
+    assert (1 - cosine(images[:-1], images[1:])).min() > 5 * tolerance or precision == "bfloat16"
+
+
+def test_batches_change_nothing(tiny):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    whole = frozen.encode_images(PICTURES)
+    frozen.batch = 4
+    assert torch.allclose(frozen.encode_images(torch.from_numpy(PICTURES)), whole, atol=1e-6)
+    assert frozen.encode_images(PICTURES[:0]).shape == (0, frozen.dim)
+    assert frozen.encode_texts([]).shape == (0, frozen.dim)
+
+
+def test_fewer_at_once_where_memory_runs_out(tiny, monkeypatch):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    whole = frozen.encode_images(PICTURES)
+    own = frozen.model.encode_image
+
+    def limited(pictures):
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError
+        return own(pictures)
+
+    monkeypatch.setattr(frozen.model, "encode_image", limited)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert torch.allclose(frozen.encode_images(PICTURES), whole, atol=1e-6)
+    assert frozen.batch == 1
+
+
+def test_what_is_known_of_it(tiny):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    assert (frozen.name, frozen.pretrained, frozen.dim) == ("local-dir:tiny", "open_clip_model.safetensors", 24)
+    assert frozen.weights_sha256 == sha256_of(tiny / "open_clip_model.safetensors")
+    assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
+    assert not frozen.model.training
+
+
+def test_a_wrong_array_is_refused(tiny):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    for wrong in (PICTURES[0], PICTURES.astype(np.float32), PICTURES[..., :2]):
+        with pytest.raises(ValueError, match=r"images must be \[n, H, W, 3\] uint8"):
+            frozen.encode_images(wrong)
+
+
+def test_texts_that_are_empty_or_long(tiny):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    with pytest.raises(ClipgsError, match="text 2 of 2 is empty; leave it out or give it words"):
+        frozen.encode_texts(["a mug", " "])
+    texts = ["mug " * 2500, "x" * 10_000, "a mug", "a " * 14, "a " * 15]
+    assert torch.equal(frozen.encode_texts(texts[:1]), frozen.encode_texts(["mug " * 20]))
+    assert torch.equal(frozen.tokens(texts[1:2]), open_clip.SimpleTokenizer(context_length=16)(["x" * 3000]))
+    assert frozen.cut(texts) == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "words"),
+    [
+        ("EVA02-E-14-pluss", None, "open_clip has no such model; did you mean EVA02-E-14-plus?"),
+        ("EVA02-E-14-plus", None, "teacher.pretrained is not set"),
+        ("EVA02-E-14-plus", "laion2b_s9b_b144", "nor a file; did you mean laion2b_s9b_b144k?"),
+        ("EVA02-B-16", "nowhere/weights.pt", "neither a tag of EVA02-B-16 nor a file"),
+        ("ViT-B-32", "openai", "are those of ViT-B-32-quickgelu: name that"),
+        ("local-dir:nowhere", None, "open_clip_config.json: No such file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_one_line(name, pretrained, words):
+    with pytest.raises(UsageError, match="config: ") as error:
+        teacher.load(config_of(name, pretrained))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_teacher_that_is_not_trained_yet(tmp_path):
+    config = configuration.check({"output": str(tmp_path), "device": "cpu", "teacher": {"name": "train"}})
+    with pytest.raises(ClipgsError, match=r"open_clip_config.json is missing; make it again with: snakemake"):
+        teacher.load(config)
+
+
+def test_a_folder_without_weights_or_model(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="it has no model_cfg"):
+        teacher.load(config_of(f"local-dir:{tmp_path}"))
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(UsageError, match="it is not JSON"):
+        teacher.load(config_of(f"local-dir:{tmp_path}"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    with pytest.raises(UsageError, match="the folder holds no weights"):
+        teacher.load(config_of(f"local-dir:{tmp_path}"))
+
+
+def test_no_network_is_one_line_with_a_way_out(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
+    with pytest.raises(ClipgsError, match=r"EVA02-E-14-plus laion2b_s9b_b144k: the weights could not be") as error:
+        teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
+    assert "\n" not in str(error.value)
+    assert "on a machine without network set teacher.pretrained to a .safetensors or .pt file" in str(error.value)
+    with pytest.raises(ClipgsError, match="could not be downloaded"):
+        teacher.load(config_of("hf-hub:someone/model"))
+
+
+class Harmful:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.fixture
+def model_at(tmp_path, monkeypatch):
+    """Makes `tiny-model` a name of open_clip, and gives its state."""
+    file = tmp_path / "configs" / "tiny-model.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(TINY))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(file)
+    return open_clip.CLIP(**TINY).state_dict()
+
+
+def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
+    evil = tmp_path / "evil.pt"
+    torch.save({**model_at, "x": Harmful(tmp_path / "harm")}, evil)
+    with pytest.raises(ClipgsError, match="holds more than tensors, and is not opened: it could run code") as error:
+        teacher.load(config_of("tiny-model", str(evil)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_checkpoints_of_open_clips_training_are_read(model_at, tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in model_at.items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"step": 1}}, tmp_path / "epoch_3.pt")
+    frozen = teacher.load(config_of("tiny-model", str(tmp_path / "epoch_3.pt")))
+    assert (frozen.name, frozen.pretrained) == ("tiny-model", "epoch_3.pt")
+    assert torch.equal(frozen.model.state_dict()["text_projection"], model_at["text_projection"])
+    torch.save(model_at, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = teacher.load(config_of("tiny-model", str(tmp_path / "old.pt")))
+    assert torch.equal(old.model.state_dict()["text_projection"], model_at["text_projection"])
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda state, file: torch.save({"a": torch.ones(2)}, file), "is not a checkpoint of tiny-model (Missing key"),
+        (
+            lambda state, file: torch.save({**state, "text_projection": torch.ones(32, 25)}, file),
+            "is not a checkpoint of tiny-model (size mismatch for text_projection",
+        ),
+        (lambda state, file: torch.save({"a": 3}, file), "holds no tensors by name"),
+        (lambda state, file: torch.save([torch.ones(2)], file), "holds no tensors by name"),
+        (lambda state, file: torch.save({}, file), "holds no tensors by name"),
+        (lambda state, file: file.write_bytes(b""), "cannot be read"),
+        (lambda state, file: file.write_bytes(b"no weights"), "."),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_it_is_one_line(model_at, tmp_path, write, words):
+    file = tmp_path / "weights.pt"
+    write(model_at, file)
+    with pytest.raises(ClipgsError) as error:
+        teacher.load(config_of("tiny-model", str(file)))
+    assert words in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_safetensors_that_are_cut_and_other_endings(model_at, tmp_path):
+    cut = tmp_path / "cut.safetensors"
+    whole = save_model(tmp_path / "whole") / "open_clip_model.safetensors"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(ClipgsError, match="cannot be read"):
+        teacher.load(config_of("tiny-model", str(cut)))
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"must end in .safetensors, .pt"):
+        teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz")))
+
+
+def test_slugs():
+    def slug(name, pretrained=None):
+        return configuration.Teacher(name=name, pretrained=pretrained).slug
+
+    assert slug("EVA02-E-14-plus", "laion2b_s9b_b144k") == "EVA02-E-14-plus-laion2b_s9b_b144k"
+    assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("train", "laion2b_s9b_b144k") == "clipgs-small"
+    assert slug("local-dir:models/mine", "x") == "mine"
+    assert slug("hf-hub:someone/model") == "someone-model"
+    assert slug("../..") == "teacher"
+
+
+@pytest.mark.slow
+def test_eva_from_a_file_of_its_weights(tmp_path):
+    """The real architecture and the real way of a user's checkpoint; only what the weights know is missing."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = open_clip.create_model("EVA02-B-16")
+    torch.save(model.state_dict(), tmp_path / "eva.pt")
+    frozen = teacher.load(config_of("EVA02-B-16", str(tmp_path / "eva.pt")))
+    assert (frozen.dim, frozen.pixels, frozen.name) == (512, 224, "EVA02-B-16")
+    images, texts = open_clips_own("EVA02-B-16", PICTURES[:2], str(tmp_path / "eva.pt"))
+    assert (1 - cosine(frozen.encode_images(PICTURES[:2]), images)).max() < 1e-3
+    assert (1 - cosine(frozen.encode_texts(TEXTS), texts)).max() < 1e-3
