@@ -16,8 +16,9 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error
 from clipgs.core.files import check, sha256_of
-from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, path, table, write_objects
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, write_objects
 from clipgs.core.seeds import seed_of
+from clipgs.stages import job, path, table
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:
@@ -27,7 +28,7 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.catalog.records import stage_schema
+    from clipgs.core.runner import stage_schema
 
     check(shard_path(config, shard))
     rows = read_table(shard_path(config, shard))
@@ -38,11 +39,11 @@ def fetch(config: Config, shard: str, threads: int) -> None:
         for task in tasks:
             (remote if sources[task.payload[1]["source"]].remote else local).append(task)
         yield from _in_threads(config, sources, remote)
-        in_processes = in_workers(_fetch, config, "load", threads)
+        in_processes = in_workers(_fetch, threads, config.workers.load_limits)
         yield from in_processes(local)
 
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
-    done = [row for row, _ in over_objects(config, "fetch", shard, tasks, compute)]
+    done = [row for row, _ in over_objects(job(config, "fetch", shard), tasks, compute)]
     extra = {"path": pa.string(), "sha256": pa.string(), "bytes": pa.int64()}
     write_table(path(config, "meshes", shard, ".parquet"), done, stage_schema(extra))
 
@@ -150,14 +151,14 @@ def sample(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.catalog.records import stage_schema
+    from clipgs.core.runner import stage_schema
 
     tasks = _mesh_tasks(config, shard, "sample")
-    compute = in_workers(_sample, config, "load", threads)
+    compute = in_workers(_sample, threads, config.workers.load_limits)
     rows: list[Row] = []
 
     def arrays() -> Any:
-        for row, files in over_objects(config, "sample", shard, tasks, compute):
+        for row, files in over_objects(job(config, "sample", shard), tasks, compute):
             rows.append(row)
             for name, data in files:
                 yield f"{row['uid']}/{name}", np.load(io.BytesIO(data), allow_pickle=False)
@@ -195,8 +196,8 @@ def view(config: Config, shard: str, threads: int) -> None:
     import pyarrow as pa
 
     tasks = _mesh_tasks(config, shard, "view")
-    compute = in_workers(_view, config, "load", threads)
-    write_objects(config, "view", "views", shard, tasks, compute, {_THUMBNAIL: pa.binary()})
+    compute = in_workers(_view, threads, config.workers.load_limits)
+    write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary()})
 
 
 _THUMBNAIL = "thumbnail"

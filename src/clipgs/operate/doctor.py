@@ -319,7 +319,7 @@ def _probe_opengl() -> dict[str, Any]:
     """Draw one red triangle with pyrender through EGL, and look at its middle."""
     import numpy as np
 
-    from .meshes.headless import import_pyrender
+    from clipgs.meshes.headless import import_pyrender
 
     pyrender = import_pyrender()
     from OpenGL import GL

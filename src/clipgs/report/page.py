@@ -24,10 +24,10 @@ from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
-from clipgs.core.runner import path
 from clipgs.evaluation.ablations import ABLATION
 from clipgs.meshes.cameras import showing
 from clipgs.report import plots
+from clipgs.stages import path
 from clipgs.triplets.card import failures, quality
 from clipgs.triplets.pack import all_rows
 
