@@ -41,7 +41,7 @@ _MERGE_STAGES = {
         "measure other people's models on the same objects, where their files are",
     ),
     "ablations": ("clipgs.evaluation.ablations", "train and measure runs that differ in one thing: one table"),
-    "report": ("clipgs.report.page", "write one page of what was made: pictures, tables, curves, splats to turn"),
+    "report": ("clipgs.report.stages", "write one page of what was made: pictures, tables, curves, splats to turn"),
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
