@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from clipgs import config as configuration
+from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
 from clipgs.report.sections import principal_plane
 from clipgs.report.stages import report
+from clipgs.triplets.pack import schema
 
 from .conftest import NASTY
 
@@ -184,6 +186,24 @@ def test_objects_without_categories_have_no_table_of_classes(evaluated):
 
 def test_the_same_bytes_again(evaluated):
     assert made(evaluated) == made(evaluated)
+
+
+def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
+    file = output.folder / "triplets" / "00000.parquet"
+    rows = read_table(file)
+    write_table(file, [row | {"status": "failed", "stage": row["stage"] or "fit"} for row in rows], schema())
+    page = Page(made(output))
+    assert page.problems == []
+    said = " ".join(" ".join(page.texts).split())
+    assert "0 triplets 5 of 5 objects failed" in said
+    assert "No object is packed." in said
+    assert {"splats", "credit"}.isdisjoint(page.ids)
+
+
+def test_of_ready_splats_no_quality_is_known(output):
+    file = output.folder / "triplets" / "00000.parquet"
+    write_table(file, [row | {"psnr": None} for row in read_table(file)], schema())
+    assert "Not known: all are ready splats" in " ".join(Page(made(output)).texts)
 
 
 def test_without_triplets_it_says_what_to_do(tmp_path):

@@ -63,7 +63,7 @@ def page(config: Config) -> str:
         script_hash=_policy_hash(script),
         tiles=sections.tiles(sources),
         small_teacher_runs=sections.small_teacher_runs(sources),
-        sections=[section for section in contents if section[-1] is not None],
+        sections=[section for section in contents if section[-1]],
     )
 
 

@@ -1,6 +1,6 @@
 """What each section of the report shows, as plain data.
 
-A section is a function of the `Sources`. It returns what its template needs, or None if there is nothing to show.
+A section is a function of the `Sources`. It returns what its template needs; what is empty is left out of the page.
 Nothing here is HTML, except for the SVG of the plots: the templates escape all text.
 """
 
@@ -124,15 +124,12 @@ def small_teacher_runs(sources: Sources) -> list[str]:
     return [run for run, result in retrieval.items() if result["teacher"].startswith(SMALL_TEACHER)]
 
 
-def splats(sources: Sources) -> Content | None:
-    chosen = _spread(sources.triplets.packed, sources.config.report.splats)
-    if not chosen:
-        return None
+def splats(sources: Sources) -> Content:
     choices = []
-    for row in chosen:
+    for row in _spread(sources.triplets.packed, sources.config.report.splats):
         uid, caption = row["uid"], row["caption"]
-        data = to_splat(ply.from_bytes(sources.pictures.members(uid)["ply"], uid))
-        data = data[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
+        gaussians = ply.from_bytes(sources.pictures.members(uid)["ply"], uid)
+        data = to_splat(gaussians)[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
         left_out = row["gaussians"] - len(data) // SPLAT_ROW.itemsize
         note = f" ({left_out:,} of its smallest Gaussians are left out here)" if left_out else ""
         choices.append(
@@ -143,7 +140,7 @@ def splats(sources: Sources) -> Content | None:
                 "note": caption + note,
             }
         )
-    return {"choices": choices, "pixels": sources.config.views.pixels}
+    return {"choices": choices, "pixels": sources.config.views.pixels} if choices else {}
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -205,22 +202,20 @@ def _pair(row: Row, pictures: Pictures) -> Content:
     }
 
 
-def credit(sources: Sources) -> Content | None:
+def credit(sources: Sources) -> Content:
     rows = [sources.pictures.rows[uid] for uid in sources.pictures.used]
-    if not rows:
-        return None
     lines = []
     for row in sorted(rows, key=lambda row: (row["caption"], row["uid"])):
         link = row["page"] or ""
         page = Cell("page", link=link) if link.startswith(("https://", "http://")) else ""
         lines.append([row["caption"], row["license"] or "not stated", row["credit"] or "not stated", page])
-    return {"table": _table(["object", "licence", "credit", ""], lines)}
+    return {"table": _table(["object", "licence", "credit", ""], lines)} if lines else {}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def training(sources: Sources) -> Content | None:
+def training(sources: Sources) -> list[Content]:
     runs = sources.results.metrics()
     names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
     figures = []
@@ -233,8 +228,8 @@ def training(sources: Sources) -> Content | None:
                 lines[run] = (steps, values)
         drawn = plots.curves(lines, "step", name.replace("_", " "))
         if drawn:
-            figures.append((name, drawn))
-    return {"figures": figures} if figures else None
+            figures.append({"name": name, "curves": drawn})
+    return figures
 
 
 def _run(name: str, result: Mapping[str, Any], table: Table) -> Content:
@@ -248,7 +243,7 @@ def _run(name: str, result: Mapping[str, Any], table: Table) -> Content:
     return {"name": name, "protocol": f"{', '.join(parts)}. {result.get('protocol', '')}", "table": table}
 
 
-def retrieval(sources: Sources) -> Content | None:
+def retrieval(sources: Sources) -> list[Content]:
     columns = ["task", "queries", "gallery", "R@1, %", "R@5, %", "R@10, %", "median rank"]
     runs = []
     for run, result in sources.results.of_runs("retrieval").items():
@@ -267,7 +262,7 @@ def retrieval(sources: Sources) -> Content | None:
             task = example["task"][0].upper() + example["task"][1:]
             tasks.setdefault(task, []).append(_example(example, sources.pictures))
         runs.append({**_run(run, result, _table(columns, lines, 6)), "tasks": tasks})
-    return {"runs": runs} if runs else None
+    return runs
 
 
 def _example(example: Mapping[str, Any], pictures: Pictures) -> Content:
@@ -289,7 +284,7 @@ def _example(example: Mapping[str, Any], pictures: Pictures) -> Content:
     }
 
 
-def zero_shot(sources: Sources) -> Content | None:
+def zero_shot(sources: Sources) -> list[Content]:
     columns = ["what", "objects", "classes", "top-1, %", "top-3, %", "top-5, %", "by class, %"]
     tops = ("top1", "top3", "top5")
     runs = []
@@ -307,7 +302,7 @@ def zero_shot(sources: Sources) -> Content | None:
         if lines:
             table = _table(columns, lines, 6)
             runs.append({**_run(run, result, table), "confusion": _confusion(result["rows"][0])})
-    return {"runs": runs} if runs else None
+    return runs
 
 
 def _confusion(row: Mapping[str, Any]) -> Content | None:
@@ -328,7 +323,7 @@ def _confusion(row: Mapping[str, Any]) -> Content | None:
     return {"classes": len(names), "heatmap": plots.heatmap(matrix, names, names, "Confusion of classes")}
 
 
-def few_shot(sources: Sources) -> Content | None:
+def few_shot(sources: Sources) -> list[Content]:
     columns = ["cell", "classifier", "top-1, %", "folds", "eligible classes", "asked a class"]
     runs = []
     for run, result in sources.results.of_runs("fewshot").items():
@@ -348,26 +343,26 @@ def few_shot(sources: Sources) -> Content | None:
             for row in result.get("missing", [])
         ]
         runs.append(_run(run, result, _table(columns, lines, 4)))
-    return {"runs": runs} if runs else None
+    return runs
 
 
-def baselines(sources: Sources) -> Content | None:
+def baselines(sources: Sources) -> list[Content]:
     result = sources.results.of_all("baselines")
     if not result:
-        return None
+        return []
     lines = [
         [row["model"], row["input"], row["source"], *(_percent(row.get(name)) for name in BASELINE_METRICS)]
         for row in result["rows"]
     ]
     ours = [i for i, row in enumerate(result["rows"]) if row.get("ours")]
     columns = ["model", "input", "source", *BASELINE_METRICS.values()]
-    return {"runs": [_run("", result, _table(columns, lines, len(BASELINE_METRICS), ours))]}
+    return [_run("", result, _table(columns, lines, len(BASELINE_METRICS), ours))]
 
 
-def ablations(sources: Sources) -> Content | None:
+def ablations(sources: Sources) -> list[Content]:
     result = sources.results.of_all("ablations")
     if not result:
-        return None
+        return []
     compared = {row["difference"]["metric"] for row in result["rows"] if row.get("difference")}
     columns = ["row", "seeds", *result["metrics"], ", ".join(["difference to the row above", *sorted(compared)])]
     lines: list[list[str | Cell]] = []
@@ -379,7 +374,7 @@ def ablations(sources: Sources) -> Content | None:
             cells.append(Cell(_points(value["mean"]), [_deviation(value)]) if value else NO_VALUE)
         lines.append([*cells, _difference(row.get("difference"), above)])
         above = row["name"]
-    return {"runs": [_run("", result, _table(columns, lines, len(columns) - 1))]}
+    return [_run("", result, _table(columns, lines, len(columns) - 1))]
 
 
 def _difference(change: Mapping[str, Any] | None, above: str) -> Cell:
@@ -392,7 +387,7 @@ def _difference(change: Mapping[str, Any] | None, above: str) -> Cell:
     return Cell(mean, [f"{low} to {high}{other}"])
 
 
-def embedding(sources: Sources) -> Content | None:
+def embedding(sources: Sources) -> list[Content]:
     rows = sources.pictures.rows
     runs = []
     for run, embeddings in sources.results.embeddings().items():
@@ -406,7 +401,7 @@ def embedding(sources: Sources) -> Content | None:
         captions = [rows[uids[i]]["caption"] for i in kept]
         drawn = plots.scatter(points, categories, captions, f"Objects of {run}")
         runs.append({"name": run, "objects": f"{len(kept):,}", "variance": f"{share:.0%}", "scatter": drawn})
-    return {"runs": runs} if runs else None
+    return runs
 
 
 def principal_plane(
