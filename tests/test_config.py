@@ -127,7 +127,7 @@ def test_the_same_numbers_are_the_same_settings_by_whichever_name():
 
 
 def test_a_key_that_has_gone_says_what_to_write():
-    with pytest.raises(UsageError, match="fit.preset is no key any more: write `recipe: fast`"):
+    with pytest.raises(UsageError, match=r"fit\.preset is no key any more: write `recipe: fast`"):
         configuration.check({"fit": {"preset": "fast"}})
 
 

@@ -148,7 +148,7 @@ class Run:
 
     @property
     def asked_pictures(self) -> list[str]:
-        """The pictures of every shard that an evaluation asks with and the teacher has not seen, where they are kept."""
+        """The pictures that an evaluation asks with and the teacher has not seen, of every shard that keeps them."""
         folders = {PICTURES[what] for what in self.config.evaluation.pictures}
         return [
             self.out(f"{folder}/{shard}.tar")
