@@ -84,7 +84,7 @@ def test_several_are_taken_at_one_moment_or_not_at_all(monkeypatch):
             assert environment == {VISIBLE: "5,6"}
             one.kill()
             while gpus._held:
-                gpus._held.pop().close()
+                gpus._held.pop().release()
             assert waiting.stdout.readline() == "4 5 6\n"
             waiting.kill()
 

@@ -152,6 +152,7 @@ def _locked(path: Path) -> int:
 
 
 def _try_lock(descriptor: int) -> bool:
+    # Not filelock: the lock lies on the part itself, whose bytes are to stay and whose descriptor is written through.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
