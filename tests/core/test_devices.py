@@ -8,7 +8,7 @@ import time
 import pytest
 
 from clipgs.core import devices as gpus
-from clipgs.core.devices import VISIBLE, take_gpus, visible_gpus
+from clipgs.core.devices import VISIBLE, find_nvcc, take_gpus, visible_gpus
 
 TAKE = "import sys; from clipgs.core.devices import take_gpus; print(*take_gpus(), flush=True); sys.stdin.read()"
 
@@ -108,3 +108,16 @@ def test_without_gpus_nothing_is_taken():
     environment = {VISIBLE: ""}
     assert take_gpus(environment=environment) == []
     assert environment == {VISIBLE: ""}
+
+
+def test_the_compiler_of_the_named_toolkit_comes_before_that_of_the_path(tmp_path, monkeypatch):
+    for folder in ("first", "second", "path"):
+        compiler = tmp_path / folder / "bin" / "nvcc"
+        compiler.parent.mkdir(parents=True)
+        compiler.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "first"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "second"))
+    for folder in ("first", "second", "path"):
+        assert find_nvcc() == str(tmp_path / folder / "bin" / "nvcc")
+        (tmp_path / folder / "bin" / "nvcc").chmod(0o644)
