@@ -157,11 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--reason", default="on request", help="stands in the dataset card")
     command.add_argument("--undo", action="store_true", help="take them in again")
     _add_config(command)
-    command = add(
-        "move", "move the output, with Snakemake's record of what its files were made of", "move /big/results"
-    )
-    command.add_argument("to", metavar="FOLDER", help="what `output` will be from now on")
-    _add_config(command)
     command = add("summary", "print what was made: objects, failures, quality, places", "summary")
     _add_config(command)
     command = add("config", "print the whole configuration with units and meanings", "config > config.yaml")
@@ -237,7 +232,7 @@ def _run(options: argparse.Namespace) -> int:
     if name == "plan":
         sys.stdout.write(import_module("clipgs.operate.estimate").plan_text(config))
         return 0
-    if name in ("status", "submit", "verify", "retry", "exclude", "move"):
+    if name in ("status", "submit", "verify", "retry", "exclude"):
         return _keep_up(options, config)
     if name == "summary":
         sys.stdout.write(import_module("clipgs.triplets.stages").summary(config))
@@ -268,12 +263,6 @@ def _keep_up(options: argparse.Namespace, config: configuration.Config) -> int:
         found = import_module("clipgs.operate.retry").retry(config, options.stage, options.shards)
         text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again; {run_again}"
         sys.stdout.write(text if found else f"no object failed at {options.stage}\n")
-        return 0
-    if name == "move":
-        count = import_module("clipgs.operate.move").move(config, options.to)
-        sys.stdout.write(
-            f"moved, with the history of {count:,} files; now set in your configuration: output: {options.to}\n"
-        )
         return 0
     uids = list(options.uids)
     if options.list:

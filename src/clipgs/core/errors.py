@@ -1,5 +1,9 @@
 """Errors: of the run, of its configuration, of one object."""
 
+import errno
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class ClipgsError(Exception):
     """The run cannot go on (configuration, disk, a damaged file). Its text is one line for the person who reads it."""
@@ -17,3 +21,16 @@ def describe_error(error: BaseException) -> str:
     """`Class: first sentence`, as it stands in a row of a table."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:300]}"
+
+
+def advice(error: OSError, setting: str = "output") -> str:
+    """What a person can do about a disk's error, to stand behind its text: `; free some space ...`, or nothing.
+
+    `setting` is the key of the configuration that names the folder.
+    """
+    return {
+        errno.ENOSPC: f"; free some space or choose another `{setting}`",
+        errno.EDQUOT: f"; your quota is used up: free some space or choose another `{setting}`",
+        errno.EACCES: f"; choose a folder for `{setting}` that you may write",
+        errno.EROFS: f"; choose a folder for `{setting}` that you may write",
+    }.get(error.errno or 0, "")
