@@ -90,9 +90,9 @@ def run(
                 running[future] = entry[0]
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                yield index, _outcome(future, timeout_seconds, memory_mb)
+            for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(finished)
+                yield index, _outcome(finished, timeout_seconds, memory_mb)
                 if progress is not None:
                     progress()
         pool.close()
