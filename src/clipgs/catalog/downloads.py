@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 18
 _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another try may not meet
 _FOLLOWED_BY_BYTES = frozenset({200, 206})
+_REFUSALS = {401: "is not open to us", 403: "is not open to us", 404: "was not found", 410: "has been removed"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
 # Tries are not left to urllib3's Retry: it cannot go on with a body that was cut, counts a redirect as a try, does not
@@ -267,7 +268,8 @@ class Downloader:
         try:
             response, announced = self._open(request, headers)
             with closing(response):
-                self._count_reached(request.url)
+                with self._lock:
+                    self._unreachable.pop(urlsplit(request.url).netloc, None)
                 total = self._judge(request, part, response)
                 validator = _validator(response)
                 if response.status == 200 and validator is not None:
@@ -338,7 +340,10 @@ class Downloader:
             part.restart()
             raise _TransientError("the server cannot go on where the last try ended")
         if status not in _FOLLOWED_BY_BYTES:
-            raise ObjectError(f"{_shown(request.url)} {self._meaning(status)}")
+            reason = f"{_shown(request.url)} {_REFUSALS.get(status, 'was refused')} (HTTP {status})"
+            if status in (401, 403):
+                reason += f"; if it needs a token, set {self._settings.token_variable} (sent over https only)"
+            raise ObjectError(reason)
         if headers.get("Content-Encoding", "identity") != "identity" and not urlsplit(request.url).path.endswith(".gz"):
             raise ObjectError(f"{_shown(request.url)} came compressed, although its plain bytes were asked for")
         if status == 206:
@@ -355,20 +360,6 @@ class Downloader:
         if total is not None:
             _check_size(request, total)
         return total
-
-    def _meaning(self, status: int) -> str:
-        if status in (401, 403):
-            return (
-                f"is not open to us (HTTP {status}); if it needs a token, set {self._settings.token_variable} "
-                "(sent over https only)"
-            )
-        return {404: "was not found (HTTP 404)", 410: "has been removed (HTTP 410)"}.get(
-            status, f"was refused (HTTP {status})"
-        )
-
-    def _count_reached(self, url: str) -> None:
-        with self._lock:
-            self._unreachable.pop(urlsplit(url).netloc, None)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         """Connections to the URL's host: direct, or through the proxy that the environment names for it."""
