@@ -91,7 +91,7 @@ def test_what_was_made_outlives_a_disk_that_fills_while_the_table_is_written(con
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipgs.core.storage.write_table", full)
+        patch.setattr("clipgs.core.bundles.write_table", full)
         with pytest.raises(OSError, match="No space"):
             run(config)
     mark = json.loads(mark_path(config, "view", "00000").read_text())
