@@ -5,6 +5,8 @@ import os
 
 RUN_ARGUMENTS = "CLIPGS_RUN_ARGUMENTS"  # in the environment: what gave Snakemake the configuration of this run
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class ClipgsError(Exception):
     """The run cannot go on (configuration, disk, a damaged file). Its text is one line for the person who reads it."""

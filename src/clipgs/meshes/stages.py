@@ -1,6 +1,5 @@
 """The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed pictures."""
 
-import errno
 import io
 import queue
 import threading
@@ -14,7 +13,7 @@ from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
-from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, advice, describe_error
 from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, write_objects
 from clipgs.core.seeds import seed_of
@@ -97,10 +96,8 @@ def _fetch(payload: tuple[Config, Row], objects: Source | None = None) -> tuple[
     try:
         mesh = objects.fetch(row)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the disk's fault, not the object's
-            raise ClipgsError(
-                f"{config.cache_path}: {error.strerror}; free some space or set another `cache`"
-            ) from None
+        if error.errno in DISK_FULL:  # the disk's fault, not the object's
+            raise ClipgsError(f"{config.cache_path}: {error.strerror}{advice(error, 'cache')}") from None
         raise
     size = mesh.stat().st_size
     if size > config.meshes.max_file_mb * 1_000_000:
