@@ -51,8 +51,4 @@ rule triplets:
 # What the teacher sees in the pictures and reads in the captions of every triplet.
 rule features:
     input:
-        expand(
-            features("{kind}/{shard}.safetensors"),
-            kind=("images", "texts"),
-            shard=SHARDS,
-        ),
+        RUN.all_features(SHARDS),

@@ -29,7 +29,7 @@ class Stage:
         keys: the settings that its result depends on, dotted. Objects, views and captions of earlier stages reach it
             through its input files.
         version: raised when the code of the stage changes what it makes.
-        per: what one job works on: a shard, several shards, or (empty) everything.
+        per: what one job works on: a shard, several shards, a row and seed of the ablation, or (empty) everything.
         folder: of its files under the output; of a stage over shards `FOLDER/S.parquet` is its table.
         bundle: suffix of the file beside the table that holds what was made of the objects.
         after: the stages whose files it reads.
@@ -151,9 +151,28 @@ _ALL = (
         per=(), folder="evaluation", after=("evaluate",), threads=False,
     ),
     Stage(
+        "ablation-points", "evaluation", "write the surface points of a shard's meshes as splats",
+        keys=("encoder.gaussians",), folder="ablations/points/triplets", bundle=".tar", after=("sample", "pack"),
+    ),
+    Stage(
+        "ablation-start", "evaluation", "train the point encoder that the rows of a seed start from",
+        keys=("encoder", "training", *_TEACHER), per=("seed",), folder="ablations/points/runs",
+        after=("ablation-points", "embed-images", "embed-texts"),
+    ),
+    Stage(
+        "ablation-train", "evaluation", "train a row of the ablation with a seed",
+        keys=("encoder", "training", *_TEACHER), per=("row", "seed"), folder="runs",
+        after=("ablation-start", "pack", "embed-images", "embed-texts"),
+    ),
+    Stage(
+        "ablation-evaluate", "evaluation", "measure a row of the ablation with a seed",
+        keys=("encoder", "evaluation", "training.run", "views.count", *_TEACHER), per=("row", "seed"),
+        folder="evaluation", after=("ablation-start", "ablation-train", "index"),
+    ),
+    Stage(
         "ablations", "evaluation", "put the ablation's runs into one table",
         keys=("evaluation", "ablations", "encoder", "training", "views.count", "teacher"),
-        per=(), folder="evaluation", after=("train", "evaluate"), threads=False,
+        per=(), folder="evaluation", after=("ablation-evaluate",), threads=False,
     ),
     Stage(
         "report", "report", "write one page of what was made: renders, tables, curves, splats to turn",

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError
 from clipgs.core.processes import usable_cores
+from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
@@ -105,6 +106,43 @@ class Run:
 
         return settings
 
+    # --- ablations ---
+
+    def of_row(self, stage: str) -> Callable[[Any], str]:
+        """As `of`, of a stage that works on a row and a seed of the ablation, or on a seed alone."""
+
+        def settings(wildcards: Any) -> str:
+            return stage_settings(self._config_of(wildcards), stage)
+
+        return settings
+
+    def _config_of(self, wildcards: Any) -> Config:
+        seed = int(wildcards.seed)
+        row = getattr(wildcards, "row", None)
+        return rows.of_start(self.config, seed) if row is None else rows.of_row(self.config, row, seed)
+
+    def shards_of_row(self, wildcards: Any) -> list[str]:
+        """As `run_shards`, of a row and a seed, or of a seed's point encoder."""
+        return run_shards(self._config_of(wildcards), self.shards)
+
+    def start_of(self, wildcards: Any) -> list[str]:
+        """The point encoder's model, where the rows of a seed start from that."""
+        if rows.has_uni3d(self.config):
+            return []
+        return [self.out(f"ablations/points/runs/{rows.START}{wildcards.seed}/model.safetensors")]
+
+    def trained_row(self, wildcards: Any) -> list[str]:
+        """What a row's evaluation needs: its model; of Uni3D as it is, the weights that the others start from."""
+        if wildcards.row == "uni3d":
+            return self.start_of(wildcards)
+        return [self.out(f"runs/{rows.ABLATION}{wildcards.row}-s{wildcards.seed}/model.safetensors")]
+
+    @property
+    def ablation_rows(self) -> list[str]:
+        """The names of the ablation's evaluations."""
+        seeds = self.config.ablations.seeds
+        return [f"{rows.ABLATION}{row}-s{seed}" for row in rows.chosen(self.config) for seed in seeds]
+
     # --- paths ---
 
     def out(self, name: str) -> str:
@@ -122,6 +160,10 @@ class Run:
     def features(self, name: str) -> str:
         """A file of the teacher's features."""
         return self.out(f"features/{self.config.teacher.slug}/{name}")
+
+    def all_features(self, shards: Sequence[str]) -> list[str]:
+        """The features of shards: of their pictures and their captions."""
+        return [self.features(f"{kind}/{shard}.safetensors") for kind in ("images", "texts") for shard in shards]
 
     @property
     def small_teacher(self) -> list[str]:

@@ -156,7 +156,8 @@ def _explain(error: Any) -> str:
             + (f"; did you mean {nearest[0]}?" if nearest else "")
             + f" (allowed here: {', '.join(siblings)})"
         )
-    message = error["msg"][0].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     field = _field(path)
     extra = (field.json_schema_extra if field else None) or {}
     text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message}"

@@ -10,9 +10,10 @@ from clipgs.core.files import SIDECAR, check, damage
 from clipgs.core.runner import Progress
 from clipgs.stages import STAGES
 
-# Folders of stages over shards: every file there has its sidecar. Elsewhere curves and states that grow have none.
-_CHECKED = tuple(dict.fromkeys(stage.folder.split("/")[0] for stage in STAGES.values() if stage.per))
-_PARTLY = tuple({stage.folder.split("/")[0]: None for stage in STAGES.values() if not stage.per} | {"ablations": None})
+# Where every file has its sidecar: the catalog, and the folders of stages over shards.
+_CHECKED = ("catalog", *dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per == ("shard",)))
+# Elsewhere curves and states that still grow have none.
+_PARTLY = tuple(dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per != ("shard",)))
 _WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
 
 
@@ -22,7 +23,7 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
     Args:
         set_aside: move damaged files away, so that the next run makes them again.
     """
-    files = sorted(_files(config))
+    files = sorted(set(_files(config)))
     progress = Progress("verify", len(files), "file")
 
     def judge(file: Path) -> str | None:
@@ -55,6 +56,6 @@ def _files(config: Config) -> Iterator[Path]:
                 yield path
             elif not path.with_suffix("").exists():
                 yield path.with_suffix("")
-    for name in (name for name in _PARTLY if name not in _CHECKED):
+    for name in _PARTLY:
         for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
             yield sidecar.with_suffix("")
