@@ -257,6 +257,15 @@ def test_every_block_is_of_a_language_that_is_checked():
     assert len(COMMANDS) > 25
 
 
+def test_the_hooks_before_a_commit_run_what_make_lint_runs():
+    hooks = yaml.safe_load((CHECKOUT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    lines = {line.strip() for line in recipe[1].splitlines() if not line.startswith("\t@")}
+    assert lines
+    assert lines <= {hook["entry"].removeprefix(".venv/bin/") for hook in hooks}
+
+
 def test_the_readme_is_short():
     assert len((CHECKOUT / "README.md").read_text().splitlines()) < README_LINES
 
