@@ -1,44 +1,44 @@
 TABLES = expand(
-    out(f"evaluation/{RUN}/{{table}}.json"),
+    RUN.of_evaluation("{table}.json"),
     table=["gallery", "retrieval", "zeroshot", "fewshot"],
 )
 ALL_FEATURES = expand(
     features("{kind}/{shard}.safetensors"),
     kind=("images", "texts"),
-    shard=PLAN.shards,
+    shard=SHARDS,
 )
 
 
 rule embed_shapes:
     input:
-        model=run("model.safetensors"),
+        model=RUN.of_run("model.safetensors"),
         index=out("triplets/index.parquet"),
-        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
+        triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
     output:
-        embeddings=out(f"evaluation/{RUN}/embeddings.safetensors"),
+        embeddings=RUN.of_evaluation("embeddings.safetensors"),
     log:
         out("logs/embed_shapes.log"),
     benchmark:
         out("benchmarks/embed_shapes.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("embed-shapes"),
+        settings=RUN.of("embed-shapes"),
     shell:
         "clipgs embed-shapes --settings {params.settings:q} --log {log:q}"
 
 
 rule evaluate:
     input:
-        embeddings=out(f"evaluation/{RUN}/embeddings.safetensors"),
+        embeddings=RUN.of_evaluation("embeddings.safetensors"),
         index=out("triplets/index.parquet"),
         features=ALL_FEATURES,
-        teacher=TEACHER,
-        pictures=asked_pictures(),
+        teacher=RUN.teacher,
+        pictures=RUN.asked_pictures,
     output:
         TABLES,
     log:
@@ -47,12 +47,12 @@ rule evaluate:
         out("benchmarks/evaluate.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("evaluate"),
+        settings=RUN.of("evaluate"),
     shell:
         "clipgs evaluate --settings {params.settings:q} --threads {threads} --log {log:q}"
 
@@ -69,12 +69,12 @@ rule baselines:
         out("benchmarks/baselines.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=16000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("baselines"),
+        settings=RUN.of("baselines"),
     shell:
         "clipgs baselines --settings {params.settings:q} --log {log:q}"
 
@@ -83,9 +83,9 @@ rule baselines:
 rule ablations:
     input:
         index=out("triplets/index.parquet"),
-        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
+        triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
         features=ALL_FEATURES,
-        teacher=TEACHER,
+        teacher=RUN.teacher,
     output:
         table=out("evaluation/ablations.json"),
     log:
@@ -94,11 +94,11 @@ rule ablations:
         out("benchmarks/ablations.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=16000,
-        gpu=TRAIN_GPUS,
+        gpu=RESOURCES.train_gpus,
     params:
-        settings=stage("ablations"),
+        settings=RUN.of("ablations"),
     shell:
         "clipgs ablations --settings {params.settings:q} --log {log:q}"

@@ -26,7 +26,6 @@ from clipgs.core.bundles import TarWriter, read_table, write_table
 from clipgs.core.devices import VISIBLE, visible_gpus
 from clipgs.core.errors import UsageError
 from clipgs.core.files import check, write_bytes
-from clipgs.core.runner import path
 from clipgs.core.seeds import canonical_json
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.retrieval import CONFIDENCE, interval, ranks
@@ -41,6 +40,7 @@ from clipgs.evaluation.stages import (
     write_embeddings,
     write_json,
 )
+from clipgs.stages import path
 
 log = logging.getLogger(__name__)
 

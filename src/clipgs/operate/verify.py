@@ -8,10 +8,11 @@ from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import SIDECAR, check, damage
 from clipgs.core.runner import Progress
+from clipgs.stages import STAGES
 
-# Folders in which every file has its sidecar.
-_CHECKED = ("catalog", "meshes", "points", "views", "splats", "renders", "captions", "triplets", "features")
-_PARTLY = ("teacher", "runs", "evaluation", "ablations", "report")  # beside them curves and states that still grow
+# Folders of stages over shards: every file there has its sidecar. Elsewhere curves and states that grow have none.
+_CHECKED = tuple(dict.fromkeys(stage.folder.split("/")[0] for stage in STAGES.values() if stage.per))
+_PARTLY = tuple({stage.folder.split("/")[0]: None for stage in STAGES.values() if not stage.per} | {"ablations": None})
 _WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
 
 
@@ -54,6 +55,6 @@ def _files(config: Config) -> Iterator[Path]:
                 yield path
             elif not path.with_suffix("").exists():
                 yield path.with_suffix("")
-    for name in _PARTLY:
+    for name in (name for name in _PARTLY if name not in _CHECKED):
         for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
             yield sidecar.with_suffix("")
