@@ -141,7 +141,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     text = io.StringIO()
     try:
         with contextlib.redirect_stderr(text):
-            return cli._parser().parse_args(words)
+            return cli.parser().parse_args(words)
     except SystemExit:
         pytest.fail(text.getvalue())
 
@@ -228,7 +228,7 @@ def test_a_command_in_a_comment_names_what_is_there(words):
 def test_a_command_within_a_sentence_has_a_known_name(page):
     text = re.sub(r"^(```.*?^```$|    .*?$)", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     subcommands = next(
-        action.choices for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)
+        action.choices for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
     )
     known = {"clipgs": set(subcommands), "make": MAKE, "snakemake": RULES}
     for name, word in re.findall(r"`(clipgs|make|snakemake) ([.a-z][\w.-]*)", text):
