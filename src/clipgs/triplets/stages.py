@@ -3,6 +3,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
@@ -27,9 +28,10 @@ def caption(config: Config, shard: str, threads: int) -> None:
     frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
     labels = read_table(labels_path(config, shard))
     if config.caption.writer or config.caption.uses_teacher:
-        from clipgs.triplets.captions_written import judged, look
+        from clipgs.triplets.captions_written import caption_writer, judged
 
-        rows = captioner(config.caption.captioner)(frozen, labels, located(config), look(config, shard))
+        writer = caption_writer(config, shard)
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config), writer)
         rows = judged(config, shard, rows)
     else:
         rows = captioner(config.caption.captioner)(frozen, labels, located(config))
@@ -132,5 +134,5 @@ def summary(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _packed(file: Path) -> list[dict]:
+def _packed(file: Path) -> list[dict[str, Any]]:
     return read_table(file, ["uid", "status", "stage", "error", "psnr"]) if file.exists() else []
