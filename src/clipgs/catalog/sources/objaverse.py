@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import UID_PATTERN
+from clipgs.catalog.records import UID_PATTERN, UpAxis
 from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, lvis_categories, page_of
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sha256_of, whole
@@ -200,7 +200,7 @@ class ObjaverseSource(AnnotatedSource):
     def path(self, row: dict[str, Any]) -> Path:
         return glb_path(self.files, row["locator"])
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from clipgs.catalog.records import UpAxis
 from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
 from clipgs.catalog.sources.folder import SUFFIXES
 from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
@@ -85,8 +86,8 @@ class ObjaverseXLSource(AnnotatedSource):
         for place in self.config.catalog.objaverse_xl.tables:
             table = self.files.read(self.files.linked, place, lambda path: read_xl_table(path, list(_COLUMNS)))
             parts += [self._part(batch) for batch in table.to_batches(max_chunksize=_BATCH_ROWS)]
-        rows = pa.concat_tables(parts) if parts else []
-        if not len(rows):
+        rows = pa.concat_tables(parts) if parts else None
+        if not rows:
             raise UsageError("config: catalog.objaverse_xl.tables hold no object")
         codes = rows["locator"].combine_chunks().dictionary_encode().indices.to_numpy()
         _, first = np.unique(codes, return_index=True)  # a locator that is listed again says nothing new
@@ -159,7 +160,7 @@ class ObjaverseXLSource(AnnotatedSource):
             raise ObjectError(f"no SHA-256 is known of {locator}")
         return self.config.cache_path / self.name / digest[:2] / f"{digest}{_suffix(locator)}"
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "z" if self.path(row).suffix == ".stl" else "y"  # STL is the format of printers, whose bed is flat
 
 
