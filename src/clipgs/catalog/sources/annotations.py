@@ -439,3 +439,31 @@ def _stat(path: Path) -> list[Any]:
 
 def _state_of(key: str, inputs: list[list[Any]]) -> str:
     return f"{key}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]}"
+
+
+def read_xl_table(path: Path, columns: list[str]) -> Any:
+    """Columns of an annotation table of Objaverse-XL, all text.
+
+    Raises:
+        UsageError: it has not these columns.
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    types = dict.fromkeys(columns, pa.string())
+    if path.suffix == ".parquet":
+        names = pq.read_schema(path).names
+    else:
+        with csv.open_csv(path) as reader:
+            names = reader.schema.names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
+    if path.suffix == ".parquet":
+        table = pq.read_table(path, columns=columns)
+    else:
+        options = csv.ConvertOptions(include_columns=columns, column_types=types)
+        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    return table.cast(pa.schema([(name, pa.string()) for name in columns]))

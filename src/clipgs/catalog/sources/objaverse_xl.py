@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from clipgs.catalog.records import UpAxis
-from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
+from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories, read_xl_table
 from clipgs.catalog.sources.folder import SUFFIXES
 from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
 from clipgs.core.errors import ObjectError, UsageError
@@ -24,34 +24,6 @@ _GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)/blob/([0-9a-f]{40
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RAW = "https://raw.githubusercontent.com/"
 _SKETCHFAB = "sketchfab:"  # before the FOLDER/UID of an Objaverse 1.0 file
-
-
-def read_xl_table(path: Path, columns: list[str]) -> Any:
-    """Columns of an annotation table of Objaverse-XL, all text.
-
-    Raises:
-        UsageError: it has not these columns.
-        OSError, ValueError: it cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow import csv
-
-    types = dict.fromkeys(columns, pa.string())
-    if path.suffix == ".parquet":
-        names = pq.read_schema(path).names
-    else:
-        with csv.open_csv(path) as reader:
-            names = reader.schema.names
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
-    if path.suffix == ".parquet":
-        table = pq.read_table(path, columns=columns)
-    else:
-        options = csv.ConvertOptions(include_columns=columns, column_types=types)
-        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
-    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
 
 
 class ObjaverseXLSource(AnnotatedSource):
