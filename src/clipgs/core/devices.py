@@ -14,6 +14,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO
 
+from clipgs.core.errors import ClipgsError
+
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -80,3 +82,24 @@ def _locked(gpus: list[str], count: int) -> list[str]:
             log.info("waiting for %d of the GPUs %s: other runs of yours hold them", count, ", ".join(gpus))
             told = True
         time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
+    """`cuda` or `cpu`: what is `wanted` (`auto`: what is there). Of several GPUs this process takes `gpus` (0: all):
+    free ones if `alone`, for a fit keeps one busy; drawing leaves it idle most of the time.
+
+    Raises:
+        ClipgsError: CUDA is wanted, and torch sees none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not visible_gpus()):
+        return "cpu"
+    take_gpus(gpus, alone=alone)
+    import torch  # once the GPU is chosen, and not at all where there is none
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise ClipgsError(
+            "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
+        )
+    return wanted

@@ -264,13 +264,13 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
 
 def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
     """Brings rows and seeds, `tasks`, to their evaluation, as many at once as `workers.ablations` says."""
-    from clipgs.splats.stages import device as device_of
+    from clipgs.core.devices import choose_device
     from clipgs.training.distributed import together
 
     tasks = [task for task in tasks if not _finished(config, *task)]
     if not tasks:
         return
-    on_gpu = device_of(config, config.workers.gpus) == "cuda"
+    on_gpu = choose_device(config.device, config.workers.gpus) == "cuda"
     gpus = visible_gpus()[: config.workers.gpus or None] if on_gpu else []
     count = min(config.workers.ablations or len(gpus) or 1, len(tasks))
     if count <= 1:
