@@ -34,12 +34,11 @@ def test_elements_with_their_properties_and_the_bytes_of_a_row(ends):
     assert parse_ply_header(HEADER.format("ascii")).text
 
 
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [("element edge many", ValueError), ("element edge 1\nproperty half x", KeyError)],
-)
-def test_what_is_not_plys(line, error):
-    with pytest.raises(error):
-        parse_ply_header(HEADER + line)
+def test_what_is_not_plys():
+    with pytest.raises(ValueError, match="many"):
+        parse_ply_header(HEADER + "element edge many")
     with pytest.raises(IndexError):
         parse_ply_header("ply\nproperty float x\n")
+    header = parse_ply_header(HEADER + "element edge 1\nproperty half x")  # readers of text need no sizes
+    with pytest.raises(KeyError, match="half"):
+        assert header.elements[2].row_bytes

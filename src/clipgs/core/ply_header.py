@@ -19,7 +19,16 @@ class Element:
     name: str
     count: int
     properties: list[str] = field(default_factory=list)
-    row_bytes: int = 0  # of one row in a binary file; of a list only its length is counted
+    types: list[str] = field(default_factory=list)  # of each property; of a list, its length's
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in a binary file; of a list only its length is counted.
+
+        Raises:
+            KeyError: a type is none of PLY's.
+        """
+        return sum(_BYTES_OF_TYPE[number_type] for number_type in self.types)
 
 
 class PlyHeader(NamedTuple):
@@ -36,7 +45,6 @@ def parse_ply_header(head: str) -> PlyHeader:
 
     Raises:
         ValueError: a count is no whole number.
-        KeyError: a number's type is none of PLY's.
         IndexError: a property comes before the first element.
     """
     text = False
@@ -49,5 +57,5 @@ def parse_ply_header(head: str) -> PlyHeader:
                 elements.append(Element(name, int(count)))
             case ["property", "list", number_type, _, name] | ["property", number_type, name]:
                 elements[-1].properties.append(name)
-                elements[-1].row_bytes += _BYTES_OF_TYPE[number_type]
+                elements[-1].types.append(number_type)
     return PlyHeader(text, elements)

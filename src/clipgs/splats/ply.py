@@ -156,6 +156,7 @@ def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
     body_bytes = len(data) - len(head) - len(end) - 1
     try:
         header = parse_ply_header(head.decode("ascii"))
+        row_bytes = [element.row_bytes for element in header.elements]
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{name}: the PLY header cannot be read ({error}).") from error
     vertex = header.element("vertex")
@@ -167,9 +168,8 @@ def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
         raise ValueError(
             f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)} (a mesh or a point cloud?)."
         )
-    for element in header.elements:
-        # in text a digit and a space each
-        least = 2 * len(element.properties) - 1 if header.text else element.row_bytes
+    for element, binary in zip(header.elements, row_bytes, strict=True):
+        least = 2 * len(element.properties) - 1 if header.text else binary  # in text a digit and a space each
         if element.count < 0 or element.count * least > body_bytes:
             raise ValueError(
                 f"{name}: the header claims {element.count} rows of {element.name}, but only {max(body_bytes, 0)} bytes"

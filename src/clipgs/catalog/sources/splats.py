@@ -54,7 +54,7 @@ def read_header(path: Path) -> SplatHeader:
         raise ObjectError("it is not a PLY file, or its header is cut short")
     try:
         vertex = parse_ply_header(head.decode("latin-1")).element("vertex")
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise ObjectError(f"its header cannot be read ({error})") from None
     if vertex is None or vertex.count < 0:
         raise ObjectError("its header has no element `vertex`")
