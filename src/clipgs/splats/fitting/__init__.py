@@ -46,16 +46,20 @@ def fit(
             is not looked for: one must not take the others of its batch along.
         ClipgsError: on CUDA, where the kernels cannot be compiled.
     """
-    if not isinstance(points, Points) and seeds is not None:
+    if isinstance(points, Points):
+        prepared: Sequence[Prepared] = _prepared(points, views, settings, seeds)
+    elif seeds is None:
+        prepared = points
+    else:
         raise ValueError("What is prepared has its seeds already.")
-    prepared = _prepared(points, views, settings, seeds) if isinstance(points, Points) else points
     if len(prepared) != len(views.rgba):
         raise ValueError(f"{len(prepared)} objects are prepared, and there are views of {len(views.rgba)}.")
     run = cuda._fit if views.rgba.is_cuda else cpu._fit
     gaussians = as_gaussians(run(prepared, views, settings, progress))
-    for name in ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors") if isinstance(points, Points) else ():
-        if not getattr(gaussians, name).isfinite().all():
-            raise ObjectError(f"The fit did not stay finite ({name}).")
+    if isinstance(points, Points):
+        for name in ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors"):
+            if not getattr(gaussians, name).isfinite().all():
+                raise ObjectError(f"The fit did not stay finite ({name}).")
     return gaussians
 
 
