@@ -39,13 +39,9 @@ def test_each_task_has_its_own_result_or_error():
     results = run(TASKS, 4, compute)
     assert batches == [[0, 10, 20], [40, 50, 60, 70], [80, 90]]
     assert sorted(task.payload for task, _ in results) == list(range(10))
-    for task, result in results:
-        if task.payload in (3, 7):
-            assert result == f"ValueError: {'three' if task.payload == 3 else 'seven'} cannot be " + (
-                "read" if task.payload == 3 else "finished"
-            )
-        else:
-            assert result == ({"result": task.payload * 10 + 1, "read": task.payload * 10}, [])
+    expected = {number: ({"result": number * 10 + 1, "read": number * 10}, []) for number in range(10)}
+    expected |= {3: "ValueError: three cannot be read", 7: "ValueError: seven cannot be finished"}
+    assert {task.payload: result for task, result in results} == expected
 
 
 def test_while_one_batch_is_computed_the_next_is_read_and_the_last_is_finished():
