@@ -17,6 +17,7 @@ from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.splats import ply, ready
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.splats.render import render
 
 STAGES = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
@@ -55,7 +56,7 @@ def splat_source(path, **settings):
 
 
 def covariances(gaussians):
-    rotations = torch.stack([ready._matrix(q) for q in torch.nn.functional.normalize(gaussians.quats_wxyz.double())])
+    rotations = rotation_matrices(torch.nn.functional.normalize(gaussians.quats_wxyz.double()))
     halves = rotations * gaussians.scales.double()[:, None]
     return halves @ halves.transpose(1, 2)
 
@@ -111,7 +112,7 @@ def test_a_splat_stands_upright_in_the_frame(up_axis):
     turn = turn.double()
     theirs = upright.means.double() @ turn.T * 7 + torch.tensor([100.0, -50, 3]).double()
     inverse = torch.tensor(ready._TURNS[up_axis], dtype=torch.float64) * torch.tensor([1, -1, -1, -1])
-    quats = ready._product(inverse, upright.quats_wxyz.double())
+    quats = product(inverse, upright.quats_wxyz.double())
     given = Gaussians(theirs.float(), quats.float(), upright.log_scales + math.log(7), *_rest(upright))
     placed, centre, scale = ready.place(given, up_axis, 1.0)
     extent = upright.means.max(dim=0).values - upright.means.min(dim=0).values
@@ -119,7 +120,7 @@ def test_a_splat_stands_upright_in_the_frame(up_axis):
     torch.testing.assert_close(placed.means, (upright.means - middle) / extent.max(), rtol=0, atol=1e-5)
     expected = covariances(upright) / extent.max().double() ** 2
     torch.testing.assert_close(covariances(placed), expected, rtol=1e-4, atol=1e-9)
-    turned = given.means.double() @ ready._matrix(torch.tensor(ready._TURNS[up_axis])).T
+    turned = given.means.double() @ rotation_matrices(torch.tensor(ready._TURNS[up_axis], dtype=torch.float64)).T
     torch.testing.assert_close((turned - torch.tensor(centre)) * scale, placed.means.double(), rtol=0, atol=1e-6)
 
 
@@ -170,7 +171,7 @@ SETTINGS = {
 
 def upside_down(gaussians):
     """The same thing in the frame of most photographs, Y down."""
-    quats = ready._product(torch.tensor([0.0, -1, 0, 0]).double(), gaussians.quats_wxyz.double()).float()
+    quats = product(torch.tensor([0.0, -1, 0, 0]).double(), gaussians.quats_wxyz.double()).float()
     return Gaussians(gaussians.means * torch.tensor([1.0, -1, -1]), quats, gaussians.log_scales, *_rest(gaussians))
 
 

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
+from clipgs.config import Views
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.cameras import cameras_json, canonical, held_out, look_at_origin, parse_cameras
+from clipgs.meshes.cameras import (
+    cameras_json,
+    canonical,
+    canonical_cameras,
+    held_out,
+    look_at_origin,
+    parse_cameras,
+)
 
 
 def eyes(viewmats: np.ndarray) -> np.ndarray:
@@ -71,3 +79,9 @@ def test_cameras_come_back_from_their_file():
         parse_cameras(data.replace(b"opencv", b"opengl"))
     with pytest.raises(ObjectError, match="shapes"):
         parse_cameras(cameras_json(viewmats[:4], Ks, 64))
+
+
+def test_the_canonical_cameras_are_those_that_the_section_views_describes():
+    settings = Views(count=7, fov_degrees=35.0, distance=3.0, pixels=512)
+    for ours, expected in zip(canonical_cameras(settings, 48), canonical(7, 35.0, 3.0, 48), strict=True):
+        assert np.array_equal(ours, expected)

@@ -147,12 +147,12 @@ def _measured(
     config: Config, baseline: Baseline, source: str, made: Gallery, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The numbers of one row."""
+    from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
-    from clipgs.splats.stages import device as device_of
     from clipgs.teacher import model as teachers
 
     settings = config.evaluation
-    device = device_of(config)
+    device = choose_device(config.device)
     model = pretrained.load(getattr(settings.baselines, baseline.setting)).to(device)
     weights = getattr(settings.baselines, baseline.teacher_setting)
     chosen = config.teacher.model_copy(
@@ -220,12 +220,12 @@ def embed_points(
 
 def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     """Positions and colours of each splat of `evaluation.split` through Uni3D as published, in its teacher's space."""
+    from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
-    from clipgs.splats.stages import device as device_of
     from clipgs.teacher import features
 
     rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
-    model = pretrained.load(checkpoint).to(device_of(config))
+    model = pretrained.load(checkpoint).to(choose_device(config.device))
     uids = [row["uid"] for row in rows]
     shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")
     about = features.read(config, rows[0]["shard"]).metadata

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from clipgs.catalog.shards import frozen_shards
 from clipgs.config import Config, Training
+from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
-from clipgs.splats.stages import device as device_of
 from clipgs.stages import stage_settings
 from clipgs.training import checkpoints, distributed, runs
 from clipgs.training.augment import DRAWS, augment
@@ -55,7 +55,7 @@ def train(config: Config, threads: int = 1) -> None:
     """
     from clipgs import encoder
 
-    device = device_of(config, config.workers.gpus)
+    device = choose_device(config.device, config.workers.gpus)
     if device == "cuda" and not distributed.launched():
         gpus = min(config.workers.gpus or torch.cuda.device_count(), torch.cuda.device_count())  # a scheduler's too
         if gpus > 1:

@@ -24,12 +24,12 @@ from torch import Tensor
 from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
 from clipgs.core import workers
 from clipgs.core.bundles import write_safetensors
+from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.splats.pictures import read_resized
-from clipgs.splats.stages import device as chosen_device
 from clipgs.teacher.model import small_files
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
@@ -76,7 +76,9 @@ def teacher(config: Config, threads: int) -> None:
     architecture = json.loads(ARCHITECTURE.read_text())
     images, texts, categories = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
     torch.set_num_threads(threads)
-    model, loss = train(images, texts, categories, settings, seed_of(config.seed, "teacher"), chosen_device(config))
+    model, loss = train(
+        images, texts, categories, settings, seed_of(config.seed, "teacher"), choose_device(config.device)
+    )
     about = {
         "architecture": SMALL_TEACHER,
         "seed": config.seed,
