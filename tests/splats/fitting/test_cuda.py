@@ -185,6 +185,6 @@ def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
     with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, and this one has 7\.5"):
         fit_cuda.library.__wrapped__((7, 5), 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fit_cuda.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fit_cuda, "find_nvcc", lambda: None)
     with pytest.raises(ClipgsError, match=r"no nvcc.*CUDA_HOME.*device: cpu"):
         fit_cuda.library.__wrapped__((9, 0), 0)
