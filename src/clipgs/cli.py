@@ -27,8 +27,8 @@ _SHARD_STAGES = {
     "render": ("clipgs.splats.stages", "render the splats from the canonical cameras"),
     "caption": ("clipgs.triplets.stages", "give every object its caption"),
     "pack": ("clipgs.triplets.stages", "pack splat, pictures and caption into WebDataset tars"),
-    "embed-images": ("clipgs.teacher.features", "put all pictures of a shard's objects through the teacher"),
-    "embed-texts": ("clipgs.teacher.features", "put a shard's captions through the teacher"),
+    "embed-images": ("clipgs.teacher.stages", "put all pictures of a shard's objects through the teacher"),
+    "embed-texts": ("clipgs.teacher.stages", "put a shard's captions through the teacher"),
 }
 # Stages over many shards: (config), and for `freeze` the names of the shards.
 _MERGE_STAGES = {
@@ -37,7 +37,7 @@ _MERGE_STAGES = {
     "index": ("clipgs.triplets.stages", "write the index, the dataset card and the contact sheet"),
     "embed-shapes": ("clipgs.evaluation.stages", "put every splat into the teacher's space with the run's encoder"),
     "baselines": (
-        "clipgs.evaluation.baselines",
+        "clipgs.evaluation.stages",
         "measure other people's models on the same objects, where their files are",
     ),
     "ablations": ("clipgs.evaluation.ablations", "train and measure runs that differ in one thing: one table"),
@@ -45,8 +45,8 @@ _MERGE_STAGES = {
 }
 # Stages over all shards that use many cores or a GPU: (config, threads).
 _WHOLE_STAGES = {
-    "teacher": ("clipgs.training.small_teacher", "train the small teacher on renders, captions and categories"),
-    "train": ("clipgs.training.loop", "train CLIP-GS on the triplets and their features"),
+    "teacher": ("clipgs.training.stages", "train the small teacher on renders, captions and categories"),
+    "train": ("clipgs.training.stages", "train CLIP-GS on the triplets and their features"),
     "evaluate": ("clipgs.evaluation.stages", "measure the run: retrieval, zero-shot and few-shot classification"),
 }
 
@@ -207,7 +207,7 @@ def _run(options: argparse.Namespace) -> int:
         import_module("clipgs.splats.export").export(options.inputs, options.to, options.format, options.uid)
         return 0
     if name == "publish":
-        import_module("clipgs.training.checkpoints").publish(options.run, options.to, half=not options.full)
+        import_module("clipgs.training.runs").publish(options.run, options.to, half=not options.full)
         return 0
     config = _config(options)
     if name in _SHARD_STAGES:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,21 +27,15 @@ from clipgs.core.bundles import TarWriter, read_table, write_table
 from clipgs.core.devices import VISIBLE, visible_gpus
 from clipgs.core.errors import UsageError
 from clipgs.core.files import check, write_bytes
+from clipgs.core.processes import PARENT
 from clipgs.core.runner import path
 from clipgs.core.seeds import canonical_json
+from clipgs.evaluation.embeddings import embed, read_embeddings, run_folder, write_embeddings
 from clipgs.evaluation.gallery import Gallery, gallery
+from clipgs.evaluation.inputs import index_rows, lvis_shapes, read_features
 from clipgs.evaluation.retrieval import CONFIDENCE, interval, ranks
-from clipgs.evaluation.stages import (
-    embed,
-    evaluate,
-    index_rows,
-    lvis_shapes,
-    read_embeddings,
-    read_features,
-    run_folder,
-    write_embeddings,
-    write_json,
-)
+from clipgs.evaluation.stages import evaluate
+from clipgs.evaluation.tables import write_json
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +58,10 @@ def _row(title: str, against: str | None, encoder: dict[str, Any] | None = None,
 
 
 _POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
-_ONE_VIEW = {"views": 1, "score_norm": "mean_one"}  # one picture an object, of weight 1: Uni3D's own loss
+_ONE_VIEW: dict[str, Any] = {
+    "views": 1,
+    "score_norm": "mean_one",
+}  # one picture an object, of weight 1: Uni3D's own loss
 
 # The paper's table 5, then what it leaves open. `start` gives the first weights, see `_start`.
 ROWS: Mapping[str, Variant] = MappingProxyType(
@@ -265,7 +263,6 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
 def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
     """Brings rows and seeds, `tasks`, to their evaluation, as many at once as `workers.ablations` says."""
     from clipgs.splats.stages import device as device_of
-    from clipgs.training.distributed import together
 
     tasks = [task for task in tasks if not _finished(config, *task)]
     if not tasks:
@@ -289,7 +286,8 @@ def _finish_all(config: Config, tasks: list[tuple[str, int]]) -> None:
         try:
             command = [sys.executable, "-m", "clipgs", "ablations", "--settings", settings, "--only", f"{name}:{seed}"]
             gpu = {VISIBLE: gpus[slot % len(gpus)]} if gpus else {}
-            together(command, 1, {"CLIPGS_RUNTIME": runtime, **gpu})
+            chosen = {"WORLD_SIZE": "1", PARENT: str(os.getpid())}
+            subprocess.run(command, check=True, env={**os.environ, **chosen, "CLIPGS_RUNTIME": runtime, **gpu})
         finally:
             slots.put(slot)
 
@@ -318,8 +316,8 @@ def _key(config: Config, name: str, seed: int) -> str:
 
 def _finish(config: Config, name: str, seed: int) -> None:
     """Brings one row and seed to its evaluation."""
-    from clipgs.training.loop import train
     from clipgs.training.runs import run_path
+    from clipgs.training.stages import train
 
     row = of_row(config, name, seed)
     folder = run_folder(row)

@@ -21,7 +21,7 @@ import numpy as np
 from clipgs import __version__
 from clipgs.catalog.shards import frozen_shards
 from clipgs.config import SMALL_TEACHER, Config
-from clipgs.core.bundles import read_table
+from clipgs.core.bundles import read_metadata, read_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
 from clipgs.core.runner import path
@@ -596,7 +596,7 @@ def _difference(change: Mapping[str, Any] | None, above: str) -> str:
 
 
 def _embedding(config: Config, results: Results, pictures: Pictures) -> str:
-    from safetensors import safe_open
+    from safetensors.numpy import load_file
 
     text = ""
     for run in results.runs:
@@ -604,8 +604,7 @@ def _embedding(config: Config, results: Results, pictures: Pictures) -> str:
         if not file.exists():
             continue
         check(file)
-        with safe_open(file, "np") as stored:
-            shapes, uids = stored.get_tensor("shapes"), json.loads(stored.metadata()["uids"])
+        shapes, uids = load_file(file)["shapes"], read_metadata(file)["uids"]
         rows = np.unique(np.linspace(0, len(uids) - 1, min(SHOWN_POINTS, len(uids))).round().astype(int))
         kept = [i for i in rows.tolist() if uids[i] in pictures.rows]
         if len(kept) < 3:
