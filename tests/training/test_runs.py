@@ -91,6 +91,7 @@ def test_splats_in_any_form_give_the_same_rows(written, tmp_path):
 def test_texts_are_encoded_by_the_teacher_of_the_run_and_by_no_other(written, teacher):
     encoder = clipgs.load(written[0])
     assert torch.equal(encoder.encode_text(["2", "1"]), teacher.encode_texts(["2", "1"]))
+    assert torch.equal(encoder.encode_text("3"), teacher.encode_texts(["3"]))
     teacher.weights_sha256 = 64 * "1"
     with pytest.raises(ClipgsError, match=r"trained with small .*, and the weights found for it are others"):
         clipgs.load(written[0]).encode_text(["1"])
@@ -111,6 +112,14 @@ def test_search_gives_the_nearest_objects(written, teacher):
     row = encoder.encode(from_bytes(dataset.members(place)[f"{uid}.ply"]))
     assert (row @ teacher.encode_texts(["1"])[0]).item() == pytest.approx(best, abs=1e-5)
     assert len(encoder.search("1", k=100)) == 32
+
+
+def test_search_in_a_gallery_gives_equal_ones_in_its_order(written, teacher):
+    near, far = teacher.encode_texts(["1"])[0], teacher.encode_texts(["2"])[0]
+    shapes = torch.stack([far, near + 1e-12, 3 * near, near])
+    found = clipgs.load(written[0]).search(near, k=3, gallery=(["a", "b", "c", "d"], shapes))
+    assert [uid for uid, _ in found] == ["b", "c", "d"]
+    assert [cosine for _, cosine in found] == pytest.approx([1, 1, 1])
 
 
 def test_the_settings_stand_beside_and_hold_no_path_of_the_machine(written):

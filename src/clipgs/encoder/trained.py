@@ -63,7 +63,7 @@ class TrainedEncoder:
             raise ClipgsError(f"{run / MODEL} does not fit {run / CONFIG}: {shorten(first, 200)}") from None
         self.model.to(self.device).eval()
         self._teacher: Teacher | None = None
-        self._gallery: tuple[list[str], Tensor] | None = None
+        self._galleries: dict[Path, tuple[list[str], Tensor]] = {}  # folder of triplets to uids and vectors
 
     def encode(self, splats: Gaussians | str | Path | Sequence[Gaussians | str | Path]) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, one row a splat.
@@ -105,9 +105,10 @@ class TrainedEncoder:
             done(len(some))
         return torch.cat(rows) if rows else torch.empty(0, self.dim)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, by the teacher that the run was trained with."""
-        return torch.as_tensor(self._load_teacher().encode_texts(list(texts))).float().cpu()
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return torch.as_tensor(self._load_teacher().encode_texts(texts)).float().cpu()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, of pictures [n, H, W, 3] uint8, by the teacher."""
@@ -140,16 +141,17 @@ class TrainedEncoder:
         Args:
             query: a text; or a vector [D], as `encode_images` gives it.
             triplets: the dataset to search, `triplets/` of an output; default: the one beside the run. Its objects are
-                encoded at the first search.
+                encoded at their first search.
             gallery: what to search instead: n uids and their vectors [n, D].
         """
         if gallery is None:
-            if self._gallery is None or triplets is not None:
-                dataset = TripletDataset(triplets or self.run.parent.parent / "triplets")
-                self._gallery = (dataset.uids.tolist(), self.encode_dataset(dataset))
-            gallery = self._gallery
+            folder = Path(triplets or self.run.parent.parent / "triplets")
+            if folder not in self._galleries:
+                dataset = TripletDataset(folder)
+                self._galleries[folder] = (dataset.uids.tolist(), self.encode_dataset(dataset))
+            gallery = self._galleries[folder]
         uids, shapes = gallery
-        vector = self.encode_text([query])[0] if isinstance(query, str) else query
+        vector = self.encode_text(query)[0] if isinstance(query, str) else query
         cosines = torch.cat([_cosines(vector, rows) for rows in shapes.split(_SEARCH_ROWS)])
         order = (cosines / _TIE).round().argsort(descending=True, stable=True)[:k].tolist()
         return [(uids[i], float(cosines[i])) for i in order]
