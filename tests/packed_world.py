@@ -11,7 +11,6 @@ from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
-from clipgs.splats.ply import to_bytes
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 48
@@ -91,7 +90,7 @@ class World:
         with TarWriter(self.output / "splats" / f"{shard}.tar") as tar:
             for uid in uids:
                 tensors = [torch.zeros(2, width) for width in (3, 4, 3)]
-                tar.add(f"{uid}.ply", to_bytes(Gaussians(*tensors, torch.ones(2), torch.zeros(2, 3))))
+                tar.add(f"{uid}.ply", Gaussians(*tensors, torch.ones(2), torch.zeros(2, 3)).to_ply())
         quality = dict.fromkeys(("psnr", "psnr_foreground", "ssim", "alpha_iou"), 30.0) | {"gaussians": 2}
         rows = {
             "fit": [{"uid": uid, **OK, **quality} for uid in uids],

@@ -22,6 +22,7 @@ from clipgs.evaluation.embeddings import read_embeddings, run_folder
 from clipgs.evaluation.inputs import lvis_shapes
 from clipgs.evaluation.stages import baselines, embed_shapes, evaluate
 from clipgs.report.search import search
+from clipgs.splats.gaussians import Gaussians
 from clipgs.training.stages import train
 from tests.training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
@@ -103,12 +104,11 @@ def test_every_packed_object_is_embedded_by_uid(trained):
     rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid"])
     assert found.uids == sorted(row["uid"] for row in rows)
     encoder = clipgs.load(trained.output_path / "runs" / "base", "cpu")
-    from clipgs.splats import ply
     from clipgs.triplets import TripletDataset
 
     dataset = TripletDataset(trained.output_path / "triplets")
     uid = str(dataset.uids[3])
-    alone = encoder.encode(ply.from_bytes(dataset.members(3)[f"{uid}.ply"], uid))
+    alone = encoder.encode(Gaussians.from_ply(dataset.members(3)[f"{uid}.ply"], uid))
     np.testing.assert_allclose(found.of([uid]), alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.shapes, axis=1), 1, atol=1e-5)
     with pytest.raises(ClipgsError, match="embed them again"):

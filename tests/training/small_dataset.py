@@ -11,8 +11,7 @@ from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.encoder.transformer import Shape
-from clipgs.splats import Gaussians
-from clipgs.splats.ply import to_bytes
+from clipgs.splats.gaussians import Gaussians
 from clipgs.training.runs import run_path
 from clipgs.triplets.pack import digest, merge_index, schema
 
@@ -86,7 +85,7 @@ def make_shard(config: Config, shard: str, uids: list[str], splits=("train",)) -
     with TarWriter(output / "triplets" / f"{shard}.tar") as tar:
         for row, kind, seed in sorted(zip(rows, kinds, seeds, strict=True), key=lambda one: one[0]["uid"]):
             uid = row["uid"]
-            members = [(f"{uid}.ply", to_bytes(splat(kind, seed, rows=60 + seed % 50))), (f"{uid}.txt", b"a text")]
+            members = [(f"{uid}.ply", splat(kind, seed, rows=60 + seed % 50).to_ply()), (f"{uid}.txt", b"a text")]
             for name, data in members:
                 tar.add(name, data)
             size = sum(512 + -(-len(data) // 512) * 512 for _, data in members)

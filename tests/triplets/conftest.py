@@ -10,7 +10,6 @@ from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.runner import stage_schema
 from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.ply import to_bytes
 from clipgs.splats.render import to_webp
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
@@ -72,7 +71,7 @@ def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     with TarWriter(folder / "splats" / f"{name}.tar") as tar:
         for i, uid in enumerate(whole):
-            tar.add(f"{uid}.ply", to_bytes(splat(5 + i, i)))
+            tar.add(f"{uid}.ply", splat(5 + i, i).to_ply())
     with TarWriter(folder / "renders" / f"{name}.tar") as tar:
         for i, uid in enumerate(whole):
             for view in range(VIEWS):
