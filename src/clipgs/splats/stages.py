@@ -211,6 +211,7 @@ def _render_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tup
 
 
 def _splat(payload: tuple[Config, Members]) -> "Gaussians":
+    from clipgs.splats.gaussians import Gaussians
 
     (data,) = payload[1].read().values()
     return Gaussians.from_ply(data)

@@ -107,12 +107,15 @@ class TripletDataset:
 
     def gaussians(self, i: int) -> "Gaussians":
         """The splat of one object, without its pictures."""
+        from clipgs.splats.gaussians import Gaussians
 
         name = f"{self.uids[i]}.ply"
         return Gaussians.from_ply(self.members(i)[name], name)
 
     def __getitem__(self, i: int) -> Item:
         import torch
+
+        from clipgs.splats.gaussians import Gaussians
 
         uid = str(self.uids[i])
         members = self.members(i)
