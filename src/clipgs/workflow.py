@@ -22,7 +22,7 @@ from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
-from clipgs.stages import STAGES, runtime_settings, stage_settings
+from clipgs.stages import runtime_settings, stage_settings
 from clipgs.training.runs import run_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -305,6 +305,3 @@ def _resources(workflow: Any, config: Config, shards: int) -> Resources:
         workflow.register_resource("gpu", len(gpus))
     cores = config.workers.threads or workflow._cores or 1
     return share(cores, shards, len(gpus), on_cluster=config.device == "cuda" and not local)
-
-
-__all__ = ["STAGES", "Resources", "Run", "fatal", "model_files", "notes", "share", "start"]
