@@ -124,7 +124,7 @@ def test_workers_die_with_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys, time\n"
-        "from clipgs.meshes.workers import run\n"
+        "from clipgs.core.workers import run\n"
         "if __name__ == '__main__':\n"
         "    for _ in run(time.sleep, [0.01, 3600, 3600], workers=2, timeout_seconds=4000, memory_mb=400):\n"
         "        sys.stdout.write('ready\\n')\n"

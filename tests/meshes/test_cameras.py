@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.cameras import cameras_json, canonical, held_out, look_at_origin, parse_cameras
+from clipgs.meshes.cameras import cameras_json, canonical, held_out, look_at_origin, parse_cameras, showing
 
 
 def eyes(viewmats: np.ndarray) -> np.ndarray:
@@ -37,6 +37,43 @@ def test_views_cover_the_sphere_and_held_out_lie_between():
     nearest = np.degrees(np.arccos((between @ seen.T).max(axis=1)))
     assert nearest.min() > 8
     assert (np.abs(between[:, 1]) < 0.8).all()
+
+
+def test_the_canonical_cameras_are_those_that_were_published():
+    """Every dataset was drawn from these: another number would need another version of the stages."""
+    viewmats, Ks = canonical()
+    steps = np.arange(36) + 0.5
+    height, azimuth = 1 - steps / 18, steps * 2.399963229728653  # the golden angle, 137.5 degrees
+    level = np.sqrt(1 - height**2)
+    spiral = 2.54 * np.stack([level * np.cos(azimuth), height, level * np.sin(azimuth)], axis=1)
+    np.testing.assert_allclose(eyes(viewmats), spiral, atol=1e-6)
+    np.testing.assert_allclose(
+        eyes(viewmats)[[0, 1, 17, 35]],
+        [
+            [0.2154, 2.4694, 0.5541],
+            [-0.9103, 2.3283, -0.4492],
+            [-1.0171, 0.0706, -2.3264],
+            [-0.5530, -2.4694, -0.2181],
+        ],
+        atol=1e-4,
+    )
+    up = np.broadcast_to([0.0, 1, 0], (36, 3))
+    forward = -spiral / 2.54
+    right = np.cross(forward, up) / np.linalg.norm(np.cross(forward, up), axis=1, keepdims=True)
+    np.testing.assert_allclose(viewmats[:, :3, :3], np.stack([right, np.cross(forward, right), forward], 1), atol=1e-6)
+    np.testing.assert_allclose(viewmats[:, :3, 3], np.tile([0, 0, 2.54], (36, 1)), atol=1e-6)
+    np.testing.assert_allclose(Ks, np.tile([[351.6771, 0, 128], [0, 351.6771, 128], [0, 0, 1]], (36, 1, 1)), atol=1e-4)
+    assert showing(viewmats) == 13
+
+
+def test_the_held_out_cameras_are_those_that_were_published():
+    viewmats, Ks = held_out()
+    steps = np.array([4.0, 13, 22, 31])
+    height, azimuth = 1 - steps / 18, steps * 2.399963229728653
+    level = np.sqrt(1 - height**2)
+    spiral = 2.54 * np.stack([level * np.cos(azimuth), height, level * np.sin(azimuth)], axis=1)
+    np.testing.assert_allclose(eyes(viewmats), spiral, atol=1e-6)
+    assert np.array_equal(Ks, canonical(4)[1])
 
 
 @pytest.mark.parametrize("eye", [[0, 2, 0], [0, -2, 0], [1e-9, 2, 0], [0, 0, 2], [2, 0, 0]])
