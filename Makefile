@@ -53,7 +53,7 @@ help:  ## these lines
 
 demo: .venv  ## 24 triplets of built-in objects, an encoder trained on them, and a report to look at
 	@$(RUN) snakemake --cores all report
-	$(RUN) clipgs summary
+	$(RUN) clipgs status report
 
 test: lint  ## every test, and the linters
 	@$(RUN) pytest -q --durations=10

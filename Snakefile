@@ -26,15 +26,15 @@ localrules:
 
 
 onstart:
-    hold_output()
+    RUN.hold()
 
 
 onsuccess:
-    release_output()
+    RUN.release()
 
 
 onerror:
-    release_output()
+    RUN.release()
 
 
 # Packed triplets of every object, their index and dataset card.
@@ -43,7 +43,7 @@ rule triplets:
     input:
         out("catalog/objects.parquet"),
         # A packed file that was lost is made again: Snakemake misses only what a target names.
-        expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
+        expand(out("triplets/{shard}.tar"), shard=SHARDS),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
 
@@ -51,8 +51,4 @@ rule triplets:
 # What the teacher sees in the pictures and reads in the captions of every triplet.
 rule features:
     input:
-        expand(
-            features("{kind}/{shard}.safetensors"),
-            kind=("images", "texts"),
-            shard=PLAN.shards,
-        ),
+        RUN.all_features(SHARDS),

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from record import record
 
-from clipgs.catalog.records import stage_schema
 from clipgs.config import check
 from clipgs.core.bundles import TarWriter, read_tar, write_table
 from clipgs.core.processes import usable_cores
-from clipgs.core.runner import path
+from clipgs.core.runner import stage_schema
 from clipgs.splats.pictures import from_image, to_webp
+from clipgs.stages import path
 
 BAR = 0.9  # of the bare forward pass
 VIEWS = 36

@@ -24,10 +24,11 @@ import torch
 from record import record
 from torch.nn.functional import normalize
 
-from clipgs.config import Config, check, runtime_settings, stage_settings
+from clipgs.config import Config, check
 from clipgs.core.bundles import TarWriter, write_safetensors, write_table
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
+from clipgs.stages import runtime_settings, stage_settings
 from clipgs.training import distributed, runs
 from clipgs.triplets.pack import digest, merge_index, schema
 

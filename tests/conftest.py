@@ -58,7 +58,7 @@ def own_gpu_locks(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     yield
     for lock in gpus._held:
-        lock.close()
+        lock.release()
 
 
 @pytest.fixture

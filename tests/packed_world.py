@@ -7,8 +7,8 @@ import open_clip
 import torch
 
 from clipgs import config as configuration
-from clipgs.catalog.records import stage_schema
 from clipgs.core.bundles import TarWriter, write_safetensors, write_table
+from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
 from clipgs.splats.ply import to_bytes

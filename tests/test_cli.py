@@ -10,28 +10,23 @@ def clipgs(*arguments, folder=None):
 
 
 def test_every_command_shows_an_example():
+    from clipgs.operate.operations import OPERATIONS
+    from clipgs.stages import STAGES
+
     listing = clipgs("--help")
     assert listing.returncode == 0
-    for name in (
-        "freeze",
-        "label",
-        "fetch",
-        "sample",
-        "view",
-        "fit",
-        "render",
-        "caption",
-        "pack",
-        "index",
-        "teacher",
-        "embed-images",
-        "embed-texts",
-        "doctor",
-    ):
-        assert name in listing.stdout
+    for each in (*STAGES.values(), *OPERATIONS):
+        assert each.name in listing.stdout
     done = clipgs("fit", "--help")
     assert done.returncode == 0
     assert "example: clipgs fit 00000" in done.stdout
+
+
+def test_every_stage_has_its_function():
+    from clipgs.stages import STAGES
+
+    for stage in STAGES.values():
+        assert stage.function.__module__ == f"clipgs.{stage.package}.stages"
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,9 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
+from clipgs.config import recipes
 from clipgs.core.errors import UsageError
-
-SMALLER = (
-    "views",
-    "fit",
-    "render",
-    "teacher",
-    "encoder",
-    "training",
-    "evaluation",
-)  # sections in which the demo's settings differ
+from clipgs.stages import STAGES, from_settings, runtime_settings, stage_settings
 
 
 @pytest.mark.parametrize(
@@ -76,22 +68,22 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, text, words):
 
 def test_the_settings_of_a_stage_and_of_the_run_give_the_configuration_back():
     config = configuration.check({"fit": {"steps": 7}, "output": "elsewhere", "views": {"pixels": 64}})
-    settings = [configuration.stage_settings(config, stage) for stage in configuration.STAGES]
-    assert configuration.from_settings(*settings, configuration.runtime_settings(config)) == config
+    settings = [stage_settings(config, stage) for stage in STAGES]
+    assert from_settings(*settings, runtime_settings(config)) == config
 
 
 def test_a_runtime_key_is_in_no_stages_settings():
     plain = configuration.check({})
     other = configuration.check({"output": "elsewhere", "device": "cpu", "workers": {"threads": 3}, "cache": "c"})
-    for stage in configuration.STAGES:
-        assert configuration.stage_settings(plain, stage) == configuration.stage_settings(other, stage)
+    for stage in STAGES:
+        assert stage_settings(plain, stage) == stage_settings(other, stage)
 
 
 def test_every_key_reaches_a_stage_or_the_run():
     config = configuration.check({})
-    layers = [configuration.stage_settings(config, stage) for stage in configuration.STAGES]
-    reached = configuration.merge(*(json.loads(layer) for layer in [*layers, configuration.runtime_settings(config)]))
-    for key in set(configuration.setting_names()) - {"fit.preset"}:  # it stands for other keys, which do
+    layers = [stage_settings(config, stage) for stage in STAGES]
+    reached = configuration.merge(*(json.loads(layer) for layer in [*layers, runtime_settings(config)]))
+    for key in set(configuration.setting_names()):
         value = reached
         for part in key.split("."):
             assert part in value, f"{key} changes nothing"
@@ -99,59 +91,67 @@ def test_every_key_reaches_a_stage_or_the_run():
 
 
 def test_config_yaml_says_what_the_code_says(checkout):
-    """config.yaml is written by the code: every key, its unit and meaning, and the default where the demo's differs."""
+    """config.yaml is written by the code: every key, its unit and meaning, and no value but the recipe's name."""
     text = (checkout / "config.yaml").read_text()
-    values = yaml.safe_load(text)
-    defaults = yaml.safe_load(configuration.to_yaml())
-
-    def differing(ours, theirs):
-        return {
-            key: differing(value, theirs[key]) if isinstance(value, dict) and value else value
-            for key, value in ours.items()
-            if value != theirs[key]
-        }
-
-    overrides = differing(values, defaults)
-    assert text.endswith("\n\n" + configuration.to_yaml(overrides))
-    assert set(overrides) == set(SMALLER)  # fewer and smaller, and nothing else
-    configuration.check(values)
+    assert text.endswith("\n\n" + configuration.to_yaml("demo"))
+    assert configuration.check(yaml.safe_load(text)) == configuration.check({"recipe": "demo"})
 
 
-def test_a_preset_gives_what_is_null_and_no_more():
-    steps = {name: preset["steps"] for name, preset in configuration.FIT_PRESETS.items()}
-    assert steps["paper"] == 5_000
-    for name in steps:
-        assert configuration.check({"fit": {"preset": name, "steps": None}}).fit.steps == steps[name]
-        assert configuration.check({"fit": {"preset": name, "steps": 7}}).fit.steps == 7
-    # the same numbers are the same settings, by whichever name
-    fast = configuration.check({"fit": {"preset": "fast"}})
-    spelled = configuration.check({"fit": configuration.FIT_PRESETS["fast"]})
-    assert configuration.stage_settings(fast, "fit") == configuration.stage_settings(spelled, "fit")
-    assert configuration.stage_settings(fast, "fit") != configuration.stage_settings(configuration.check({}), "fit")
+def value_of(config, key):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
 
 
-def test_overlays_are_valid(checkout):
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_gives_what_is_null_and_the_users_value_wins(name):
+    """Of each key in turn: null and missing are the recipe's, a value stands, and the other keys stay the recipe's."""
+    plain = configuration.check({"recipe": name})
+    for key, values in recipes.KEYS.items():
+        assert value_of(plain, key) == values[recipes.RECIPES.index(name)]
+        *parents, last = key.split(".")
+        for given in (None, values[recipes.PAPER]):
+            nested = {last: given}
+            for parent in reversed(parents):
+                nested = {parent: nested}
+            config = configuration.check({"recipe": name, **nested})
+            assert value_of(config, key) == (given if given is not None else value_of(plain, key))
+            assert all(value_of(config, other) == value_of(plain, other) for other in recipes.KEYS if other != key)
+
+
+def test_the_same_numbers_are_the_same_settings_by_whichever_name():
+    fast = configuration.check({"recipe": "fast"})
+    spelled = configuration.check({"fit": recipes.values("fast")["fit"]})
+    assert stage_settings(fast, "fit") == stage_settings(spelled, "fit")
+    assert stage_settings(fast, "fit") != stage_settings(configuration.check({}), "fit")
+
+
+def test_a_key_that_has_gone_says_what_to_write():
+    with pytest.raises(UsageError, match=r"fit\.preset is no key any more: write `recipe: fast`"):
+        configuration.check({"fit": {"preset": "fast"}})
+
+
+def test_overlays_are_for_real_work_and_hold_only_what_is_theirs(checkout):
     overlays = sorted((checkout / "configs").glob("*.yaml"))
     assert overlays
     for overlay in overlays:
+        values = yaml.safe_load(overlay.read_text())
+        assert values["recipe"] == "paper"
         config = configuration.read(checkout / "config.yaml", overlay)
+        given = set(names(values))
+        assert not given & set(recipes.KEYS), "the recipe says it"
         # as many as the paper's splats have
         assert 10_000 <= config.fit.gaussians <= 20_000
         assert config.fit.steps == 5_000
 
 
-def test_real_work_does_not_inherit_the_demos_settings(checkout):
-    demo = yaml.safe_load((checkout / "config.yaml").read_text())
-    defaults = yaml.safe_load(configuration.to_yaml())
-    smaller = [(section, key) for section in SMALLER for key in demo[section]
-               if demo[section][key] != defaults[section][key] and key != "small"]  # fmt: skip
-    assert smaller
-    for overlay in (checkout / "configs").glob("*.yaml"):
-        values = yaml.safe_load(overlay.read_text())
-        for section, key in smaller:
-            assert key in values[section], f"{overlay.name} must set {section}.{key}"
+def names(values, prefix=""):
+    for key, value in values.items():
+        yield from names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
 
 
 def test_the_schema_names_every_section():
     schema = json.loads(configuration.schema())
     assert set(schema["properties"]) == set(configuration.Config.model_fields)
+    validator_of = schema["$defs"]["Fit"]["properties"]["steps"]["anyOf"]
+    assert {"type": "null"} in validator_of

@@ -100,6 +100,10 @@ class Server:
             with suppress(OSError):  # most are closed already
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def connections(self) -> int:
+        """How many clients have opened."""
+        return len(self._httpd.connections)
+
     def arrived(self, path: str, headers: dict[str, str]) -> Fault:
         """Counts a request and says what happens to it."""
         with self._lock:

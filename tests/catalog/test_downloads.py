@@ -557,6 +557,17 @@ def test_of_500_objects_none_is_lost_or_comes_twice_when_a_tenth_of_requests_fai
         assert sum(server.sent.values()) == sum(map(len, bodies))  # what was cut was gone on with
 
 
+def test_a_connection_serves_files_redirects_and_refusals_alike(server, place):
+    server.faults["/a.glb"] = [Fault.redirect("/a.glb"), Fault(status=503)]
+    fetch = downloader()
+    fetch.get(f"{server.url}/a.glb", place)
+    with pytest.raises(ObjectError, match="was not found"):
+        fetch.get(f"{server.url}/b.glb", place.with_name("b"))
+    fetch.get(f"{server.url}/a.glb", place.with_name("c"))
+    assert server.requests.total() == 5
+    assert server.connections() == 1
+
+
 # --- memory and disk ---------------------------------------------------------------------------------------------
 
 

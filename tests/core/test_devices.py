@@ -8,7 +8,7 @@ import time
 import pytest
 
 from clipgs.core import devices as gpus
-from clipgs.core.devices import VISIBLE, take_gpus, visible_gpus
+from clipgs.core.devices import VISIBLE, find_nvcc, take_gpus, visible_gpus
 
 TAKE = "import sys; from clipgs.core.devices import take_gpus; print(*take_gpus(), flush=True); sys.stdin.read()"
 
@@ -84,7 +84,7 @@ def test_several_are_taken_at_one_moment_or_not_at_all(monkeypatch):
             assert environment == {VISIBLE: "5,6"}
             one.kill()
             while gpus._held:
-                gpus._held.pop().close()
+                gpus._held.pop().release()
             assert waiting.stdout.readline() == "4 5 6\n"
             waiting.kill()
 
@@ -108,3 +108,16 @@ def test_without_gpus_nothing_is_taken():
     environment = {VISIBLE: ""}
     assert take_gpus(environment=environment) == []
     assert environment == {VISIBLE: ""}
+
+
+def test_the_compiler_of_the_named_toolkit_comes_before_that_of_the_path(tmp_path, monkeypatch):
+    for folder in ("first", "second", "path"):
+        compiler = tmp_path / folder / "bin" / "nvcc"
+        compiler.parent.mkdir(parents=True)
+        compiler.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "first"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "second"))
+    for folder in ("first", "second", "path"):
+        assert find_nvcc() == str(tmp_path / folder / "bin" / "nvcc")
+        (tmp_path / folder / "bin" / "nvcc").chmod(0o644)

@@ -1,30 +1,34 @@
-import math
+"""What control groups leave of a machine, read from files that stand in for /proc and /sys."""
+
 import os
 
+import psutil
 import pytest
 
-from clipgs.core import processes
+from clipgs.core.processes import free_memory_bytes, usable_cores
+from clipgs.core.workers import usable_workers
+from tests.core.control_groups import write_groups
 
 
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({}, math.inf),
-    ],
-)
-def test_the_quota_of_a_control_group(tmp_path, files, cores):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert processes._quota(tmp_path) == cores
+@pytest.fixture(autouse=True)
+def large_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1 << 40})())
 
 
-@pytest.mark.parametrize(("quota", "cores"), [(math.inf, 8), (9.0, 8), (2.5, 3), (2.0, 2), (0.2, 1)])
-def test_no_more_cores_are_used_than_the_quota_allows(monkeypatch, quota, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(processes, "_quota", lambda root: quota)
-    assert processes.usable_cores() == cores
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.0, 1), (1.5, 2), (3.0, 3), (500.0, 64)])
+def test_a_quota_is_rounded_up_for_cores_and_workers_alike(tmp_path, version, quota, cores):
+    write_groups(tmp_path, version, cores=quota, memory_bytes=1 << 40, used_bytes=0)
+    assert usable_cores(tmp_path) == usable_workers(1000, 1, tmp_path) == cores
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_the_groups_leave_with_the_cache_that_they_give_up(tmp_path, version):
+    write_groups(tmp_path, version, cores=2, memory_bytes=4 << 30, used_bytes=3 << 30, cache_bytes=1 << 30)
+    assert free_memory_bytes(tmp_path) == 2 << 30
+
+
+def test_without_control_groups_the_machine_is_all_there(tmp_path):
+    assert usable_cores(tmp_path) == 64
+    assert free_memory_bytes(tmp_path) == 1 << 40

@@ -8,8 +8,9 @@ import pytest
 from clipgs import config as configuration
 from clipgs.core.bundles import read_tar
 from clipgs.core.errors import ClipgsError
-from clipgs.core.previous import Previous
-from clipgs.core.runner import Task, mark_path, marked, table, write_objects
+from clipgs.core.runner import Task, marked, write_objects
+from clipgs.operate.retry import keep_good
+from clipgs.stages import job, table
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def run(config, tasks=TASKS, *, failing=(), poor=()):
                 yield task, ({"faces": len(task.inputs)}, files)
 
     columns = {"faces": pa.int64(), "thumbnail": pa.binary()}
-    with marked(config, "view", "00000"):
-        write_objects(config, "view", "views", "00000", tasks, compute, columns)
+    with marked(job(config, "view", "00000")):
+        write_objects(job(config, "view", "00000"), tasks, compute, columns)
     return computed
 
 
@@ -61,7 +62,7 @@ def test_a_retry_makes_failed_objects_only_and_ends_as_if_none_had_failed(config
     undisturbed = configuration.check({"output": str(tmp_path / "undisturbed")})
     run(undisturbed)
     run(config, failing="b", poor="d")
-    assert Previous(config.output_path, "view", "00000").set_aside()
+    keep_good(config, "view", "00000")
     for file in (config.output_path / "views").iterdir():
         file.unlink()  # as Snakemake does before it starts the stage
     assert run(config) == ["b", "d"]
@@ -71,10 +72,10 @@ def test_a_retry_makes_failed_objects_only_and_ends_as_if_none_had_failed(config
 
 def test_a_retry_keeps_nothing_whose_inputs_or_settings_changed(config, tmp_path):
     run(config)
-    Previous(config.output_path, "view", "00000").set_aside()
+    keep_good(config, "view", "00000")
     changed = [TASKS[0]._replace(inputs="other inputs"), *TASKS[1:]]
     assert run(config, changed) == ["a"]
-    Previous(config.output_path, "view", "00000").set_aside()
+    keep_good(config, "view", "00000")
     other = configuration.check({"output": config.output, "views": {"pixels": 64}})
     assert run(other, changed) == ["a", "b", "c", "d"]
 
@@ -83,7 +84,8 @@ def test_a_damaged_file_is_not_kept(config):
     run(config)
     tar = config.output_path / "views" / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
-    assert not Previous(config.output_path, "view", "00000").set_aside()
+    keep_good(config, "view", "00000")
+    assert run(config) == ["a", "b", "c", "d"]
 
 
 def test_what_was_made_outlives_a_disk_that_fills_while_the_table_is_written(config, monkeypatch):
@@ -91,21 +93,21 @@ def test_what_was_made_outlives_a_disk_that_fills_while_the_table_is_written(con
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipgs.core.bundles.write_table", full)
+        patch.setattr("clipgs.core.runner.write_table", full)
         with pytest.raises(OSError, match="No space"):
             run(config)
-    mark = json.loads(mark_path(config, "view", "00000").read_text())
+    mark = json.loads(job(config, "view", "00000").mark.read_text())
     assert (mark["state"], mark["error"]) == ("failed", "[Errno 28] No space left on device")
     assert run(config) == []
-    assert not mark_path(config, "view", "00000").exists()
+    assert not job(config, "view", "00000").mark.exists()
 
 
 def test_a_stage_that_runs_is_marked(config):
     def state():
-        return json.loads(mark_path(config, "fit", "00003").read_text())
+        return json.loads(job(config, "fit", "00003").mark.read_text())
 
     def fails():
-        with marked(config, "fit", "00003"):
+        with marked(job(config, "fit", "00003")):
             assert state()["state"] == "running"
             raise ClipgsError("the GPU\nis gone")
 
@@ -122,7 +124,7 @@ def test_a_shard_of_which_too_many_objects_fail_fails_as_a_whole(tmp_path):
     with pytest.raises(ClipgsError, match=r"^view 00000: 31 of 100 objects failed: 31 x Error: it did not work$"):
         run(config, MANY, failing={task.uid for task in MANY[:31]})
     assert not list(tmp_path.rglob("*.parquet"))
-    assert json.loads(mark_path(config, "view", "00000").read_text())["state"] == "failed"
+    assert json.loads(job(config, "view", "00000").mark.read_text())["state"] == "failed"
     assert len(run(config, MANY, failing={task.uid for task in MANY[:30]})) == 31  # the 69 that were made are kept
     assert sum(row["status"] == "failed" for row in table(config, "views", "00000")) == 30
 

@@ -129,22 +129,23 @@ def test_an_objects_members_are_read_by_place(tmp_path):
 
 def test_a_journal_gives_back_only_what_matches(tmp_path):
     journal = Journal(tmp_path / "work", "settings")
-    journal.put("a", "inputs", {"psnr": 30.0}, [("ply", b"bytes")])
-    assert ("a", "inputs") in journal
-    assert journal.get("a", "inputs") == ({"psnr": 30.0}, [("ply", b"bytes")])
-    assert journal.get("a", "other inputs") is None
-    assert Journal(tmp_path / "work", "other settings").get("a", "inputs") is None
+    key = journal.key("inputs")
+    journal.put("a", key, {"psnr": 30.0}, [("ply", b"bytes")])
+    assert ("a", key) in journal
+    assert journal.get("a", key) == ({"psnr": 30.0}, [("ply", b"bytes")])
+    assert journal.get("a", journal.key("other inputs")) is None
+    assert Journal(tmp_path / "work", "other settings").key("inputs") != key
     journal.clear()
-    assert ("a", "inputs") not in journal
+    assert ("a", key) not in journal
 
 
 def test_a_journal_entry_that_a_power_cut_emptied_is_made_again(tmp_path):
     journal = Journal(tmp_path, "settings")
-    journal.put("a", "inputs", {}, [])
+    journal.put("a", "key", {}, [])
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(b"")
-    assert journal.get("a", "inputs") is None
-    assert ("a", "inputs") not in journal
+    assert journal.get("a", "key") is None
+    assert ("a", "key") not in journal
 
 
 def test_seeds_depend_on_every_part():

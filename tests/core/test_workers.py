@@ -10,6 +10,7 @@ import pytest
 
 from clipgs.core.errors import ClipgsError, ObjectError
 from clipgs.core.workers import Failure, run, usable_workers
+from tests.core.control_groups import write_groups
 
 
 def act(task: str | int) -> int:
@@ -155,25 +156,6 @@ def test_usable_workers_is_bounded_by_what_there_is(tmp_path):
 def test_usable_workers_minds_control_groups(tmp_path, version, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1 << 40})())
-
-    def write(name: str, text: str) -> None:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    if version == 2:
-        write("proc/self/cgroup", "0::/slice/job\n")
-        write("sys/fs/cgroup/slice/job/cpu.max", "max 100000\n")
-        write("sys/fs/cgroup/slice/cpu.max", "300000 100000\n")  # a limit further out counts too
-        write("sys/fs/cgroup/slice/job/memory.max", f"{4 << 30}\n")
-        write("sys/fs/cgroup/slice/job/memory.current", f"{3 << 30}\n")
-        write("sys/fs/cgroup/slice/job/memory.stat", f"anon 5\ninactive_file {1 << 30}\n")
-    else:
-        write("proc/self/cgroup", "4:cpu,cpuacct:/job\n5:memory:/job\n")
-        write("sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "300000\n")
-        write("sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n")
-        write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", f"{4 << 30}\n")
-        write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", f"{3 << 30}\n")
-        write("sys/fs/cgroup/memory/job/memory.stat", f"total_inactive_file {1 << 30}\n")
+    write_groups(tmp_path, version, cores=3, memory_bytes=4 << 30, used_bytes=3 << 30, cache_bytes=1 << 30)
     assert usable_workers(64, 1, tmp_path) == 3
     assert usable_workers(64, 1024, tmp_path) == 2

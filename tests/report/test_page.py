@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from clipgs import config as configuration
+from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
-from clipgs.report.page import principal_plane, report
+from clipgs.report.sections import principal_plane
+from clipgs.report.stages import report
+from clipgs.triplets.pack import schema
 
 from .conftest import NASTY
 
@@ -35,7 +38,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.attributes, self.tags, self.ids = [], [], [], []
-        self.texts, self.scripts, self.problems = [], [], []
+        self.texts, self.titles, self.scripts, self.problems = [], [], [], []
         self.feed(text)
         self.close()
         self.problems += self.open
@@ -46,6 +49,8 @@ class Page(HTMLParser):
         self.ids += [value for name, value in attributes if name == "id"]
         if tag == "script":
             self.scripts.append(dict(attributes))
+        if tag == "title":
+            self.titles.append([self.open[-1], ""])
         if tag not in VOID:
             self.open.append(tag)
 
@@ -61,6 +66,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self.open or self.open[-1] not in ("script", "style"):
             self.texts.append(data)
+        if self.open and self.open[-1] == "title":
+            self.titles[-1][1] += data
 
 
 def made(output):
@@ -97,7 +104,8 @@ def test_texts_from_the_data_are_only_text(text):
     page = Page(text)
     assert "alert" not in "".join(re.findall(r"<script>(.*?)</script>", text, re.DOTALL))
     assert page.tags.count("script") == 1 + text.count('type="text/plain"')
-    assert page.tags.count("title") - text.count("<svg") <= text.count("<title>")
+    assert [said for parent, said in page.titles if parent == "head"] == [f"My triplets {NASTY}"]
+    assert {parent for parent, _ in page.titles} <= {"head", "rect", "circle", "polyline", "text"}
     assert any(NASTY in said for said in page.texts)
     assert "<script>alert" not in text
     assert "javascript:" not in text  # the page of an object is a link only where it is http or https
@@ -180,15 +188,41 @@ def test_the_same_bytes_again(evaluated):
     assert made(evaluated) == made(evaluated)
 
 
+def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
+    file = output.folder / "triplets" / "00000.parquet"
+    rows = read_table(file)
+    write_table(file, [row | {"status": "failed", "stage": row["stage"] or "fit"} for row in rows], schema())
+    page = Page(made(output))
+    assert page.problems == []
+    said = " ".join(" ".join(page.texts).split())
+    assert "0 triplets 5 of 5 objects failed" in said
+    assert "No object is packed." in said
+    assert {"splats", "credit"}.isdisjoint(page.ids)
+
+
+def test_of_ready_splats_no_quality_is_known(output):
+    file = output.folder / "triplets" / "00000.parquet"
+    write_table(file, [row | {"psnr": None} for row in read_table(file)], schema())
+    assert "Not known: all are ready splats" in " ".join(Page(made(output)).texts)
+
+
 def test_without_triplets_it_says_what_to_do(tmp_path):
     with pytest.raises(ClipgsError, match="snakemake triplets"):
         report(configuration.check({"output": str(tmp_path)}))
 
 
-def test_the_projection_is_that_of_a_singular_value_decomposition():
+def test_the_projection_keeps_the_two_largest_variances():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((60, 7)) * [9, 5, 1, 1, 1, 1, 1] + 3
     points, share = principal_plane(rows.astype(np.float32))
-    left, values, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(points), np.abs(left[:, :2] * values[:2]), atol=1e-3)
-    assert share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum(), abs=1e-4)
+    variances = np.linalg.eigvalsh(np.cov(rows.T))[::-1]
+    np.testing.assert_allclose(np.cov(points.T), np.diag(variances[:2]), atol=1e-3)
+    np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-4)
+    assert share == pytest.approx(variances[:2].sum() / variances.sum(), abs=1e-4)
+
+
+def test_the_projection_of_equal_rows_is_equal():
+    rows = np.random.default_rng(1).standard_normal((20, 4))
+    points, _ = principal_plane(rows)
+    reversed_points, _ = principal_plane(rows[::-1])
+    np.testing.assert_allclose(points, reversed_points[::-1], atol=1e-9)

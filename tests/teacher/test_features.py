@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from clipgs.catalog.records import stage_schema
 from clipgs.core.bundles import TarWriter, tar_objects, write_table
 from clipgs.core.errors import ClipgsError
+from clipgs.core.runner import stage_schema
 from clipgs.splats.pictures import from_image, to_webp
 from clipgs.teacher import features
 from clipgs.teacher import model as teacher

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clipgs.catalog.records import stage_schema
 from clipgs.core.bundles import TarWriter, write_table
+from clipgs.core.runner import stage_schema
 from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes

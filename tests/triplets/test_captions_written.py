@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from clipgs import config as configuration
-from clipgs.catalog.records import frozen_schema, labels_schema, stage_schema
+from clipgs.catalog.records import frozen_schema, labels_schema
 from clipgs.config import Caption, Coca
 from clipgs.core.bundles import read_table, tar_objects, write_table
 from clipgs.core.errors import ClipgsError, UsageError
-from clipgs.core.runner import path
+from clipgs.core.runner import stage_schema
 from clipgs.splats.pictures import to_webp
+from clipgs.stages import path
 from clipgs.teacher import features
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model

@@ -4,12 +4,12 @@ localrules:
     objects,
 
 
-if PLAN.pending:
+if RUN.plan.pending:
 
     # New objects go into new shards. A frozen shard has no rule: nothing makes it again.
     rule freeze:
         output:
-            expand(out("catalog/shards/{shard}.parquet"), shard=PLAN.pending),
+            expand(out("catalog/shards/{shard}.parquet"), shard=RUN.plan.pending),
         log:
             out("logs/freeze.log"),
         conda:
@@ -28,16 +28,14 @@ rule label:
     conda:
         ENV
     params:
-        settings=lambda wildcards: stage(
-            "label", labels=PLAN.label_digests.get(wildcards.shard, "")
-        ),
+        settings=RUN.of_shard("label"),
     shell:
         "clipgs label {wildcards.shard} --settings {params.settings:q} --log {log:q}"
 
 
 rule objects:
     input:
-        expand(out("catalog/shards/{shard}.parquet"), shard=PLAN.shards),
+        expand(out("catalog/shards/{shard}.parquet"), shard=SHARDS),
     output:
         objects=out("catalog/objects.parquet"),
         curation=out("catalog/curation.json"),
@@ -46,6 +44,6 @@ rule objects:
     conda:
         ENV
     params:
-        settings=stage("objects", curation=PLAN.curation_digest),
+        settings=RUN.of("objects"),
     shell:
         "clipgs objects --settings {params.settings:q} --log {log:q}"

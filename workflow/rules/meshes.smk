@@ -9,11 +9,11 @@ rule fetch:
         out("benchmarks/fetch/{shard}.tsv")
     conda:
         ENV
-    threads: CPU_THREADS
+    threads: RESOURCES.mesh_threads
     resources:
         mem_mb=2000,
     params:
-        settings=retried("fetch"),
+        settings=RUN.of_shard("fetch"),
     shell:
         "clipgs fetch {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -31,11 +31,11 @@ rule sample:
         out("benchmarks/sample/{shard}.tsv")
     conda:
         ENV
-    threads: CPU_THREADS
+    threads: RESOURCES.mesh_threads
     resources:
         mem_mb=2000,
     params:
-        settings=retried("sample"),
+        settings=RUN.of_shard("sample"),
     shell:
         "clipgs sample {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -53,11 +53,11 @@ rule view:
         out("benchmarks/view/{shard}.tsv")
     conda:
         ENV
-    threads: CPU_THREADS
+    threads: RESOURCES.mesh_threads
     resources:
         mem_mb=2000,
     params:
-        settings=retried("view"),
+        settings=RUN.of_shard("view"),
     shell:
         "clipgs view {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

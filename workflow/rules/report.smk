@@ -5,9 +5,9 @@ rule report:
         # Shown where they were made; never made for the page.
         [table for table in [out("evaluation/ablations.json")] if os.path.exists(table)],
         index=out("triplets/index.parquet"),
-        tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
-        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
-        views=expand(out("views/{shard}.parquet"), shard=PLAN.shards),
+        tables=expand(out("triplets/{shard}.parquet"), shard=SHARDS),
+        triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
+        views=expand(out("views/{shard}.parquet"), shard=SHARDS),
     output:
         page=out("report/index.html"),
     log:
@@ -20,6 +20,6 @@ rule report:
     resources:
         mem_mb=4000,
     params:
-        settings=stage("report"),
+        settings=RUN.of("report"),
     shell:
         "clipgs report --settings {params.settings:q} --log {log:q}"

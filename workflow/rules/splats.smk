@@ -14,12 +14,12 @@ rule fit:
         out("benchmarks/fit/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: FIT_THREADS
+    threads: RESOURCES.fit_threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=retried("fit"),
+        settings=RUN.of_shard("fit"),
     shell:
         "clipgs fit {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -38,12 +38,12 @@ rule render:
         out("benchmarks/render/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: RENDER_THREADS
+    threads: RESOURCES.render_threads
     resources:
         mem_mb=2000,
-        gpu=RENDER_GPU,
+        gpu=RESOURCES.render_gpu,
     params:
-        settings=retried("render"),
+        settings=RUN.of_shard("render"),
     shell:
         "clipgs render {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"

@@ -3,7 +3,7 @@ rule teacher:
     input:
         triplets=ancient(out("triplets/index.parquet")),
     output:
-        teacher=SMALL_TEACHER,
+        teacher=RUN.small_teacher,
         about=out("teacher/teacher.json"),
         card=out("teacher/README.md"),
     log:
@@ -12,20 +12,20 @@ rule teacher:
         out("benchmarks/teacher.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("teacher"),
+        settings=RUN.of("teacher"),
     shell:
         "clipgs teacher --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
 rule embed_images:
     input:
-        teacher=TEACHER,
-        pictures=pictures(),
+        teacher=RUN.teacher,
+        pictures=RUN.pictures,
     output:
         features("images/{shard}.safetensors"),
     log:
@@ -34,12 +34,12 @@ rule embed_images:
         out("benchmarks/embed_images/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("embed-images"),
+        settings=RUN.of("embed-images"),
     shell:
         "clipgs embed-images {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -47,7 +47,7 @@ rule embed_images:
 
 rule embed_texts:
     input:
-        teacher=TEACHER,
+        teacher=RUN.teacher,
         images=features("images/{shard}.safetensors"),
         captions=out("triplets/{shard}.parquet"),
     output:
@@ -58,12 +58,12 @@ rule embed_texts:
         out("benchmarks/embed_texts/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=8000,
-        gpu=ONE_GPU,
+        gpu=RESOURCES.one_gpu,
     params:
-        settings=stage("embed-texts"),
+        settings=RUN.of("embed-texts"),
     shell:
         "clipgs embed-texts {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -71,25 +71,29 @@ rule embed_texts:
 
 rule train:
     input:
-        triplets=ancient(expand(out("triplets/{shard}.tar"), shard=RUN_SHARDS)),
-        tables=ancient(expand(out("triplets/{shard}.parquet"), shard=RUN_SHARDS)),
-        images=ancient(expand(features("images/{shard}.safetensors"), shard=RUN_SHARDS)),
-        texts=ancient(expand(features("texts/{shard}.safetensors"), shard=RUN_SHARDS)),
+        triplets=ancient(expand(out("triplets/{shard}.tar"), shard=RUN.run_shards)),
+        tables=ancient(expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards)),
+        images=ancient(
+            expand(features("images/{shard}.safetensors"), shard=RUN.run_shards)
+        ),
+        texts=ancient(
+            expand(features("texts/{shard}.safetensors"), shard=RUN.run_shards)
+        ),
     output:
-        model=run("model.safetensors"),
-        config=run("config.yaml"),
-        card=run("README.md"),
+        model=RUN.of_run("model.safetensors"),
+        config=RUN.of_run("config.yaml"),
+        card=RUN.of_run("README.md"),
     log:
-        out(f"logs/train/{RUN}.log"),
+        out(f"logs/train/{CONFIG.training.run}.log"),
     benchmark:
-        out(f"benchmarks/train/{RUN}.tsv")
+        out(f"benchmarks/train/{CONFIG.training.run}.tsv")
     conda:
         GPU_ENV
-    threads: THREADS
+    threads: RESOURCES.threads
     resources:
         mem_mb=16000,
-        gpu=TRAIN_GPUS,
+        gpu=RESOURCES.train_gpus,
     params:
-        settings=stage("train"),
+        settings=RUN.of("train"),
     shell:
         "clipgs train --settings {params.settings:q} --threads {threads} --log {log:q}"

@@ -5,9 +5,9 @@ rule caption:
     input:
         labels=out("catalog/labels/{shard}.parquet"),
         meshes=out("meshes/{shard}.parquet"),
-        pictures=pictures() if WRITES else [],
-        coca=CONFIG.caption.coca.files if WRITES else [],
-        teacher=CONFIG.teacher.files if JUDGES else [],
+        pictures=RUN.pictures if WRITES else [],
+        coca=RUN.coca,
+        teacher=RUN.teacher if JUDGES else [],
         features=features("images/{shard}.safetensors") if JUDGES else [],
     output:
         table=out("captions/{shard}.parquet"),
@@ -21,7 +21,7 @@ rule caption:
     resources:
         mem_mb=8000 if WRITES or JUDGES else 1000,
     params:
-        settings=stage("caption", **CAPTIONS),
+        settings=RUN.of("caption"),
     shell:
         "clipgs caption {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -51,7 +51,7 @@ rule pack:
     resources:
         mem_mb=1000,
     params:
-        settings=lambda wildcards: stage("pack", **excluded(wildcards.shard)),
+        settings=RUN.of_shard("pack"),
     shell:
         "clipgs pack {wildcards.shard} --settings {params.settings:q} "
         "--threads {threads} --log {log:q}"
@@ -60,9 +60,9 @@ rule pack:
 rule index:
     input:
         curation=out("catalog/curation.json"),
-        tables=expand(out("triplets/{shard}.parquet"), shard=PLAN.shards),
-        triplets=expand(out("triplets/{shard}.tar"), shard=PLAN.shards),
-        views=expand(out("views/{shard}.parquet"), shard=PLAN.shards),
+        tables=expand(out("triplets/{shard}.parquet"), shard=SHARDS),
+        triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
+        views=expand(out("views/{shard}.parquet"), shard=SHARDS),
     output:
         index=out("triplets/index.parquet"),
         card=report(out("triplets/README.md"), category="Dataset"),
@@ -79,6 +79,6 @@ rule index:
     resources:
         mem_mb=2000,
     params:
-        settings=stage("index"),
+        settings=RUN.of("index"),
     shell:
         "clipgs index --settings {params.settings:q} --log {log:q}"

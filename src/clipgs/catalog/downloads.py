@@ -1,8 +1,6 @@
 """Files from the network: whole, checked, resumed, and no faster than the server wants (`parts`: how they land)."""
 
-import errno
 import ipaddress
-import json
 import logging
 import os
 import random
@@ -11,38 +9,44 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import closing, suppress
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    LocationParseError,
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
     ProxyError,
+    ProxySchemeUnknown,
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.util import Url, parse_url
 
 from clipgs import __version__
-from clipgs.catalog.parts import Part, Version, sidecar_of
+from clipgs.catalog.parts import Part, Version
 from clipgs.config import Downloads
-from clipgs.core.errors import ClipgsError, ObjectError, UsageError
-from clipgs.core.files import sha256_of
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice
+from clipgs.core.files import damage, sha256_of, sidecar
 
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 18
-_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another try may not meet
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another try may not meet
+_FOLLOWED_BY_BYTES = frozenset({200, 206})
+_REFUSALS = {401: "is not open to us", 403: "is not open to us", 404: "was not found", 410: "has been removed"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
+# Tries are not left to urllib3's Retry: it cannot go on with a body that was cut, counts a redirect as a try, does not
+# wait before the second try, takes a Retry-After of a day for six hours, and makes one thread wait where the server
+# means all of them.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
 _LONGEST_OBEYED_SECONDS = 3600.0  # a server that asks for a longer pause ends the run instead
@@ -50,7 +54,7 @@ _PROGRESS_BYTES = 1 << 20  # a try that brought this much begins the count of re
 _SMALL_BODY_BYTES = 1 << 16  # of an answer that is not the file: read, to keep the connection
 
 
-class _Wish(NamedTuple):
+class _Request(NamedTuple):
     """What `get` was asked for."""
 
     url: str
@@ -60,8 +64,8 @@ class _Wish(NamedTuple):
     token: bool
 
 
-class _PassingError(Exception):
-    """What another try may not meet. `wait_seconds`: as long as the server asked for."""
+class _TransientError(Exception):
+    """A failure that another try may not meet. `wait_seconds`: as long as the server asked for."""
 
     def __init__(self, reason: str, wait_seconds: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -131,77 +135,75 @@ class Downloader:
             ClipgsError: no other file would fare better: the disk is full, the host cannot be reached.
         """
         path = Path(path)
-        wish = _Wish(url, sha256.lower() if sha256 else None, size, max_bytes, token)
+        request = _Request(url, sha256.lower() if sha256 else None, size, max_bytes, token)
         try:
-            if self._is_right(path, wish):
+            if self._is_right(path, request):
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             with Part.claimed(path) as part:
-                if self._is_right(path, wish):  # it came while another process held the part
+                if self._is_right(path, request):  # it came while another process held the part
                     part.restart()
                 else:
-                    digest = self._fetch(wish, part)
-                    part.publish(digest, sidecar=wish.sha256 is None)
-                    self._remember(path, wish)
+                    digest = self._fetch(request, part)
+                    part.publish(digest, with_sidecar=request.sha256 is None)
+                    self._remember(path, request)
         except OSError as error:
-            raise _disk_error(path, error) from None
+            raise ClipgsError(f"{path}: {error.strerror or error}{advice(error, 'cache')}") from None
         return path
 
     # --- what is there already ---
 
-    def _remember(self, path: Path, wish: _Wish) -> None:
+    def _remember(self, path: Path, request: _Request) -> None:
         with self._lock:
-            self._verified.add((path, wish.sha256))
+            self._verified.add((path, request.sha256))
 
-    def _is_right(self, path: Path, wish: _Wish) -> bool:
-        try:
-            size = path.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+    def _is_right(self, path: Path, request: _Request) -> bool:
+        if not path.exists():
             return False
         with self._lock:
-            if (path, wish.sha256) in self._verified:
+            if (path, request.sha256) in self._verified:
                 return True
-        expected_size, expected_digest = wish.size, wish.sha256
-        if expected_digest is None:
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                noted = json.loads(sidecar_of(path).read_text())
-                expected_digest, noted_size = noted["sha256"], noted["bytes"]
-                expected_size = noted_size if expected_size is None else expected_size
-        if expected_size is None and expected_digest is None:
+        noted = sidecar(path).exists()
+        if request.sha256 is None and request.size is None and not noted:
             return False  # nothing tells whether it is whole
-        right = expected_size in (None, size) and expected_digest in (None, sha256_of(path))
+        right = request.size in (None, path.stat().st_size)
+        if request.sha256 is not None:
+            right = right and sha256_of(path) == request.sha256
+        elif noted:
+            right = right and damage(path) is None
         if right:
-            self._remember(path, wish)
+            self._remember(path, request)
         else:
             log.warning("%s is damaged and is fetched again", path)
         return right
 
     # --- tries ---
 
-    def _fetch(self, wish: _Wish, part: Part) -> str:
+    def _fetch(self, request: _Request, part: Part) -> str:
         """Fills the part; returns its SHA-256."""
         failures, wrong, furthest = 0, False, part.size
         while True:
             try:
-                announced = self._copy(wish, part) if _scheme(wish.url) == "file" else self._receive(wish, part)
-                return _verify(wish, part, announced)
+                fill = self._copy if _scheme(request.url) == "file" else self._receive
+                return _verify(request, part, fill(request, part))
             except _WrongBytesError as error:
                 part.restart()  # a proxy may have mixed it up, or the rest came from another version: once more
                 if wrong:
-                    raise ObjectError(f"{_shown(wish.url)} {error}") from None
+                    raise ObjectError(f"{_shown(request.url)} {error}") from None
                 wrong = True
-            except _PassingError as error:
+            except _TransientError as error:
                 failures = 1 if part.size - furthest >= _PROGRESS_BYTES else failures + 1
                 furthest = max(furthest, part.size)
                 if failures > self._settings.retries:
-                    self._count_unreachable(wish.url, error)
-                    raise ObjectError(f"{_shown(wish.url)} could not be fetched in {failures} tries: {error}") from None
-                self._pause(wish.url, failures, error)
+                    self._count_unreachable(request.url, error)
+                    shown = _shown(request.url)
+                    raise ObjectError(f"{shown} could not be fetched in {failures} tries: {error}") from None
+                self._pause(request.url, failures, error)
             except ObjectError:
                 part.restart()
                 raise
 
-    def _pause(self, url: str, failures: int, error: _PassingError) -> None:
+    def _pause(self, url: str, failures: int, error: _TransientError) -> None:
         # Full jitter: those that failed together do not come again together.
         seconds = random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (failures - 1)))
         if error.wait_seconds is not None:
@@ -215,7 +217,7 @@ class Downloader:
         log.log(logging.INFO if seconds > 5 else logging.DEBUG, "%s: %s; again in %.1f s", _shown(url), error, seconds)
         time.sleep(seconds)
 
-    def _count_unreachable(self, url: str, error: _PassingError) -> None:
+    def _count_unreachable(self, url: str, error: _TransientError) -> None:
         """Ends the run when one object after the other met a host that is not there."""
         if not error.unreachable:
             return
@@ -229,32 +231,33 @@ class Downloader:
                 "network, the proxy variables and catalog.downloads.endpoint, then run the same command again"
             ) from None
 
-    def _copy(self, wish: _Wish, part: Part) -> None:
+    def _copy(self, request: _Request, part: Part) -> str | None:
+        """Fills the part from a folder, which announces no hash."""
         if self._endpoint is not None and _scheme(self._endpoint) == "file" and not _local(self._endpoint).is_dir():
             raise ClipgsError(f"catalog.downloads.endpoint: {_local(self._endpoint)} is not a folder; is it mounted?")
         if part.size:
             part.restart()
-        source = _local(wish.url)
+        source = _local(request.url)
         try:
             if not source.is_file():  # a pipe or device might never end
-                raise ObjectError(f"{_shown(wish.url)} {'is no file' if source.exists() else 'was not found'}")
+                raise ObjectError(f"{_shown(request.url)} {'is no file' if source.exists() else 'was not found'}")
             file = open(source, "rb")  # noqa: SIM115 (its errors are the object's, the part's are the disk's)
         except OSError as error:
-            raise ObjectError(f"{_shown(wish.url)} cannot be read ({error.strerror})") from None
+            raise ObjectError(f"{_shown(request.url)} cannot be read ({error.strerror})") from None
         with file:
-            _check_size(wish, os.fstat(file.fileno()).st_size)
+            _check_size(request, os.fstat(file.fileno()).st_size)
             while True:
                 try:
                     block = file.read(_BLOCK_BYTES)
                 except OSError as error:
-                    raise _PassingError(f"reading failed ({error.strerror})") from None
+                    raise _TransientError(f"reading failed ({error.strerror})") from None
                 if not block:
-                    return
+                    return None
                 part.write(block)
 
-    def _receive(self, wish: _Wish, part: Part) -> str | None:
+    def _receive(self, request: _Request, part: Part) -> str | None:
         """One try over HTTP. Returns the hash that the server announced, where it did."""
-        version = part.version(wish.url)
+        version = part.version(request.url)
         if part.size and version is None:
             part.restart()
         if version is not None and part.size == version.bytes:
@@ -263,33 +266,34 @@ class Downloader:
         if version is not None and part.size:
             headers |= {"Range": f"bytes={part.size}-", "If-Range": version.validator}
         try:
-            response, announced = self._open(wish, headers)
-            with _finished(response):
-                self._count_reached(wish.url)
-                total = self._judge(wish, part, response)
+            response, announced = self._open(request, headers)
+            with closing(response):
+                with self._lock:
+                    self._unreachable.pop(urlsplit(request.url).netloc, None)
+                total = self._judge(request, part, response)
                 validator = _validator(response)
                 if response.status == 200 and validator is not None:
-                    part.begin(wish.url, Version(validator, total, announced))
+                    part.begin(request.url, Version(validator, total, announced))
                 elif version is not None and validator not in (None, version.validator):
                     part.restart()  # the server does not heed If-Range
-                    raise _PassingError("the file changed since its first part came")
+                    raise _TransientError("the file changed since its first part came")
                 for block in response.stream(_BLOCK_BYTES, decode_content=False):
-                    if wish.max_bytes is not None and part.size + len(block) > wish.max_bytes:
-                        raise _too_large(wish, None)
+                    if request.max_bytes is not None and part.size + len(block) > request.max_bytes:
+                        raise _too_large(request, None)
                     part.write(block)
         except LocationValueError:
-            raise ObjectError(f"{_shown(wish.url)} is not an address") from None
+            raise ObjectError(f"{_shown(request.url)} is not an address") from None
         except HTTPError as error:
             raise _connection_error(error, self._settings.timeout_seconds) from None
         if total is not None and part.size != total:
-            raise _PassingError(f"{part.size} of {total} bytes came")
+            raise _TransientError(f"{part.size} of {total} bytes came")
         return announced
 
-    def _open(self, wish: _Wish, headers: dict[str, str]) -> tuple[urllib3.BaseHTTPResponse, str | None]:
-        """The answer at the end of the redirects, unread, and the SHA-256 that a redirect announced."""
-        url, announced = wish.url, None
-        trusted = _origin(self._endpoint or wish.url)
-        secret = self._token() if wish.token else None
+    def _open(self, request: _Request, headers: dict[str, str]) -> tuple[urllib3.BaseHTTPResponse, str | None]:
+        """The answer at the end of the redirects, closed unless bytes of the file follow, and the hash on the way."""
+        url, announced = request.url, None
+        trusted = _origin(self._endpoint or request.url)
+        secret = self._token() if request.token else None
         for _ in range(_MOST_REDIRECTS + 1):
             own = _origin(url) == trusted
             sent = dict(headers)
@@ -305,14 +309,18 @@ class Downloader:
                 preload_content=False,
                 timeout=urllib3.Timeout(connect=self._settings.timeout_seconds, read=self._settings.timeout_seconds),
             )
+            if response.status not in _FOLLOWED_BY_BYTES:
+                with suppress(HTTPError):  # a body that is read to its end leaves the connection to the next request
+                    response.read(_SMALL_BODY_BYTES, decode_content=False)
+                response.close()
             if response.status not in _REDIRECTS:
                 return response, announced
-            with _finished(response):
-                if own:
-                    # Hugging Face names the SHA-256 of a large file where it redirects to its store.
-                    announced = _sha256_in(response.headers.get("X-Linked-ETag")) or announced
-                url = _next_url(wish.url, url, response.headers.get("Location"))
-        raise ObjectError(f"{_shown(wish.url)} redirects more than {_MOST_REDIRECTS} times")
+            if own:
+                # Hugging Face names the SHA-256 of a large file where it redirects to its store.
+                linked = re.fullmatch(r'"?([0-9a-f]{64})"?', response.headers.get("X-Linked-ETag", ""))
+                announced = linked[1] if linked else announced
+            url = _next_url(request.url, url, response.headers.get("Location"))
+        raise ObjectError(f"{_shown(request.url)} redirects more than {_MOST_REDIRECTS} times")
 
     def _token(self) -> str | None:
         secret = os.environ.get(self._settings.token_variable, "").strip()
@@ -320,26 +328,29 @@ class Downloader:
             raise UsageError(f"the environment variable {self._settings.token_variable} holds more than a token")
         return secret or None
 
-    def _judge(self, wish: _Wish, part: Part, response: urllib3.BaseHTTPResponse) -> int | None:
+    def _judge(self, request: _Request, part: Part, response: urllib3.BaseHTTPResponse) -> int | None:
         """The size of the whole file, where the answer tells it. Raises unless the file's bytes follow."""
         status, headers = response.status, response.headers
-        if status in _MAY_PASS:
+        if status in _TRANSIENT_STATUSES:
             wait = _retry_after(headers.get("Retry-After"))
             if wait is None and status == 429:
                 self._pace.hold(_FIRST_PAUSE_SECONDS)
-            raise _PassingError(f"the server answered {status}", wait)
+            raise _TransientError(f"the server answered {status}", wait)
         if status == 416 and part.size:
             part.restart()
-            raise _PassingError("the server cannot go on where the last try ended")
-        if status not in (200, 206):
-            raise ObjectError(f"{_shown(wish.url)} {self._meaning(status)}")
-        if headers.get("Content-Encoding", "identity") != "identity" and not urlsplit(wish.url).path.endswith(".gz"):
-            raise ObjectError(f"{_shown(wish.url)} came compressed, although its plain bytes were asked for")
+            raise _TransientError("the server cannot go on where the last try ended")
+        if status not in _FOLLOWED_BY_BYTES:
+            reason = f"{_shown(request.url)} {_REFUSALS.get(status, 'was refused')} (HTTP {status})"
+            if status in (401, 403):
+                reason += f"; if it needs a token, set {self._settings.token_variable} (sent over https only)"
+            raise ObjectError(reason)
+        if headers.get("Content-Encoding", "identity") != "identity" and not urlsplit(request.url).path.endswith(".gz"):
+            raise ObjectError(f"{_shown(request.url)} came compressed, although its plain bytes were asked for")
         if status == 206:
             place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
             if place is None or int(place[1]) != part.size:
                 part.restart()
-                raise _PassingError("the server sent another piece than the missing one")
+                raise _TransientError("the server sent another piece than the missing one")
             total: int | None = int(place[2])
         else:
             if part.size:
@@ -347,22 +358,8 @@ class Downloader:
             length = headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
         if total is not None:
-            _check_size(wish, total)
+            _check_size(request, total)
         return total
-
-    def _meaning(self, status: int) -> str:
-        if status in (401, 403):
-            return (
-                f"is not open to us (HTTP {status}); if it needs a token, set {self._settings.token_variable} "
-                "(sent over https only)"
-            )
-        return {404: "was not found (HTTP 404)", 410: "has been removed (HTTP 410)"}.get(
-            status, f"was refused (HTTP {status})"
-        )
-
-    def _count_reached(self, url: str) -> None:
-        with self._lock:
-            self._unreachable.pop(urlsplit(url).netloc, None)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         """Connections to the URL's host: direct, or through the proxy that the environment names for it."""
@@ -397,69 +394,42 @@ class _Pace:
             self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
-def _verify(wish: _Wish, part: Part, announced: str | None) -> str:
-    if wish.size is not None and part.size != wish.size:
-        raise _WrongBytesError(f"has {part.size} bytes instead of {wish.size}")
-    digest, expected = part.digest(), wish.sha256 or announced
+def _verify(request: _Request, part: Part, announced: str | None) -> str:
+    if request.size is not None and part.size != request.size:
+        raise _WrongBytesError(f"has {part.size} bytes instead of {request.size}")
+    digest, expected = part.digest(), request.sha256 or announced
     if expected not in (None, digest):
         raise _WrongBytesError(f"has other bytes than it should: its SHA-256 begins {digest[:12]}, not {expected[:12]}")
     return digest
 
 
-def _check_size(wish: _Wish, total: int) -> None:
+def _check_size(request: _Request, total: int) -> None:
     """Refuses a file by its size, before it is fetched."""
-    if wish.max_bytes is not None and total > wish.max_bytes:
-        raise _too_large(wish, total)
-    if wish.size is not None and total != wish.size:
-        raise _WrongBytesError(f"has {total} bytes instead of {wish.size}")
+    if request.max_bytes is not None and total > request.max_bytes:
+        raise _too_large(request, total)
+    if request.size is not None and total != request.size:
+        raise _WrongBytesError(f"has {total} bytes instead of {request.size}")
 
 
-def _too_large(wish: _Wish, total: int | None) -> ObjectError:
+def _too_large(request: _Request, total: int | None) -> ObjectError:
     size = f"{total / 1e6:.1f} MB" if total is not None else "more"
-    return ObjectError(f"{_shown(wish.url)} has {size}, and at most {(wish.max_bytes or 0) / 1e6:.1f} MB are allowed")
+    limit = f"{(request.max_bytes or 0) / 1e6:.1f} MB"
+    return ObjectError(f"{_shown(request.url)} has {size}, and at most {limit} are allowed")
 
 
-def _disk_error(path: Path, error: OSError) -> ClipgsError:
-    advice = {
-        errno.ENOSPC: "; free some space or choose another `cache`",
-        errno.EDQUOT: "; your quota is used up: free some space or choose another `cache`",
-        errno.EACCES: "; choose a `cache` that you may write",
-        errno.EROFS: "; choose a `cache` that you may write",
-    }.get(error.errno or 0, "")
-    return ClipgsError(f"{path}: {error.strerror or error}{advice}")
-
-
-def _connection_error(error: HTTPError, timeout_seconds: float) -> _PassingError:
+def _connection_error(error: HTTPError, timeout_seconds: float) -> _TransientError:
     # Ours rather than urllib3's words: those may hold the query of a signed address.
-    kinds = {
-        ReadTimeoutError: f"no byte came for {timeout_seconds:g} s",
-        ConnectTimeoutError: f"no connection within {timeout_seconds:g} s",
-        NameResolutionError: "its host was not found",
-        NewConnectionError: "its host takes no connection",
-        ProxyError: "the proxy takes no connection",
-        SSLError: "no secure connection (is its certificate known here?)",
-    }
-    # The more special class comes first: urllib3 makes a missing host a kind of missing connection.
-    for kind in (ReadTimeoutError, NameResolutionError, NewConnectionError, ConnectTimeoutError, ProxyError, SSLError):
+    for kind, reason in (  # the more special class first: to urllib3 a missing host is a kind of missing connection
+        (ReadTimeoutError, f"no byte came for {timeout_seconds:g} s"),
+        (NameResolutionError, "its host was not found"),
+        (NewConnectionError, "its host takes no connection"),
+        (ConnectTimeoutError, f"no connection within {timeout_seconds:g} s"),
+        (ProxyError, "the proxy takes no connection"),
+        (SSLError, "no secure connection (is its certificate known here?)"),
+    ):
         if isinstance(error, kind):
-            return _PassingError(kinds[kind], unreachable=kind is not ReadTimeoutError)
-    return _PassingError("the connection was cut")
-
-
-@contextmanager
-def _finished(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Gives the connection back for the next request, or ends it where much would have to be read for that."""
-    try:
-        yield
-    except BaseException:
-        response.close()
-        raise
-    length = response.headers.get("Content-Length", "")
-    if response.status == 200 or response.status == 206 or (length.isdigit() and int(length) <= _SMALL_BODY_BYTES):
-        response.drain_conn()
-        response.release_conn()
-    else:
-        response.close()
+            return _TransientError(reason, unreachable=kind is not ReadTimeoutError)
+    return _TransientError("the connection was cut")
 
 
 def _validator(response: urllib3.BaseHTTPResponse) -> str | None:
@@ -470,15 +440,12 @@ def _validator(response: urllib3.BaseHTTPResponse) -> str | None:
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds that a Retry-After header asks for; None where there is none to be understood."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
+    if value and value.strip().isdecimal():
         return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    with suppress(ValueError, OverflowError):
+        if date := parsedate_tz(value or ""):
+            return max(0.0, mktime_tz(date) - time.time())
+    return None
 
 
 def _next_url(first: str, url: str, location: str | None) -> str:
@@ -497,20 +464,13 @@ def _next_url(first: str, url: str, location: str | None) -> str:
 def _make_pool(proxy: str | None, parallel: int) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(maxsize=parallel)
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if parts.scheme not in ("http", "https"):
-        raise UsageError(f"the proxy that the environment names is one for {parts.scheme}, not for http or https")
-    headers = {}
-    if parts.username:
-        login = f"{urllib.request.unquote(parts.username)}:{urllib.request.unquote(parts.password or '')}"
-        headers = urllib3.make_headers(proxy_basic_auth=login)
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return urllib3.ProxyManager(place, proxy_headers=headers, maxsize=parallel)
-
-
-def _sha256_in(etag: str | None) -> str | None:
-    match = re.fullmatch(r'"?([0-9a-f]{64})"?', etag or "")
-    return match[1] if match else None
+    place = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+    login = urllib3.make_headers(proxy_basic_auth=unquote(place.auth)) if place.auth else None
+    try:
+        return urllib3.ProxyManager(place._replace(auth=None).url, proxy_headers=login, maxsize=parallel)
+    except ProxySchemeUnknown:
+        reason = f"the proxy that the environment names is one for {place.scheme}, not for http or https"
+        raise UsageError(reason) from None
 
 
 def _checked_endpoint(endpoint: str | None) -> str | None:
@@ -536,13 +496,12 @@ def _scheme(url: str) -> str:
         ObjectError: it is something else, or no address at all.
     """
     try:
-        parts = urlsplit(url)
-        valid = parts.scheme == "file" or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ObjectError(f"{_shown(url)} is not an address of http, https or file")
-    return parts.scheme
+        parts = parse_url(url)
+    except LocationParseError:
+        parts = Url()
+    if parts.scheme == "file" or (parts.scheme in ("http", "https") and parts.host):
+        return parts.scheme
+    raise ObjectError(f"{_shown(url)} is not an address of http, https or file")
 
 
 def _local(url: str) -> Path:

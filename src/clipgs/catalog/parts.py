@@ -22,9 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from clipgs.core.errors import DISK_FULL
+from clipgs.core.files import sidecar
+
 log = logging.getLogger(__name__)
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BLOCK_BYTES = 1 << 18
 _LOCK_POLL_SECONDS = 0.1
 _SAY_WAITING_SECONDS = 10.0
@@ -106,11 +108,11 @@ class Part:
             offset += len(block)
         return digest.hexdigest()
 
-    def publish(self, digest: str, *, sidecar: bool) -> None:
+    def publish(self, digest: str, *, with_sidecar: bool) -> None:
         """Gives the part its final name; its sidecar comes first, so that a file without one is never ours."""
         os.fsync(self._descriptor)
-        if sidecar:
-            where = sidecar_of(self._target)
+        if with_sidecar:
+            where = sidecar(self._target)
             temporary = _part_path(where)
             temporary.write_text(json.dumps({"bytes": self.size, "sha256": digest}) + "\n")
             os.replace(temporary, where)
@@ -125,10 +127,6 @@ class Part:
 
 def _part_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
-
-
-def sidecar_of(path: Path) -> Path:
-    return path.with_name(path.name + ".check")
 
 
 def _locked(path: Path) -> int:
@@ -152,6 +150,7 @@ def _locked(path: Path) -> int:
 
 
 def _try_lock(descriptor: int) -> bool:
+    # Not filelock: the lock lies on the part itself, whose bytes are to stay and whose descriptor is written through.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -27,14 +27,3 @@ def labels_schema() -> Any:
 def objects_schema() -> Any:
     """Rows of `catalog/objects.parquet`: all frozen rows with their shard."""
     return _strings(("shard", *FROZEN_COLUMNS))
-
-
-def stage_schema(extra: dict[str, Any] | None = None) -> Any:
-    """Rows that every stage writes: uid, status (`ok` or `failed`), error, key, then the stage's own columns.
-
-    `key` is a hash of the object's inputs and the stage's settings: a retry makes nothing again that has the same.
-    """
-    import pyarrow as pa
-
-    columns = [(name, pa.string()) for name in ("uid", "status", "error", "key")]
-    return pa.schema(columns + list((extra or {}).items()))

@@ -1,7 +1,7 @@
 """Shards: frozen lists of objects, only ever appended.
 
 `plan` is what Snakemake calls when it parses: it reads what is frozen and what the source has, and writes nothing.
-`freeze` writes the shards that the plan found pending.
+`write_shards` writes those that the plan found pending.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
+from clipgs.catalog.records import frozen_schema
 from clipgs.catalog.sources import Annotated, Source, source
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError, ObjectError
-from clipgs.core.files import whole, write_bytes
+from clipgs.core.files import whole
 from clipgs.core.seeds import canonical_json
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class _Remembered:
                 temporary.write_text(canonical_json({"key": self._key, **asdict(plan)}))
 
 
-def freeze(config: Config, shards: list[str]) -> None:
+def write_shards(config: Config, shards: list[str]) -> None:
     """Writes the named pending shards: identifies their objects, finds doubles, gives each its split.
 
     Raises:
@@ -236,25 +236,6 @@ class _Splits:
 
 def _hash(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()
-
-
-def label(config: Config, shard: str, threads: int = 1) -> None:
-    """Writes `catalog/labels/S.parquet`: their source's category, text, license, credit and page of each object."""
-    del threads
-    rows = read_table(shard_path(config, shard))
-    labels = source(config, rows[0]["source"]).labels([row["locator"] for row in rows])
-    labelled = [{"uid": row["uid"], **found} for row, found in zip(rows, labels, strict=True)]
-    write_table(labels_path(config, shard), labelled, labels_schema())
-
-
-def objects(config: Config) -> None:
-    """Writes `catalog/objects.parquet`, every frozen row with its shard, and `catalog/curation.json`.
-
-    The latter says how many objects the source has, which it left out by which rule, and by which settings.
-    """
-    rows = [{"shard": shard, **row} for shard in frozen_shards(config) for row in read_table(shard_path(config, shard))]
-    write_table(config.output_path / "catalog" / "objects.parquet", rows, objects_schema())
-    write_bytes(curation_path(config), canonical_json(curation(config)).encode() + b"\n")
 
 
 def curation_path(config: Config) -> Path:

@@ -1,18 +1,21 @@
-"""Which GPUs there are, and those of this process. Imports nothing heavy: Snakemake counts them when it parses.
+"""Which GPUs there are, those of this process, and their compiler. Imports nothing heavy: Snakemake counts GPUs when it
+parses.
 
 Several processes of one machine share its GPUs by lock files: whoever takes one holds its lock until it ends, however
 it ends. Where a batch system or the process that started this one chose the GPU, its choice stands.
 """
 
-import fcntl
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # Set where another has chosen: a batch system, or the starter of the several processes that train one model.
 _CHOSEN_BY = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "WORLD_SIZE")
 _ASK_AGAIN_SECONDS = 1.0
-_held: list[IO[str]] = []  # the locks of the GPUs that this process took, open until it ends
+_held: list[FileLock] = []  # the locks of the GPUs that this process took, kept until it ends
 
 
 def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> list[str]:
@@ -60,23 +63,28 @@ def _locked(gpus: list[str], count: int) -> list[str]:
     """The first `count` of them that are free at one moment. Part of them is not kept, or two could wait for ever."""
     folder = Path(tempfile.gettempdir()) / f"clipgs-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    locks = {gpu: FileLock(folder / f"{gpu}.lock", blocking=False, thread_local=False) for gpu in gpus}
     told = False
     while True:
-        locks = {}
-        for gpu in gpus:
-            lock = open(folder / f"{gpu}.lock", "w")  # noqa: SIM115
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            locks[gpu] = lock
-            if len(locks) == count:
-                _held.extend(locks.values())
-                return list(locks)
-        for lock in locks.values():
-            lock.close()
+        taken: list[str] = []
+        for gpu, lock in locks.items():
+            if len(taken) < count:
+                with suppress(Timeout):  # another process has it
+                    lock.acquire()
+                    taken.append(gpu)
+        if len(taken) == count:
+            _held.extend(locks[gpu] for gpu in taken)
+            return taken
+        for gpu in taken:
+            locks[gpu].release()
         if not told:
             log.info("waiting for %d of the GPUs %s: other runs of yours hold them", count, ", ".join(gpus))
             told = True
         time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: that of CUDA_HOME or CUDA_PATH, else of PATH, else of the usual place; None without any."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates = [f"{home}/bin/nvcc" for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next(filter(None, map(shutil.which, candidates)), None)

@@ -1,4 +1,11 @@
-"""Errors: of the run, of its configuration, of one object."""
+"""Errors: of the run, of its configuration, of one object; and what to type next."""
+
+import errno
+import os
+
+RUN_ARGUMENTS = "CLIPGS_RUN_ARGUMENTS"  # in the environment: what gave Snakemake the configuration of this run
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class ClipgsError(Exception):
@@ -17,3 +24,21 @@ def describe_error(error: BaseException) -> str:
     """`Class: first sentence`, as it stands in a row of a table."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:300]}"
+
+
+def advice(error: OSError, setting: str = "output") -> str:
+    """What a person can do about a disk's error, to stand behind its text: `; free some space ...`, or nothing.
+
+    `setting` is the key of the configuration that names the folder.
+    """
+    return {
+        errno.ENOSPC: f"; free some space or choose another `{setting}`",
+        errno.EDQUOT: f"; your quota is used up: free some space or choose another `{setting}`",
+        errno.EACCES: f"; choose a folder for `{setting}` that you may write",
+        errno.EROFS: f"; choose a folder for `{setting}` that you may write",
+    }.get(error.errno or 0, "")
+
+
+def snakemake(*words: object) -> str:
+    """The command that makes something of this run, with the user's own files: `snakemake triplets --configfile f`."""
+    return " ".join(["snakemake", *map(str, words), *filter(None, [os.environ.get(RUN_ARGUMENTS)])])

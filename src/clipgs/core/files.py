@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, snakemake
 
 SIDECAR = ".check"
 
@@ -80,7 +80,7 @@ def check(path: Path) -> None:
         ClipgsError: the file is missing, unfinished or damaged; the text names the command that makes it again.
     """
     path = Path(path)
-    again = f"make it again with: snakemake --rerun-incomplete {path}"
+    again = f"make it again with: {snakemake('--rerun-incomplete', path)}"
     reason = damage(path)
     if reason is None:
         return

@@ -26,18 +26,18 @@ class Journal:
         """Names what an object was made of: the same inputs and settings give the same 20 hex digits."""
         return hashlib.sha256(f"{self._settings}\0{inputs}".encode()).hexdigest()[:20]
 
-    def _path(self, uid: str, inputs: str) -> Path:
-        return self.folder / f"{uid}.{self.key(inputs)}.tar"
+    def _path(self, uid: str, key: str) -> Path:
+        return self.folder / f"{uid}.{key}.tar"
 
-    def put(self, uid: str, inputs: str, row: dict[str, Any], members: Iterable[tuple[str, bytes]]) -> None:
+    def put(self, uid: str, key: str, row: dict[str, Any], members: Iterable[tuple[str, bytes]]) -> None:
         """Keeps one finished object: its row and its files."""
-        with whole(self._path(uid, inputs)) as temporary, tarfile.open(temporary, "w") as tar:
+        with whole(self._path(uid, key)) as temporary, tarfile.open(temporary, "w") as tar:
             for name, data in [("row.json", json.dumps(row).encode()), *members]:
                 add_member(tar, name, data)
 
-    def get(self, uid: str, inputs: str) -> tuple[dict[str, Any], list[tuple[str, bytes]]] | None:
+    def get(self, uid: str, key: str) -> tuple[dict[str, Any], list[tuple[str, bytes]]] | None:
         """The object's row and files, or None where it is not finished."""
-        path = self._path(uid, inputs)
+        path = self._path(uid, key)
         try:
             (_, row), *members = read_tar(path)
             return json.loads(row), members
@@ -47,8 +47,8 @@ class Journal:
             path.unlink()  # a power cut may leave an empty file under a final name
             return None
 
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return self._path(*key).exists()
+    def __contains__(self, uid_and_key: tuple[str, str]) -> bool:
+        return self._path(*uid_and_key).exists()
 
     def clear(self) -> None:
         """Removes the journal, once the shard's own files hold what it held."""

@@ -1,11 +1,14 @@
-"""This process: the cores that it may use, and the process that it ends with. Imports nothing heavy."""
+"""This process: the cores and the memory that it may use, and the process that it ends with. Imports nothing heavy."""
 
 import ctypes
 import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 PARENT = "CLIPGS_PARENT"  # in the environment of a command: the process that started it, and that it ends with
 _PR_SET_PDEATHSIG = 1
@@ -19,22 +22,77 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-def usable_cores() -> int:
-    """Cores that the process may run on: its affinity, and the CPU quota of its control group (a container's limit)."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many threads or workers to start: the cores of the process's affinity, or fewer where the CPU quota of its
+    control groups (v1 and v2: the limit of a container or of a batch job) allows fewer; at least 1.
+
+    A quota is rounded up: with 1.5 cores, two threads or workers share what there is. `root` is where /proc and /sys
+    are looked for.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(Path("/sys/fs/cgroup")))))
+    return max(1, math.ceil(min([cores, *_quotas(root)])))
 
 
-def _quota(root: Path) -> float:
+def free_memory_bytes(root: Path = Path("/")) -> float:
+    """Memory that the process may still take: what the machine has available, or less where its control groups leave
+    less. `root` is where /proc and /sys are looked for.
+    """
+    return min([psutil.virtual_memory().available, *_groups_free_bytes(root)])
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups for a controller, up to the outermost."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, name = line.split(":", 2)
+        if number == "0" and not controllers:  # v2
+            base = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):  # v1
+            base = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        folder = base / name.strip("/")
+        # Inside a container the path may be the host's; the container's own group is then the base.
+        yield from (path for path in (folder, *folder.parents) if path.is_relative_to(base) and path.is_dir())
+
+
+def _numbers(path: Path) -> list[float]:
+    """The numbers of a control file; none where there is no file or no limit."""
+    try:
+        return [float(word) for word in path.read_text().split()]
+    except (OSError, ValueError):  # "max" is no number
+        return []
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group allows, where it sets a limit."""
+    for folder in _groups(root, "cpu"):
+        for numbers in (
+            _numbers(folder / "cpu.max"),
+            _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us"),
+        ):
+            if len(numbers) == 2 and min(numbers) > 0:  # v1 writes -1 for no limit
+                yield numbers[0] / numbers[1]
+
+
+def _groups_free_bytes(root: Path) -> Iterator[float]:
+    for folder in _groups(root, "memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            numbers = _numbers(folder / limit_name) + _numbers(folder / used_name)
+            if len(numbers) == 2:
+                yield numbers[0] - numbers[1] + _reclaimable_bytes(folder)
+
+
+def _reclaimable_bytes(folder: Path) -> float:
+    """File cache, which counts as used and is given up on demand."""
+    try:
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
-        except OSError:
-            return math.inf
-    try:
-        return float(quota) / float(period) if float(quota) > 0 else math.inf
-    except ValueError:  # "max"
-        return math.inf
+        return 0.0
+    return float(stat.get("inactive_file", stat.get("total_inactive_file", 0)))

@@ -12,15 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from clipgs.config import Config, stage_settings
-from clipgs.core.bundles import read_table
+from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.errors import ClipgsError
-from clipgs.core.files import check, whole
+from clipgs.core.files import whole
 from clipgs.core.journal import Journal
-from clipgs.core.previous import Previous
 from clipgs.core.seeds import canonical_json
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,41 @@ _SHARD_TO_FAIL_AS_A_WHOLE = 100  # objects; in smaller shards a high share of fa
 _LOG_EVERY_SECONDS = 15.0
 
 
+@dataclass(frozen=True)
+class Job:
+    """A stage's work on one shard.
+
+    Attributes:
+        folder: of its files under `output`.
+        settings: what its result depends on, as canonical JSON.
+        max_failed_fraction: `workers.max_failed_fraction`.
+    """
+
+    output: Path
+    stage: str
+    shard: str
+    folder: str
+    settings: str
+    max_failed_fraction: float
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.shard}"
+
+    def file(self, suffix: str) -> Path:
+        """Its file of the shard."""
+        return self.output / self.folder / f"{self.shard}{suffix}"
+
+    @property
+    def journal(self) -> Journal:
+        """Its finished objects."""
+        return Journal(self.output / "work" / self.stage / self.shard, self.settings)
+
+    @property
+    def mark(self) -> Path:
+        """The file that says who works on it, or how that failed; none once it is done."""
+        return self.output / "work" / self.stage / f"{self.shard}.json"
+
+
 class Task(NamedTuple):
     """One object's work: `function(payload)` gives its row and files; `inputs` is a hash of all that goes in."""
 
@@ -39,21 +73,8 @@ class Task(NamedTuple):
     payload: Any
 
 
-def path(config: Config, stage: str, shard: str, suffix: str) -> Path:
-    """Where a stage's file of a shard lies."""
-    return config.output_path / stage / f"{shard}{suffix}"
-
-
-def table(config: Config, folder: str, shard: str, columns: list[str] | None = None) -> list[Row]:
-    """All rows of an earlier stage, its file checked; pictures in it are only read where `columns` names them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    where = path(config, folder, shard, ".parquet")
-    check(where)
-    if columns is None:
-        columns = [field.name for field in pq.read_schema(where) if not pa.types.is_binary(field.type)]
-    return read_table(where, columns)
+Results = Iterator[tuple[Task, tuple[Row, Files] | str]]
+Compute = Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]]
 
 
 def good(rows: list[Row]) -> dict[str, Row]:
@@ -66,27 +87,17 @@ def failed(uid: str, error: str) -> Row:
     return {"uid": uid, "status": "failed", "error": error}
 
 
-def _journal_path(config: Config, stage: str, shard: str) -> Path:
-    return config.output_path / "work" / stage / shard
-
-
-def mark_path(config: Config, stage: str, shard: str) -> Path:
-    """The file that says who works on a stage of a shard, or how that failed; none once it is done."""
-    return config.output_path / "work" / stage / f"{shard}.json"
-
-
 @contextmanager
-def marked(config: Config, stage: str, shard: str) -> Iterator[None]:
+def marked(job: Job) -> Iterator[None]:
     """Leaves a mark while the stage runs and when it fails; clears away what only helped once its files are whole.
 
     The commands use it. The journal goes last: should the disk fill while the table is written, what was made is still
     there. Who calls a stage's function without this keeps the journal, and a repeated call takes all from it.
     """
-    mark = mark_path(config, stage, shard)
     at_work = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
 
     def leave(**state: str) -> None:
-        with suppress(OSError), whole(mark) as temporary:  # the disk may be what fails
+        with suppress(OSError), whole(job.mark) as temporary:  # the disk may be what fails
             temporary.write_text(canonical_json({**state, **at_work}))
 
     leave(state="running")
@@ -95,9 +106,8 @@ def marked(config: Config, stage: str, shard: str) -> Iterator[None]:
     except Exception as error:
         leave(state="failed", error=" ".join(str(error).split()))
         raise
-    Journal(_journal_path(config, stage, shard), "").clear()
-    Previous(config.output_path, stage, shard).clear()
-    mark.unlink(missing_ok=True)
+    job.journal.clear()
+    job.mark.unlink(missing_ok=True)
 
 
 class Progress:
@@ -147,116 +157,100 @@ class Progress:
             )
 
 
-def over_objects(
-    config: Config,
-    stage: str,
-    shard: str,
-    tasks: list[Task],
-    compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
-) -> Iterator[tuple[Row, Files]]:
-    """Yields row and files of each task in their order, computing what neither journal nor earlier files have.
+def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tuple[Row, Files]]:
+    """Yields row and files of each task in their order, computing what the journal does not have.
 
     Args:
         compute: gets the tasks to do and yields each with its result, or with its error as text.
 
     Raises:
-        ClipgsError: more than `workers.max_failed_fraction` of a shard of 100 objects or more failed.
+        ClipgsError: more than `job.max_failed_fraction` of a shard of 100 objects or more failed.
     """
-    journal = Journal(_journal_path(config, stage, shard), stage_settings(config, stage))
-    previous = Previous(config.output_path, stage, shard)
+    journal = job.journal
     keys = {task.uid: journal.key(task.inputs) for task in tasks}
-    todo = [
-        task for task in tasks if (task.uid, task.inputs) not in journal and (task.uid, keys[task.uid]) not in previous
-    ]
+    todo = [task for task in tasks if (task.uid, keys[task.uid]) not in journal]
     if len(todo) < len(tasks):
-        log.info("%s %s: %d of %d objects are done already", stage, shard, len(tasks) - len(todo), len(tasks))
+        log.info("%s: %d of %d objects are done already", job, len(tasks) - len(todo), len(tasks))
     errors: dict[str, str] = {}
-    progress = Progress(f"{stage} {shard}", len(todo))
+    progress = Progress(str(job), len(todo))
     for task, result in compute(todo):
         if isinstance(result, str):
             errors[task.uid] = result
-            log.warning("%s %s: %s failed: %s", stage, shard, task.uid, result)
+            log.warning("%s: %s failed: %s", job, task.uid, result)
         else:
             row, files = result
-            journal.put(task.uid, task.inputs, row, files)
+            journal.put(task.uid, keys[task.uid], row, files)
         progress.step(ok=not isinstance(result, str) and result[0].get("status", "ok") == "ok")
     progress.close()
-    fail_as_a_whole(config, f"{stage} {shard}", errors, len(tasks))
+    fail_as_a_whole(job, errors, len(tasks))
     for task in tasks:
         if task.uid in errors:
             yield failed(task.uid, errors[task.uid]), []
             continue
-        entry = journal.get(task.uid, task.inputs)
-        if entry is None and (task.uid, keys[task.uid]) in previous:
-            entry = previous.get(task.uid, keys[task.uid])
+        entry = journal.get(task.uid, keys[task.uid])
         if entry is None:
             raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")
         row, files = entry
         yield {"uid": task.uid, "status": "ok", "error": None, **row, "key": keys[task.uid]}, files
 
 
+def stage_schema(columns: dict[str, Any] | None = None) -> Any:
+    """Rows that every stage writes: uid, status (`ok` or `failed`), error, key, then the stage's own columns.
+
+    `key` is a hash of the object's inputs and the stage's settings: a retry makes nothing again that has the same.
+    """
+    import pyarrow as pa
+
+    common = [(name, pa.string()) for name in ("uid", "status", "error", "key")]
+    return pa.schema(common + list((columns or {}).items()))
+
+
 def write_objects(
-    config: Config,
-    stage: str,
-    folder: str,
-    shard: str,
-    tasks: list[Task],
-    compute: Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]],
-    columns: dict[str, Any],
-    *,
-    member: str = "{uid}/{name}",
+    job: Job, tasks: list[Task], compute: Compute, columns: dict[str, Any], *, member: str = "{uid}/{name}"
 ) -> None:
-    """Writes `FOLDER/S.tar` and `FOLDER/S.parquet` of all objects, as `over_objects` gives them.
+    """Writes the shard's tar and table of all objects, as `over_objects` gives them.
 
     Args:
         columns: those of the table besides uid, status and error, name to type. A file that has the name of a column
             is the row's, and no member of the tar.
         member: how an object's file is named in the tar.
     """
-    from clipgs.catalog.records import stage_schema
-    from clipgs.core.bundles import TarWriter, write_table
-
     rows = []
-    with TarWriter(path(config, folder, shard, ".tar")) as tar:
-        for row, files in over_objects(config, stage, shard, tasks, compute):
+    with TarWriter(job.file(".tar")) as tar:
+        for row, files in over_objects(job, tasks, compute):
             rows.append(row | {name: data for name, data in files if name in columns})
             for name, data in files:
                 if name not in columns:
                     tar.add(member.format(uid=row["uid"], name=name), data)
-    write_table(path(config, folder, shard, ".parquet"), rows, stage_schema(columns))
+    write_table(job.file(".parquet"), rows, stage_schema(columns))
 
 
-def fail_as_a_whole(config: Config, what: str, errors: dict[str, str], total: int) -> None:
+def fail_as_a_whole(job: Job, errors: dict[str, str], total: int) -> None:
     """Stops a stage whose objects nearly all failed: then the fault is hardly theirs."""
-    if total >= _SHARD_TO_FAIL_AS_A_WHOLE and len(errors) > config.workers.max_failed_fraction * total:
+    if total >= _SHARD_TO_FAIL_AS_A_WHOLE and len(errors) > job.max_failed_fraction * total:
         common = Counter(errors.values()).most_common(3)
         reasons = "; ".join(f"{count} x {error}" for error, count in common)
-        raise ClipgsError(f"{what}: {len(errors)} of {total} objects failed: {reasons}")
+        raise ClipgsError(f"{job}: {len(errors)} of {total} objects failed: {reasons}")
 
 
-def in_workers(
-    function: Callable[[Any], tuple[Row, Files]],
-    config: Config,
-    limits: Literal["load", "fit"],
-    threads: int,
-) -> Callable[[list[Task]], Iterator[tuple[Task, tuple[Row, Files] | str]]]:
-    """A `compute` that runs `function` in processes with limits of time and memory; a crash is the object's error.
+class Limits(NamedTuple):
+    """Of one object's work in a process of its own."""
 
-    `limits` names the keys of `workers` that hold: for one mesh, or for one splat.
-    """
-    timeout_seconds: float = getattr(config.workers, f"{limits}_timeout_seconds")
-    memory_mb: int = getattr(config.workers, f"{limits}_memory_mb")
+    timeout_seconds: float
+    memory_mb: int
 
-    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+
+def in_workers(function: Callable[[Any], tuple[Row, Files]], threads: int, limits: Limits) -> Compute:
+    """A `compute` that runs `function` in processes with limits of time and memory; a crash is the object's error."""
+
+    def compute(tasks: list[Task]) -> Results:
         from clipgs.core import workers
 
         if not tasks:
             return
-        count = min(workers.usable_workers(threads, memory_mb), len(tasks))
+        count = min(workers.usable_workers(threads, limits.memory_mb), len(tasks))
         payloads = (task.payload for task in tasks)
-        for index, result in workers.run(
-            function, payloads, workers=count, timeout_seconds=timeout_seconds, memory_mb=memory_mb
-        ):
+        for index, result in workers.run(function, payloads, workers=count, **limits._asdict()):
             yield tasks[index], result.error if isinstance(result, workers.Failure) else result
 
     return compute

@@ -12,16 +12,15 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from clipgs.core.errors import ClipgsError, describe_error
-from clipgs.core.processes import end_with
+from clipgs.core.processes import end_with, free_memory_bytes, usable_cores
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def run(
         context=multiprocessing.get_context("spawn"),
     )
     waiting = iter(enumerate(tasks))
-    running: dict[Any, int] = {}
+    running: dict[Future[bytes], int] = {}
     try:
         while True:
             # One task more than workers lies ready; more would only wait where a crash could reach them.
@@ -91,9 +90,9 @@ def run(
                 running[future] = entry[0]
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                yield index, _outcome(future, timeout_seconds, memory_mb)
+            for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(finished)
+                yield index, _outcome(finished, timeout_seconds, memory_mb)
                 if progress is not None:
                     progress()
         pool.close()
@@ -102,7 +101,7 @@ def run(
         pool.join()
 
 
-def _outcome(future: Any, timeout_seconds: float, memory_mb: int) -> Any:
+def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> Any:
     try:
         outcome = pickle.loads(future.result())
     except TimeoutError:
@@ -170,72 +169,9 @@ def _watch_memory(finished: threading.Event, limit_bytes: int) -> None:
 
 
 def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/")) -> int:
-    """How many workers fit: the least of `threads`, the cores this process may run on, and free memory over
-    the need of one; at least 1.
+    """How many workers fit: the least of `threads`, the usable cores, and free memory over the need of one; at least 1.
 
-    Cores: the affinity mask and the processor quota of the control groups (v1 and v2). Memory: what the
-    system says is available, and what the control groups leave. `root` is where /proc and /sys are looked
-    for.
+    `root` is where /proc and /sys are looked for.
     """
-    cores = min([len(os.sched_getaffinity(0)), *_group_cores(root)])
-    free_bytes = min([psutil.virtual_memory().available, *_group_free_bytes(root)])
-    return max(1, min(threads, int(cores), int(free_bytes / (memory_mb_per_worker << 20))))
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control groups for a controller, up to the outermost; v2 first, then
-    v1.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, name = line.split(":", 2)
-        if number == "0" and not controllers:
-            base = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            base = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        folder = base / name.strip("/")
-        # Inside a container the path may be the host's; the container's own group is then the base.
-        yield from (path for path in (folder, *folder.parents) if path.is_relative_to(base) and path.is_dir())
-
-
-def _number(path: Path) -> float | None:
-    """First number of a control file; None where there is no file or no limit."""
-    try:
-        return float(path.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _group_cores(root: Path) -> Iterator[float]:
-    for folder in _groups(root, "cpu"):
-        quota = _number(folder / "cpu.max")
-        if quota is not None:
-            yield quota / float((folder / "cpu.max").read_text().split()[1])
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if quota is not None and period and quota > 0:
-            yield quota / period
-
-
-def _group_free_bytes(root: Path) -> Iterator[float]:
-    for folder in _groups(root, "memory"):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            limit, used = _number(folder / limit_name), _number(folder / used_name)
-            if limit is not None and used is not None:
-                yield limit - used + _reclaimable_bytes(folder)
-
-
-def _reclaimable_bytes(folder: Path) -> float:
-    """File cache, which counts as used and is given up on demand."""
-    try:
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 0.0
-    return float(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
+    fitting = int(free_memory_bytes(root) / (memory_mb_per_worker << 20))
+    return max(1, min(threads, usable_cores(root), fitting))

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from clipgs.config import Config
 from clipgs.core.files import check, sha256_of
-from clipgs.core.runner import Progress, path
+from clipgs.core.runner import Progress
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
 from clipgs.evaluation.stages import Embeddings, class_names, index_rows, lvis_shapes, run_folder, said, write_json
 from clipgs.evaluation.zeroshot import zero_shot
+from clipgs.stages import path
 
 log = logging.getLogger(__name__)
 

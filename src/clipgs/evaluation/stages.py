@@ -13,11 +13,12 @@ from clipgs.core.bundles import read_table, tar_objects, write_safetensors
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import check, write_bytes
 from clipgs.core.processes import usable_cores
-from clipgs.core.runner import Progress, Task, path
+from clipgs.core.runner import Progress, Task
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import Gallery, gallery, seeded_view
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
+from clipgs.stages import path
 from clipgs.triplets.captions import spoken
 
 log = logging.getLogger(__name__)

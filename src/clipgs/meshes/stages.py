@@ -1,6 +1,5 @@
 """The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed pictures."""
 
-import errno
 import io
 import queue
 import threading
@@ -14,10 +13,11 @@ from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
-from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, advice, describe_error
 from clipgs.core.files import check, sha256_of
-from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, path, table, write_objects
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, write_objects
 from clipgs.core.seeds import seed_of
+from clipgs.stages import job, path, table
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:
@@ -27,7 +27,7 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.catalog.records import stage_schema
+    from clipgs.core.runner import stage_schema
 
     check(shard_path(config, shard))
     rows = read_table(shard_path(config, shard))
@@ -38,11 +38,11 @@ def fetch(config: Config, shard: str, threads: int) -> None:
         for task in tasks:
             (remote if sources[task.payload[1]["source"]].remote else local).append(task)
         yield from _in_threads(config, sources, remote)
-        in_processes = in_workers(_fetch, config, "load", threads)
+        in_processes = in_workers(_fetch, threads, config.workers.load_limits)
         yield from in_processes(local)
 
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
-    done = [row for row, _ in over_objects(config, "fetch", shard, tasks, compute)]
+    done = [row for row, _ in over_objects(job(config, "fetch", shard), tasks, compute)]
     extra = {"path": pa.string(), "sha256": pa.string(), "bytes": pa.int64()}
     write_table(path(config, "meshes", shard, ".parquet"), done, stage_schema(extra))
 
@@ -96,10 +96,8 @@ def _fetch(payload: tuple[Config, Row], objects: Source | None = None) -> tuple[
     try:
         mesh = objects.fetch(row)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # the disk's fault, not the object's
-            raise ClipgsError(
-                f"{config.cache_path}: {error.strerror}; free some space or set another `cache`"
-            ) from None
+        if error.errno in DISK_FULL:  # the disk's fault, not the object's
+            raise ClipgsError(f"{config.cache_path}: {error.strerror}{advice(error, 'cache')}") from None
         raise
     size = mesh.stat().st_size
     if size > config.meshes.max_file_mb * 1_000_000:
@@ -150,14 +148,14 @@ def sample(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.catalog.records import stage_schema
+    from clipgs.core.runner import stage_schema
 
     tasks = _mesh_tasks(config, shard, "sample")
-    compute = in_workers(_sample, config, "load", threads)
+    compute = in_workers(_sample, threads, config.workers.load_limits)
     rows: list[Row] = []
 
     def arrays() -> Any:
-        for row, files in over_objects(config, "sample", shard, tasks, compute):
+        for row, files in over_objects(job(config, "sample", shard), tasks, compute):
             rows.append(row)
             for name, data in files:
                 yield f"{row['uid']}/{name}", np.load(io.BytesIO(data), allow_pickle=False)
@@ -195,8 +193,8 @@ def view(config: Config, shard: str, threads: int) -> None:
     import pyarrow as pa
 
     tasks = _mesh_tasks(config, shard, "view")
-    compute = in_workers(_view, config, "load", threads)
-    write_objects(config, "view", "views", shard, tasks, compute, {_THUMBNAIL: pa.binary()})
+    compute = in_workers(_view, threads, config.workers.load_limits)
+    write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary()})
 
 
 _THUMBNAIL = "thumbnail"

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
+from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import describe_error
-from clipgs.core.processes import usable_cores
+from clipgs.core.processes import free_memory_bytes, usable_cores
 
 GIB = 2**30
 PROBE_SECONDS = 120  # the first import of torch from a cold network disk takes a minute
@@ -180,16 +183,9 @@ def _c_compiler(driver: dict[str, Any]) -> tuple[Status, str, str]:
     return "note", f"none: {use}", "sudo apt-get install -y build-essential"
 
 
-def _nvcc() -> str | None:
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
-        if home and os.access(nvcc := f"{home}/bin/nvcc", os.X_OK):
-            return nvcc
-    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-
-
 def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
     wanted = torch.get("cuda")
-    nvcc = _nvcc()
+    nvcc = find_nvcc()
     if nvcc is None:
         use = "gsplat's extension is built with it" if driver.get("found") else "only a GPU run needs it"
         toolkit = f"the CUDA {wanted} toolkit" if wanted else "the CUDA toolkit"
@@ -219,7 +215,7 @@ def _gsplat(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str,
     built = Path(torch["extensions"]) / "gsplat_cuda" / "gsplat_cuda.so"
     if built.is_file():
         return "ok", f"installed, its extension is built ({built})", ""
-    if _nvcc() is None:
+    if find_nvcc() is None:
         remedy = "install the CUDA toolkit and set CUDA_HOME" if gpu else ""
         return lacking, "installed, but its extension is not built and cannot be: no nvcc", remedy
     return "note", "installed, its extension will be built at first use (a minute or more)", ""
@@ -259,17 +255,8 @@ def _cores() -> tuple[Status, str, str]:
 
 
 def _memory() -> tuple[Status, str, str]:
-    import psutil
-
-    machine = psutil.virtual_memory()
-    free = [machine.available]
-    # What a container or a batch system leaves of it (control groups, version 2, then 1).
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        limit = Path("/sys/fs/cgroup") / name
-        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-            free.append(int(text))
-    usable = min(free) / GIB
-    found = f"{usable:.1f} GiB usable of {machine.total / GIB:.0f}"
+    usable = free_memory_bytes() / GIB
+    found = f"{usable:.1f} GiB usable of {psutil.virtual_memory().total / GIB:.0f}"
     if usable < 2:
         return "note", found, "close other programs, or run with --cores 1; a worker takes up to 1.5 GiB"
     return "ok", found, ""
@@ -319,13 +306,13 @@ def _probe_opengl() -> dict[str, Any]:
     """Draw one red triangle with pyrender through EGL, and look at its middle."""
     import numpy as np
 
-    from .meshes.headless import import_pyrender
+    from clipgs.meshes.headless import import_pyrender
 
     pyrender = import_pyrender()
     from OpenGL import GL
 
     corners = np.array([[-1, -1, -1], [1, -1, -1], [0, 1, -1]], np.float32)
-    red = pyrender.Primitive(corners, color_0=np.tile(np.float32([1, 0, 0, 1]), (3, 1)), mode=GL.GL_TRIANGLES)
+    red = pyrender.Primitive(corners, color_0=np.tile(np.array([1, 0, 0, 1], np.float32), (3, 1)), mode=GL.GL_TRIANGLES)
     scene = pyrender.Scene(bg_color=np.zeros(4))
     scene.add(pyrender.Mesh([red]))
     scene.add(pyrender.PerspectiveCamera(yfov=1.5))

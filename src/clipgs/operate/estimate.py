@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clipgs.catalog.shards import Plan, plan
 from clipgs.config import Config
+from clipgs.stages import STAGES
 
 # Bytes. A picture's are in proportion to its pixels, measured at 128 and 256 px on real and built-in objects.
 POINT_BYTES = 36
@@ -29,7 +30,7 @@ GPU_JOB_SECONDS = 20  # of a job that fits, during which its GPU waits: its star
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage needs for all objects."""
+    """What one stage needs for all objects. Where nothing was measured, only its jobs are known."""
 
     stage: str
     jobs: int
@@ -37,17 +38,6 @@ class Need:
     core_hours: float
     gpu_hours: float  # where the stage runs on a GPU; its core-hours are those without one
     passing: bool  # the configuration drops its files when nothing needs them any more
-
-
-# Stages whose files have another folder than their name.
-FOLDERS = {
-    "fetch": "meshes",
-    "sample": "points",
-    "view": "views",
-    "fit": "splats",
-    "render": "renders",
-    "pack": "triplets",
-}
 
 
 def rates(config: Config) -> dict[str, tuple[float, float, float]]:
@@ -75,36 +65,36 @@ def needs(config: Config) -> tuple[Plan, list[Need]]:
         ClipgsError: as `clipgs.catalog.shards.plan`.
     """
     made = plan(config)
-    objects, shards = made.objects, len(made.shards)
-    return made, [
-        Need(
-            stage,
-            shards,
-            objects * size,
-            objects * seconds / 3600,
-            objects * gpu / 3600,
-            FOLDERS[stage] in config.temporary,
-        )
-        for stage, (size, seconds, gpu) in rates(config).items()
-    ]
+    objects, of_object = made.objects, rates(config)
+    needs = []
+    needed = {"index"}
+    for stage in reversed(STAGES.values()):
+        needed |= set(stage.after) if stage.name in needed else set()
+    for stage in (stage for stage in STAGES.values() if stage.name in needed or stage.by_object):
+        size, seconds, gpu = of_object.get(stage.name, (0.0, 0.0, 0.0))
+        jobs = len(made.shards) if stage.per == ("shard",) else 1
+        passing = stage.folder in config.temporary
+        needs.append(Need(stage.name, jobs, objects * size, objects * seconds / 3600, objects * gpu / 3600, passing))
+    return made, needs
 
 
 def plan_text(config: Config) -> str:
     """Which objects are taken, and the needs as a table, for `clipgs plan`."""
     made, stages = needs(config)
-    shards = len(made.shards)
-    jobs = (len(stages) + len(("label", "caption"))) * shards + len(("freeze", "objects", "index"))
+    jobs = sum(need.jobs for need in stages)
     lines = [
         *(f"{note[0].upper()}{note[1:]}." for note in made.notes),
-        f"{made.objects:,} objects in {shards:,} shards of up to {config.catalog.shard_objects:,}, {jobs:,} jobs",
-        f"{'stage':<8} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
+        f"{made.objects:,} objects in {len(made.shards):,} shards of up to {config.catalog.shard_objects:,}, "
+        f"{jobs:,} jobs",
+        f"{'stage':<8} {'jobs':>7} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
     ]
     for need in stages:
-        gpu = time_text(need.gpu_hours) if need.gpu_hours else ""
-        row = f"{need.stage:<8} {size_text(need.disk_bytes):>10} {time_text(need.core_hours):>12} {gpu:>12}"
+        disk = size_text(need.disk_bytes) if need.disk_bytes else ""
+        core, gpu = (time_text(hours) if hours else "" for hours in (need.core_hours, need.gpu_hours))
+        row = f"{need.stage:<8} {need.jobs:>7,} {disk:>10} {core:>12} {gpu:>12}"
         lines.append((row + ("  dropped when no longer needed" if need.passing else "")).rstrip())
     kept = sum(need.disk_bytes for need in stages if not need.passing)
-    lines.append(f"{'kept':<8} {size_text(kept):>10}")
+    lines.append(f"{'kept':<8} {'':>7} {size_text(kept):>10}")
     lines.append("fit runs on a GPU or on cores. Mesh files and their download are not counted.")
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,8 @@ from typing import Any, Self
 from clipgs.core.errors import ClipgsError
 
 
+# Not filelock: the locked file holds the holder's name, which its older versions empty when they only ask for the lock,
+# and `holder` asks with a shared lock, which it does not know.
 class OutputLock:
     """Holds an output for as long as the process lives: a lock of the operating system, so a kill gives it back.
 

@@ -4,26 +4,24 @@
 rule, so that Snakemake does what has no other cause; it changes no result.
 """
 
+import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clipgs.catalog.shards import frozen_shards, shard_path
 from clipgs.config import Config
-from clipgs.core.bundles import read_table
-from clipgs.core.errors import UsageError
-from clipgs.core.files import whole
-from clipgs.core.previous import BUNDLES, Previous
-from clipgs.core.runner import path
+from clipgs.core.bundles import read_table, tar_objects
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import check, whole
+from clipgs.core.runner import Files, Row
 from clipgs.core.seeds import canonical_json
 from clipgs.operate.lock import OutputLock
+from clipgs.stages import STAGES, Stage, fed_by, job, retriable
 
 log = logging.getLogger(__name__)
-
-# What is made of a stage's objects one by one, and so keeps what it has when one more comes.
-_AFTER = {"fetch": ("sample", "view", "fit", "render"), "sample": ("fit", "render"), "view": ("fit", "render"),
-          "fit": ("render",), "render": ()}  # fmt: skip
-STAGES = tuple(BUNDLES)
 
 
 def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
@@ -39,8 +37,8 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
         UsageError: the stage does not work object by object, or a shard is not there.
         ClipgsError: a run works on the output.
     """
-    if stage not in STAGES:
-        raise UsageError(f"{stage} cannot be retried; {', '.join(STAGES)} can")
+    if stage not in retriable():
+        raise UsageError(f"{stage} cannot be retried; {', '.join(retriable())} can")
     known = frozen_shards(config)
     for shard in shards:
         if shard not in known:
@@ -52,9 +50,8 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
             if not count:
                 continue
             found[shard] = count
-            for each in (stage, *_AFTER[stage]):
-                if not Previous(config.output_path, each, shard).set_aside():
-                    log.info("%s %s is not there or not whole: the next run makes all of it", each, shard)
+            for each in (stage, *fed_by(stage)):
+                keep_good(config, each, shard)
             counts.setdefault(stage, {})[shard] = counts.get(stage, {}).get(shard, 0) + 1
         if found:
             with whole(_path(config)) as temporary:
@@ -84,8 +81,61 @@ def retries(config: Config) -> dict[str, dict[str, int]]:
 
 def _failed(config: Config, stage: str, shard: str) -> int:
     """How many objects failed there; what can never be used (a duplicate, an unreadable file) does not count."""
-    table = path(config, BUNDLES[stage][0], shard, ".parquet")
+    table, *_ = STAGES[stage].files(config.output_path, shard)
     if not table.exists():
         return 0
     never = {row["uid"] for row in read_table(shard_path(config, shard), ["uid", "note"]) if row["note"]}
     return sum(row["status"] != "ok" and row["uid"] not in never for row in read_table(table, ["uid", "status"]))
+
+
+def keep_good(config: Config, name: str, shard: str) -> None:
+    """Puts the shard's good objects back into the stage's journal: Snakemake removes the files that hold them before
+    the stage runs."""
+    files = STAGES[name].files(config.output_path, shard)
+    try:
+        for file in files:
+            check(file)
+    except ClipgsError:
+        log.info("%s %s is not there or not whole: the next run makes all of it", name, shard)
+        return
+    journal = job(config, name, shard).journal
+    journal.clear()
+    for uid, key, row, members in _objects(STAGES[name], files):
+        journal.put(uid, key, row, members)
+
+
+def _objects(stage: Stage, files: list[Path]) -> Iterator[tuple[str, str, Row, Files]]:
+    """Uid, key, row and files of each good object, as the stage made them."""
+    of_object = _members(stage, files)
+    for row in read_table(files[0]):
+        if row["status"] != "ok" or not row.get("key"):
+            continue
+        uid, key = row["uid"], row["key"]
+        pictures = [(name, value) for name, value in row.items() if isinstance(value, bytes)]
+        own = {name: value for name, value in row.items() if name not in ("uid", "status", "error", "key")}
+        yield uid, key, {name: own[name] for name in own if name not in dict(pictures)}, [*of_object(uid), *pictures]
+
+
+def _members(stage: Stage, files: list[Path]) -> Any:
+    """A function from a uid to its files in the shard's bundle."""
+    if stage.bundle == ".tar":
+        members = tar_objects(files[1])
+        return lambda uid: list(members[uid].read().items())
+    if stage.bundle == ".npz":
+        import numpy as np
+
+        arrays = np.load(files[1], allow_pickle=False)
+        names: dict[str, list[str]] = {}
+        for name in arrays.files:
+            names.setdefault(name.split("/")[0], []).append(name)
+
+        def of_arrays(uid: str) -> Files:
+            found = []
+            for name in names[uid]:
+                buffer = io.BytesIO()
+                np.save(buffer, arrays[name], allow_pickle=False)
+                found.append((name.removeprefix(f"{uid}/"), buffer.getvalue()))
+            return found
+
+        return of_arrays
+    return lambda uid: []

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,27 +22,26 @@ import yaml
 from clipgs.catalog.shards import frozen_shards, plan, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
-from clipgs.core.errors import ClipgsError
-from clipgs.core.previous import BUNDLES
-from clipgs.core.runner import mark_path, path
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
+from clipgs.stages import OF_RULE, STAGES, job, path, retriable
 
 STATES = ("done", "stale", "failed", "running", "to do")
 _SHOWN_FAILURES = 10
 _FILE = re.compile(r"(?:.*/)?(\d+)\.\w+")  # of a shard
-_SHARD_FILES = ("points", "views")  # that are needed no more once the splats are fitted
+_BEFORE_FIT = ("sample", "view")  # whose bundles are needed no more once the splats are fitted
 
 
 @dataclass
-class Stage:
-    """State to the shards of a stage that are in it; of a stage over all shards, there is one, named `all`."""
+class State:
+    """State to the jobs of a rule that are in it, each named by its shard or run; a job over everything is `all`."""
 
     shards: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in STATES})
     errors: dict[str, str] = field(default_factory=dict)  # shard to why its job failed
 
 
-def stages(config: Config, target: str | None = None, snakefile: Path | None = None) -> dict[str, Stage]:
+def stages(config: Config, target: str | None = None, snakefile: Path | None = None) -> dict[str, State]:
     """Each stage with its shards by state, in the order of the workflow.
 
     A shard is stale where something it was made of changed: an input, a setting, a version.
@@ -53,14 +53,13 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
     there: dict[tuple[str, str], bool] = {}
     for line in _summary(config, target, snakefile):
         file, _, rule, _, status, todo = line.split("\t")
-        match = _FILE.fullmatch(file)
-        key = (rule, match[1] if match else "all")
+        key = (rule, _instance(rule, file))
         pending[key] = pending.get(key, False) or todo != "no update"
         there[key] = there.get(key, True) and status != "missing"
     active = holder(config.output_path) is not None
-    found: dict[str, Stage] = {}
+    found: dict[str, State] = {}
     for rule, shard in sorted(pending):
-        stage = found.setdefault(rule, Stage())
+        stage = found.setdefault(rule, State())
         state = "done" if not pending[rule, shard] else "stale" if there[rule, shard] else "to do"
         mark = _mark(config, rule, shard)
         if state != "done" and mark:
@@ -71,14 +70,16 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
             else:
                 state, stage.errors[shard] = "failed", "its job ended without a word: killed, or out of memory or time"
         stage.shards[state].append(shard)
-    order = {name: index for index, name in enumerate(_RULES)}
+    order = {rule: index for index, rule in enumerate(OF_RULE)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-_RULES = (
-    *("freeze", "label", "objects", "fetch", "sample", "view", "fit", "render", "caption", "pack", "index", "teacher"),
-    *("embed_images", "embed_texts", "train", "embed_shapes", "evaluate", "baselines", "ablations", "report"),
-)
+def _instance(rule: str, file: str) -> str:
+    """Which of a rule's jobs makes a file: that of a shard, of an ablation's run, or the only one."""
+    per = OF_RULE[rule].per if rule in OF_RULE else ()
+    if match := _FILE.fullmatch(file):
+        return match[1]
+    return Path(file).parent.name if set(per) & {"row", "seed"} else "all"
 
 
 def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:
@@ -113,9 +114,9 @@ def find_snakefile() -> Path:
 
 def _mark(config: Config, rule: str, shard: str) -> dict[str, Any]:
     try:
-        found = json.loads(mark_path(config, rule.replace("_", "-"), shard).read_text())
+        found = json.loads(job(config, OF_RULE[rule].name, shard).mark.read_text())
         return found if found.get("state") in ("running", "failed") else {}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyError):
         return {}
 
 
@@ -142,8 +143,8 @@ def failures(config: Config) -> list[dict[str, Any]]:
             rows += [row for row in read_table(packed, [*columns, "stage"]) if row["status"] != "ok"]
             continue
         seen: set[str] = set()
-        for stage, folder in {**{name: folder for name, (folder, _) in BUNDLES.items()}, "caption": "captions"}.items():
-            table = path(config, folder, shard, ".parquet")
+        for stage in (*retriable(), "caption"):
+            table, *_ = STAGES[stage].files(config.output_path, shard)
             for row in read_table(table, columns) if table.exists() else ():
                 if row["status"] != "ok" and row["uid"] not in seen:
                     seen.add(row["uid"])
@@ -160,14 +161,13 @@ def disk(config: Config) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def could_go(config: Config, found: dict[str, Stage]) -> dict[str, int]:
+def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
     """What to remove to its bytes: files of earlier stages that no later one waits for, and leftovers."""
     fitted = set(found["fit"].shards["done"]) if "fit" in found else set()
     sizes = {}
-    for folder in _SHARD_FILES:
-        bundle = dict(BUNDLES.values()).get(folder) or ""
-        files = [path(config, folder, shard, bundle) for shard in fitted]
-        sizes[f"{folder}/*{bundle}"] = _bytes(files)
+    for stage in map(STAGES.__getitem__, _BEFORE_FIT):
+        files = [stage.files(config.output_path, shard)[1] for shard in fitted]
+        sizes[f"{stage.folder}/*{stage.bundle}"] = _bytes(files)
     damaged = [file for file in config.output_path.rglob("*.damaged")]
     sizes["*.damaged"] = _bytes(damaged)
     if holder(config.output_path) is None:
@@ -186,7 +186,7 @@ def _bytes(files: Iterable[Path]) -> int:
     return total
 
 
-def left(config: Config, found: dict[str, Stage]) -> dict[str, tuple[int, float, float]]:
+def left(config: Config, found: dict[str, State]) -> dict[str, tuple[int, float, float]]:
     """Stage to objects that it has still to make, core-hours and GPU-hours, at the rates of `estimate`."""
     import pyarrow.parquet as pq
 
@@ -223,8 +223,9 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     spare = could_go(config, found)
     if spare:
         lines.append("could go: " + ", ".join(f"{name} {size_text(size)}" for name, size in spare.items()))
-        if any(name.split("/")[0] in _SHARD_FILES for name in spare):
-            lines.append("          points and views: set `temporary` and run snakemake --delete-temp-output triplets;")
+        if any(name.split("/")[0] in ("points", "views") for name in spare):
+            command = snakemake("--delete-temp-output", "triplets")
+            lines.append(f"          points and views: set `temporary` and run {command};")
             lines.append("          a later change of a `fit` key makes them again")
     hours = left(config, found)
     if hours:
@@ -233,26 +234,47 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
             for name, (count, core, gpu) in hours.items()
         ])]  # fmt: skip
     lines += [f"run {name}: trained on {text}" for name, text in _runs(config)]
+    lines += ["", *_places(config)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _objects(config: Config) -> list[str]:
     from clipgs.triplets.card import failures as grouped
 
-    packed: Counter[str] = Counter()
-    for shard in frozen_shards(config):
-        table = path(config, "triplets", shard, ".parquet")
-        packed.update(row["status"] for row in (read_table(table, ["status"]) if table.exists() else ()))
+    tables = [path(config, "triplets", shard, ".parquet") for shard in frozen_shards(config)]
+    rows = [row for table in tables if table.exists() for row in read_table(table, ["status", "psnr"])]
+    psnr = [row["psnr"] for row in rows if row["status"] == "ok"]
     failed = failures(config)
-    lines = [f"objects: {packed['ok']:,} packed, {len(failed):,} failed"]
+    lines = [f"objects: {len(psnr):,} packed, {len(failed):,} failed{_quality(config, psnr)}"]
     reasons = grouped(failed)
     lines += [f"  {count:>6,} {stage}: {reason}" for stage, reason, count in reasons[:_SHOWN_FAILURES]]
     rest = reasons[_SHOWN_FAILURES:]
     if rest:
         lines.append(f"  {sum(count for *_, count in rest):>6,} for {len(rest)} rarer reasons")
-    if any(stage in BUNDLES for stage, *_ in reasons):
+    if any(stage in retriable() for stage, *_ in reasons):
         lines.append("  (clipgs retry STAGE tries the failed ones again, and no others)")
     return lines
+
+
+def _quality(config: Config, psnr: list[float]) -> str:
+    values = sorted(value for value in psnr if value is not None)  # ready splats have none
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    return (f", PSNR {mean:.1f} dB in the mean, {values[0]:.1f} to {values[-1]:.1f} (held-out views, "
+            f"{config.fit.gaussians:,} Gaussians, {config.fit.steps:,} steps, {config.views.pixels} px)")  # fmt: skip
+
+
+def _places(config: Config) -> list[str]:
+    """Where what was made lies."""
+    places = {
+        "triplets": "triplets/index.parquet",
+        "card": "triplets/README.md",
+        "pictures": "triplets/contact_sheet.png",
+        "report": "report/index.html",
+    }
+    found = {name: config.output_path / place for name, place in places.items()}
+    return [f"{name:<8}  {path}" for name, path in found.items() if path.exists()]
 
 
 def _runs(config: Config) -> list[tuple[str, str]]:

@@ -8,10 +8,12 @@ from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import SIDECAR, check, damage
 from clipgs.core.runner import Progress
+from clipgs.stages import STAGES
 
-# Folders in which every file has its sidecar.
-_CHECKED = ("catalog", "meshes", "points", "views", "splats", "renders", "captions", "triplets", "features")
-_PARTLY = ("teacher", "runs", "evaluation", "ablations", "report")  # beside them curves and states that still grow
+# Where every file has its sidecar: the catalog, and the folders of stages over shards.
+_CHECKED = ("catalog", *dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per == ("shard",)))
+# Elsewhere curves and states that still grow have none.
+_PARTLY = tuple(dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per != ("shard",)))
 _WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
 
 
@@ -21,7 +23,7 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
     Args:
         set_aside: move damaged files away, so that the next run makes them again.
     """
-    files = sorted(_files(config))
+    files = sorted(set(_files(config)))
     progress = Progress("verify", len(files), "file")
 
     def judge(file: Path) -> str | None:

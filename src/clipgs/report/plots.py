@@ -1,13 +1,15 @@
 """Plots as SVG text: they scale, follow the page's colours, and are the same bytes on every machine.
 
 Colours are classes (`c0` to `c9`, `axis`, `grid`) that the page's style sheet fills. All text is escaped here.
+matplotlib does not serve: its SVG is deterministic too, but colours marks by inline styles, which the page's policy
+forbids and dark mode cannot change, and its marks have no classes and no titles.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 260  # of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 42
@@ -15,7 +17,7 @@ COLORS = 10  # classes c0 to c9
 _MARKS = 5  # on an axis, about
 
 
-def histogram(values: Sequence[float], label: str, of: str = "objects") -> str:
+def histogram(values: Sequence[float], label: str, of: str = "objects") -> Markup:
     """How many values lie in each of at most 40 even bins."""
     numbers = np.asarray(values, float)
     low, high = _ends(numbers)
@@ -35,7 +37,7 @@ def histogram(values: Sequence[float], label: str, of: str = "objects") -> str:
     return plot.svg(f"Histogram of {label}")
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Markup:
     """One line a name, of (xs, ys); points that are not finite are left out."""
     kept = {}
     for name, (xs, ys) in lines.items():
@@ -44,7 +46,7 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
         if points.shape[1]:
             kept[name] = points[:, np.unique(np.linspace(0, points.shape[1] - 1, 400).round().astype(int))]
     if not kept:
-        return ""
+        return Markup()
     every = np.concatenate(list(kept.values()), axis=1)
     plot = _Plot(_ends(every[0]), _ends(every[1]), x_label, y_label)
     for i, (name, points) in enumerate(kept.items()):
@@ -65,7 +67,7 @@ def scatter(
     names: Sequence[str],  # [n]
     titles: Sequence[str],  # [n] what is said of each point
     label: str,
-) -> str:
+) -> Markup:
     """Points in a plane, the nine commonest names in colours of their own."""
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     common = sorted(counts, key=lambda name: (-counts[name], name))[: COLORS - 1]
@@ -86,7 +88,7 @@ def heatmap(
     rows: Sequence[str],
     columns: Sequence[str],
     label: str,
-) -> str:
+) -> Markup:
     """A table of shades, with names along it; each cell says its value."""
     cell, longest = 22, 110
     width, height = longest + cell * len(columns) + 6, longest + cell * len(rows) + 6
@@ -105,13 +107,13 @@ def heatmap(
     for j, name in enumerate(columns):
         x = longest + cell * j + 15
         parts.append(f'<text class="axis" transform="translate({x} {longest - 6}) rotate(-90)">{_short(name)}</text>')
-    return (
+    return Markup(
         f'<svg class="heatmap" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 
-def legend(names: Sequence[str], colors: Sequence[int] | None = None) -> str:
+def legend(names: Sequence[str], colors: Sequence[int] | None = None) -> Markup:
     """The names beside their colours."""
     chosen = colors if colors is not None else [i % COLORS for i in range(len(names))]
     items = "".join(
@@ -119,11 +121,11 @@ def legend(names: Sequence[str], colors: Sequence[int] | None = None) -> str:
         f'<rect class="c{color}" width="10" height="10"/></svg> {escape(name)}</li>'
         for name, color in zip(names, chosen, strict=True)
     )
-    return f'<ul class="legend">{items}</ul>' if items else ""
+    return Markup(f'<ul class="legend">{items}</ul>' if items else "")
 
 
 class _Plot:
-    """Axes, and the way from numbers to places in the drawing."""
+    """Axes, and the mapping from values to coordinates."""
 
     def __init__(
         self,
@@ -163,8 +165,8 @@ class _Plot:
     def add(self, part: str) -> None:
         self._parts.append(part)
 
-    def svg(self, label: str) -> str:
-        return (
+    def svg(self, label: str) -> Markup:
+        return Markup(
             f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
             f"{''.join(self._parts)}</svg>"
         )

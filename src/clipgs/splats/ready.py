@@ -14,9 +14,10 @@ from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
-from clipgs.core.runner import Files, Row, Task, good, in_workers, table
+from clipgs.core.runner import Files, Row, Task, good, in_workers
 from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
+from clipgs.stages import table
 
 Compute = Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]]
 
@@ -54,7 +55,7 @@ def tasks(config: Config, shard: str) -> list[Task]:
 
 def beside(fit: Compute, config: Config, threads: int) -> Compute:
     """A `compute` that gives ready splats to workers, and all other tasks to `fit`."""
-    place_all = in_workers(_place, config, "fit", threads)
+    place_all = in_workers(_place, threads, config.workers.fit_limits)
 
     def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
         ready = [task for task in tasks if isinstance(task.payload, ReadySplat)]

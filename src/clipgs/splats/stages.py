@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from clipgs.catalog.records import stage_schema
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS
 from clipgs.config import Config
@@ -20,8 +19,9 @@ from clipgs.core.bundles import Members, TarWriter, read_table, tar_objects, wri
 from clipgs.core.devices import take_gpus, visible_gpus
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error
 from clipgs.core.files import check
-from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, path, table
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, stage_schema
 from clipgs.core.seeds import seed_of
+from clipgs.stages import job, path, table
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def fit(config: Config, shard: str, threads: int) -> None:
             payload = (config, uid, points, views[uid], seed_of(config.seed, "fit", uid))
             tasks.append(Task(uid, f"{sha256(cloud).hexdigest()} {views[uid].digest()}", payload))
     on_gpu = partial(_fit_batches, threads=threads)
-    compute = on_gpu if device(config) == "cuda" else in_workers(_fit_one, config, "fit", threads)
+    compute = on_gpu if device(config) == "cuda" else in_workers(_fit_one, threads, config.workers.fit_limits)
     if any(row["source"] in READY_SPLATS for row in read_table(shard_path(config, shard), ["source"])):
         from clipgs.splats import ready
 
@@ -80,7 +80,7 @@ def fit(config: Config, shard: str, threads: int) -> None:
         compute = ready.beside(compute, config, threads)
     rows = []
     with TarWriter(path(config, "splats", shard, ".tar")) as tar:
-        for row, files in over_objects(config, "fit", shard, tasks, compute):
+        for row, files in over_objects(job(config, "fit", shard), tasks, compute):
             rows.append(row)
             for _, data in files if row["status"] == "ok" else ():
                 tar.add(f"{row['uid']}.ply", data)
@@ -272,10 +272,12 @@ def render(config: Config, shard: str, threads: int) -> None:
     fitted, plys = good(table(config, "splats", shard)), tar_objects(splats)
     tasks = [Task(uid, plys[uid].digest(), (config, plys[uid])) for uid in fitted]
     on_gpu = partial(_render_batches, threads=threads)
-    compute = on_gpu if device(config, alone=False) == "cuda" else in_workers(_render_one, config, "fit", threads)
+    compute = (
+        on_gpu if device(config, alone=False) == "cuda" else in_workers(_render_one, threads, config.workers.fit_limits)
+    )
     rows = []
     with TarWriter(path(config, "renders", shard, ".tar")) as tar:
-        for row, files in over_objects(config, "render", shard, tasks, compute):
+        for row, files in over_objects(job(config, "render", shard), tasks, compute):
             rows.append(row)
             for name, data in files:
                 tar.add(f"{row['uid']}/{name}", data)

@@ -21,8 +21,9 @@ from clipgs.core import workers
 from clipgs.core.bundles import Members, tar_objects, write_safetensors
 from clipgs.core.errors import ClipgsError, describe_error
 from clipgs.core.files import check
-from clipgs.core.runner import Files, Row, Task, good, over_objects, path, table
+from clipgs.core.runner import Files, Row, Task, good, over_objects
 from clipgs.splats.pictures import read_all
+from clipgs.stages import job, path, table
 from clipgs.teacher import model as teachers
 from clipgs.teacher.model import Teacher
 
@@ -64,7 +65,7 @@ def embed_images(config: Config, shard: str, threads: int) -> None:
     tasks = [Task(uid, f"{files.digest()} {teacher.weights_sha256}", files) for uid, files in seen.items()]
     uids, rows = [], []
     compute = partial(embed, teacher, threads=threads, config=config)
-    for row, files in over_objects(config, "embed-images", shard, tasks, compute):
+    for row, files in over_objects(job(config, "embed-images", shard), tasks, compute):
         if row["status"] == "ok":
             uids.append(row["uid"])
             rows.append(np.frombuffer(files[0][1], np.float16).reshape(config.views.count, -1))

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgs import __version__
-from clipgs.config import SMALL_TEACHER, Config, read, stage_settings
+from clipgs.config import SMALL_TEACHER, Config, read
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import atomic, check, sha256_of, whole, write_bytes
 from clipgs.core.processes import usable_cores
 from clipgs.core.seeds import canonical_json
+from clipgs.stages import stage_settings
 
 if TYPE_CHECKING:
     from clipgs.splats.gaussians import Gaussians

@@ -28,11 +28,12 @@ from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error
 from clipgs.core.files import check, whole
 from clipgs.core.processes import usable_cores
-from clipgs.core.runner import Progress, path, table
+from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats import ply
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
+from clipgs.stages import path, table
 from clipgs.teacher import features
 from clipgs.training.augment import draw
 from clipgs.training.gather import Rows

@@ -16,9 +16,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, distributed
 
-from clipgs.config import Config, runtime_settings, stage_settings
+from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.processes import PARENT
+from clipgs.stages import runtime_settings, stage_settings
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from clipgs.catalog.shards import frozen_shards
-from clipgs.config import Config, Training, stage_settings
+from clipgs.config import Config, Training
 from clipgs.core.errors import ClipgsError
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
 from clipgs.splats.stages import device as device_of
+from clipgs.stages import stage_settings
 from clipgs.training import checkpoints, distributed, runs
 from clipgs.training.augment import DRAWS, augment
 from clipgs.training.data import Batch, Prefetch, TrainingBatches, TrainingData, compact

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipgs.config import Config, stage_settings
+from clipgs.config import Config
 from clipgs.core.files import write_bytes
+from clipgs.stages import stage_settings
 
 
 def run_path(config: Config) -> Path:

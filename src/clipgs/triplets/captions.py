@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from clipgs.catalog.records import stage_schema
 from clipgs.config import Caption, Config
 from clipgs.core.errors import UsageError
 from clipgs.core.files import sha256_of
+from clipgs.core.runner import stage_schema
 
 Row = dict[str, Any]
 Look = Callable[[Sequence[str]], list[Row]]  # uids to the rows of captions that a model writes of their pictures

@@ -18,10 +18,11 @@ from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import check
-from clipgs.core.runner import Files, Row, Task, good, over_objects, path, table
+from clipgs.core.runner import Files, Row, Task, good, over_objects
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_all
 from clipgs.splats.stages import device as chosen_device
+from clipgs.stages import job, path, table
 from clipgs.teacher import features
 from clipgs.teacher import model as teacher
 from clipgs.teacher.model import Teacher
@@ -60,7 +61,7 @@ def look(config: Config, shard: str) -> Look:
             if uid in shown
         ]
         compute = partial(_write_all, config)
-        rows = {row["uid"]: row for row, _ in over_objects(config, "caption", shard, tasks, compute)}
+        rows = {row["uid"]: row for row, _ in over_objects(job(config, "caption", shard), tasks, compute)}
         missing = f"no pictures of it in {folder}/{shard}.tar"
         return [{**caption_row(uid, error=missing), **rows.get(uid, {})} for uid in uids]
 

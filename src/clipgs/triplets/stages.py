@@ -1,8 +1,6 @@
-"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset, and a summary at the end."""
+"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset."""
 
 import json
-import statistics
-from pathlib import Path
 
 from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
@@ -10,7 +8,8 @@ from clipgs.catalog.sources import source
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.files import check
-from clipgs.core.runner import fail_as_a_whole, good, path, table
+from clipgs.core.runner import fail_as_a_whole, good
+from clipgs.stages import job, path, table
 
 
 def caption(config: Config, shard: str, threads: int) -> None:
@@ -34,7 +33,7 @@ def caption(config: Config, shard: str, threads: int) -> None:
     else:
         rows = captioner(config.caption.captioner)(frozen, labels, located(config))
     errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
-    fail_as_a_whole(config, f"caption {shard}", errors, len(rows))
+    fail_as_a_whole(job(config, "caption", shard), errors, len(rows))
     write_table(path(config, "captions", shard, ".parquet"), rows, schema())
 
 
@@ -104,33 +103,3 @@ def index(config: Config) -> None:
     curation = json.loads(curation_path(config).read_text())
     views = {shard: path(config, "views", shard, ".parquet") for shard in shards}
     write_card(folder, tables, views, config.pack, curation)
-
-
-def summary(config: Config) -> str:
-    """A few lines on what was made: objects, failures with their reasons, quality, and where everything lies."""
-    folder = config.output_path / "triplets"
-    rows = [row for shard in frozen_shards(config) for row in _packed(folder / f"{shard}.parquet")]
-    done = [row for row in rows if row["status"] == "ok"]
-    lines = [f"objects    {len(rows)}", f"triplets   {len(done)}", f"failures   {len(rows) - len(done)}"]
-    lines += [f"           {row['uid']}: {row['stage']}: {row['error']}" for row in rows if row["status"] != "ok"][:10]
-    psnr = sorted(row["psnr"] for row in done if row["psnr"] is not None)  # ready splats have none
-    if psnr:
-        lines.append(
-            f"PSNR       {statistics.fmean(psnr):.1f} dB in the mean, {psnr[0]:.1f} to {psnr[-1]:.1f}, held-out views"
-            f" ({config.fit.gaussians} Gaussians, {config.fit.steps} steps, {config.views.pixels} px)"
-        )
-    places = {
-        "triplets": "[0-9]*.tar",
-        "index": "index.parquet",
-        "card": "README.md",
-        "pictures": "contact_sheet.png",
-    }
-    lines += [f"{name:<10} {folder / pattern}" for name, pattern in places.items()]
-    page = config.output_path / "report" / "index.html"
-    if page.exists():
-        lines.append(f"{'report':<10} {page}")
-    return "\n".join(lines) + "\n"
-
-
-def _packed(file: Path) -> list[dict]:
-    return read_table(file, ["uid", "status", "stage", "error", "psnr"]) if file.exists() else []

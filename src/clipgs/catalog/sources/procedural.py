@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipgs.config import STAGES, Config
+from clipgs.config import Config
 from clipgs.core.files import whole
 from clipgs.shapes import furniture, outdoors, things, vehicles
 from clipgs.shapes.design import Design, Dice
 from clipgs.shapes.glb import write_glb
+from clipgs.stages import STAGES
 
 DESIGNS: dict[str, Callable[[Dice], Design]] = {
     "chair": furniture.chair,
@@ -100,7 +101,7 @@ class ProceduralSource:
     def __init__(self, config: Config) -> None:
         self._count, self._seed = config.catalog.procedural.objects, config.seed
         # The cache is shared: what another version of the designs made has another place.
-        self._folder = config.cache_path / self.name / f"version-{STAGES['fetch'][0]}"
+        self._folder = config.cache_path / self.name / f"version-{STAGES['fetch'].version}"
 
     def locators(self) -> list[str]:
         return [locator(index, self._seed) for index in range(self._count)]

@@ -6,21 +6,21 @@ device. Sums over pixels are added in no fixed order, so results repeat to about
 """
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from clipgs.config import Config, Fit
+from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import ClipgsError
 from clipgs.splats.fitting import BETA_1, BETA_2, Schedule, report
 from clipgs.splats.gaussians import Views
@@ -297,8 +297,7 @@ def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
     folder = Config().cache_path / "kernels"
     place = folder / f"fit-{target}-{hashlib.sha256(source).hexdigest()[:16]}.so"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(place.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(place.with_suffix(".lock")):
         if not place.exists():
             _compile(target, place)
     loaded = ctypes.CDLL(str(place))
@@ -310,9 +309,7 @@ def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
 
 
 def _compile(target: str, place: Path) -> None:
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    candidates = [f"{home}/bin/nvcc" for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    nvcc = find_nvcc()
     if nvcc is None:
         raise ClipgsError(
             "fitting on CUDA needs the CUDA toolkit's compiler once, and there is no nvcc: install the toolkit and set "

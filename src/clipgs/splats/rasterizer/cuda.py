@@ -1,11 +1,11 @@
 """The rasteriser's CUDA engine: gsplat's kernels (Ye et al., gsplat: An Open-Source Library for Gaussian Splatting,
 2024) behind this project's interface."""
 
-import fcntl
 import functools
 from collections.abc import Callable
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from clipgs.config import Config
@@ -65,8 +65,7 @@ def _rasterization() -> Callable:
     try:
         from gsplat import rasterization
 
-        with open(folder / "gsplat.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder / "gsplat.lock"):
             from gsplat.cuda import _backend
     except ImportError as error:
         raise RuntimeError(

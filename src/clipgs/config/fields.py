@@ -1,0 +1,37 @@
+"""What a section of the configuration is made of."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from clipgs.config.recipes import KEYS, PAPER
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+def setting(
+    default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any
+) -> Any:
+    """A setting.
+
+    Args:
+        unit: or the kind of the value: `path`, `name`.
+        meaning: one sentence.
+        assumed: the paper leaves it open.
+        runtime: it cannot change a result (a place, a device, a limit), so it is in no stage's settings.
+        limits: of pydantic's `Field`.
+    """
+    extra = {"unit": unit, "assumed": assumed, "runtime": runtime}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def recipe_setting(name: str, unit: str, meaning: str, *, assumed: bool = False, **limits: Any) -> Any:
+    """A setting that the recipe gives where the user gives none; `name` is its dotted name."""
+    return setting(KEYS[name][PAPER], unit, meaning, assumed=assumed, **limits)
+
+
+def section(model: type[BaseModel]) -> Any:
+    """A section inside another."""
+    return Field(default_factory=model, description=(model.__doc__ or "").strip())

@@ -1,0 +1,63 @@
+"""The configurations of an ablation's runs. Imports nothing heavy: Snakemake asks whenever it parses.
+
+Each row is a few settings over the configured run's. All rows of a seed start from the same first weights: Uni3D's,
+where the user has its checkpoint, else those of our own point encoder of that seed, which is trained on the surface
+points of the meshes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from clipgs.config import Config, check, merge
+from clipgs.config.ablations import ONE_VIEW, POINTS_ONLY, ROWS
+
+ABLATION = "ablation-"  # what the names of its runs begin with
+START = "points-s"  # the same of the point encoder's runs
+
+
+def chosen(config: Config) -> list[str]:
+    """The configured rows, in the order of the table."""
+    return [row for row in ROWS if row in config.ablations.rows]
+
+
+def of_row(config: Config, row: str, seed: int) -> Config:
+    """The configuration of a row's run with a seed. Applied twice, it gives the same."""
+    over: dict[str, Any] = {
+        "encoder": {**_first_weights(config, seed), **ROWS[row].settings["encoder"]},
+        "training": {**ROWS[row].settings["training"], "run": f"{ABLATION}{row}-s{seed}", "seed": seed},
+        # What the table does not show is not computed for each of its runs.
+        "evaluation": {"pictures": [config.teacher.images], "few_shot": [], "examples": 0},
+        "workers": {"gpus": 1},  # the rows are trained side by side
+    }
+    return _over(config, over)
+
+
+def of_start(config: Config, seed: int) -> Config:
+    """The configuration of the point encoder's run with a seed. Applied twice, it gives the same."""
+    over: dict[str, Any] = {
+        "output": str(points_output(config)),
+        "encoder": {**POINTS_ONLY, "initialisation": "none", "weights": None},
+        "training": {**ONE_VIEW, "run": f"{START}{seed}", "seed": seed},
+        "workers": {"gpus": 1},
+    }
+    return _over(config, over)
+
+
+def _over(config: Config, values: dict[str, Any]) -> Config:
+    return check(merge(config.model_dump(mode="json"), values), where="ablations")
+
+
+def points_output(config: Config) -> Path:
+    """An output beside the triplets whose "splats" are the surface points of the meshes, with the same features."""
+    return config.output_path / "ablations" / "points"
+
+
+def has_uni3d(config: Config) -> bool:
+    """Whether the rows start from Uni3D's checkpoint."""
+    return config.encoder.initialisation == "uni3d" and config.encoder.weights is not None
+
+
+def _first_weights(config: Config, seed: int) -> dict[str, Any]:
+    if has_uni3d(config):
+        return {}
+    return {"initialisation": "points", "weights": str(points_output(config) / "runs" / f"{START}{seed}")}

@@ -1,0 +1,417 @@
+"""What each section of the report shows, as plain data.
+
+A section is a function of the `Sources`. It returns what its template needs; what is empty is left out of the page.
+Nothing here is HTML, except for the SVG of the plots: the templates escape all text.
+"""
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipgs.config import SMALL_TEACHER, Config
+from clipgs.report import plots
+from clipgs.report.results import Pictures, Results, Row, Triplets
+from clipgs.splats import ply
+from clipgs.splats.export import SPLAT_ROW, to_splat
+from clipgs.triplets import card
+
+MAX_GAUSSIANS = 30_000  # of a splat on the page, the largest and most opaque: 1 MB
+MAX_TILES = 8
+SHOWN_FAILURES = 30
+SHOWN_CATEGORIES = 15
+SHOWN_CLASSES = 18  # in the confusion of classes
+SHOWN_POINTS = 2000  # of the projection
+LONG_TEXT = 60  # characters of a cell that gets more width
+BASELINE_METRICS = {
+    "text_to_3d": "text to 3D R@1, %",
+    "text_from_3d": "3D to text R@1, %",
+    "image_to_3d": "image to 3D R@1, %",
+    "image_from_3d": "3D to image R@1, %",
+    "zero_shot": "zero-shot top-1, %",
+    "few_shot": "few-shot, %",
+}
+NO_VALUE = "\N{EN DASH}"
+
+Content = dict[str, Any]  # what a template shows
+
+
+class Sources(NamedTuple):
+    """What the sections are made from."""
+
+    config: Config
+    triplets: Triplets
+    pictures: Pictures
+    results: Results
+
+
+class Cell(NamedTuple):
+    """A cell of a table, with notes in small print below."""
+
+    text: str
+    notes: Sequence[str] = ()
+    link: str = ""
+
+    @property
+    def wide(self) -> bool:
+        return len(self.text) + sum(map(len, self.notes)) > LONG_TEXT
+
+
+class Table(NamedTuple):
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    first_number: int  # this column and those after it are aligned to the right
+    ours: Sequence[int]  # rows in bold
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str | Cell]], numbers: int = 0, ours: Sequence[int] = ()
+) -> Table:
+    """A table whose last `numbers` columns are numbers."""
+    cells = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    names = [name.replace(", %", ",\N{NO-BREAK SPACE}%") for name in columns]
+    return Table(names, cells, len(columns) - numbers, ours)
+
+
+def _points(value: float) -> str:
+    """A fraction in percentage points."""
+    return f"{100 * value:.1f}"
+
+
+def _deviation(value: Mapping[str, float]) -> str:
+    return f"\N{PLUS-MINUS SIGN} {_points(value['std'])}"
+
+
+def _percent(value: float | None, interval: Sequence[float] | None = None, chance: float | None = None) -> Cell:
+    if value is None:
+        return Cell(NO_VALUE)
+    notes = []
+    if interval:
+        notes.append(f"{_points(interval[0])} to {_points(interval[1])}")
+    if chance is not None:
+        notes.append(f"chance {_points(chance)}" if chance >= 0.01 else f"chance {100 * chance:.2g}")
+    return Cell(_points(value), notes)
+
+
+# --- triplets --------------------------------------------------------------------------------------------------------
+
+
+def tiles(sources: Sources) -> list[tuple[str, str]]:
+    """The numbers at the top of the page: value and label of each."""
+    packed, failed = sources.triplets
+    psnr = [row["psnr"] for row in packed if row["psnr"] is not None]
+    numbers = [
+        (f"{len(packed):,}", "triplets"),
+        (f"{len(failed):,}", f"of {len(packed) + len(failed):,} objects failed"),
+        (f"{len({row['category'] for row in packed if row['category']}):,}", "categories"),
+    ]
+    if psnr:
+        numbers.append((f"{np.mean(psnr):.1f} dB", "mean PSNR on held-out views"))
+    if packed:
+        numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians an object"))
+    for run, result in sources.results.of_runs("retrieval").items():
+        best = max((row["R@1"] for row in result["rows"] if row["task"] == "text to 3D"), default=None)
+        if best is not None:
+            numbers.append((f"{100 * best:.1f} %", f"text to 3D, R@1 of {run}"))
+    return numbers[:MAX_TILES]
+
+
+def small_teacher_runs(sources: Sources) -> list[str]:
+    """The runs whose teacher is the small one, which makes their figures no measure of the method."""
+    retrieval = sources.results.of_runs("retrieval")
+    return [run for run, result in retrieval.items() if result["teacher"].startswith(SMALL_TEACHER)]
+
+
+def splats(sources: Sources) -> Content:
+    choices = []
+    for row in _spread(sources.triplets.packed, sources.config.report.splats):
+        uid, caption = row["uid"], row["caption"]
+        gaussians = ply.from_bytes(sources.pictures.members(uid)["ply"], uid)
+        data = to_splat(gaussians)[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
+        left_out = row["gaussians"] - len(data) // SPLAT_ROW.itemsize
+        note = f" ({left_out:,} of its smallest Gaussians are left out here)" if left_out else ""
+        choices.append(
+            {
+                "data": base64.b64encode(data).decode(),
+                "picture": sources.pictures.splat(uid),
+                "caption": caption,
+                "note": caption + note,
+            }
+        )
+    return {"choices": choices, "pixels": sources.config.views.pixels} if choices else {}
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly over the categories."""
+    ordered = sorted(rows, key=lambda row: (row["category"] or "", row["uid"]))
+    indices = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[i] for i in dict.fromkeys(indices.tolist())]
+
+
+def objects(sources: Sources) -> Content:
+    packed = sources.triplets.packed
+    splits = sorted(Counter(row["split"] or "none" for row in packed).items())
+    origins = Counter(row["caption_source"] or "none" for row in packed).most_common()
+    categories = Counter(row["category"] or "none" for row in packed)
+    ordered = sorted(categories.items(), key=lambda item: (-item[1], item[0]))
+    lines = [[name, f"{count:,}"] for name, count in ordered[:SHOWN_CATEGORIES]]
+    rest = [count for _, count in ordered[SHOWN_CATEGORIES:]]
+    if rest:
+        lines.append([f"{len(rest):,} more", f"{sum(rest):,}"])
+    return {
+        "packed": len(packed),
+        "categories": _table(["category", "objects"], lines, 1),
+        "splits": _table(["split", "objects"], [[name, f"{count:,}"] for name, count in splits], 1),
+        "origins": _table(["captions from", "objects"], [[name, f"{count:,}"] for name, count in origins], 1),
+        "captions": f"{len({row['caption'] for row in packed}):,}",
+    }
+
+
+def failures(sources: Sources) -> Content:
+    found = card.failures(sources.triplets.failed)
+    lines = [[stage, reason, f"{count:,}"] for stage, reason, count in found[:SHOWN_FAILURES]]
+    rest = [count for _, _, count in found[SHOWN_FAILURES:]]
+    return {
+        "table": _table(["stage", "reason", "objects"], lines, 1),
+        "rest": f"{sum(rest):,} objects for {len(rest):,} rarer reasons" if rest else "",
+    }
+
+
+def quality(sources: Sources) -> Content:
+    judged = [row for row in sources.triplets.packed if row["psnr"] is not None]
+    judged.sort(key=lambda row: (row["psnr"], row["uid"]))
+    columns, lines = card.quality(judged)
+    count = min(sources.config.report.samples, len(judged) // 2)
+    samples = {"Best": judged[::-1][:count], "Worst": judged[:count]} if count else {}
+    return {
+        "held_out": sources.config.views.held_out,
+        "histogram": plots.histogram([row["psnr"] for row in judged], "PSNR, dB") if judged else "",
+        "table": _table(columns, lines, 4),
+        "samples": {name: [_pair(row, sources.pictures) for row in rows] for name, rows in samples.items()},
+    }
+
+
+def _pair(row: Row, pictures: Pictures) -> Content:
+    images = {"Mesh": pictures.mesh(row["uid"]), "Splat": pictures.splat(row["uid"])}
+    return {
+        "images": {what: image for what, image in images.items() if image},
+        "caption": row["caption"],
+        "psnr": f"{row['psnr']:.1f}",
+    }
+
+
+def credit(sources: Sources) -> Content:
+    rows = [sources.pictures.rows[uid] for uid in sources.pictures.used]
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["caption"], row["uid"])):
+        link = row["page"] or ""
+        page = Cell("page", link=link) if link.startswith(("https://", "http://")) else ""
+        lines.append([row["caption"], row["license"] or "not stated", row["credit"] or "not stated", page])
+    return {"table": _table(["object", "licence", "credit", ""], lines)} if lines else {}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def training(sources: Sources) -> list[Content]:
+    runs = sources.results.metrics()
+    names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
+    figures = []
+    for name in names:
+        lines = {}
+        for run, rows in runs.items():
+            points = [(row["step"], row[name]) for row in rows if "step" in row and name in row]
+            if len(points) > 1:
+                steps, values = zip(*points, strict=True)
+                lines[run] = (steps, values)
+        drawn = plots.curves(lines, "step", name.replace("_", " "))
+        if drawn:
+            figures.append({"name": name, "curves": drawn})
+    return figures
+
+
+def _run(name: str, result: Mapping[str, Any], table: Table) -> Content:
+    """A table of results under the name of its run, with the gallery and the seed that it was measured with."""
+    gallery = result.get("gallery", {})
+    parts = [f"gallery {gallery['sha256'][:12]}"] if gallery.get("sha256") else []
+    parts += [f"{gallery['objects']:,} objects of {gallery['split']}"] if gallery.get("objects") else []
+    parts += [f"{gallery['captions']:,} distinct captions"] if gallery.get("captions") else []
+    parts += [f"LVIS shapes {result['lvis_shapes']}"] if "lvis_shapes" in result else []
+    parts += [f"seed {result['seed']}"] if "seed" in result else []
+    return {"name": name, "protocol": f"{', '.join(parts)}. {result.get('protocol', '')}", "table": table}
+
+
+def retrieval(sources: Sources) -> list[Content]:
+    columns = ["task", "queries", "gallery", "R@1, %", "R@5, %", "R@10, %", "median rank"]
+    runs = []
+    for run, result in sources.results.of_runs("retrieval").items():
+        lines: list[list[str | Cell]] = [
+            [
+                Cell(row["task"], [row["from"]]),
+                f"{row['queries']:,}",
+                f"{row['gallery']:,}",
+                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in ("R@1", "R@5", "R@10")),
+                Cell(f"{row['median_rank']:,.1f}", [f"chance {row['chance']['median_rank']:,.0f}"]),
+            ]
+            for row in result["rows"]
+        ]
+        tasks: dict[str, list[Content]] = {}
+        for example in result.get("examples", []):
+            task = example["task"][0].upper() + example["task"][1:]
+            tasks.setdefault(task, []).append(_example(example, sources.pictures))
+        runs.append({**_run(run, result, _table(columns, lines, 6)), "tasks": tasks})
+    return runs
+
+
+def _example(example: Mapping[str, Any], pictures: Pictures) -> Content:
+    """A query, and the objects nearest to it."""
+    by_picture = example.get("uid") in pictures.rows
+    nearest = [
+        {
+            "picture": pictures.splat(near["uid"]) if near["uid"] in pictures.rows else "",
+            "text": near["text"],
+            "score": f"{near['score']:.3f}",
+            "right": near["right"],
+        }
+        for near in example["nearest"]
+    ]
+    return {
+        "query": example["query"],
+        "picture": pictures.splat(example["uid"], example.get("view")) if by_picture else "",
+        "nearest": nearest,
+    }
+
+
+def zero_shot(sources: Sources) -> list[Content]:
+    columns = ["what", "objects", "classes", "top-1, %", "top-3, %", "top-5, %", "by class, %"]
+    tops = ("top1", "top3", "top5")
+    runs = []
+    for run, result in sources.results.of_runs("zeroshot").items():
+        lines = [
+            [
+                row["from"],
+                f"{row['objects']:,}",
+                f"{row['classes']:,}",
+                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in tops),
+                " / ".join(_percent(row["by_class"][k]).text for k in tops),
+            ]
+            for row in result["rows"]
+        ]
+        if lines:
+            table = _table(columns, lines, 6)
+            runs.append({**_run(run, result, table), "confusion": _confusion(result["rows"][0])})
+    return runs
+
+
+def _confusion(row: Mapping[str, Any]) -> Content | None:
+    """The classes that are confused most, each with what its objects are taken for."""
+    per_class, pairs = row["per_class"], row["confusions"]
+    weight: Counter[str] = Counter()
+    for pair in pairs:
+        weight[pair["class"]] += pair["objects"]
+        weight[pair["taken_for"]] += pair["objects"]
+    names = [name for name, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_CLASSES]]
+    if not names:
+        return None
+    matrix = np.diag([float(per_class.get(name, {}).get("top1", 0)) for name in names])
+    for pair in pairs:
+        if pair["class"] in names and pair["taken_for"] in names:
+            size = per_class[pair["class"]]["objects"]
+            matrix[names.index(pair["class"]), names.index(pair["taken_for"])] = pair["objects"] / size
+    return {"classes": len(names), "heatmap": plots.heatmap(matrix, names, names, "Confusion of classes")}
+
+
+def few_shot(sources: Sources) -> list[Content]:
+    columns = ["cell", "classifier", "top-1, %", "folds", "eligible classes", "asked a class"]
+    runs = []
+    for run, result in sources.results.of_runs("fewshot").items():
+        lines: list[list[str | Cell]] = [
+            [
+                f"{row['ways']}-way {row['shots']}-shot",
+                row["classifier"],
+                Cell(f"{_points(row['mean'])} {_deviation(row)}", [f"chance {100 * row['chance']:.3g}"]),
+                f"{row['folds']}",
+                f"{row['eligible_classes']:,}",
+                " to ".join(str(n) for n in dict.fromkeys(row["queries_a_class"])),
+            ]
+            for row in result["rows"]
+        ]
+        lines += [
+            [f"{row['ways']}-way {row['shots']}-shot", row["reason"], *[NO_VALUE] * 4]
+            for row in result.get("missing", [])
+        ]
+        runs.append(_run(run, result, _table(columns, lines, 4)))
+    return runs
+
+
+def baselines(sources: Sources) -> list[Content]:
+    result = sources.results.of_all("baselines")
+    if not result:
+        return []
+    lines = [
+        [row["model"], row["input"], row["source"], *(_percent(row.get(name)) for name in BASELINE_METRICS)]
+        for row in result["rows"]
+    ]
+    ours = [i for i, row in enumerate(result["rows"]) if row.get("ours")]
+    columns = ["model", "input", "source", *BASELINE_METRICS.values()]
+    return [_run("", result, _table(columns, lines, len(BASELINE_METRICS), ours))]
+
+
+def ablations(sources: Sources) -> list[Content]:
+    result = sources.results.of_all("ablations")
+    if not result:
+        return []
+    compared = {row["difference"]["metric"] for row in result["rows"] if row.get("difference")}
+    columns = ["row", "seeds", *result["metrics"], ", ".join(["difference to the row above", *sorted(compared)])]
+    lines: list[list[str | Cell]] = []
+    above = ""
+    for row in result["rows"]:
+        cells: list[str | Cell] = [Cell(row["name"], [row["note"]] if row.get("note") else []), str(len(row["seeds"]))]
+        for metric in result["metrics"]:
+            value = row["metrics"].get(metric)
+            cells.append(Cell(_points(value["mean"]), [_deviation(value)]) if value else NO_VALUE)
+        lines.append([*cells, _difference(row.get("difference"), above)])
+        above = row["name"]
+    return [_run("", result, _table(columns, lines, len(columns) - 1))]
+
+
+def _difference(change: Mapping[str, Any] | None, above: str) -> Cell:
+    """Percentage points with their interval. Names the row it is compared with, unless that is the one above."""
+    if not change:
+        return Cell(NO_VALUE)
+    numbers = (round(100 * value, 1) + 0.0 for value in (change["mean"], *change["interval"]))  # no -0.0
+    mean, low, high = (f"{number:+.1f}".replace("-", "\N{MINUS SIGN}") for number in numbers)
+    other = "" if change["against"] == above else f", to: {change['against']}"
+    return Cell(mean, [f"{low} to {high}{other}"])
+
+
+def embedding(sources: Sources) -> list[Content]:
+    rows = sources.pictures.rows
+    runs = []
+    for run, embeddings in sources.results.embeddings().items():
+        uids, count = embeddings.uids, len(embeddings.uids)
+        spread = np.unique(np.linspace(0, count - 1, min(SHOWN_POINTS, count)).round().astype(int))
+        kept = [i for i in spread.tolist() if uids[i] in rows]
+        if len(kept) < 3:
+            continue
+        points, share = principal_plane(embeddings.shapes[kept])
+        categories = [rows[uids[i]]["category"] or "none" for i in kept]
+        captions = [rows[uids[i]]["caption"] for i in kept]
+        drawn = plots.scatter(points, categories, captions, f"Objects of {run}")
+        runs.append({"name": run, "objects": f"{len(kept):,}", "variance": f"{share:.0%}", "scatter": drawn})
+    return runs
+
+
+def principal_plane(
+    embeddings: np.ndarray,  # [n, D]
+) -> tuple[np.ndarray, float]:
+    """The rows on their first two principal axes [n, 2], and the share of the variance that these hold.
+
+    Each axis points to where its largest weight is positive, so that equal rows give equal points.
+    """
+    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
+    _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(axes[[0, 1], np.abs(axes[:2]).argmax(axis=1)])
+    return centred @ axes[:2].T * signs, float((deviations[:2] ** 2).sum() / max((deviations**2).sum(), 1e-12))

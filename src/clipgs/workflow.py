@@ -1,0 +1,310 @@
+"""What the Snakefile needs: the checked configuration, the plan of shards, paths, settings and resources.
+
+Snakemake reads the workflow in every job, so nothing here imports torch.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipgs.catalog.excluded import excluded_digests
+from clipgs.catalog.shards import plan
+from clipgs.config import PICTURES, Config, check
+from clipgs.core.devices import visible_gpus
+from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError
+from clipgs.core.processes import usable_cores
+from clipgs.evaluation import rows
+from clipgs.operate import started
+from clipgs.operate.lock import OutputLock, describe, holder
+from clipgs.operate.retry import retries
+from clipgs.stages import STAGES, runtime_settings, stage_settings
+from clipgs.training.runs import run_shards
+from clipgs.triplets.captions import listed_digest, located
+
+FROZEN = "CLIPGS_CONFIG"  # in the environment of a job: the configuration of the run that it belongs to
+
+
+class Resources(NamedTuple):
+    """Cores and GPUs of the rules' jobs."""
+
+    threads: int  # of a job that has the machine alone
+    mesh_threads: int  # of one that reads meshes
+    fit_threads: int
+    render_threads: int
+    one_gpu: int
+    render_gpu: int
+    train_gpus: int
+
+
+def share(cores: int, shards: int, gpus: int, on_cluster: bool) -> Resources:
+    """How the cores and GPUs of a machine are shared out.
+
+    With several shards, one is fitted on a GPU while the last is rendered and the meshes of the next are read. The
+    shares of the cores keep these abreast of each other at 256 pixels. On a cluster a job asks for one GPU where the
+    configuration says cuda, and the scheduler chooses which.
+    """
+    fit = render = meshes = cores
+    if gpus and shards > 1:
+        fit = render = max(1, cores // (5 * gpus))
+        meshes = max(1, cores - gpus * (fit + render))
+    return Resources(
+        threads=cores,
+        mesh_threads=meshes,
+        fit_threads=fit,
+        render_threads=render,
+        one_gpu=int(gpus > 0 or on_cluster),
+        render_gpu=int(on_cluster),
+        train_gpus=gpus or int(on_cluster),
+    )
+
+
+class Run:
+    """A configuration and what it plans: the words that rules are written in.
+
+    Raises:
+        ClipgsError: the configuration or the source is wrong.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.plan = plan(config)
+        self.shards = self.plan.shards
+        # Those that the run began with: objects that came later do not set off a training that is under way or done.
+        self.run_shards = run_shards(config, self.shards)
+        captions = listed_digest(located(config))
+        self._captions = {"captions": captions} if captions else {}
+        self._excluded = excluded_digests(config)
+        self._retries = retries(config)
+        self._lock: OutputLock | None = None
+        self.arguments: list[str] = []
+
+    # --- settings ---
+
+    def of(self, stage: str) -> str:
+        """What the result of a stage depends on, as one string: the only param of its rule."""
+        more = {"objects": {"curation": self.plan.curation_digest}, "caption": self._captions}
+        return stage_settings(self.config, stage, **more.get(stage, {}))
+
+    def of_shard(self, stage: str) -> Callable[[Any], str]:
+        """As `of`, of a stage for which more than its settings decides on a shard: labels, exclusions, retries."""
+
+        def settings(wildcards: Any) -> str:
+            shard = wildcards.shard
+            more = {}
+            if stage == "label":
+                more = {"labels": self.plan.label_digests.get(shard, "")}
+            elif stage == "pack" and shard in self._excluded:
+                more = {"excluded": self._excluded[shard]}
+            elif shard in self._retries.get(stage, {}):
+                more = {"retry": str(self._retries[stage][shard])}
+            return stage_settings(self.config, stage, **more)
+
+        return settings
+
+    # --- ablations ---
+
+    def of_row(self, stage: str) -> Callable[[Any], str]:
+        """As `of`, of a stage that works on a row and a seed of the ablation, or on a seed alone."""
+
+        def settings(wildcards: Any) -> str:
+            return stage_settings(self._config_of(wildcards), stage)
+
+        return settings
+
+    def _config_of(self, wildcards: Any) -> Config:
+        seed = int(wildcards.seed)
+        row = getattr(wildcards, "row", None)
+        return rows.of_start(self.config, seed) if row is None else rows.of_row(self.config, row, seed)
+
+    def shards_of_row(self, wildcards: Any) -> list[str]:
+        """As `run_shards`, of a row and a seed, or of a seed's point encoder."""
+        return run_shards(self._config_of(wildcards), self.shards)
+
+    def start_of(self, wildcards: Any) -> list[str]:
+        """The point encoder's model, where the rows of a seed start from that."""
+        if rows.has_uni3d(self.config):
+            return []
+        return [self.out(f"ablations/points/runs/{rows.START}{wildcards.seed}/model.safetensors")]
+
+    def trained_row(self, wildcards: Any) -> list[str]:
+        """What a row's evaluation needs: its model; of Uni3D as it is, the weights that the others start from."""
+        if wildcards.row == "uni3d":
+            return self.start_of(wildcards)
+        return [self.out(f"runs/{rows.ABLATION}{wildcards.row}-s{wildcards.seed}/model.safetensors")]
+
+    @property
+    def ablation_rows(self) -> list[str]:
+        """The names of the ablation's evaluations."""
+        seeds = self.config.ablations.seeds
+        return [f"{rows.ABLATION}{row}-s{seed}" for row in rows.chosen(self.config) for seed in seeds]
+
+    # --- paths ---
+
+    def out(self, name: str) -> str:
+        """A file of the output."""
+        return os.path.join(self.config.output, name)
+
+    def of_run(self, name: str) -> str:
+        """A file of the configured run."""
+        return self.out(f"runs/{self.config.training.run}/{name}")
+
+    def of_evaluation(self, name: str) -> str:
+        """A file of the configured run's evaluation."""
+        return self.out(f"evaluation/{self.config.training.run}/{name}")
+
+    def features(self, name: str) -> str:
+        """A file of the teacher's features."""
+        return self.out(f"features/{self.config.teacher.slug}/{name}")
+
+    def all_features(self, shards: Sequence[str]) -> list[str]:
+        """The features of shards: of their pictures and their captions."""
+        return [self.features(f"{kind}/{shard}.safetensors") for kind in ("images", "texts") for shard in shards]
+
+    @property
+    def small_teacher(self) -> list[str]:
+        """The files of the teacher that is trained here."""
+        return [self.out("teacher/open_clip_config.json"), self.out("teacher/open_clip_model.safetensors")]
+
+    @property
+    def teacher(self) -> list[str]:
+        """The files that hold the teacher; none where it comes by a tag."""
+        teacher = self.config.teacher
+        return self.small_teacher if teacher.name == "train" else model_files(teacher.name, teacher.pretrained)
+
+    @property
+    def coca(self) -> list[str]:
+        """The user's files that hold the model that writes captions."""
+        coca = self.config.caption.coca
+        return model_files(coca.name, coca.pretrained) if self.config.caption.writer else []
+
+    @property
+    def pictures(self) -> list[str]:
+        """The files of a shard's pictures, as the teacher sees them."""
+        folder = PICTURES[self.config.teacher.images]
+        return [self.out(f"{folder}/{{shard}}.tar"), self.out(f"{folder}/{{shard}}.parquet")]
+
+    @property
+    def asked_pictures(self) -> list[str]:
+        """The pictures that an evaluation asks with and the teacher has not seen, of every shard that keeps them."""
+        folders = {PICTURES[what] for what in self.config.evaluation.pictures}
+        return [
+            self.out(f"{folder}/{shard}.tar")
+            for folder in sorted(folders - {PICTURES[self.config.teacher.images], *self.config.temporary})
+            for shard in self.shards
+        ]
+
+    # --- a run that is under way ---
+
+    def hold(self) -> None:
+        """Refuses to run beside another run over the same output, from whatever folder or host; notes the start."""
+        with fatal(1):
+            self._lock = OutputLock(self.config.output_path)
+            started.write(self.config, self.arguments)
+
+    def release(self) -> None:
+        """Gives the output back."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def model_files(name: str, pretrained: str | None) -> list[str]:
+    """Files of the user's that hold a model of open_clip: another file there is another model."""
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
+        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    path = Path(pretrained or "").expanduser()
+    return [str(path)] if path.is_file() else []
+
+
+@contextmanager
+def fatal(code: int) -> Iterator[None]:
+    """An error of ours ends Snakemake with one line: its own message would name a line of the Snakefile."""
+    try:
+        yield
+    except ClipgsError as error:
+        sys.stderr.write(f"clipgs: {error}\n")
+        raise SystemExit(code) from None
+
+
+def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
+    """Reads the configuration and plans, for Snakemake's `workflow` object; prepares the environment of the commands.
+
+    Every job reads the workflow anew. It gets the configuration of its run through the environment, so that editing a
+    file while jobs wait in a queue changes nothing of what they were queued for.
+    """
+    main = workflow.is_main_process
+    frozen = None if main else os.environ.get(FROZEN)
+    with fatal(2), _speaking(main):
+        run = Run(check(json.loads(frozen) if frozen else values))
+    config = run.config
+    if main:
+        settings = workflow.config_settings
+        run.arguments = started.arguments_of([_shown(file) for file in settings.configfiles], settings.config)
+        os.environ[RUN_ARGUMENTS] = " ".join(run.arguments)
+        for note in (*run.plan.notes, *notes(config)):
+            sys.stderr.write(f"clipgs: note: {note}\n")
+    os.environ |= {
+        FROZEN: config.model_dump_json(),
+        # What changes no result (places, device, limits) reaches a command here, where no rule depends on it.
+        "CLIPGS_RUNTIME": runtime_settings(config),
+        # The commands are those of the Python that runs Snakemake, activated or not.
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
+    }
+    return run, _resources(workflow, config, len(run.shards))
+
+
+def notes(config: Config) -> list[str]:
+    """What a person should know before the first job."""
+    found = []
+    if config.recipe == "demo" and config.catalog.source != "procedural":
+        found.append(
+            f"recipe: demo fits {config.fit.gaussians:,} Gaussians at {config.views.pixels} pixels, for a first look; "
+            'for real work write in your file: recipe: "paper" (or "fast")'
+        )
+    if busy := holder(config.output_path):
+        found.append(f"a run works on {config.output}: {describe(busy)}")
+    return found
+
+
+def _shown(file: Path) -> str:
+    """A file as the user may have named it: Snakemake makes it absolute."""
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+@contextmanager
+def _speaking(main: bool) -> Iterator[None]:
+    """Reading the annotations of a large source for the first time takes a while, and says so."""
+    log, speaker = logging.getLogger("clipgs"), logging.StreamHandler()
+    log.setLevel(logging.INFO)
+    if main:
+        log.addHandler(speaker)
+    try:
+        yield
+    finally:
+        log.removeHandler(speaker)
+
+
+def _resources(workflow: Any, config: Config, shards: int) -> Resources:
+    local = workflow.local_exec
+    # Asked for more cores than there are, Snakemake would start jobs that only wait for each other and fill the memory.
+    if local and workflow._cores is not None:
+        workflow.register_resource("_cores", min(workflow._cores, usable_cores()))
+    gpus: list[str] = []
+    if local and config.device != "cpu":
+        gpus = visible_gpus()
+        if "gpu" in workflow.global_resources:  # --resources gpu=N leaves the others alone
+            gpus = gpus[: workflow.global_resources["gpu"].value]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if local and "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", len(gpus))
+    cores = config.workers.threads or workflow._cores or 1
+    return share(cores, shards, len(gpus), on_cluster=config.device == "cuda" and not local)
+
+
+__all__ = ["STAGES", "Resources", "Run", "fatal", "model_files", "notes", "share", "start"]
