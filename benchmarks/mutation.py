@@ -3,12 +3,14 @@
     pip install mutmut==3.8.1
     python benchmarks/mutation.py
     python benchmarks/mutation.py --only training/losses.py encoder/order.py
+    python benchmarks/mutation.py --again
 
 mutmut changes one thing at a time (a sign, a number, an argument, a text) and runs the module's own tests, in a copy
 of the checkout. A change that no test finds has survived. Every mutant counts, those of the texts of errors too;
 docstrings and comments are not changed, nor what stands outside of functions, nor decorated functions (properties). A
 mutant whose tests hang counts as found. Tests that need data from outside the repository are skipped, so that the score
-is the same for everyone. With `--only`, the other modules keep what was found before.
+is the same for everyone. With `--only`, the other modules keep what was found before; with `--again`, only survivors
+are tried, of modules whose code is still the same: for tests that were added since.
 
 Writes benchmarks/results/mutation.json: scores, and every survivor. `reason` says of one that does what the code does
 why no test can find it; it is written there by hand and kept as long as its change is. Such a mutant counts as not
@@ -25,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,13 +70,13 @@ def prepare(folder: Path, module: str) -> None:
     (folder / "setup.cfg").write_text("[mutmut]\n" + "".join(lines))
 
 
-def mutate(folder: Path) -> None:
-    """Runs mutmut in a prepared folder."""
+def mutate(folder: Path, mutants: list[str]) -> None:
+    """Runs mutmut in a prepared folder, on all mutants or on those named."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     (folder / "mutants" / "src").mkdir(parents=True)  # Python remembers that a folder of its path was not there
     places = {"PYTHONPATH": str(folder / "mutants" / "src"), "CLIPGS_SHARED": str(folder / "nothing")}
     environment = {**os.environ, **threads, **places}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *mutants]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line[:1] not in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"]  # its bar
@@ -81,14 +84,13 @@ def mutate(folder: Path) -> None:
 
 
 def judge(folder: Path, module: str) -> dict[str, Any]:
-    """The score of one module, and its survivors."""
+    """What one module's tests found of the mutants that were tried, and the survivors."""
     meta = json.loads((folder / "mutants" / "src" / "clipgs" / f"{module}.meta").read_text())
-    codes: dict[str, int] = meta["exit_code_by_key"]
-    left = [name for name, code in codes.items() if code not in _FOUND | _HANGS]
+    codes: dict[str, int | None] = meta["exit_code_by_key"]
+    left = [name for name, code in codes.items() if code is not None and code not in _FOUND | _HANGS]
     hangs = sum(code in _HANGS for code in codes.values())
-    survivors = [{"module": module, **change(folder, module, name)} for name in left]
-    survivors.sort(key=lambda one: (one["line"], one["change"]))
-    return {"mutants": len(codes), "found": len(codes) - len(left), "hangs": hangs, "survivors": survivors}
+    survivors = [{"mutant": name, **change(folder, module, name)} for name in left]
+    return {"mutants": len(codes), "hangs": hangs, "survivors": survivors}
 
 
 def change(folder: Path, module: str, name: str) -> dict[str, Any]:
@@ -98,13 +100,12 @@ def change(folder: Path, module: str, name: str) -> dict[str, Any]:
     ).stdout
     body = shown[shown.index("@@") :].splitlines()
     first = int(re.findall(r"\d+", body[0])[0]) if body else 1
-    before = next(i for i, line in enumerate(body[1:]) if line[:1] in "+-" and line[:1])
-    function = name.rsplit(".", 1)[1].rsplit("__mutmut_", 1)[0].removeprefix("x")
-    *owner, function = function.removeprefix("_").split("ǁ") if "ǁ" not in function else function[1:].split("ǁ")
-    lines = [line for line in body[1:] if line[:1] in ("+", "-")]
+    before = next(i for i, line in enumerate(body[1:]) if line.startswith(("-", "+")))
+    path = name.rsplit(".", 1)[1].rsplit("__mutmut_", 1)[0][2:].split("ǁ")  # x_f, or xǁClassǁf
+    lines = [line for line in body[1:] if line.startswith(("-", "+"))]
     return {
-        "function": ".".join([*owner, function]),
-        "line": defined(module, [*owner, function]) + first - 1 + before,
+        "function": ".".join(path),
+        "line": defined(module, path) + first - 1 + before,
         "change": "\n".join(lines),
     }
 
@@ -120,39 +121,48 @@ def defined(module: str, path: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES))
+    parser.add_argument("--again", action="store_true", help="only what survived before")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     file = CHECKOUT / "benchmarks" / "results" / "mutation.json"
     before = json.loads(file.read_text())["results"]["modules"] if file.exists() else {}
-    reasons = {
-        (module, one["change"]): one["reason"]
-        for module, found in before.items()
-        for one in found["survivors"]
-        if "reason" in one
-    }
     modules = {module: before[module] for module in MODULES if module in before}
     for module in arguments.only:
+        old = modules.get(module, {"survivors": []})
+        reasons = {one["change"]: one["reason"] for one in old["survivors"] if "reason" in one}
+        code = sha256((CHECKOUT / "src" / "clipgs" / module).read_bytes()).hexdigest()
+        again = arguments.again and old.get("sha256") == code
+        tried = [one["mutant"] for one in old["survivors"] if "reason" not in one]
+        if again and not tried:
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             prepare(Path(temporary), module)
-            mutate(Path(temporary))
+            mutate(Path(temporary), tried if again else [])
             found = judge(Path(temporary), module)
+        if again:
+            found["survivors"] += [one for one in old["survivors"] if "reason" in one]
+            found["hangs"] += old["hangs"]
         for one in found["survivors"]:
-            if reason := reasons.get((module, one["change"])):
-                one["reason"] = reason
-        modules[module] = {**scores([found]), "commit": commit(), **found, "tests": MODULES[module]}
-        _log.info("%s: %d of %d found", module, found["found"], found["mutants"])
+            if one["change"] in reasons:
+                one["reason"] = reasons[one["change"]]
+        found["survivors"].sort(key=lambda one: (one["line"], one["change"]))
+        about = {"tests": MODULES[module], "commit": commit(), "sha256": code}
+        modules[module] = {**scores([found]), **about, **found}
         total = scores(list(modules.values()))
+        _log.info("%s: %.1f %%, in all %.1f %%", module, 100 * modules[module]["score"], 100 * total["score"])
         record("mutation", {"mutmut": version("mutmut"), "bar": BAR}, {**total, "modules": modules})
+    total = scores(list(modules.values()))
     _log.info("in all %.1f %%, the bar is %.0f %%", 100 * total["score"], 100 * BAR)
     return 0 if total["score"] >= BAR else 1
 
 
-def scores(found: list[dict[str, Any]]) -> dict[str, float]:
+def scores(modules: list[dict[str, Any]]) -> dict[str, float]:
     """The share of mutants that tests find: of all, and of those that are not the same program."""
-    mutants = sum(one["mutants"] for one in found)
-    killed = sum(one["found"] for one in found)
-    same = sum("reason" in survivor for one in found for survivor in one["survivors"])
-    return {"score": round(killed / mutants, 4), "score_without_equivalent": round(killed / (mutants - same), 4)}
+    mutants = sum(one["mutants"] for one in modules)
+    survivors = [survivor for one in modules for survivor in one["survivors"]]
+    found = mutants - len(survivors)
+    same = sum("reason" in survivor for survivor in survivors)
+    return {"score": round(found / mutants, 4), "score_without_equivalent": round(found / (mutants - same), 4)}
 
 
 if __name__ == "__main__":
