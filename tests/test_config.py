@@ -91,7 +91,7 @@ def test_every_key_reaches_a_stage_or_the_run():
 
 
 def test_config_yaml_says_what_the_code_says(checkout):
-    """config.yaml is written by the code: every key, its unit and meaning, and no value but the recipe's name."""
+    """config.yaml is written by the code: every key with its meaning and unit, and no value but the recipe's name."""
     text = (checkout / "config.yaml").read_text()
     assert text.endswith("\n\n" + configuration.to_yaml("demo"))
     assert configuration.check(yaml.safe_load(text)) == configuration.check({"recipe": "demo"})

@@ -99,7 +99,7 @@ def test_a_host_that_is_gone_ends_the_stage(tmp_path):
     make_objaverse(tmp_path / "served", 40, body=glb)
     with Server(tmp_path / "served") as server:
         config = frozen(tmp_path, server, retries=0, parallel=2)
-    with pytest.raises(ClipgsError, match="could not be reached for 4 files in a row"):
+    with pytest.raises(ClipgsError, match=r"could not be reached for [45] files in a row"):
         fetch(config, "00000", threads=2)
     assert not (config.output_path / "meshes").exists()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.materials import srgb_to_linear, surface_colors
+from clipgs.meshes.materials import srgb_to_linear, surface_rgba
 from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 
@@ -163,7 +163,7 @@ def test_glow(glb, loaded):
         material = glb.material(factor=factor, **fields)
         glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV), translation=[x, 0, 0])
     middle = np.full((1, 3), 1 / 3)
-    colors = [srgb_to_linear(surface_colors(part, np.array([0]), middle))[0] for part in loaded(glb).parts]
+    colors = [srgb_to_linear(surface_rgba(part, np.array([0]), middle)[0, :3]) for part in loaded(glb).parts]
     np.testing.assert_allclose(colors, [[0.5, 0, 0], [0, 0, 1], [0.5, 1, 0]], atol=1e-6)
 
 
@@ -188,7 +188,7 @@ def test_data_uri(glb, loaded, tmp_path):
 def test_a_mesh_without_a_colour_is_neutral(glb, loaded):
     glb.node(glb.mesh())
     (part,) = loaded(glb, neutral_color=(0.5, 0.5, 0.5)).parts
-    np.testing.assert_allclose(surface_colors(part, np.array([0]), np.eye(3)[:1]), [[0.5, 0.5, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(surface_rgba(part, np.array([0]), np.eye(3)[:1])[0, :3], 0.5, atol=1e-6)
 
 
 def _bad_index(glb):

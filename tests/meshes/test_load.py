@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.load import load
-from clipgs.meshes.materials import srgb_to_linear, surface_colors
+from clipgs.meshes.materials import srgb_to_linear, surface_rgba
 from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES
 
 GREY = (0.7, 0.7, 0.7)
@@ -18,7 +18,7 @@ QUAD_OBJ = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n
 def colors_of(mesh) -> np.ndarray:
     """The colour at the first corner of every face of the first part, sRGB [F, 3]."""
     part = mesh.parts[0]
-    return surface_colors(part, np.arange(len(part.faces)), np.tile(np.eye(3)[0], (len(part.faces), 1)))
+    return surface_rgba(part, np.arange(len(part.faces)), np.tile(np.eye(3)[0], (len(part.faces), 1)))[:, :3]
 
 
 def test_canonical_frame(glb, loaded):
@@ -64,14 +64,14 @@ def test_obj_with_materials(tmp_path, loaded):
     )
     parts = {len(part.faces) + 10 * (part.alpha_mode == "BLEND"): part for part in loaded(path).parts}
     plain, glass, picture = parts[1], parts[11], parts[2]
-    np.testing.assert_allclose(surface_colors(plain, np.array([0]), np.eye(3)[:1])[0], [0.5, 0.25, 1], atol=1e-6)
+    np.testing.assert_allclose(surface_rgba(plain, np.array([0]), np.eye(3)[:1])[0, :3], [0.5, 0.25, 1], atol=1e-6)
     assert glass.material.base_color_factor == (1, 1, 1, 0.5)
     # From red on the left to blue on the right, whatever Kd says.
     barycentric = np.random.default_rng(0).dirichlet([1, 1, 1], 200)
     u = barycentric @ picture.uv[picture.faces[0], 0]
     between = (u > 0.25) & (u < 0.75)
     assert between.sum() > 50
-    found = surface_colors(picture, np.zeros(200, int), barycentric)[between]
+    found = surface_rgba(picture, np.zeros(200, int), barycentric)[between, :3]
     red = (0.75 - u[between]) / 0.5
     np.testing.assert_allclose(found, np.stack([red, 0 * red, 1 - red], axis=1), atol=1e-5)
 

@@ -6,8 +6,9 @@ final name is whole. Where the caller knows no hash, a `NAME.check` sidecar keep
 The part is also the lock: whoever writes it holds `flock` on it. The kernel lifts that when a process dies, however it
 dies, so there is nothing stale to clear away, and what has arrived is resumed by the next comer (`.NAME.part.json`
 remembers which version of the file it is). Hosts that share a file system exclude each other where it passes locks on
-(NFS, Lustre with `flock`, GPFS, BeeGFS). Where it does not, two hosts may do the same work twice, never a wrong one: a
-part is written at fixed places and never shortened, and every file is checked when a process first uses it.
+(NFS, Lustre with `flock`, GPFS, BeeGFS). Where it does not, two hosts may download a file twice, and the result is
+still right: a part is written at fixed places and never shortened, and every file is checked when a process first uses
+it.
 """
 
 import errno

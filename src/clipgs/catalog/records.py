@@ -1,7 +1,9 @@
 """Tables of the catalog: what is frozen with an object, and what may be mended later."""
 
 import re
-from typing import Any
+from typing import Any, Literal
+
+UpAxis = Literal["y", "z"]  # the axis of a mesh file that points up
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FROZEN_COLUMNS = ("uid", "source", "locator", "sha256", "group", "split", "note")

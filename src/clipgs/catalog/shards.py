@@ -19,7 +19,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError, ObjectError
 from clipgs.core.files import whole
-from clipgs.core.seeds import canonical_json
+from clipgs.core.seeds import canonical_json, unit_hash
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ def plan(config: Config) -> Plan:
     """
     objects = source(config)
     frozen = frozen_shards(config)
-    remembered = _Remembered(config, objects, frozen)
-    if remembered.plan is not None:
-        return remembered.plan
+    cache = _PlanCache(config, objects, frozen)
+    if cache.plan is not None:
+        return cache.plan
     members = {shard: _members(config, shard) for shard in frozen}
     known = [locator for name, locators in members.values() if name == objects.name for locator in locators]
     gone = objects.gone(known)
@@ -97,19 +97,19 @@ def plan(config: Config) -> Plan:
     rules = _digest(_curation(config, objects))
     made = Plan(tuple(frozen), tuple(pending), digests, rules, tuple(objects.notes()), count)
     if len(sources) == 1:
-        remembered.keep(made)
+        cache.keep(made)
     return made
 
 
 def _members(config: Config, shard: str) -> tuple[str, list[str]]:
-    """The source of a frozen shard's objects, which is one, and their locators; no Python object a row and column."""
+    """The source of a frozen shard's objects (they have one) and their locators. Reads two columns only."""
     import pyarrow.parquet as pq
 
     rows = pq.ParquetFile(shard_path(config, shard), memory_map=True).read(["source", "locator"])
     return rows["source"][0].as_py(), rows["locator"].to_pylist()
 
 
-class _Remembered:
+class _PlanCache:
     """The last plan of an output, kept in the cache while shards, source and settings are what they were.
 
     Snakemake plans in every job. Only a source that can tell at a glance that it is unchanged is remembered.
@@ -129,9 +129,14 @@ class _Remembered:
         try:
             kept = json.loads(self._path.read_text())
             if kept["key"] == self._key:
-                lists = {name: tuple(kept[name]) for name in ("frozen", "pending", "notes")}
-                others = {name: kept[name] for name in ("label_digests", "curation_digest", "objects")}
-                self.plan = Plan(**lists, **others)
+                self.plan = Plan(
+                    frozen=tuple(kept["frozen"]),
+                    pending=tuple(kept["pending"]),
+                    label_digests=kept["label_digests"],
+                    curation_digest=kept["curation_digest"],
+                    notes=tuple(kept["notes"]),
+                    objects=kept["objects"],
+                )
         except (OSError, ValueError, KeyError, TypeError):
             pass  # there is none, or another version wrote it
 
@@ -222,7 +227,7 @@ class _Splits:
             row["split"] = self._of_group[row["group"]]
 
     def _by_hash(self, group: str) -> str:
-        position = int(_hash(group)[:12], 16) / 16**12
+        position = unit_hash(group)
         if position < self._fractions["test"]:
             return "test"
         return "validation" if position < self._fractions["test"] + self._fractions["validation"] else "train"

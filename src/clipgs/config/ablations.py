@@ -58,15 +58,15 @@ ROWS: Mapping[str, Variant] = MappingProxyType(
 
 
 class Ablations(Section):
-    """Runs that differ in one thing, trained and evaluated alike: one table."""
+    """Runs that differ in one setting, trained and evaluated alike and compared in one table."""
 
     rows: list[str] = setting(
         ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"],
         "names",
-        "the paper's five by default; docs/protocols.md lists all: orders, K, first weights, Gaussians, captions",
+        "The table has these rows. The default is the paper's five; docs/protocols.md lists all.",
         min_length=1,
     )
-    seeds: list[int] = setting([0, 1, 2], "seeds", "each row is trained with each of them", min_length=1)
+    seeds: list[int] = setting([0, 1, 2], "integers", "Each row is trained with each of these seeds.", min_length=1)
 
     @field_validator("rows")
     @classmethod

@@ -6,45 +6,62 @@ from clipgs.config.fields import Section, section, setting
 
 
 class Coca(Section):
-    """The model that writes captions of pictures, for `coca` and `consensus`."""
+    """The model that writes captions for `coca` and `consensus`."""
 
     name: str = setting(
-        "coca_ViT-L-14", "name", "of a CoCa of open_clip, or local-dir:FOLDER", assumed=True, min_length=1
+        "coca_ViT-L-14",
+        "name",
+        "This CoCa model of open_clip writes the captions. local-dir:FOLDER loads one from a folder.",
+        assumed=True,
+        min_length=1,
     )
     pretrained: str = setting(
         "mscoco_finetuned_laion2b_s13b_b90k",
         "tag or path",
-        "open_clip's tag, or a .safetensors or .pt file; local-dir brings its own",
+        "The weights are given by a tag of open_clip, or by a .safetensors or .pt file. local-dir has its own.",
         assumed=True,
         min_length=1,
     )
-    views: int = setting(8, "pictures", "of an object that it sees, spread over all that show it", assumed=True, ge=1)
-    candidates: int = setting(5, "captions", "it writes of each of them", assumed=True, ge=1, le=100)
+    views: int = setting(
+        8, "images", "CoCa sees this many images of an object, spread evenly over all that show it.", assumed=True, ge=1
+    )
+    candidates: int = setting(
+        5, "captions", "CoCa writes this many captions for each image.", assumed=True, ge=1, le=100
+    )
     top_p: float = setting(
-        0.9, "probability", "the next word is drawn from the likeliest that sum up to it", assumed=True, gt=0, le=1
+        0.9,
+        "probability",
+        "Each word is sampled from the most likely words that together reach this probability.",
+        assumed=True,
+        gt=0,
+        le=1,
     )
 
 
 class Caption(Section):
-    """Where the text of a triplet comes from."""
+    """Where the caption of an object comes from."""
 
     captioner: Literal["catalog", "cap3d", "coca", "consensus"] = setting(
         "catalog",
         "name",
-        "catalog: the source's own text; cap3d: a CSV of captions; coca: a model writes some of the pictures and keeps "
-        "what it likes best; consensus: what the teacher likes best",
+        "`catalog` takes the source's own text, and `cap3d` a CSV of captions. `coca` and `consensus` let "
+        "CoCa caption the images of `teacher.images`. CoCa picks the best caption with `coca`, the teacher "
+        "with `consensus`.",
     )
     cap3d: str | None = setting(
-        None, "path or URL", "CSV of uid and caption, as Cap3D publishes it; with or without a header"
+        None,
+        "path or URL",
+        "This CSV has a uid and a caption per row, as Cap3D publishes it. A header is optional. `cap3d` needs the CSV.",
     )
     fallback: Literal["catalog", "fail", "coca", "consensus"] = setting(
-        "catalog", "name", "what an object gets that the CSV does not list: another captioner's text, or a failed row"
+        "catalog", "name", "This captioner serves objects that the CSV does not list. `fail` records them as failed."
     )
-    max_characters: int = setting(300, "characters", "longer captions are cut at a word", assumed=True, ge=16)
+    max_characters: int = setting(300, "characters", "A longer caption is cut between two words.", assumed=True, ge=16)
     min_score: float | None = setting(
         None,
         "cosine",
-        "a caption is marked where the teacher finds it less like the object's pictures, in the mean; null: not judged",
+        "A caption is marked if its mean cosine with the teacher features of the object's images is lower. "
+        "null means that no caption is marked.",
         assumed=True,
         ge=-1,
         le=1,

@@ -1,12 +1,16 @@
 """The configuration as commented YAML and as JSON schema."""
 
 import json
+import re
+import textwrap
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from clipgs.config.recipes import KEYS, RECIPES
 from clipgs.config.sections import Config
+
+WIDTH = 120  # characters of a line
 
 
 def schema() -> str:
@@ -20,46 +24,59 @@ def schema() -> str:
             place = made["$defs"][field["$ref"].rpartition("/")[2]]
         own = place["properties"][last]
         limits = {name: own.pop(name) for name in list(own) if name not in ("default", "description", "title")}
+        own["description"] = _with_recipes(own["description"], dotted)
         place["properties"][last] = {"anyOf": [limits, {"type": "null"}], **own}
     return json.dumps(made, indent=2) + "\n"
 
 
 def to_yaml(recipe: str = "paper") -> str:
-    """The whole configuration as commented YAML: every key with its value, unit and meaning.
+    """The whole configuration as YAML: above each key its meaning, behind its value the unit or the choices.
 
-    A key that the recipe gives is null; its comment says what each recipe makes of it.
+    A key that the recipe gives is null; its meaning ends with the value in each recipe.
     """
-    lines = []
+    lines: list[str] = []
 
     def write(model: type[BaseModel], depth: int, prefix: str) -> None:
+        indent = "  " * depth
         for name, field in model.model_fields.items():
-            indent = "  " * depth
+            key, meaning = prefix + name, str(field.description)
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                lines.append(
-                    f"{indent}{name}:  # {field.description}" if depth else f"\n{name}:  # {field.description}"
-                )
-                write(field.annotation, depth + 1, f"{prefix}{name}.")
+                lines.extend(["", f"{indent}{name}:  # {meaning}"])
+                write(field.annotation, depth + 1, f"{key}.")
+                lines.append("")
                 continue
-            value = field.get_default(call_default_factory=True)
-            value = list(value) if isinstance(value, tuple) else value
+            value = None if key in KEYS else field.get_default(call_default_factory=True)
+            value = recipe if key == "recipe" else value
             extra: Any = field.json_schema_extra
-            comment = f"{extra['unit']}: {field.description}"
-            choices = [str(value) for value in get_args(field.annotation) if isinstance(value, str)]
-            comment += f" ({' | '.join(choices)})" if choices else ""
-            if prefix + name in KEYS:
-                value = None
-                comment += f"; null: the recipe's, {_of_recipes(KEYS[prefix + name])}"
+            comment = "  # " + (" | ".join(_choices(field.annotation)) or extra["unit"])
             comment += "  # assumed" if extra["assumed"] else ""
-            value = recipe if prefix + name == "recipe" else value
-            lines.append(f"{indent}{name}: {json.dumps(value)}  # {comment}")
+            wrapped = textwrap.wrap(_with_recipes(meaning, key), WIDTH - len(indent) - 2, break_on_hyphens=False)
+            lines.extend(f"{indent}# {part}" for part in wrapped)
+            line = f"{indent}{name}: {json.dumps(value)}{comment}"
+            if isinstance(value, list) and len(line) > WIDTH:
+                lines.append(f"{indent}{name}:{comment}")
+                lines.extend(f"{indent}  - {json.dumps(item)}" for item in value)
+            else:
+                lines.append(line)
 
     write(Config, 0, "")
-    return "\n".join(lines).lstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
-def _of_recipes(values: tuple[Any, ...]) -> str:
-    """`128 in demo, 256 in fast and paper`."""
+def _choices(annotation: Any) -> list[str]:
+    """The values that a setting, or each item of a list, may have, where they are names."""
+    found: list[str] = []
+    for argument in get_args(annotation):
+        found += [argument] if isinstance(argument, str) else _choices(argument)
+    return found
+
+
+def _with_recipes(meaning: str, key: str) -> str:
+    """Adds what null means, where a recipe gives the key: `null means 128 in demo, 256 in fast and paper.`"""
+    if key not in KEYS:
+        return meaning
     recipes: dict[Any, list[str]] = {}
-    for recipe, value in zip(RECIPES, values, strict=True):
+    for recipe, value in zip(RECIPES, KEYS[key], strict=True):
         recipes.setdefault(value, []).append(recipe)
-    return ", ".join(f"{value} in {' and '.join(names)}" for value, names in recipes.items())
+    values = ", ".join(f"{value} in {' and '.join(names)}" for value, names in recipes.items())
+    return f"{meaning} null means {values}."

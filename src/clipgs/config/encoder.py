@@ -6,54 +6,110 @@ from clipgs.config.fields import Section, recipe_setting, setting
 
 
 class Encoder(Section):
-    """CLIP-GS: a splat to an embedding in the teacher's space."""
+    """The CLIP-GS encoder, which maps a splat to the teacher's embedding space."""
 
     size: Literal["tiny", "small", "base", "large", "giant"] = recipe_setting(
-        "encoder.size", "name", "of the transformer, as Uni3D's: 6, 23, 88, 307 or 1,017 M parameters"
+        "encoder.size",
+        "name",
+        "The transformer has the size of this Uni3D model: 6, 23, 88, 307 or 1,017 M parameters.",
     )
     gaussians: int = recipe_setting(
         "encoder.gaussians",
         "Gaussians",
-        "most that are read of an object; of more, those farthest apart",
+        "The encoder reads at most this many Gaussians of a splat, chosen by farthest point sampling.",
         assumed=True,
         ge=16,
     )
-    groups: int = recipe_setting("encoder.groups", "patches", "of an object", assumed=True, ge=1, le=4096)
-    group_size: int = recipe_setting("encoder.group_size", "Gaussians", "in a patch", assumed=True, ge=1, le=1024)
-    min_opacity: float = setting(0.05, "alpha", "more transparent Gaussians are left out", assumed=True, ge=0, lt=1)
-    radius_fraction: float = setting(
-        0.99, "fraction", "of the Gaussians lie within radius 1; 1 as in Uni3D", assumed=True, gt=0.5, le=1
+    groups: int = recipe_setting(
+        "encoder.groups", "patches", "A splat is divided into this many patches.", assumed=True, ge=1, le=4096
     )
-    outlier_radii: float = setting(2.0, "radii", "Gaussians farther from the median are left out", assumed=True, ge=1)
+    group_size: int = recipe_setting(
+        "encoder.group_size", "Gaussians", "A patch has this many Gaussians.", assumed=True, ge=1, le=1024
+    )
+    min_opacity: float = setting(
+        0.05, "opacity", "Gaussians with a lower opacity are left out.", assumed=True, ge=0, lt=1
+    )
+    radius_fraction: float = setting(
+        0.99,
+        "fraction",
+        "A splat is scaled so that this share of its Gaussians lies within radius 1. Uni3D has 1.",
+        assumed=True,
+        gt=0.5,
+        le=1,
+    )
+    outlier_radii: float = setting(
+        2.0, "radii", "Gaussians farther than this from the median position are left out.", assumed=True, ge=1
+    )
     attributes: list[Literal["position", "color", "opacity", "scale", "rotation"]] = setting(
         ["position", "color", "opacity", "scale", "rotation"],
         "names",
-        "what is read of a Gaussian besides the patch's centre; what is left out is zero",
+        "The tokenizer reads the patch centres and these attributes of the Gaussians. Other attributes are "
+        "set to zero.",
     )
     point_attributes: Literal["position_color", "all"] = setting(
-        "position_color", "name", "what branch one reads; all: those of branch two, with weights that start at zero"
+        "position_color",
+        "name",
+        "Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes "
+        "that they lack.",
     )
-    refinement: bool = setting(True, "switch", "branch two, the GS Refinement Block")
+    refinement: bool = setting(True, "true or false", "The tokenizer includes branch two, the GS Refinement Block.")
     refinement_width: int = recipe_setting(
-        "encoder.refinement_width", "channels", "of its convolutions", assumed=True, ge=8, le=4096
+        "encoder.refinement_width",
+        "channels",
+        "The convolutions of the refinement block have this many channels.",
+        assumed=True,
+        ge=8,
+        le=4096,
     )
     orders: list[Literal["xyz", "z", "z-trans", "hilbert", "hilbert-trans"]] = setting(
-        ["xyz", "hilbert", "z"], "names", "along which its convolutions run", assumed=True, min_length=1
+        ["xyz", "hilbert", "z"],
+        "names",
+        "The convolutions of the refinement block run along the patches in these orders.",
+        assumed=True,
+        min_length=1,
     )
     order_fusion: Literal["average", "concatenate", "sample"] = setting(
-        "average", "name", "what becomes of the orders; sample: one an object and step, all when encoding", assumed=True
+        "average",
+        "name",
+        "The results of the orders are averaged or concatenated. `sample` trains on one random order per "
+        "object and step, and encodes with the average of all.",
+        assumed=True,
     )
-    order_depth: int = setting(10, "bits", "of a cell's coordinates", assumed=True, ge=1, le=16)
+    order_depth: int = setting(
+        10,
+        "bits",
+        "Each coordinate of a patch centre is rounded to this many bits before the patches are ordered.",
+        assumed=True,
+        ge=1,
+        le=16,
+    )
     batch_norm: Literal["sync", "local", "frozen"] = setting(
-        "sync", "name", "statistics of all processes' batches, of each one's own, or the start's", assumed=True
+        "sync",
+        "name",
+        "Batch norms take statistics of all processes (`sync`), of one process (`local`), or of the first "
+        "weights (`frozen`).",
+        assumed=True,
     )
     drop_path: float = setting(
-        0.2, "fraction", "of the last block's branches left out in training, less before", assumed=True, ge=0, lt=1
+        0.2,
+        "probability",
+        "Training skips branches of the last block with this probability, and of earlier blocks less often.",
+        assumed=True,
+        ge=0,
+        lt=1,
     )
-    patch_dropout: float = setting(0.5, "fraction", "of the patches left out in training", assumed=True, ge=0, lt=1)
+    patch_dropout: float = setting(
+        0.5, "fraction", "Training drops this share of the patches.", assumed=True, ge=0, lt=1
+    )
     initialisation: Literal["uni3d", "eva02", "points", "none"] = setting(
-        "none", "name", "first weights: Uni3D's, timm's image model, our own point encoder's (a run), or random ones"
+        "none",
+        "name",
+        "The first weights are Uni3D's (`uni3d`), those of timm's EVA-02 (`eva02`) or of a point encoder "
+        "trained by a run (`points`), or random (`none`).",
     )
     weights: str | None = setting(
-        None, "path", "their file, or for points the run's folder; eva02 without one: timm's own download"
+        None,
+        "path",
+        "The first weights are read from this file, or for `points` from a run's folder. null means a "
+        "download from timm, for `eva02` only.",
     )

@@ -8,65 +8,95 @@ from clipgs.config.fields import Section, recipe_setting, section, setting
 
 
 class Baselines(Section):
-    """Files of other people's models, to be measured on the same objects; null: the row stays empty."""
+    """Published models, measured on the same objects; null leaves the model's row of the table empty."""
 
-    uni3d: str | None = setting(None, "path", "checkpoint of Uni3D")
-    openshape: str | None = setting(None, "path", "checkpoint of OpenShape's PointBERT")
-    ulip2: str | None = setting(None, "path", "checkpoint of ULIP-2's coloured PointBERT")
+    uni3d: str | None = setting(None, "path", "This file is a checkpoint of Uni3D.")
+    openshape: str | None = setting(None, "path", "This file is a checkpoint of OpenShape's PointBERT.")
+    ulip2: str | None = setting(None, "path", "This file is a checkpoint of ULIP-2's coloured PointBERT.")
     eva02_e_14_plus: str | None = setting(
-        None, "path", "weights of Uni3D's teacher EVA02-E-14-plus; download: fetch them"
+        None, "path", "This file has the weights of EVA02-E-14-plus, Uni3D's teacher. `download` fetches them."
     )
     vit_bigg_14: str | None = setting(
-        None, "path", "weights of OpenShape's and ULIP-2's teacher ViT-bigG-14; download: fetch them"
+        None,
+        "path",
+        "This file has the weights of ViT-bigG-14, the teacher of OpenShape and ULIP-2. `download` fetches them.",
     )
 
 
 class Evaluation(Section):
-    """How well a run does: retrieval, zero-shot and few-shot classification. Protocols: docs/protocols.md."""
+    """Retrieval, zero-shot and few-shot classification of a run; docs/protocols.md describes the protocols."""
 
     split: Literal["test", "validation", "train", "all"] = setting(
-        "test", "name", "whose objects are the gallery, and are asked about"
+        "test", "name", "The gallery and the queries are the objects of this split."
     )
     pictures: list[Literal["splats", "meshes"]] = setting(
         ["splats", "meshes"],
         "names",
-        "whose pictures are asked with; those that the teacher has not seen go through it now, if they are kept",
+        "Image queries are renders of the splats, views of the meshes, or both. Missing teacher features are "
+        "computed if the image files are kept.",
         min_length=1,
     )
     per: Literal["object", "group"] = setting(
-        "object", "name", "gallery: every object, or one of each group of one shape", assumed=True
+        "object",
+        "name",
+        "The gallery has every object, or one object of each group (objects of the same shape).",
+        assumed=True,
     )
-    seed: int = setting(0, "seed", "of pictures that stand for objects, episodes and intervals", ge=0)
-    resamples: int = setting(1000, "samples", "of the bootstrap, for intervals", ge=2, le=100_000)
+    seed: int = setting(
+        0,
+        "integer",
+        "The choice of query images, the episodes and the confidence intervals follow from this seed.",
+        ge=0,
+    )
+    resamples: int = setting(
+        1000, "samples", "Confidence intervals come from this many bootstrap samples.", ge=2, le=100_000
+    )
     templates: str | None = setting(
-        None, "path", "prompts for the names of classes: lines with {}; default: our own", assumed=True
+        None,
+        "path",
+        "This file has one prompt per line, with {} for the class name. null means built-in prompts.",
+        assumed=True,
     )
     classes: str | None = setting(
         None,
         "path",
-        "names of the classes, one a line; default: those of LVIS for Objaverse, else all categories there are",
+        "This file has one class name per line. null means the LVIS categories for Objaverse, and otherwise "
+        "all categories of the dataset.",
     )
     class_names: Literal["spoken", "raw"] = setting(
-        "spoken", "name", "spoken: teddy bear for teddy_bear; raw: as the names are", assumed=True
+        "spoken",
+        "name",
+        "`spoken` turns teddy_bear into teddy bear. `raw` leaves class names as they are.",
+        assumed=True,
     )
     few_shot: list[Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-way [1-9]\d*-shot$")]] = setting(
         ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot", "50-way 5-shot", "10-way 10-shot"],
-        "cells",
-        "episodes of so many classes with so many objects of each to learn from",
+        "episodes",
+        "Each entry is a kind of few-shot episode: the number of classes (way), and of support objects per "
+        "class (shot).",
     )
     few_shot_support: Literal["train", "same"] = setting(
-        "train", "name", "which split is learnt from; same: the one that is asked about, other groups", assumed=True
+        "train",
+        "name",
+        "Support objects come from the training split (`train`), or from other groups of the evaluated split (`same`).",
+        assumed=True,
     )
-    few_shot_queries: int = setting(20, "objects", "asked about of each class, or what there is", ge=1, le=10_000)
-    few_shot_strict: bool = setting(False, "switch", "leave out classes with fewer")
+    few_shot_queries: int = setting(
+        20, "objects", "A class in an episode has up to this many query objects.", ge=1, le=10_000
+    )
+    few_shot_strict: bool = setting(False, "true or false", "Classes with fewer query objects are left out.")
     few_shot_epochs: int = recipe_setting(
         "evaluation.few_shot_epochs",
         "epochs",
-        "of fine-tuning the encoder on an episode's objects; 0: only a classifier on its frozen embeddings",
+        "Each episode fine-tunes the encoder for this many epochs. 0 means only a classifier on frozen embeddings.",
         assumed=True,
         ge=0,
         le=10_000,
     )
-    few_shot_lr: float = setting(1e-4, "a step", "largest learning rate of fine-tuning", assumed=True, gt=0)
+    few_shot_lr: float = setting(
+        1e-4, "learning rate", "The learning rate of fine-tuning rises to this value.", assumed=True, gt=0
+    )
     baselines: Baselines = section(Baselines)
-    examples: int = setting(8, "queries", "of each kind shown with their nearest objects", ge=0, le=100)
+    examples: int = setting(
+        8, "queries", "The report shows this many queries of each task, with the objects nearest to them.", ge=0, le=100
+    )

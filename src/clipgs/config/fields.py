@@ -17,9 +17,9 @@ def setting(
     """A setting.
 
     Args:
-        unit: or the kind of the value: `path`, `name`.
-        meaning: one sentence.
-        assumed: the paper leaves it open.
+        unit: of the value, or its kind, such as `path` or `name`.
+        meaning: one or two sentences: what the value does, and what null means.
+        assumed: the paper does not specify it.
         runtime: it cannot change a result (a place, a device, a limit), so it is in no stage's settings.
         limits: of pydantic's `Field`.
     """

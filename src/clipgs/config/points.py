@@ -4,6 +4,8 @@ from clipgs.config.fields import Section, setting
 
 
 class PointCloud(Section):
-    """Points on the surface, which a fit starts from."""
+    """Points on the mesh surface, from which a fit starts."""
 
-    count: int = setting(20_000, "points", "points an object", assumed=True, ge=100, le=1_000_000)
+    count: int = setting(
+        20_000, "points", "This many points are sampled on each mesh.", assumed=True, ge=100, le=1_000_000
+    )

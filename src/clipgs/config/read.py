@@ -161,10 +161,10 @@ def _explain(error: Any) -> str:
     field = _field(path)
     extra = (field.json_schema_extra if field else None) or {}
     text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message}"
-    if field is not None and field.description and extra:
-        text += f" ({extra['unit']}: {field.description})"
-    allowed = get_args(field.annotation) if field is not None else ()
     if error["type"] == "literal_error" and isinstance(error["input"], str):
+        allowed = get_args(field.annotation) if field is not None else ()
         near = difflib.get_close_matches(error["input"], [str(value) for value in allowed], n=1)
         text += f"; did you mean {near[0]}?" if near else ""
+    if field is not None and field.description and extra:
+        text += f" ({extra['unit']}: {field.description})"
     return text

@@ -4,10 +4,14 @@ from clipgs.config.fields import Section, setting
 
 
 class Report(Section):
-    """The page of what was made: pictures, tables, curves, and splats to turn."""
+    """The HTML page of results, with images, tables, curves and an interactive viewer of splats."""
 
     run: bool = setting(
-        True, "switch", "with the configured run, trained and evaluated for it; false: of what there is"
+        True,
+        "true or false",
+        "The configured run is trained and evaluated for the report. false means a report of the existing results.",
     )
-    splats: int = setting(6, "splats", "that can be turned on the page", ge=0, le=50)
-    samples: int = setting(6, "objects", "shown as the best, and as many as the worst", ge=0, le=100)
+    splats: int = setting(6, "splats", "The interactive viewer has this many splats.", ge=0, le=50)
+    samples: int = setting(
+        6, "objects", "The report shows this many of the best-fitted objects, and as many of the worst.", ge=0, le=100
+    )

@@ -31,18 +31,35 @@ class Config(Section):
     recipe: Literal["demo", "fast", "paper"] = setting(
         "paper",
         "name",
-        "which values the keys have that are null: demo runs anywhere in minutes, paper is the paper's, fast is paper "
-        "in a third of the steps",
+        "The recipe gives the values of keys that are null. `demo` runs anywhere in minutes, `paper` follows "
+        "the paper, and `fast` is `paper` with 1,500 instead of 5,000 fitting steps.",
         runtime=True,
     )
-    output: str = setting("results", "path", "everything that is made goes here", runtime=True, min_length=1)
+    output: str = setting("results", "path", "All results are written to this folder.", runtime=True, min_length=1)
     cache: str | None = setting(
-        None, "path", "downloads and generated meshes, shared by all runs; default: ~/.cache/clipgs", runtime=True
+        None,
+        "path",
+        "Downloads and generated meshes are kept in this folder, which all runs share. null means ~/.cache/clipgs.",
+        runtime=True,
     )
-    seed: int = setting(0, "seed", "of every random choice, together with stage and uid", ge=0)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "name", "auto: cuda where there is one", runtime=True)
+    seed: int = setting(
+        0,
+        "integer",
+        "Sampling, fitting, captioning and the small teacher draw from this seed. Training and evaluation "
+        "have their own.",
+        ge=0,
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "name",
+        "The stages compute on this device. `auto` takes cuda if there is a GPU, and cpu otherwise.",
+        runtime=True,
+    )
     temporary: list[Literal["points", "views"]] = setting(
-        [], "stages", "files that are dropped when the splats are fitted: a later fit makes them again", runtime=True
+        [],
+        "folders",
+        "Snakemake deletes files in these folders once their shard is fitted. A later fit makes them again.",
+        runtime=True,
     )
     catalog: Catalog = section(Catalog)
     meshes: Meshes = section(Meshes)

@@ -11,54 +11,90 @@ SMALL_TEACHER = "clipgs-small"  # what the model that `teacher.name: train` trai
 
 
 class SmallTeacher(Section):
-    """The small model of `name: train`: about 64 px and 12 M parameters, trained on the training split's renders."""
+    """The small teacher of `name: train` (64 pixels, 12 M parameters), trained on renders of the training split."""
 
-    steps: int = setting(300, "steps", "of AdamW; for thousands of objects 2,000", assumed=True, ge=1, le=1_000_000)
+    steps: int = setting(
+        300,
+        "steps",
+        "The small teacher trains for this many steps of AdamW. Use 2,000 for thousands of objects.",
+        assumed=True,
+        ge=1,
+        le=1_000_000,
+    )
     batch: int = setting(
-        64, "objects", "a step, no two of one text; for thousands of objects 256", assumed=True, ge=2, le=65_536
+        64,
+        "objects",
+        "A step has this many objects, all with different texts. Use 256 for thousands of objects.",
+        assumed=True,
+        ge=2,
+        le=65_536,
     )
     category_steps: float = setting(
         0.5,
         "fraction",
-        "of the steps that show objects with their category instead of the caption",
+        "In this share of the steps the text is the category instead of the caption.",
         assumed=True,
         ge=0,
         le=1,
     )
     learning_rate: float = setting(
-        1e-3, "a step", "the highest; it rises, then falls along a cosine", assumed=True, gt=0
+        1e-3,
+        "learning rate",
+        "The learning rate of AdamW rises to this value, and then falls along a cosine.",
+        assumed=True,
+        gt=0,
     )
-    weight_decay: float = setting(0.1, "a step", "of weights, not of biases and norms", assumed=True, ge=0)
+    weight_decay: float = setting(
+        0.1,
+        "factor",
+        "AdamW decays matrices, but no vectors and biases, by this factor times the learning rate.",
+        assumed=True,
+        ge=0,
+    )
     max_objects: int = setting(
-        10_000, "objects", "at most so many are learnt from, chosen by a hash of the uid", assumed=True, ge=2
+        10_000,
+        "objects",
+        "The small teacher trains on at most this many objects, chosen by a hash of the uid.",
+        assumed=True,
+        ge=2,
     )
 
 
 class Teacher(Section):
-    """The frozen CLIP in whose space the splats shall lie: any model of open_clip, run once over all triplets."""
+    """The frozen CLIP model of open_clip in whose embedding space CLIP-GS is trained."""
 
     name: str = recipe_setting(
         "teacher.name",
         "name",
-        "of an open_clip model, or local-dir:FOLDER; train: a small one is trained on these objects",
+        "This model of open_clip is the teacher. local-dir:FOLDER loads one from a folder, and `train` "
+        "trains a small one on these objects.",
         assumed=True,
         min_length=1,
     )
     pretrained: str | None = setting(
         "laion2b_s9b_b144k",
         "tag or path",
-        "open_clip's tag, or a .safetensors or .pt file; train and local-dir bring their own",
+        "The weights are given by a tag of open_clip, or by a .safetensors or .pt file. `train` and "
+        "local-dir have their own.",
         assumed=True,
         min_length=1,
     )
     images: Literal["splats", "meshes"] = setting(
-        "splats", "name", "which pictures it sees: renders of the splats, or the views that these were fitted to"
+        "splats", "name", "The teacher sees renders of the splats (`splats`) or views of the meshes (`meshes`)."
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "name", "auto: bfloat16 on CUDA, float32 on a CPU", assumed=True
+        "auto",
+        "name",
+        "The teacher computes in this precision. `auto` takes bfloat16 on CUDA and float32 on a CPU.",
+        assumed=True,
     )
     batch: int = setting(
-        256, "pictures", "at once on a GPU; fewer where memory runs out", runtime=True, ge=1, le=65_536
+        256,
+        "images",
+        "A GPU encodes this many images at once, or fewer if its memory is too small.",
+        runtime=True,
+        ge=1,
+        le=65_536,
     )
     small: SmallTeacher = section(SmallTeacher)
 

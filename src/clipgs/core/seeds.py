@@ -11,6 +11,11 @@ def seed_of(seed: int, *parts: str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on `text` alone: the first 48 bits of its SHA-256."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -20,6 +20,10 @@ class BatchNorm(nn.BatchNorm1d):
     too. Parameters, running statistics and momentum are those of `torch.nn.BatchNorm1d`, and so is the arithmetic.
     """
 
+    running_mean: Tensor  # always kept here, and with a momentum
+    running_var: Tensor
+    momentum: float
+
     def __init__(self, channels: int, mode: Mode = "local") -> None:
         super().__init__(channels)
         self.mode: Mode = mode

@@ -43,8 +43,8 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
         values = getattr(gaussians, field)
         bad = values.isnan() if field in ("opacity_logits", "log_scales") else ~values.isfinite()
         if bad.any():
-            rows = int(bad.reshape(len(values), -1).any(1).sum())
-            raise ObjectError(f"{name}: {field} of {rows} of {len(values)} Gaussians are not finite numbers")
+            count = int(bad.reshape(len(values), -1).any(1).sum())
+            raise ObjectError(f"{name}: {field} of {count} of {len(values)} Gaussians are not finite numbers")
     means = gaussians.means.detach().cpu().double().numpy()
     logits = gaussians.opacity_logits.detach().cpu().double().numpy()
     rows, placed, radius = _frame(
@@ -71,9 +71,9 @@ def _logit(opacity: float) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _quantile(
-    values,  # [N] float64
-    fraction,
-):
+    values: np.ndarray,  # [N] float64
+    fraction: float,
+) -> float:
     ordered = np.sort(values)
     place = fraction * (len(values) - 1)
     low = int(place)
@@ -83,20 +83,20 @@ def _quantile(
 
 @numba.njit(cache=True, nogil=True)
 def _lengths(
-    vectors,  # [N, 3] float64
-):
+    vectors: np.ndarray,  # [N, 3] float64
+) -> np.ndarray:  # [N]
     return np.sqrt(vectors[:, 0] ** 2 + vectors[:, 1] ** 2 + vectors[:, 2] ** 2)
 
 
-# Compiled not for its own speed: while it runs, and it is most of the time, other threads may prepare other splats.
+# Compiled to release the GIL: it takes most of the time, and other threads prepare other splats meanwhile.
 @numba.njit(cache=True, nogil=True)
 def _frame(
-    means,  # [N, 3] float64
-    logits,  # [N] float64
-    least_logit,
-    outlier_radii,
-    radius_fraction,
-):
+    means: np.ndarray,  # [N, 3] float64
+    logits: np.ndarray,  # [N] float64
+    least_logit: float,
+    outlier_radii: float,
+    radius_fraction: float,
+) -> tuple[np.ndarray, np.ndarray, float]:
     """The rows [n] that are kept, where they stand about their mean [n, 3] in units of the radius that holds
     `radius_fraction` of them, and this radius."""
     rows = np.flatnonzero(logits >= least_logit)
@@ -135,8 +135,8 @@ def farthest_points(
 ) -> Tensor:  # [B, g] int64
     """Rows that farthest-point sampling chooses from row 0 on, for points that are in no such order.
 
-    On a CPU by the compiled kernel of `clipgs.splats.order`, elsewhere by g steps without a word to the host. Fewer
-    points than g are chosen again from the first on.
+    On a CPU by the compiled kernel of `clipgs.splats.order`, on a GPU in g steps without synchronising with the
+    host. Fewer points than g are chosen again from the first on.
     """
     B, N, _ = xyz.shape
     if xyz.device.type == "cpu":

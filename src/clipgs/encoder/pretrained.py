@@ -29,7 +29,11 @@ HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    # numpy's types leave out its private modules.
+    *(
+        (np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar")  # type: ignore[attr-defined]
+        for core in ("core", "_core")
+    ),
 )
 # Weights of Uni3D's image model that its point encoder never uses.
 UNI3D_DEAD = frozenset(

@@ -206,6 +206,7 @@ class Tokenizer(nn.Module):
             nn.init.zeros_(self.add.bias)
         used = [float(name in settings.attributes) for name, channels in ATTRIBUTES.items() for _ in range(channels)]
         padding = -CHANNELS % ALIGNMENT
+        self.used: Tensor
         self.register_buffer("used", torch.tensor(used + [0.0] * padding), persistent=False)
 
     def forward(

@@ -162,6 +162,7 @@ class PatchTransformer(nn.Module):
                     nn.init.trunc_normal_(parameter, std=0.02)
                 elif name.endswith("bias"):
                     nn.init.zeros_(parameter)
+            assert isinstance(block, Block)  # a ModuleList does not keep the type of its modules
             with torch.no_grad():
                 block.attn.proj.weight.div_(math.sqrt(2 * layer))
                 block.mlp.fc2.weight.div_(math.sqrt(2 * layer))

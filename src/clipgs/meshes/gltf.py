@@ -217,19 +217,20 @@ class _Document:
             else:
                 metallic = described.get("pbrMetallicRoughness", {})
                 factor, picture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
-            color = _floats((1, 1, 1, 1) if factor is None else factor, 4)
+            red, green, blue, alpha = _floats((1, 1, 1, 1) if factor is None else factor, 4)
             base = (None, None) if picture is None else self.texture(picture)
-            glow = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
+            glow_red, glow_green, glow_blue = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
+            glow = (glow_red, glow_green, glow_blue)
             glow_picture = described.get("emissiveTexture")
             # An even glow is a colour only where there is no other: converters put ambient light there.
-            if glow_picture is None and max(color[:3]) > 0:
+            if glow_picture is None and max(red, green, blue) > 0:
                 glow = (0.0, 0.0, 0.0)
             emissive = self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
             mode = described.get("alphaMode", "OPAQUE")
             if mode not in ("OPAQUE", "MASK", "BLEND"):
                 raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
             material = Material(
-                base_color_factor=color,
+                base_color_factor=(red, green, blue, alpha),
                 base_color_texture=base[0],
                 emissive_factor=glow,
                 emissive_texture=emissive[0],
@@ -300,11 +301,10 @@ class _Document:
                 raise ObjectError(f"a primitive has {count} positions but {len(array)} of {name}")
 
         layout = base or emissive
-        name = f"TEXCOORD_{layout.uv_set}" if layout else None
         uv = None
-        if name in values:
+        if layout is not None and (coordinates := values.get(f"TEXCOORD_{layout.uv_set}")) is not None:
             matrix = np.array(layout.matrix)
-            uv = np.asarray(values[name], np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+            uv = np.asarray(coordinates, np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
         if emissive is not None and emissive != layout:
             # One set of coordinates a part: a glow laid out in another way than the colour is left out.
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
@@ -348,14 +348,15 @@ class _Document:
                 key = (node["mesh"], index)
                 if key not in self.primitives:  # instances share what was read once
                     self.primitives[key] = self.primitive(*key)
-                if self.primitives[key] is None:
+                primitive = self.primitives[key]
+                if primitive is None:
                     continue
-                part, joints, weights = self.primitives[key]
+                part, joints, weights = primitive
                 self.face_count += len(part.faces)
                 if self.face_count > self.max_faces:
                     raise ObjectError(f"it has more triangles than the limit of {self.max_faces}")
                 matrices = matrix[None]
-                if "skin" in node and joints is not None:
+                if "skin" in node and joints is not None and weights is not None:
                     skinned = self.skinned(node["skin"], placed, joints, weights)
                     matrices = matrices if skinned is None else skinned
                 yield _transformed(part, matrices)

@@ -29,9 +29,9 @@ def import_pyrender() -> ModuleType:
         return sys.modules["pyrender"]
     os.environ["PYOPENGL_PLATFORM"] = "egl"
     if not hasattr(np, "infty"):
-        np.infty = np.inf  # noqa: NPY201
+        np.infty = np.inf  # type: ignore[attr-defined]  # noqa: NPY201
     viewer = ModuleType("pyrender.viewer")
-    viewer.Viewer = None
+    viewer.Viewer = None  # type: ignore[attr-defined]  # a made module has what it is given
     sys.modules["pyrender.viewer"] = viewer
     logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # it tells that it is not there
     with warnings.catch_warnings():

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
-from clipgs.meshes.materials import Material, Part, Texture, srgb_to_linear
+from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
 
 # trimesh logs the tracebacks of what it survives; what matters here is raised.
 logging.getLogger("trimesh").setLevel(logging.CRITICAL)
@@ -51,7 +52,7 @@ class Mesh:
 def load(
     path: Path,
     *,
-    up_axis: Literal["y", "z"] = "y",
+    up_axis: UpAxis = "y",
     max_faces: int,
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
@@ -122,7 +123,11 @@ def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> 
     # trimesh takes the options of a texture for a part of its name.
     materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
     textures = _Textures(folder, materials.encode() + b"\n")
-    loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
+    loaded = load_obj(
+        io.BytesIO(text.encode()),
+        resolver=textures,  # type: ignore[arg-type]  # it calls `get` alone
+        skip_materials=not used,
+    )
     return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
 
 
@@ -157,7 +162,11 @@ def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> 
 
     data = path.read_bytes()
     _check_ply_header(data, max_faces)
-    return [_part(load_ply(io.BytesIO(data), resolver=_Textures(folder)), neutral)]
+    loaded = load_ply(
+        io.BytesIO(data),
+        resolver=_Textures(folder),  # type: ignore[arg-type]  # it calls `get` alone
+    )
+    return [_part(loaded, neutral)]
 
 
 def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
@@ -320,7 +329,7 @@ def _simple_material(material: Any) -> Material | None:
     if image is not None and image.format is not None:  # trimesh draws a picture of its own where there is none
         pixels = np.asarray(image)
         cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
-        mode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
+        mode: AlphaMode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
         return Material((1.0, 1.0, 1.0, alpha), Texture(pixels), alpha_mode=mode)
     diffuse = values.get("kd")
     if not isinstance(diffuse, list) or len(diffuse) < 3 or not np.isfinite(diffuse).all():
@@ -351,9 +360,14 @@ def _compacted(part: Part) -> Part:
     if used.all():
         return part
     number = np.cumsum(used) - 1
-    fields = {name: getattr(part, name) for name in ("normals", "uv", "colors")}
-    kept = {name: values if values is None else values[used] for name, values in fields.items()}
-    return replace(part, vertices=part.vertices[used], faces=number[part.faces], **kept)
+    return replace(
+        part,
+        vertices=part.vertices[used],
+        faces=number[part.faces],
+        normals=None if part.normals is None else part.normals[used],
+        uv=None if part.uv is None else part.uv[used],
+        colors=None if part.colors is None else part.colors[used],
+    )
 
 
 def _joined(group: list[Part]) -> Part:
@@ -362,11 +376,12 @@ def _joined(group: list[Part]) -> Part:
     def stacked(name: str) -> np.ndarray | None:
         return None if getattr(group[0], name) is None else np.concatenate([getattr(part, name) for part in group])
 
+    vertices = np.concatenate([part.vertices for part in group])
     faces = np.concatenate([part.faces + start for part, start in zip(group, starts, strict=False)])
-    return Part(stacked("vertices"), faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
+    return Part(vertices, faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
 
 
-def _normalised(parts: list[Part], up_axis: str) -> Mesh:
+def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
     if not parts:
         raise ObjectError("it has no faces")
     if up_axis not in ("y", "z"):

@@ -8,12 +8,9 @@ change with the view is what Gaussians without spherical harmonics can hold.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyrender
 
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
 Wrap = Literal["repeat", "mirror", "clamp"]
@@ -121,15 +118,6 @@ def surface_rgba(
     return rgba.clip(0, 1).astype(np.float32)
 
 
-def surface_colors(
-    part: Part,
-    face_indices: np.ndarray,  # [P] int
-    barycentric: np.ndarray,  # [P, 3]
-) -> np.ndarray:
-    """Colour of points of the surface, without lighting: float32 [P, 3], sRGB in [0, 1]."""
-    return surface_rgba(part, face_indices, barycentric)[:, :3]
-
-
 def sample_texture(
     texture: Texture,
     uv: np.ndarray,  # [P, 2]
@@ -168,8 +156,8 @@ def _texels(
     return low.clip(0, size - 1), (low + 1).clip(0, size - 1), fraction
 
 
-def render_material(part: Part) -> "pyrender.MetallicRoughnessMaterial":
-    """The part's material for this package's shader (shaders/mesh.frag).
+def render_material(part: Part) -> Any:
+    """The part's `pyrender.MetallicRoughnessMaterial` for this package's shader (shaders/mesh.frag).
 
     pyrender hands a shader no other uniforms than its own, so two that a surface without gloss does not need
     carry the alpha mode: `metallic_factor` is 1 where alpha is written, `roughness_factor` is the alpha below
@@ -181,7 +169,7 @@ def render_material(part: Part) -> "pyrender.MetallicRoughnessMaterial":
     pyrender = import_pyrender()
     material, mode = part.material, part.alpha_mode
 
-    def texture(source: Texture | None, *, with_alpha: bool) -> "pyrender.Texture | None":
+    def texture(source: Texture | None, *, with_alpha: bool) -> Any:
         if source is None or part.uv is None:
             return None
         # Four bytes a texel always: OpenGL takes rows of three that do not fill whole words for sheared.

@@ -32,7 +32,7 @@ def sample(
     doubled_areas = np.linalg.norm(crosses, axis=1)
     edges = np.cumsum(doubled_areas)
     first_faces = np.cumsum([0, *(len(part.faces) for part in mesh.parts)])
-    drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    drawn: list[tuple[np.ndarray, ...]] = []  # xyz, rgb, normals
     missing = count
     for _ in range(_ROUNDS):
         # `right` skips triangles without area, which hold no interval.
@@ -50,7 +50,8 @@ def sample(
             break
     else:
         drawn = _repeated(drawn, count)
-    return tuple(np.concatenate(values).astype(np.float32) for values in zip(*drawn, strict=True))
+    all_xyz, all_rgb, all_normals = (np.concatenate(values).astype(np.float32) for values in zip(*drawn, strict=True))
+    return all_xyz, all_rgb, all_normals
 
 
 def _repeated(drawn: list[tuple[np.ndarray, ...]], count: int) -> list[tuple[np.ndarray, ...]]:

@@ -5,19 +5,23 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipgs.catalog.records import UpAxis
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
 from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, advice, describe_error
 from clipgs.core.files import check, sha256_of
-from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, write_objects
+from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
 from clipgs.core.seeds import seed_of
 from clipgs.stages import job, path, table
+
+if TYPE_CHECKING:
+    from clipgs.meshes.load import Mesh
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:
@@ -27,14 +31,13 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.core.runner import stage_schema
-
     check(shard_path(config, shard))
     rows = read_table(shard_path(config, shard))
     sources = {name: source(config, name) for name in {row["source"] for row in rows}}
 
     def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-        remote, local = [], []
+        remote: list[Task] = []
+        local: list[Task] = []
         for task in tasks:
             (remote if sources[task.payload[1]["source"]].remote else local).append(task)
         yield from _in_threads(config, sources, remote)
@@ -127,7 +130,7 @@ def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
     return tasks
 
 
-def _load(config: Config, file: Path, up_axis: str) -> Any:
+def _load(config: Config, file: Path, up_axis: UpAxis) -> "Mesh":
     from clipgs.meshes.load import load
 
     limits = config.meshes
@@ -148,8 +151,6 @@ def sample(config: Config, shard: str, threads: int) -> None:
     """
     import pyarrow as pa
 
-    from clipgs.core.runner import stage_schema
-
     tasks = _mesh_tasks(config, shard, "sample")
     compute = in_workers(_sample, threads, config.workers.load_limits)
     rows: list[Row] = []
@@ -165,7 +166,7 @@ def sample(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "points", shard, ".parquet"), rows, stage_schema(extra))
 
 
-def _sample(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
+def _sample(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
     from clipgs.meshes.points import sample as sample_points
 
     config, _, file, up_axis, seed = payload
@@ -176,11 +177,10 @@ def _sample(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         files.append((name, buffer.getvalue()))
-    faces = sum(len(part.faces) for part in mesh.parts)
     return {
         "centre": [float(value) for value in mesh.centre],
         "scale": float(mesh.scale),
-        "faces": faces,
+        "faces": mesh.face_count,
     }, files
 
 
@@ -200,21 +200,21 @@ def view(config: Config, shard: str, threads: int) -> None:
 _THUMBNAIL = "thumbnail"
 
 
-def _view(payload: tuple[Config, str, Path, str, int]) -> tuple[Row, Files]:
+def _view(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
     from PIL import Image
 
     from clipgs.meshes import cameras, views
 
     config, _, file, up_axis, _ = payload
     settings = config.views
-    lens = {"fov_degrees": settings.fov_degrees, "distance": settings.distance, "pixels": settings.pixels}
-    canonical = cameras.canonical(settings.count, **lens)
-    held_out = cameras.held_out(settings.held_out, among=settings.count, **lens)
+    lens = (settings.fov_degrees, settings.distance, settings.pixels)
+    canonical = cameras.canonical(settings.count, *lens)
+    held_out = cameras.held_out(settings.held_out, *lens, among=settings.count)
     viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
     mesh = _load(config, file, up_axis)
     rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
     views.check(rgba)
-    files = [("cameras.json", views.cameras_json(viewmats, Ks, settings.pixels))]
+    files = [("cameras.json", cameras.cameras_json(viewmats, Ks, settings.pixels))]
     for index, picture in enumerate(rgba):
         buffer = io.BytesIO()
         Image.fromarray(picture, "RGBA").save(buffer, "PNG", compress_level=1)

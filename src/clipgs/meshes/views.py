@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.cameras import cameras_json, parse_cameras
 from clipgs.meshes.headless import import_pyrender
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Part, render_material
-
-__all__ = ["AMBIENT", "LIGHTS", "cameras_json", "check", "parse_cameras", "render"]
 
 # Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with
 # the camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every
@@ -132,7 +131,7 @@ def _inside(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, pixels: int)
     return bool(in_frame.min() >= 0 and in_frame.max() <= pixels)
 
 
-def _add_part(pyrender, scene, part: Part) -> None:
+def _add_part(pyrender: ModuleType, scene: Any, part: Part) -> None:
     # pyrender draws translucent parts from far to near by where their nodes stand.
     middle = (part.vertices.min(axis=0) + part.vertices.max(axis=0)) / 2
     primitive = pyrender.Primitive(
@@ -149,13 +148,13 @@ def _add_part(pyrender, scene, part: Part) -> None:
     scene.add(pyrender.Mesh([primitive]), pose=pose)
 
 
-def _programs(pyrender, mesh: Mesh):
+def _programs(pyrender: ModuleType, mesh: Mesh) -> Any:
     """This package's shader, in the place of pyrender's own."""
     cache = pyrender.shader_program.ShaderProgramCache(str(_SHADERS))
     if any(part.alpha_mode != "OPAQUE" for part in mesh.parts):
         plain = cache.get_program
 
-        def get_program(*, defines: dict[str, int], **shaders: str | None):
+        def get_program(*, defines: dict[str, int], **shaders: str | None) -> Any:
             return plain(defines=defines | {"CUTS_ALPHA": 1}, **shaders)
 
         cache.get_program = get_program
@@ -172,7 +171,7 @@ def _shining_from(direction: Sequence[float]) -> np.ndarray:
     return pose
 
 
-def _draw(pyrender, renderer, scene, ground: float, supersample: int) -> np.ndarray:
+def _draw(pyrender: ModuleType, renderer: Any, scene: Any, ground: float, supersample: int) -> np.ndarray:
     """The scene over a plain ground, colour times coverage: float32 [H, W, 4] in 0..255."""
     scene.bg_color = np.array([ground, ground, ground, 0.0])
     drawn = renderer.render(scene, flags=pyrender.RenderFlags.RGBA)[0]

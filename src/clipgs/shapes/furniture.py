@@ -189,8 +189,8 @@ def chair(dice: Dice) -> Design:
         if style == "arm":
             for i in (-1, 1):
                 y = seat + 0.22
-                arm = [(i * x, y, behind(y)), (i * (x + 0.03), y + 0.01, 0), (i * (x + 0.03), y - 0.01, z)]
-                yield tube(curve(arm, 10), 0.022).project(0.3, "z"), timber
+                rest = [(i * x, y, behind(y)), (i * (x + 0.03), y + 0.01, 0), (i * (x + 0.03), y - 0.01, z)]
+                yield tube(curve(rest, 10), 0.022).project(0.3, "z"), timber
                 yield rod((i * x, seat, z - 0.03), (i * (x + 0.03), y, z - 0.03), 0.018), timber
 
     return Design(caption, pieces)
@@ -477,6 +477,10 @@ def bookshelf(dice: Dice) -> Design:
     )
     gaps = [[dice.number(0, 1) for _ in range(90)] for _ in range(shelves)]
 
+    def banded(book: Mesh, tone: np.ndarray) -> Mesh:  # [3]
+        dark = np.isin(np.arange(len(book.points)) // 4, (2, 3, 6, 7))
+        return book.tint(lambda _: tone * np.where(dark, 0.5, 1)[:, None])
+
     def pieces() -> Pieces:
         timber = plain(painted, 0.6) if painted else wood(kind)
         depth, board = 0.3, 0.03
@@ -506,8 +510,7 @@ def bookshelf(dice: Dice) -> Design:
                 across, deep = np.broadcast_to(corner.T[:, None], (2, len(edges), 4))
                 book = rings(np.stack([x + across, floor + heights, deep], axis=-1))
                 tone = np.array(tones[int(chosen[at + 3] * len(tones))]) / 255
-                banded = np.isin(np.arange(len(book.points)) // 4, (2, 3, 6, 7))
-                books.append(book.tint(lambda _, tone=tone, banded=banded: tone * np.where(banded, 0.5, 1)[:, None]))
+                books.append(banded(book, tone))
                 x, at = x + thick, at + 4
             if stop < width / 2 - 0.1:  # a vase where the row ends early
                 vase = smooth([(0.03, 0), (0.055, tier * 0.25), (0.025, tier * 0.5), (0.035, tier * 0.6)], 16)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Profile = Sequence[tuple[float, float]]
+Path = Sequence[Sequence[float] | np.ndarray] | np.ndarray  # [K, D]
 CREASE_DEGREES = 42.0  # faces that meet flatter than this are shaded as one surface
 
 
@@ -195,7 +196,7 @@ def circle(sides: int, turn: float = 0.0) -> np.ndarray:  # [S, 2]
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def curve(points: Sequence[Sequence[float]], steps: int) -> np.ndarray:  # [steps + 1, D]
+def curve(points: Path, steps: int) -> np.ndarray:  # [steps + 1, D]
     """A smooth line through the points: Catmull and Rom's spline, `steps` pieces in all."""
     knots = np.asarray(points, dtype=float)
     knots = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
@@ -317,7 +318,7 @@ def blob(x: float, y: float, z: float, roundness: float = 1.0, sides: int = 20, 
     return rings(points)
 
 
-def tube(path: Sequence[Sequence[float]] | np.ndarray, radius: float | Sequence[float], sides: int = 12) -> Mesh:
+def tube(path: Path, radius: float | Sequence[float] | np.ndarray, sides: int = 12) -> Mesh:
     """A pipe along a path of points [K, 3] with one radius, or one for each point."""
     line = np.asarray(path, dtype=float)
     along = np.gradient(line, axis=0)
@@ -388,5 +389,4 @@ def triangulate(shape: np.ndarray) -> np.ndarray:  # [S, 2] counter-clockwise ->
         else:
             tried += 1
         at += 1
-    triangles.append(tuple(left))
-    return np.array(triangles)
+    return np.array([*triangles, tuple(left)])

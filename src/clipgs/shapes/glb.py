@@ -7,6 +7,7 @@ here factors are kept, and nothing depends on the machine.
 import json
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,9 @@ def write_glb(name: str, pieces: Iterable[tuple[Mesh, Paint]]) -> bytes:
     for mesh, paint in pieces:
         by_paint.setdefault(paint, []).append(mesh)
     data = bytearray()
-    views: list[dict] = []
-    accessors: list[dict] = []
-    gltf: dict = {
+    views: list[dict[str, Any]] = []
+    accessors: list[dict[str, Any]] = []
+    gltf: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "clipgs procedural"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
@@ -65,7 +66,7 @@ def write_glb(name: str, pieces: Iterable[tuple[Mesh, Paint]]) -> bytes:
             "POSITION": accessor(np.concatenate(columns[0]), bounds=True),
             "NORMAL": accessor(np.concatenate(columns[1])),
         }
-        surface: dict = {"metallicFactor": 0.0, "roughnessFactor": paint.roughness}
+        surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": paint.roughness}
         if paint.png is not None:
             uv = np.concatenate(columns[2])
             attributes["TEXCOORD_0"] = accessor(np.column_stack([uv[:, 0], 1 - uv[:, 1]]))  # glTF's v points down

@@ -221,10 +221,10 @@ def windmill(dice: Dice) -> Design:
             wood("walnut"),
         )
         for y in (tall * 0.52, tall * 0.76):
-            for angle in (0, 120, 240) if y < tall * 0.6 else (60, 180, 300):
+            for degrees in (0, 120, 240) if y < tall * 0.6 else (60, 180, 300):
                 out = low + (high - low) * y / tall
                 for mesh, paint in window(0.3, 0.4, plain("brown")):
-                    yield mesh.move(0, y, out).turn(y=angle + 20), paint
+                    yield mesh.move(0, y, out).turn(y=degrees + 20), paint
         if gallery:
             y = tall * 0.4
             out = low + (high - low) * 0.4
@@ -318,10 +318,10 @@ def lighthouse(dice: Dice) -> Design:
             yield Mesh(mesh.points, mesh.faces, shifted), stripes(one, COLORS["white"], size=128)
         else:
             yield tower, plain("white")
-        for angle, y in ((20, 0.3), (20, 0.62), (140, 0.48), (260, 0.4), (200, 0.75)):
+        for degrees, y in ((20, 0.3), (20, 0.62), (140, 0.48), (260, 0.4), (200, 0.75)):
             for mesh, paint in window(0.17, 0.26, plain("dark gray")):
                 out = low + (high - low) * y**0.8 - 0.01
-                yield mesh.scale(1, 1, 0.6).move(0, ground + tall * y, out).turn(y=angle), paint
+                yield mesh.scale(1, 1, 0.6).move(0, ground + tall * y, out).turn(y=degrees), paint
         yield box(0.4, 0.66, 0.16, 0.03).move(0, ground + 0.36, low - 0.04), wood("walnut")
         top = ground + tall
         yield (
@@ -338,10 +338,10 @@ def lighthouse(dice: Dice) -> Design:
             plain("dark gray"),
         )
         for y in (0.17, 0.29):
-            ring = [
+            rail = [
                 ((high + 0.21) * np.cos(a), top + y, (high + 0.21) * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 41)
             ]
-            yield tube(ring, 0.014, 6), plain("dark gray")
+            yield tube(rail, 0.014, 6), plain("dark gray")
         for at in range(14):
             angle = 2 * np.pi * at / 14
             x, z = (high + 0.21) * np.cos(angle), (high + 0.21) * np.sin(angle)
@@ -530,19 +530,18 @@ def tree(dice: Dice) -> Design:
             )
             yield pole.tile(2, 5), dots((226, 222, 214), (70, 66, 62), size=64)
             # A narrow crown: lumps all over an egg, by the golden angle, and two that fill it.
-            spots = [(0.0, trunk_top + 0.35, 0.0, 0.4), (0.0, trunk_top + 0.72, 0.0, 0.33)]
+            lumps = [(0.0, trunk_top + 0.35, 0.0, 0.4), (0.0, trunk_top + 0.72, 0.0, 0.33)]
             for k in range(16):
-                up = (k + 0.5) / 16
-                reach = 0.42 * np.sin(np.pi * up**0.8)
-                spots.append(
+                share = (k + 0.5) / 16
+                reach = 0.42 * np.sin(np.pi * share**0.8)
+                lumps.append(
                     (
                         reach * np.cos(2.4 * k),
-                        trunk_top - 0.05 + 1.15 * up,
+                        trunk_top - 0.05 + 1.15 * share,
                         reach * np.sin(2.4 * k),
                         0.17 + 0.07 * knobs[k][0],
                     )
                 )
-            spots = np.array(spots)
         else:
             yield (
                 lathe(
@@ -561,10 +560,10 @@ def tree(dice: Dice) -> Design:
                     ),
                     bark,
                 )
-            spots = [(0.0, trunk_top + 0.72, 0.0, 0.62)]
+            lumps = [(0.0, trunk_top + 0.72, 0.0, 0.62)]
             for k in range(7):
                 angle = 2 * np.pi * k / 7 + knobs[k][0] * 0.6
-                spots.append(
+                lumps.append(
                     (
                         0.52 * np.cos(angle),
                         trunk_top + 0.35 + 0.3 * knobs[k][1],
@@ -572,7 +571,7 @@ def tree(dice: Dice) -> Design:
                         0.36 + 0.1 * knobs[k][2],
                     )
                 )
-            spots = np.array(spots)
+        spots = np.array(lumps)
         crown = foliage(spots, 0.9, tone)
         yield crown, Paint()
         if fruit:
@@ -707,7 +706,8 @@ def cactus(dice: Dice) -> Design:
                         ]
                     )
                     dot = Mesh(local[None], np.zeros((0, 3), int), np.zeros((0, 3, 2))).turn(y=yaw, z=lean).points[0]
-                    spike(*(dot + np.array([x, y, z])), 0.0, 0.3, float(side))
+                    at_x, at_y, at_z = dot + np.array([x, y, z])
+                    spike(at_x, at_y, at_z, 0.0, 0.3, float(side))
             peak = np.array([0.03, 1.3, 0.05])
         yield join(spines), plain("cream")
         if flower:

@@ -38,7 +38,6 @@ COLORS: dict[str, Color] = {
     "silver": (178, 184, 192),
 }
 BRIGHT = ("red", "orange", "yellow", "green", "teal", "blue", "light blue", "purple", "pink")
-SOFT = ("white", "cream", "beige", "light gray", "light blue", "pink", "light green")
 WOODS: dict[str, tuple[Color, Color]] = {
     "oak": ((198, 152, 96), (164, 116, 66)),
     "pine": ((226, 188, 132), (200, 152, 94)),
@@ -62,9 +61,10 @@ def plain(name: str, roughness: float = 0.9) -> Paint:
 
 def shaded(color: Color, factor: float) -> Color:
     """Darker (factor under 1) or lighter (over 1: towards white)."""
-    if factor <= 1:
-        return tuple(round(channel * factor) for channel in color)
-    return tuple(round(channel + (255 - channel) * (factor - 1)) for channel in color)
+    red, green, blue = (
+        round(channel * factor if factor <= 1 else channel + (255 - channel) * (factor - 1)) for channel in color
+    )
+    return red, green, blue
 
 
 def linear(color: np.ndarray) -> np.ndarray:  # sRGB in [0, 1], any shape
@@ -183,12 +183,6 @@ def tiles(color: Color, rows: int = 6, size: int = 128) -> Paint:
     amount = 0.25 + 0.45 * (1 - down) + 0.5 * (down > rim)
     amount[(across < 0.05) & (down < rim)] = 0.85
     return picture(mix(amount, shaded(color, 1.1), shaded(color, 0.55)))
-
-
-def waffle(light: Color, dark: Color, size: int = 64) -> Paint:
-    x, y = grid(size)
-    line = np.minimum(np.abs((x + y) % 1 - 0.5), np.abs((x - y) % 1 - 0.5))
-    return picture(mix((0.13 - line) * 12, light, dark))
 
 
 def label(ground: Color, band: Color, ink: Color, size: int = 128) -> Paint:

@@ -386,7 +386,7 @@ def guitar(dice: Dice) -> Design:
                 yield rod((x, y, depth / 2), (x, y, depth / 2 + 0.022), 0.012, sides=16), steel
             bridge, body_top, neck_end = 0.09, 0.36, 0.9
         else:
-            half = curve(
+            bout = curve(
                 [
                     (0.0, 0.0),
                     (0.12, 0.012),
@@ -400,7 +400,7 @@ def guitar(dice: Dice) -> Design:
                 ],
                 40,
             ) * [hips, 1]
-            outline = np.concatenate([half[:-1], (half * [-1, 1])[:0:-1]])
+            outline = np.concatenate([bout[:-1], (bout * [-1, 1])[:0:-1]])
             top = Paint(color=COLORS[stain]) if stain else wood(kind)
             side = wood("walnut" if kind != "walnut" else "cherry")
             yield extrude(outline, depth, 0.01).project(0.3), side

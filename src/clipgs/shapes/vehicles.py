@@ -261,8 +261,8 @@ def car(dice: Dice) -> Design:
                 )
                 yield band.project(0.14, "y"), checks(COLORS["black"], COLORS["white"])
         if style == "police car":
-            for side, tone in ((-1, "red"), (1, "blue")):
-                yield box(0.5, 0.13, 0.22, 0.05).move(side * 0.27, roof_y + 0.06, -0.2), plain(tone, 0.3)
+            for side, light in ((-1, "red"), (1, "blue")):
+                yield box(0.5, 0.13, 0.22, 0.05).move(side * 0.27, roof_y + 0.06, -0.2), plain(light, 0.3)
         if style == "sports car":
             yield box(width * 0.85, 0.035, 0.3, 0.012).move(0, deck + 0.24, rear + 0.22), paint
             for side in (-1, 1):

@@ -104,7 +104,7 @@ def _views(payload: tuple[Config, str, Path, Members, int]) -> Any:
     import torch
     from PIL import Image
 
-    from clipgs.meshes.views import parse_cameras
+    from clipgs.meshes.cameras import parse_cameras
     from clipgs.splats.gaussians import Views
 
     files = payload[3].read()

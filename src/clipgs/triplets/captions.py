@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from clipgs.config import Caption, Config
 from clipgs.core.errors import UsageError
@@ -15,8 +15,7 @@ from clipgs.core.files import sha256_of
 from clipgs.core.runner import stage_schema
 
 Row = dict[str, Any]
-Look = Callable[[Sequence[str]], list[Row]]  # uids to the rows of captions that a model writes of their pictures
-Captioner = Callable[[Sequence[Row], Sequence[Row], Caption, Look], list[Row]]
+CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to the rows of captions that a model writes of pictures
 
 # Of the format characters (byte order marks, bidirectional marks, soft hyphens, zero-width spaces) only the
 # joiners stay: Persian, Indic scripts and emoji are written with them.
@@ -75,12 +74,29 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def unseeing(uids: Sequence[str]) -> list[Row]:
-    """The `Look` of a captioner that looks at nothing."""
+def no_writer(uids: Sequence[str]) -> list[Row]:
+    """The `CaptionWriter` of a captioner that needs no pictures."""
     raise UsageError(f"caption: {len(uids)} objects need a captioner that looks at pictures: run the stage `caption`")
 
 
-def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
+class Captioner(Protocol):
+    """Object rows and label rows to rows of captions; `writer` for what needs pictures."""
+
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        labels: Sequence[Row],
+        settings: Caption,
+        writer: CaptionWriter = no_writer,
+    ) -> list[Row]: ...
+
+
+def catalog(
+    rows: Sequence[Row],
+    labels: Sequence[Row],
+    settings: Caption,
+    writer: CaptionWriter = no_writer,
+) -> list[Row]:
     """The catalog's own text, else "a CATEGORY"; an object that has neither is a failed row."""
     label_of = {label["uid"]: label for label in labels}
     captions = []
@@ -97,7 +113,12 @@ def catalog(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look:
     return captions
 
 
-def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
+def cap3d(
+    rows: Sequence[Row],
+    labels: Sequence[Row],
+    settings: Caption,
+    writer: CaptionWriter = no_writer,
+) -> list[Row]:
     """Captions from a CSV of uid (or SHA-256 of the file) and caption, as Cap3D publishes (Luo et al., NeurIPS 2023).
 
     An object that the CSV does not list gets the captioner `fallback`'s, or is a failed row where that is `fail`.
@@ -107,23 +128,28 @@ def cap3d(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: L
     """
     path = _cap3d_path(settings)
     wanted = {row[name] for row in rows for name in ("uid", "sha256") if row.get(name)}
-    listed = {}
+    listed: dict[str, str] = {}
     for key, text in _listed_captions(path):
         if key in wanted:
             listed.setdefault(key, clean(text, settings.max_characters))
-    found = {row["uid"]: listed.get(row["uid"]) or listed.get(row.get("sha256")) for row in rows}
+    found = {row["uid"]: listed.get(row["uid"]) or listed.get(row.get("sha256") or "") for row in rows}
     others = [row for row in rows if not found[row["uid"]]]
     if settings.fallback == "fail":
         reason = f"{path.name} has no caption of it, and caption.fallback is fail"
         own = {row["uid"]: caption_row(row["uid"], error=reason) for row in others}
     else:
-        own = {row["uid"]: row for row in captioner(settings.fallback)(others, labels, settings, look)}
+        own = {row["uid"]: row for row in captioner(settings.fallback)(others, labels, settings, writer)}
     return [own.get(row["uid"]) or caption_row(row["uid"], found[row["uid"]], "Cap3D") for row in rows]
 
 
-def written(rows: Sequence[Row], labels: Sequence[Row], settings: Caption, look: Look = unseeing) -> list[Row]:
+def written(
+    rows: Sequence[Row],
+    labels: Sequence[Row],
+    settings: Caption,
+    writer: CaptionWriter = no_writer,
+) -> list[Row]:
     """Captions that a model writes of the pictures: `coca` and `consensus`, which differ in who chooses."""
-    return look([row["uid"] for row in rows]) if rows else []
+    return writer([row["uid"] for row in rows]) if rows else []
 
 
 def _cap3d_path(settings: Caption) -> Path:
@@ -181,7 +207,7 @@ CAPTIONERS: Mapping[str, Captioner] = MappingProxyType(
 
 
 def captioner(name: str) -> Captioner:
-    """The captioner of that name: for object rows, label rows, settings and a `Look` it gives one row an object.
+    """The captioner of that name, which gives one row an object.
 
     Its rows hold uid, status (`ok` or `failed`), error, caption, source (what the caption was made from), the
     candidates that it was chosen from with their scores, and its own score and a note where it was judged.

@@ -27,7 +27,7 @@ from clipgs.teacher import features
 from clipgs.teacher import model as teacher
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model
-from clipgs.triplets.captions import Look, caption_row, clean
+from clipgs.triplets.captions import CaptionWriter, caption_row, clean
 
 SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}
 MAX_TOKENS = 30  # of a caption, with its start and end; open_clip's default
@@ -45,10 +45,10 @@ def defective(
     return bool(shown < _SEEN_FRACTION or image.reshape(-1, 3).std(0).max() < _PLAIN_LEVELS)
 
 
-def look(config: Config, shard: str) -> Look:
+def caption_writer(config: Config, shard: str) -> CaptionWriter:
     """Writes captions of a shard's objects from their pictures, in one thread of the processor or on the GPU."""
 
-    def look_at(uids: Sequence[str]) -> list[Row]:
+    def write_captions(uids: Sequence[str]) -> list[Row]:
         folder = PICTURES[config.teacher.images]
         pictures = path(config, folder, shard, ".tar")
         check(pictures)
@@ -65,7 +65,7 @@ def look(config: Config, shard: str) -> Look:
         missing = f"no pictures of it in {folder}/{shard}.tar"
         return [{**caption_row(uid, error=missing), **rows.get(uid, {})} for uid in uids]
 
-    return look_at
+    return write_captions
 
 
 def _digest(array: Tensor | None) -> str:
@@ -146,7 +146,7 @@ def write(
     pictures = coca.encode_images(fit).cpu() if seen is None else seen.float()
     scores = (vectors @ pictures.T).mean(1)
     best = int(scores.argmax())
-    row = {"caption": texts[best], "source": SOURCES["coca" if chooser is None else "consensus"]}
+    row: Row = {"caption": texts[best], "source": SOURCES["coca" if chooser is None else "consensus"]}
     row |= {"candidates": texts, "scores": scores.tolist()}
     return row | ({"score": scores[best].item()} if chooser is not None else {}), []
 

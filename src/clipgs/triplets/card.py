@@ -138,7 +138,7 @@ def escape(text: object) -> str:
 
 def hub_license(name: str | None) -> str:
     """The Hugging Face hub's name of a licence; `other` where it has none, `unknown` for no licence."""
-    if not (name or "").strip():
+    if name is None or not name.strip():
         return "unknown"
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     key = re.sub(r"^(creative-commons|cc)-(?=by|0|zero)", "", key)
@@ -288,6 +288,7 @@ def _credits(packed: Sequence[Row]) -> bytes:
 def _histogram(psnr: Sequence[float]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(), io.BytesIO() as buffer:
         matplotlib.rcdefaults()  # a user's own style would change the bytes
@@ -295,11 +296,13 @@ def _histogram(psnr: Sequence[float]) -> bytes:
         axes = figure.add_subplot()
         if psnr:
             low, high = np.floor(min(psnr)), max(np.ceil(max(psnr)), np.floor(min(psnr)) + 1)
-            axes.hist(psnr, bins=np.arange(low, high + 0.5), color="#4c78a8", edgecolor="white", linewidth=0.6)
+            axes.hist(psnr, bins=np.arange(low, high + 0.5).tolist(), color="#4c78a8", edgecolor="white", linewidth=0.6)
             mean = float(np.mean(psnr))
             axes.axvline(mean, color="#333333", linewidth=1, linestyle="--")
             axes.set_title(f"{len(psnr):,} objects, mean {mean:.1f} dB", loc="left", fontsize=10)
-            axes.yaxis.get_major_locator().set_params(integer=True)
+            locator = axes.yaxis.get_major_locator()
+            assert isinstance(locator, MaxNLocator)  # matplotlib's default is one
+            locator.set_params(integer=True)
         axes.set_xlabel("PSNR on held-out views, dB")
         axes.set_ylabel("objects")
         axes.spines[["top", "right"]].set_visible(False)

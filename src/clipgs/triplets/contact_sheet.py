@@ -14,7 +14,6 @@ GAP_PIXELS = 6  # between mesh and splat, and above the caption
 MARGIN_PIXELS = 22
 COLUMNS = 4
 TEXT_LINES = 3
-SMALLEST_FRAME = 0.5  # of the picture: a thin object is not blown up to blocks
 LINE_PIXELS = 17
 HEADING_PIXELS = 78
 MAX_ZOOM = 2  # more would show pixels instead of objects
@@ -33,32 +32,6 @@ class Sample:
     splat: np.ndarray  # [H, W, 3] uint8
     caption: str
     psnr: float | None  # dB; None of a splat that was not fitted here
-
-
-def _frame(*pictures: np.ndarray) -> tuple[float, float, float]:
-    """Centre and side, as fractions of the picture, of a square around all that is not white in any of them."""
-    ends = []
-    for picture in pictures:  # [H, W, 3]
-        rows, columns = np.nonzero((picture < 245).any(axis=-1))
-        if len(rows):
-            height, width = picture.shape[:2]
-            ends.append(
-                (columns.min() / width, (columns.max() + 1) / width, rows.min() / height, (rows.max() + 1) / height)
-            )
-    if not ends:
-        return 0.5, 0.5, 1.0
-    left, right, top, bottom = (
-        choose(end) for choose, end in zip((min, max, min, max), zip(*ends, strict=True), strict=True)
-    )
-    side = min(1.0, max(SMALLEST_FRAME, 1.12 * max(right - left, bottom - top)))
-    x, y = (min(max((low + high) / 2, side / 2), 1 - side / 2) for low, high in ((left, right), (top, bottom)))
-    return x, y, side
-
-
-def _scaled(frame: tuple[float, float, float], picture: np.ndarray) -> tuple[float, float, float, float]:
-    x, y, side = frame
-    height, width = picture.shape[:2]
-    return ((x - side / 2) * width, (y - side / 2) * height, (x + side / 2) * width, (y + side / 2) * height)
 
 
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
@@ -132,9 +105,9 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
     def fitting(text: str, suffix: str = "") -> int:
         """How many characters fit, one at least."""
         ends = range(1, len(text) + 1)
-        return max(1, bisect_right(ends, width, key=lambda end: font.getlength(text[:end] + suffix)))
+        return max(1, bisect_right(ends, float(width), key=lambda end: font.getlength(text[:end] + suffix)))
 
-    wrapped = []
+    wrapped: list[str] = []
     rest = text
     while rest and len(wrapped) < lines:
         end, suffix = fitting(rest), ""

@@ -147,7 +147,7 @@ def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras
     return json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _shortest(array: np.ndarray) -> list:
+def _shortest(array: np.ndarray) -> list[Any]:
     """Nested lists of numbers with no more digits than tell one float32 from the next."""
     return json.loads(json.dumps(array.tolist()), parse_float=lambda text: float(str(np.float32(text))))
 
@@ -178,7 +178,7 @@ def schema() -> Any:
     """
     import pyarrow as pa
 
-    strings = ("uid", "shard", "status", "stage", "error", "source", "split", "group")
+    strings: tuple[str, ...] = ("uid", "shard", "status", "stage", "error", "source", "split", "group")
     strings += ("category", "caption", "caption_source", "caption_note", "license", "credit", "page")
     return pa.schema(
         [(name, pa.string()) for name in strings]

@@ -26,9 +26,10 @@ def caption(config: Config, shard: str, threads: int) -> None:
     frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
     labels = read_table(labels_path(config, shard))
     if config.caption.writer or config.caption.uses_teacher:
-        from clipgs.triplets.captions_written import judged, look
+        from clipgs.triplets.captions_written import caption_writer, judged
 
-        rows = captioner(config.caption.captioner)(frozen, labels, located(config), look(config, shard))
+        writer = caption_writer(config, shard)
+        rows = captioner(config.caption.captioner)(frozen, labels, located(config), writer)
         rows = judged(config, shard, rows)
     else:
         rows = captioner(config.caption.captioner)(frozen, labels, located(config))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 
@@ -38,7 +39,7 @@ class Source(Protocol):
     def path(self, row: dict[str, Any]) -> Path:
         """Where `fetch` put the mesh file."""
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         """The axis of the file that points up: `y` or `z`."""
 
     def notes(self) -> list[str]:

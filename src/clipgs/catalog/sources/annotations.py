@@ -22,8 +22,8 @@ from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
-from clipgs.core.files import whole
-from clipgs.core.seeds import canonical_json
+from clipgs.core.files import sidecar, whole
+from clipgs.core.seeds import canonical_json, unit_hash
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class AnnotationFiles:
                 return self.read(get, name, load)
             again = ""
             if path.is_relative_to(self._own):
-                for file in (path, path.with_name(path.name + ".check")):
+                for file in (path, sidecar(path)):
                     file.unlink(missing_ok=True)
                 again = "; it was removed: run the same command again to download it"
             raise ClipgsError(f"{path} is cut or damaged ({error}){again}") from None
@@ -314,7 +314,7 @@ class AnnotatedSource:
                 rows[place] = self._row_of_any.get(locators[place])
         return rows
 
-    def _strangers(self, locators: list[str]) -> Any:
+    def _rows_outside(self, locators: list[str]) -> Any:
         """Rows of frozen objects that the table does not hold, all looked up at once where `gone` asked for all."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -336,7 +336,7 @@ class AnnotatedSource:
         missing = [locator for locator, row in zip(locators, rows, strict=True) if row is None]
         table = self.table.select(["locator", *columns]).take(pa.array([r for r in rows if r is not None], pa.int64()))
         if missing:
-            table = pa.concat_tables([table, self._strangers(missing).select(["locator", *columns])])
+            table = pa.concat_tables([table, self._rows_outside(missing).select(["locator", *columns])])
             places = pc.index_in(pa.array(locators, pa.string()), value_set=table["locator"].combine_chunks())
             table = table.take(places)
         return table.select(columns)
@@ -361,7 +361,7 @@ class AnnotatedSource:
 
     def gone(self, known: list[str]) -> list[str]:
         missing = [locator for locator, row in zip(known, self._rows(known), strict=True) if row is None]
-        found = set(self._strangers(missing)["locator"].to_pylist()) if missing else set()
+        found = set(self._rows_outside(missing)["locator"].to_pylist()) if missing else set()
         return [locator for locator in missing if locator not in found]
 
     def identify(self, locator: str) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class AnnotatedSource:
             return None  # by hash, as of any source
         if lvis:
             return "test"
-        position = int(hashlib.sha256(group.encode()).hexdigest()[:12], 16) / 16**12
+        position = unit_hash(group)
         return "validation" if position < self.config.catalog.validation_fraction else "train"
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
@@ -439,3 +439,31 @@ def _stat(path: Path) -> list[Any]:
 
 def _state_of(key: str, inputs: list[list[Any]]) -> str:
     return f"{key}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]}"
+
+
+def read_xl_table(path: Path, columns: list[str]) -> Any:
+    """Columns of an annotation table of Objaverse-XL, all text.
+
+    Raises:
+        UsageError: it has not these columns.
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    types = dict.fromkeys(columns, pa.string())
+    if path.suffix == ".parquet":
+        names = pq.read_schema(path).names
+    else:
+        with csv.open_csv(path) as reader:
+            names = reader.schema.names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
+    if path.suffix == ".parquet":
+        table = pq.read_table(path, columns=columns)
+    else:
+        options = csv.ConvertOptions(include_columns=columns, column_types=types)
+        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    return table.cast(pa.schema([(name, pa.string()) for name in columns]))

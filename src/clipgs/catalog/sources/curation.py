@@ -127,12 +127,13 @@ def _compare(rule: str, column: Any, operator: str, value: str) -> Any:
 
     kind = column.type
     values = [part.strip() for part in value.split("|")] if operator == "in" else [value]
+    parsed: list[float | bool | str | None]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         holds, parsed, column = "numbers", [_number(text) for text in values], column.cast(pa.float64())
     elif pa.types.is_boolean(kind):
         holds, parsed = "true or false", [{"true": True, "false": False}.get(text.lower()) for text in values]
     else:
-        holds, parsed, column = "text", values, column.cast(pa.string())
+        holds, parsed, column = "text", list(values), column.cast(pa.string())
     if None in parsed:
         raise UsageError(f"config: catalog.curation.where: {rule}: the column holds {holds}")
     if operator == "in":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from clipgs.catalog.records import UID_PATTERN
+from clipgs.catalog.records import UID_PATTERN, UpAxis
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.core.seeds import canonical_json
@@ -36,7 +36,7 @@ class FolderSource:
     name = "folder"
     remote = False
     what = "mesh file"
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
 
     def __init__(self, config: Config) -> None:
         self._settings = getattr(config.catalog, self.name)
@@ -146,7 +146,8 @@ class FolderSource:
             entry = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in mapped.items()}
             extra = [f"{column}: {row[column].strip()}" for column in kept if (row.get(column) or "").strip()]
             if extra:
-                entry["credit"] = "; ".join([entry["credit"], *extra] if entry.get("credit") else extra)
+                credit = entry.get("credit")
+                entry["credit"] = "; ".join([credit, *extra] if credit else extra)
             if entry["file"] is None:
                 raise UsageError(f"{self._settings.manifest}, line {line}: no file is named")
             if entry.get("split") not in (None, "train", "validation", "test"):
@@ -199,7 +200,7 @@ class FolderSource:
     def path(self, row: dict[str, Any]) -> Path:
         return self.root / row["locator"]
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y" if row["locator"].lower().endswith((".glb", ".gltf")) else self._settings.up_axis
 
     def _locate(self, locator: str) -> Path:

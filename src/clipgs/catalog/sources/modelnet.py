@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import whole
+from clipgs.core.seeds import unit_hash
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,7 @@ class ModelNet40Source:
     def identify(self, locator: str) -> dict[str, Any]:
         _, split, stem = self._parts(locator)
         uid = f"{self.name}-{stem}"
-        position = int(hashlib.sha256(uid.encode()).hexdigest()[:12], 16) / 16**12
+        position = unit_hash(uid)
         if split == "train" and position < self._validation_fraction:
             split = "validation"
         return {"uid": uid, "sha256": None, "group": uid, "split": split, "note": None}
@@ -186,7 +188,7 @@ class ModelNet40Source:
         self._parts(row["locator"])  # leads nowhere else
         return (self._cache if self._folder is None else self._folder) / row["locator"]
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "z"
 
     @staticmethod

@@ -12,8 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import UID_PATTERN
-from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, lvis_categories, page_of
+from clipgs.catalog.records import UID_PATTERN, UpAxis
+from clipgs.catalog.sources.annotations import (
+    AnnotatedSource,
+    AnnotationFiles,
+    label_hash,
+    lvis_categories,
+    page_of,
+    read_xl_table,
+)
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sha256_of, whole
 
@@ -144,8 +151,6 @@ class ObjaverseSource(AnnotatedSource):
         place = self.config.catalog.objaverse.hashes
         if place is None:
             return None
-        from clipgs.catalog.sources.objaverse_xl import read_xl_table
-
         return self.files.read(self.files.linked, place, lambda path: read_xl_table(path, ["fileIdentifier", "sha256"]))
 
     def _annotations(self, folders: list[str]) -> Any:
@@ -200,7 +205,7 @@ class ObjaverseSource(AnnotatedSource):
     def path(self, row: dict[str, Any]) -> Path:
         return glb_path(self.files, row["locator"])
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories
+from clipgs.catalog.records import UpAxis
+from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories, read_xl_table
 from clipgs.catalog.sources.folder import SUFFIXES
 from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
 from clipgs.core.errors import ObjectError, UsageError
@@ -23,34 +24,6 @@ _GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)/blob/([0-9a-f]{40
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RAW = "https://raw.githubusercontent.com/"
 _SKETCHFAB = "sketchfab:"  # before the FOLDER/UID of an Objaverse 1.0 file
-
-
-def read_xl_table(path: Path, columns: list[str]) -> Any:
-    """Columns of an annotation table of Objaverse-XL, all text.
-
-    Raises:
-        UsageError: it has not these columns.
-        OSError, ValueError: it cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow import csv
-
-    types = dict.fromkeys(columns, pa.string())
-    if path.suffix == ".parquet":
-        names = pq.read_schema(path).names
-    else:
-        with csv.open_csv(path) as reader:
-            names = reader.schema.names
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
-    if path.suffix == ".parquet":
-        table = pq.read_table(path, columns=columns)
-    else:
-        options = csv.ConvertOptions(include_columns=columns, column_types=types)
-        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
-    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
 
 
 class ObjaverseXLSource(AnnotatedSource):
@@ -85,8 +58,8 @@ class ObjaverseXLSource(AnnotatedSource):
         for place in self.config.catalog.objaverse_xl.tables:
             table = self.files.read(self.files.linked, place, lambda path: read_xl_table(path, list(_COLUMNS)))
             parts += [self._part(batch) for batch in table.to_batches(max_chunksize=_BATCH_ROWS)]
-        rows = pa.concat_tables(parts) if parts else []
-        if not len(rows):
+        rows = pa.concat_tables(parts) if parts else None
+        if not rows:
             raise UsageError("config: catalog.objaverse_xl.tables hold no object")
         codes = rows["locator"].combine_chunks().dictionary_encode().indices.to_numpy()
         _, first = np.unique(codes, return_index=True)  # a locator that is listed again says nothing new
@@ -159,7 +132,7 @@ class ObjaverseXLSource(AnnotatedSource):
             raise ObjectError(f"no SHA-256 is known of {locator}")
         return self.config.cache_path / self.name / digest[:2] / f"{digest}{_suffix(locator)}"
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "z" if self.path(row).suffix == ".stl" else "y"  # STL is the format of printers, whose bed is flat
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
 from clipgs.core.files import whole
 from clipgs.shapes import furniture, outdoors, things, vehicles
@@ -137,7 +138,7 @@ class ProceduralSource:
     def path(self, row: dict[str, Any]) -> Path:
         return self._folder / f"{row['uid']}.glb"
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y"
 
     def notes(self) -> list[str]:

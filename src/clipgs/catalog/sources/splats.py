@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipgs.catalog.records import UpAxis
 from clipgs.catalog.sources.folder import FolderSource
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError
@@ -38,7 +39,7 @@ class SplatSource(FolderSource):
             raise ObjectError(f"it has {count} Gaussians, catalog.splats.max_gaussians is {self._max_gaussians}")
         return path
 
-    def up_axis(self, row: dict[str, Any]) -> str:
+    def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return self._settings.up_axis
 
 
