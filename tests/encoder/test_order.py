@@ -74,7 +74,12 @@ def test_leading_axes_are_kept(batch, order):
 @pytest.mark.parametrize(
     ("grid", "order", "depth", "words"),
     [
-        (torch.zeros(2, 3, dtype=torch.int64), "peano", 3, "peano"),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),
+            "peano",
+            3,
+            "one of xyz, z, z-trans, hilbert, hilbert-trans, not 'peano'",
+        ),
         (torch.zeros(2, 3, dtype=torch.int64), "z", 22, "depth"),
         (torch.zeros(2, 3), "z", 3, "int64"),
         (torch.zeros(2, 2, dtype=torch.int64), "z", 3, "int64"),

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,19 @@ def test_the_held_out_cameras_are_those_that_were_published():
     spiral = 2.54 * np.stack([level * np.cos(azimuth), height, level * np.sin(azimuth)], axis=1)
     np.testing.assert_allclose(eyes(viewmats), spiral, atol=1e-6)
     assert np.array_equal(Ks, canonical(4)[1])
+    explicit = held_out(4, fov_degrees=40, distance=2.54, pixels=256, among=36)
+    assert all(map(np.array_equal, explicit, (viewmats, Ks)))
+
+
+def test_held_out_cameras_stay_off_the_poles():
+    """Of as many as there are canonical ones, the first would stand at the pole itself."""
+    steps = np.array([1, 1, 2, 3, 4, 5])
+    height, azimuth = 1 - steps / 3, steps * 2.399963229728653
+    level = np.sqrt(1 - height**2)
+    spiral = np.stack([level * np.cos(azimuth), height, level * np.sin(azimuth)], axis=1)
+    np.testing.assert_allclose(eyes(held_out(6, distance=1, among=6)[0]), spiral, atol=1e-6)
+    last = held_out(12, distance=1, among=6)[0][-1]
+    np.testing.assert_allclose(eyes(last[None]), spiral[-1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("eye", [[0, 2, 0], [0, -2, 0], [1e-9, 2, 0], [0, 0, 2], [2, 0, 0]])
@@ -82,6 +97,22 @@ def test_poles_are_safe(eye):
     assert np.isfinite(viewmat).all()
     np.testing.assert_allclose(viewmat @ [0, 0, 0, 1], [0, 0, 2, 1], atol=1e-9)
     assert np.linalg.det(viewmat) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("eye", "up"),
+    [
+        ([0, 2, 0], [0, 0, -1]),
+        ([0, -2, 0], [0, 0, 1]),
+        ([np.sqrt(1 - 0.9995**2), 0.9995, 0], [0, 0, -1]),  # nearly above: up has next to no direction
+        ([0, 0.9985, np.sqrt(1 - 0.9985**2)], [0, np.sqrt(1 - 0.9985**2), -0.9985]),
+        ([0, 0, 2], [0, 1, 0]),
+    ],
+)
+def test_what_is_up_in_the_picture(eye, up):
+    viewmat = look_at_origin(np.array(eye, float))
+    assert viewmat.dtype == np.float64
+    np.testing.assert_allclose(-viewmat[1, :3], up, atol=1e-9)  # the picture's y points down
 
 
 def test_a_cube_fits_from_every_side():
@@ -98,13 +129,39 @@ def test_a_cube_fits_from_every_side():
 
 def test_cameras_come_back_from_their_file():
     viewmats, Ks = canonical(5, pixels=64)
-    data = cameras_json(viewmats, Ks, 64)
-    assert data == cameras_json(viewmats, Ks, 64)
+    data = cameras_json(viewmats, Ks, np.int64(64))
+    assert data == cameras_json(viewmats.astype(float), Ks.astype(float), 64)
+    assert data.endswith(b"}\n")
+    assert json.loads(data) == {
+        "convention": "opencv world-to-camera",
+        "viewmats": viewmats.astype(float).tolist(),
+        "Ks": Ks.astype(float).tolist(),
+        "pixels": 64,
+    }
     again = parse_cameras(data)
     np.testing.assert_array_equal(again[0], viewmats)
     np.testing.assert_array_equal(again[1], Ks)
+    assert again[0].dtype == again[1].dtype == np.float32
     assert again[2] == 64
-    with pytest.raises(ObjectError, match="convention"):
+    with pytest.raises(ObjectError) as error:
         parse_cameras(data.replace(b"opencv", b"opengl"))
-    with pytest.raises(ObjectError, match="shapes"):
-        parse_cameras(cameras_json(viewmats[:4], Ks, 64))
+    assert str(error.value) == "the cameras follow the convention 'opengl world-to-camera', which is not known"
+    with pytest.raises(ObjectError, match="the convention None"):
+        parse_cameras(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("views", "intrinsics"), [((4, 4, 4), (5, 3, 3)), ((5, 3, 4), (5, 3, 3)), ((5, 4, 4), (5, 3, 2)), ((4, 4), (3, 3))]
+)
+def test_cameras_of_other_shapes_are_refused(views, intrinsics):
+    with pytest.raises(ObjectError) as error:
+        parse_cameras(cameras_json(np.zeros(views), np.zeros(intrinsics), 64))
+    assert str(error.value) == f"the cameras have the shapes {views} and {intrinsics}"
+
+
+def test_the_view_that_shows_an_object_is_from_the_front_right_and_above():
+    eyes = np.array([[0, 0, 1], [0.62, 0.42, 0.66], [1, 0, 0], [0.5, 0.5, 0.7], [-0.62, 0.42, 0.66]])
+    lengths = np.array([9, 1, 9, 2, 9])  # a direction, not a distance, is looked for
+    viewmats = np.stack([look_at_origin(eye * length) for eye, length in zip(eyes, lengths, strict=True)])
+    assert showing(viewmats) == 1
+    assert showing(viewmats[2:]) == 1

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_a_teacher_that_learns_from_captions_cannot_judge_them(settings):
 def test_only_what_looks_at_pictures_depends_on_them():
     def keys(**settings):
         config = configuration.check({"caption": {"cap3d": "x.csv", **settings}})
-        return set(configuration.json.loads(configuration.stage_settings(config, "caption")))
+        return set(json.loads(configuration.stage_settings(config, "caption")))
 
     plain = {"stage", "version", "caption"}
     assert keys() == keys(captioner="cap3d") == keys(fallback="consensus") == plain
