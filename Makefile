@@ -61,12 +61,13 @@ test: lint  ## every test, and the linters
 test-gpu: .venv  ## the tests that need a CUDA GPU
 	@$(RUN) pytest -q -m gpu
 
-lint: .venv  ## ruff, snakefmt, snakemake --lint
+lint: .venv  ## ruff, snakefmt, snakemake --lint, mypy
 	@export $(RUN)
 	ruff check
 	ruff format --check
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	mypy src
 
 format: .venv  ## lay the code out
 	@export $(RUN)

@@ -30,10 +30,12 @@ from torch.nn.functional import conv2d
 
 from clipgs.config import Config, Fit
 from clipgs.core.processes import usable_cores
-from clipgs.splats.fitting import as_gaussians, fit, schedule, start
+from clipgs.splats.fitting import as_gaussians, fit, prepare
+from clipgs.splats.fitting.cuda import CudaFit
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import C1, C2, WINDOW
 from clipgs.splats.quality import quality
+from clipgs.splats.rasterizer import kernels
 
 ROWS = ("256:10000:5000:2", "256:10000:1500:4", "256:10000:2000:4", "512:16000:5000:2")
 BARS = {(256, 5000): 15_000, (256, 1500): 40_000, (256, 2000): 40_000, (512, 5000): 5_000}  # objects an hour
@@ -82,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for pixels, gaussians, steps, factor in specs:
         settings = Fit(gaussians=int(gaussians), steps=int(steps), lr_factor=factor)
         if int(pixels) not in data:
-            data[int(pixels)] = prepare(files, int(pixels))
+            data[int(pixels)] = load_objects(files, int(pixels))
         batch = arguments.batch if pixels <= 256 else arguments.batch * 9 // 16
         row = our_row(*data[int(pixels)], settings, batch, arguments.runs)
         row["bar"] = BARS.get((int(pixels), settings.steps))
@@ -98,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if all(row["bar"] is None or row["objects_per_hour"] >= row["bar"] for row in rows) else 1
 
 
-def prepare(files: list[Path], pixels: int) -> tuple[Points, Views]:
+def load_objects(files: list[Path], pixels: int) -> tuple[Points, Views]:
     """Points, and the pictures to fit and those held out, of all objects, on the CPU."""
     begin = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")
@@ -168,18 +170,12 @@ def profile(points: Points, views: Views, settings: Fit, batch: int) -> dict[str
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    from clipgs.splats.fitting.cuda import CudaFit
-
     count = Config().views.count
     chosen = torch.arange(batch) % len(points.xyz)
-    clouds = [
-        (cloud.xyz.numpy(), cloud.rgb.numpy(), cloud.normals.numpy()) for cloud in map(points.__getitem__, chosen)
-    ]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        tables = np.stack(list(pool.map(lambda cloud: start(*cloud, settings, 0), clouds)))
-    seen = views[chosen, :count].to("cuda")
-    plans = [schedule(settings, count, seed) for seed in range(batch)]
-    one = CudaFit(torch.from_numpy(tables).cuda(), seen, settings, plans)
+        starts = list(pool.map(lambda b, seed: prepare(points[b], count, settings, seed), chosen, range(batch)))
+    raw, plans = zip(*starts, strict=True)
+    one = CudaFit(torch.from_numpy(np.stack(raw)).cuda(), views[chosen, :count].to("cuda"), settings, plans)
     for number in range(200):
         one.step(number)
     torch.cuda.synchronize()
@@ -247,8 +243,8 @@ def stock(points: Points, views: Views, settings: Fit) -> Gaussians:
     """One object, [P, ...] on the CPU and [V, ...] on the GPU."""
     from gsplat import rasterization
 
-    table = start(points.xyz.numpy(), points.rgb.numpy(), points.normals.numpy(), settings, 0)
-    groups = [part.T.contiguous().cuda() for part in torch.from_numpy(table).split([3, 4, 3, 1, 3])]
+    raw, plan = prepare(points, len(views.rgba), settings, 0)
+    groups = [part.T.contiguous().cuda() for part in torch.from_numpy(raw).split(kernels.PARTS)]
     groups[1] = torch.tensor([1.0, 0, 0, 0], device="cuda").repeat(settings.gaussians, 1)
     groups[2] = groups[2][:, :1].repeat(1, 3) - np.log(settings.disc_spacing)
     groups[3] = torch.full_like(groups[3], np.log(0.1 / 0.9))
@@ -256,7 +252,6 @@ def stock(points: Points, views: Views, settings: Fit) -> Gaussians:
         torch.optim.Adam([group.requires_grad_()], lr=rate, eps=1e-15, fused=True)
         for group, rate in zip(groups, STOCK_RATES.values(), strict=True)
     ]
-    plan = schedule(settings, len(views.rgba), 0)
     grounds = torch.from_numpy(plan.grounds).cuda()
     height, width = views.rgba.shape[1:3]
     window = torch.tensor(WINDOW, device="cuda")

@@ -12,7 +12,6 @@ a row of its own to compare with. Writes benchmarks/results/fit_choices.json.
 
 import argparse
 import csv
-import importlib
 import logging
 import statistics
 import sys
@@ -24,20 +23,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from fit import STOCK_RATES, prepare
+from fit import STOCK_RATES, load_objects
 from record import SHARED, commit, gpus, record
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from clipgs.config import Config, Fit
 from clipgs.core.processes import usable_cores
-from clipgs.splats.fitting import EPSILON, LAST_RATE, PARTS, as_gaussians, fit, schedule, start
+from clipgs.splats.fitting import as_gaussians, fit, prepare, schedule
 from clipgs.splats.fitting.cuda import CudaFit
+from clipgs.splats.fitting.schedule import EPSILON, LAST_RATE
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import fit_loss
 from clipgs.splats.ply import to_bytes
 from clipgs.splats.quality import quality
-from clipgs.splats.rasterizer import rasterize
+from clipgs.splats.rasterizer import kernels, rasterize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNT = Config().views.count
@@ -59,7 +59,7 @@ def main() -> int:
         objects = sorted(csv.DictReader(file), key=lambda row: row["uid"])[:: arguments.every]
     if DEVICE.type == "cpu" and arguments.only != ["priors"]:
         parser.error("without a GPU there are only the priors: --only priors")
-    points, views = prepare([arguments.data / row["file"] for row in objects], arguments.px)
+    points, views = load_objects([arguments.data / row["file"] for row in objects], arguments.px)
     views = views.to(DEVICE)
     if DEVICE.type == "cuda":
         fit(points.to(DEVICE), views[:, :COUNT], Fit(steps=20))  # loads the kernels
@@ -139,11 +139,10 @@ def around_fast(points: Points, views: Views):
     }.items():
         for factor in values:
             yield ours(f"fast, {name} x {factor:g}", points, views, **fast | {name: fast[name] * factor})
-    fitting = importlib.import_module("clipgs.splats.fitting")  # the name in the package is the function
     for rate in (0.01, 0.1):
-        fitting.LAST_RATE = rate
+        schedule.LAST_RATE = rate
         yield ours(f"fast, rates end at {rate:.0%}", points, views, **fast)
-    fitting.LAST_RATE = LAST_RATE
+    schedule.LAST_RATE = LAST_RATE
 
 
 TOGETHER = {
@@ -198,7 +197,7 @@ def resolution(points: Points, views: Views):
     tables, plans = starts(points, settings)
     for share in (0.0, 0.25, 0.5):
         first = int(share * settings.steps)
-        plans = [schedule(settings, COUNT, 0) for _ in plans]
+        plans = [schedule.schedule(settings, COUNT, 0) for _ in plans]
         _wait()
         begin = time.perf_counter()
         coarse = CudaFit(tables, half, settings, plans)
@@ -266,13 +265,10 @@ EXPERIMENTS: dict[str, Callable] = {
 
 def starts(points: Points, settings: Fit) -> tuple[Tensor, list]:
     """Raw parameters [B, 14, N] on the GPU, and the plans."""
-    clouds = [
-        (one.xyz.numpy(), one.rgb.numpy(), one.normals.numpy())
-        for one in map(points.__getitem__, range(len(points.xyz)))
-    ]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        tables = list(pool.map(lambda cloud: start(*cloud, settings, 0), clouds))
-    return torch.from_numpy(np.stack(tables)).to(DEVICE), [schedule(settings, COUNT, 0) for _ in clouds]
+        prepared = list(pool.map(lambda b: prepare(points[b], COUNT, settings, 0), range(len(points.xyz))))
+    raw, plans = zip(*prepared, strict=True)
+    return torch.from_numpy(np.stack(raw)).to(DEVICE), list(plans)
 
 
 def by_autograd(
@@ -285,7 +281,7 @@ def by_autograd(
     scale_prior: float,
 ) -> Tensor:  # [B, 14, N]
     """A batched fit by gsplat, autograd and one Adam, without relocation."""
-    groups = [part.movedim(1, 2).contiguous().requires_grad_() for part in tables.split(PARTS, dim=1)]
+    groups = [part.movedim(1, 2).contiguous().requires_grad_() for part in tables.split(kernels.PARTS, dim=1)]
     rates = (settings.lr_means, settings.lr_quats, settings.lr_scales, settings.lr_opacities, settings.lr_colors)
     optimizer = torch.optim.Adam(
         [{"params": [group], "lr": rate * settings.lr_factor} for group, rate in zip(groups, rates, strict=True)],

@@ -24,7 +24,9 @@ from clipgs.config import Fit, Meshes, PointCloud
 from clipgs.config import Views as ViewSettings
 from clipgs.meshes import cameras, points, views
 from clipgs.meshes.load import load
-from clipgs.splats.fitting import CpuFit, start
+from clipgs.splats.fitting import prepare
+from clipgs.splats.fitting.cpu import CpuFit
+from clipgs.splats.gaussians import Points
 from clipgs.splats.rasterizer.cpu import camera_row
 
 PIXELS, VIEWS, RUNS, STEPS_A_RUN = 128, 36, 5, 72
@@ -50,14 +52,14 @@ def calibration_seconds() -> float:
     return time.perf_counter() - begin
 
 
-def prepare(data: Path) -> tuple[dict, tuple, np.ndarray, list[np.ndarray]]:
+def first_object(data: Path) -> tuple[dict, Points, np.ndarray, list[np.ndarray]]:
     """The first object by uid: its manifest row, points, pictures and cameras."""
     with open(data / "manifest.csv", newline="") as file:
         row = min(csv.DictReader(file), key=lambda row: row["uid"])
     limits = Meshes()
     mesh = load(data / row["file"], max_faces=limits.max_faces, max_texture_pixels=limits.max_texture_pixels)
     viewmats, Ks = cameras.canonical(VIEWS, pixels=PIXELS)
-    cloud = points.sample(mesh, PointCloud().count, seed=0)
+    cloud = Points(*map(torch.from_numpy, points.sample(mesh, PointCloud().count, seed=0)))
     rgba = views.render(mesh, viewmats, Ks, PIXELS, supersample=ViewSettings().supersample)
     return row, cloud, rgba, [camera_row(viewmat, K) for viewmat, K in zip(viewmats, Ks, strict=True)]
 
@@ -94,12 +96,12 @@ def main() -> int:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    row, cloud, rgba, camera_rows = prepare(arguments.data)
+    row, cloud, rgba, camera_rows = first_object(arguments.data)
     settings = Fit()
     rows = []
     for loss, weight in (("L1", 0.0), ("L1 and SSIM", settings.ssim_weight)):
         chosen = settings.model_copy(update={"ssim_weight": weight})
-        one = CpuFit(start(*cloud, chosen, seed=0), rgba, camera_rows, chosen, seed=0)
+        one = CpuFit(prepare(cloud, VIEWS, chosen, seed=0), rgba, camera_rows, chosen)
         for first_step in (0, arguments.step):
             for number in range(first_step):
                 one.step(number)

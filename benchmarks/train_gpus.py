@@ -25,7 +25,7 @@ from record import record
 from torch.nn.functional import normalize
 
 from clipgs.config import Config, check
-from clipgs.core.bundles import TarWriter, write_safetensors, write_table
+from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.ply import to_bytes
 from clipgs.stages import runtime_settings, stage_settings
@@ -118,11 +118,11 @@ def _make(config: Config, arguments: argparse.Namespace) -> None:
         write_table(output / "triplets" / f"{shard}.parquet", rows, schema())
         texts = normalize(torch.randn(len(rows), DIM), dim=1)
         images = normalize(texts[:, None] + torch.randn(len(rows), PICTURES, DIM) / 32, dim=2)
-        about = {"uids": json.dumps([row["uid"] for row in rows]), "teacher": "none", "pretrained": "none",
+        about = {"uids": [row["uid"] for row in rows], "teacher": "none", "pretrained": "none",
                  "weights_sha256": 64 * "0", "dim": str(DIM), "images": "splats"}  # fmt: skip
         scores = torch.einsum("nd,nvd->nv", texts, images)
-        write_safetensors(features / "images" / f"{shard}.safetensors", {"images": images.half().numpy()}, about)
-        write_safetensors(
+        write_tensors(features / "images" / f"{shard}.safetensors", {"images": images.half().numpy()}, about)
+        write_tensors(
             features / "texts" / f"{shard}.safetensors",
             {"texts": texts.half().numpy(), "scores": scores.numpy()},
             about,

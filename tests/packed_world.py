@@ -9,7 +9,7 @@ import open_clip
 import torch
 
 from clipgs import config as configuration
-from clipgs.core.bundles import TarWriter, write_safetensors, write_table
+from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
@@ -109,7 +109,7 @@ def save_model(folder, architecture=TINY, seed=0):
         if writes:  # open_clip leaves what makes words of its output as the memory was
             torch.nn.init.normal_(model.text_decoder.text_projection, std=architecture["text_cfg"]["width"] ** -0.5)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    write_safetensors(folder / "open_clip_model.safetensors", weights, {})
+    write_tensors(folder / "open_clip_model.safetensors", weights)
     described = {**architecture, "custom_text": True} if writes else architecture
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {}}))
     return folder

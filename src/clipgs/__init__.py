@@ -16,7 +16,7 @@ _EXPORTS = {
     "Points": "clipgs.splats",
     "Views": "clipgs.splats",
     "TripletDataset": "clipgs.triplets",
-    "load": "clipgs.training.checkpoints",
+    "load": "clipgs.encoder",
 }
 
 

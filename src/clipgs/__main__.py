@@ -23,11 +23,11 @@ def command() -> int:
     """
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))
-    sys.meta_path.insert(0, _NoPandas)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _NoPandas)
     import pyarrow
 
     pyarrow.array([0])
-    sys.meta_path.remove(_NoPandas)  # type: ignore[arg-type]
+    sys.meta_path.remove(_NoPandas)
     from clipgs.cli import main
 
     return main()

@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clipgs import __version__
 from clipgs.config import Config
@@ -19,7 +21,7 @@ log = logging.getLogger("clipgs")
 
 RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result, beside its --settings
 # What a stage works on: how its argument is called in --help, and an example.
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "shard": ({"help": "name of the shard, such as 00000"}, "00000"),
     "shards": ({"nargs": "+", "metavar": "shard", "help": "names or files of the new shards"}, "00000 00001"),
     "row": ({"help": "of the ablation, such as voting"}, "voting"),
@@ -56,38 +58,39 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"clipgs {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for each in (*STAGES.values(), *OPERATIONS):
-        text = each.help
-        example = each.example if isinstance(each, Operation) else _example(each)
-        command = commands.add_parser(
-            each.name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: clipgs {example}"
+
+    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: clipgs {example}"
         )
-        if isinstance(each, Operation):
-            each.add_arguments(command)
-            command.set_defaults(call=lambda options, each=each: _operate(each, options))
-            if not each.standing:
-                continue
+
+    for stage in STAGES.values():
+        words = [stage.name, *(_ARGUMENTS[name][1] for name in stage.per), "--config mine.yaml"]
+        command = add(stage.name, stage.help, " ".join(words + ["--threads 8"] * stage.threads))
+        for name in stage.per:
+            command.add_argument(name, **_ARGUMENTS[name][0])
+        if stage.threads:
+            names, more = CORES
+            command.add_argument(*names, **more)
+        command.add_argument("--settings", action="append", metavar="JSON", help="as the workflow gives them")
+        command.set_defaults(call=partial(_run_stage, stage))
+        _add_config(command)
+    for operation in OPERATIONS:
+        command = add(operation.name, operation.help, operation.example)
+        for names, more in operation.arguments:
+            command.add_argument(*names, **more)
+        command.set_defaults(call=partial(_operate, operation))
+        if operation.standing:
             command.add_argument(
                 "--output", type=Path, metavar="FOLDER", help="an output: the configuration is that of its last run"
             )
-        else:
-            for name in each.per:
-                command.add_argument(name, **_ARGUMENTS[name][0])
-            if each.threads:
-                names, more = CORES
-                command.add_argument(*names, **more)
-            command.add_argument("--settings", action="append", metavar="JSON", help="as the workflow gives them")
-            command.set_defaults(call=lambda options, each=each: _run_stage(each, options))
-        command.add_argument(
-            "--config", action="append", metavar="FILE", help="YAML over ./config.yaml; later ones win"
-        )
-        command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
+            _add_config(command)
     return whole
 
 
-def _example(stage: Stage) -> str:
-    words = [stage.name, *(_ARGUMENTS[name][1] for name in stage.per), "--config mine.yaml"]
-    return " ".join(words + ["--threads 8"] * stage.threads)
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", action="append", metavar="FILE", help="YAML over ./config.yaml; later ones win")
+    command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
 
 
 def _run_stage(stage: Stage, options: argparse.Namespace) -> int:

@@ -241,7 +241,7 @@ def runtime_settings(config: Config) -> str:
             value = getattr(section, name)
             if isinstance(value, Section):
                 picked[name] = pick(value)
-            elif field.json_schema_extra["runtime"]:  # type: ignore[index, call-overload]  # `key` always sets it
+            elif field.json_schema_extra["runtime"]:  # type: ignore[index]  # `key` always sets it
                 picked[name] = value
         return {name: value for name, value in picked.items() if value != {} or name == "columns"}
 

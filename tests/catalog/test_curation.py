@@ -4,8 +4,9 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from clipgs.catalog.shards import curation, freeze, frozen_shards, plan, shard_path
+from clipgs.catalog.shards import curation, frozen_shards, plan, shard_path
 from clipgs.catalog.sources import source
+from clipgs.catalog.stages import freeze
 from clipgs.config import check, merge
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import UsageError

@@ -1,7 +1,8 @@
 import pytest
 
 from clipgs.catalog.excluded import exclude, excluded, excluded_digests, excluded_path
-from clipgs.catalog.shards import freeze, frozen_shards, plan, shard_path
+from clipgs.catalog.shards import frozen_shards, plan, shard_path
+from clipgs.catalog.stages import freeze
 from clipgs.config import check
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import UsageError

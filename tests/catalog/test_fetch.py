@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
-from clipgs.catalog.shards import freeze, plan
+from clipgs.catalog.shards import plan
+from clipgs.catalog.stages import freeze
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError
 from clipgs.meshes.stages import fetch

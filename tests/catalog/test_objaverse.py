@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from clipgs.catalog.shards import curation_path, freeze, frozen_shards, label, labels_path, objects, plan, shard_path
+from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, plan, shard_path
 from clipgs.catalog.sources import source
+from clipgs.catalog.stages import freeze, label, objects
 from clipgs.config import check
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError

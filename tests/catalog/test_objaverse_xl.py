@@ -3,8 +3,9 @@ import hashlib
 
 import pytest
 
-from clipgs.catalog.shards import freeze, frozen_shards, plan, shard_path
+from clipgs.catalog.shards import frozen_shards, plan, shard_path
 from clipgs.catalog.sources import source
+from clipgs.catalog.stages import freeze
 from clipgs.config import check
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from clipgs.catalog.shards import freeze, frozen_shards, label, objects, plan, shard_path
+from clipgs.catalog.shards import frozen_shards, plan, shard_path
+from clipgs.catalog.stages import freeze, label, objects
 from clipgs.config import check
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipgs.catalog import shards
+from clipgs.catalog import shards, stages
 from clipgs.catalog.sources import procedural
 from clipgs.catalog.sources.splats import SplatSource, read_header
 from clipgs.config import check, merge
@@ -17,10 +17,11 @@ from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.splats import ply, ready
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.splats.render import render
 
 STAGES = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
-MODULES = {"label": "clipgs.catalog.shards", "fit": "clipgs.splats.stages", "render": "clipgs.splats.stages"}
+MODULES = {"label": "clipgs.catalog.stages", "fit": "clipgs.splats.stages", "render": "clipgs.splats.stages"}
 MODULES |= dict.fromkeys(("fetch", "sample", "view"), "clipgs.meshes.stages")
 MODULES |= dict.fromkeys(("caption", "pack"), "clipgs.triplets.stages")
 
@@ -55,7 +56,7 @@ def splat_source(path, **settings):
 
 
 def covariances(gaussians):
-    rotations = torch.stack([ready._matrix(q) for q in torch.nn.functional.normalize(gaussians.quats_wxyz.double())])
+    rotations = rotation_matrices(torch.nn.functional.normalize(gaussians.quats_wxyz.double()))
     halves = rotations * gaussians.scales.double()[:, None]
     return halves @ halves.transpose(1, 2)
 
@@ -111,7 +112,7 @@ def test_a_splat_stands_upright_in_the_frame(up_axis):
     turn = turn.double()
     theirs = upright.means.double() @ turn.T * 7 + torch.tensor([100.0, -50, 3]).double()
     inverse = torch.tensor(ready._TURNS[up_axis], dtype=torch.float64) * torch.tensor([1, -1, -1, -1])
-    quats = ready._product(inverse, upright.quats_wxyz.double())
+    quats = product(inverse, upright.quats_wxyz.double())
     given = Gaussians(theirs.float(), quats.float(), upright.log_scales + math.log(7), *_rest(upright))
     placed, centre, scale = ready.place(given, up_axis, 1.0)
     extent = upright.means.max(dim=0).values - upright.means.min(dim=0).values
@@ -119,7 +120,7 @@ def test_a_splat_stands_upright_in_the_frame(up_axis):
     torch.testing.assert_close(placed.means, (upright.means - middle) / extent.max(), rtol=0, atol=1e-5)
     expected = covariances(upright) / extent.max().double() ** 2
     torch.testing.assert_close(covariances(placed), expected, rtol=1e-4, atol=1e-9)
-    turned = given.means.double() @ ready._matrix(torch.tensor(ready._TURNS[up_axis])).T
+    turned = given.means.double() @ rotation_matrices(torch.tensor(ready._TURNS[up_axis], dtype=torch.float64)).T
     torch.testing.assert_close((turned - torch.tensor(centre)) * scale, placed.means.double(), rtol=0, atol=1e-6)
 
 
@@ -170,7 +171,7 @@ SETTINGS = {
 
 def upside_down(gaussians):
     """The same thing in the frame of most photographs, Y down."""
-    quats = ready._product(torch.tensor([0.0, -1, 0, 0]).double(), gaussians.quats_wxyz.double()).float()
+    quats = product(torch.tensor([0.0, -1, 0, 0]).double(), gaussians.quats_wxyz.double()).float()
     return Gaussians(gaussians.means * torch.tensor([1.0, -1, -1]), quats, gaussians.log_scales, *_rest(gaussians))
 
 
@@ -204,10 +205,10 @@ def mixed(tmp_path_factory):
     for name, shard in (("folder", "00000"), ("splats", "00001")):
         config = check(merge(SETTINGS, places, {"catalog": {"source": name}}))
         assert shards.plan(config).pending == (shard,)
-        shards.freeze(config, [shard])
+        stages.freeze(config, [shard])
         for stage in STAGES:
             getattr(import_module(MODULES[stage]), stage)(config, shard, 1)
-    shards.objects(config)
+    stages.objects(config)
     import_module("clipgs.triplets.stages").index(config)
     return config
 
@@ -287,7 +288,7 @@ def test_another_source_in_the_output_leaves_older_labels_as_they_were(mixed):
     assert before.keys() == {"00000", "00001"}
     other = mixed.model_copy(update={"catalog": mixed.catalog.model_copy(update={"source": "folder"})})
     assert shards.plan(other).label_digests == before
-    shards.label(mixed, "00000")
+    stages.label(mixed, "00000")
     assert read_table(shards.labels_path(mixed, "00000")) == labels
 
 

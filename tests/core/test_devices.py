@@ -8,7 +8,8 @@ import time
 import pytest
 
 from clipgs.core import devices as gpus
-from clipgs.core.devices import VISIBLE, find_nvcc, take_gpus, visible_gpus
+from clipgs.core.devices import VISIBLE, choose_device, find_nvcc, take_gpus, visible_gpus
+from clipgs.core.errors import ClipgsError
 
 TAKE = "import sys; from clipgs.core.devices import take_gpus; print(*take_gpus(), flush=True); sys.stdin.read()"
 
@@ -121,3 +122,24 @@ def test_the_compiler_of_the_named_toolkit_comes_before_that_of_the_path(tmp_pat
     for folder in ("first", "second", "path"):
         assert find_nvcc() == str(tmp_path / folder / "bin" / "nvcc")
         (tmp_path / folder / "bin" / "nvcc").chmod(0o644)
+
+
+@pytest.mark.parametrize(("wanted", "chosen"), [("cpu", "cpu"), ("auto", "cpu"), ("cuda", ClipgsError)])
+def test_without_gpus_the_device_is_the_cpu_or_said_to_be_missing(wanted, chosen, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "")
+    if isinstance(chosen, str):
+        assert choose_device(wanted) == chosen
+    else:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(chosen, match="device = cuda, but torch sees no GPU"):
+            choose_device(wanted)
+
+
+def test_gpus_are_taken_where_cuda_is_there(monkeypatch):
+    taken = []
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(gpus, "take_gpus", lambda count, *, alone: taken.append((count, alone)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device("auto") == choose_device("cuda", 0, alone=False) == "cuda"
+    assert choose_device("cpu") == "cpu"
+    assert taken == [(1, True), (0, False)]

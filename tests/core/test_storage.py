@@ -7,15 +7,17 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from clipgs.core.bundles import (
     TarWriter,
+    read_metadata,
     read_table,
     read_tar,
     tar_objects,
     write_arrays,
-    write_safetensors,
     write_table,
+    write_tensors,
 )
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import atomic, check, write_bytes
@@ -154,9 +156,25 @@ def test_seeds_depend_on_every_part():
     assert seed_of(0, "fit", "a") == seed_of(0, "fit", "a") < 2**64
 
 
-def test_safetensors_are_the_packages_own_and_the_same_bytes_again(tmp_path):
-    from safetensors import safe_open
+WRITE_TENSORS = """if True:
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from clipgs.core.bundles import write_tensors
+    metadata = {name: [name] for name in ("uids", "teacher", "pretrained", "dim", "images", "caf\u00e9")}
+    write_tensors(Path(sys.argv[1]), {"b": np.eye(3, dtype=np.float16), "a": np.arange(4)}, metadata)
+"""
 
+
+def test_tensors_of_two_processes_are_the_same_bytes(tmp_path):
+    """The order of its metadata is where the package's writer leaves it to chance, by the process."""
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", WRITE_TENSORS, str(tmp_path / name)], check=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert list(read_metadata(tmp_path / "one")) == sorted(read_metadata(tmp_path / "one"))
+
+
+def test_tensors_are_read_as_they_were_written(tmp_path):
     generator = np.random.default_rng(0)
     arrays = {
         "a": generator.normal(size=(3, 5)).astype(np.float16),
@@ -164,13 +182,22 @@ def test_safetensors_are_the_packages_own_and_the_same_bytes_again(tmp_path):
         "turned": generator.normal(size=(4, 6)).astype(np.float32).T,
         "none": np.empty((0, 4), np.uint8),
     }
-    metadata = {"uids": '["x"]', "teacher": "tiny", "name": "caf\u00e9"}
-    for name in ("one", "two"):
-        write_safetensors(tmp_path / name, arrays, metadata)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    check(tmp_path / "one")
-    with safe_open(tmp_path / "one", "np") as tensors:
-        assert tensors.metadata() == metadata
-        for name, array in arrays.items():
-            assert np.array_equal(tensors.get_tensor(name), array)
-            assert tensors.get_tensor(name).dtype == array.dtype
+    metadata = {"uids": ["x"], "teacher": "tiny", "name": "caf\u00e9"}
+    write_tensors(tmp_path / "a", arrays, metadata)
+    check(tmp_path / "a")
+    assert read_metadata(tmp_path / "a") == metadata
+    found = load_file(tmp_path / "a")
+    for name, array in arrays.items():
+        assert np.array_equal(found[name], array)
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+    write_tensors(tmp_path / "b", arrays, checksum=False)
+    assert read_metadata(tmp_path / "b") == {}
+    assert {file.name for file in tmp_path.iterdir()} == {"a", "a.check", "b"}
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
+    with pytest.raises(ClipgsError, match="cannot be read"):
+        read_metadata(tmp_path / "a")
+
+
+def test_metadata_of_older_files_is_read(tmp_path):
+    save_file({"shapes": np.zeros((1, 2))}, tmp_path / "a", {"uids": '["x"]', "teacher": "tiny", "dim": "2"})
+    assert list(read_metadata(tmp_path / "a").items()) == [("dim", "2"), ("teacher", "tiny"), ("uids", ["x"])]

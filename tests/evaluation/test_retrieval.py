@@ -87,6 +87,21 @@ def test_blocks_and_float32_change_nothing(monkeypatch):
     assert (found.wrong + 1 == (apart <= module.TIE).sum(1)).all()
 
 
+def test_rows_that_are_better_are_counted_over_all_blocks(monkeypatch):
+    rng = np.random.default_rng(5)
+    gallery, queries = unit(rng, 200, 8), unit(rng, 40, 8)
+    relevant = [rng.choice(200, 3, replace=False).tolist() for _ in range(40)]
+    monkeypatch.setattr(module, "_GALLERY_ROWS", 33)
+    monkeypatch.setattr(module, "_QUERY_ROWS", 7)
+    found, scores = ranks(queries, gallery, relevant), queries @ gallery.T
+    best = np.array([row[answers].max() for row, answers in zip(scores, relevant, strict=True)])
+    assert (found.better == (scores > best[:, None]).sum(1)).all()
+    assert (found.wrong == 0).all()
+    assert (found.right == 1).all()
+    assert (found.relevant == 3).all()
+    assert found.gallery == 200
+
+
 @pytest.mark.parametrize("value", [1.0, 0.0, 0.1])
 def test_a_constant_encoder_scores_exactly_chance(value):
     rng = np.random.default_rng(0)

@@ -18,10 +18,11 @@ from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder.transformer import SIZES
 from clipgs.evaluation import ablations as ablations_module
 from clipgs.evaluation.ablations import ablations, points_output
-from clipgs.evaluation.baselines import baselines
-from clipgs.evaluation.stages import embed_shapes, evaluate, lvis_shapes, read_embeddings, run_folder
+from clipgs.evaluation.embeddings import read_embeddings, run_folder
+from clipgs.evaluation.inputs import lvis_shapes
+from clipgs.evaluation.stages import baselines, embed_shapes, evaluate
 from clipgs.report.search import search
-from clipgs.training.loop import train
+from clipgs.training.stages import train
 from tests.training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
 SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
@@ -43,7 +44,7 @@ class FakeTeacher:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that is trained, embedded and evaluated."""
+    """A run that is trained, embedded and evaluated. Nothing may be written into it: see `copied`."""
     with pytest.MonkeyPatch.context() as patch:
         fake(patch)
         config = settings(
@@ -63,6 +64,26 @@ def trained(tmp_path_factory):
         embed_shapes(config)
         evaluate(config)
         yield config
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of it, to be written to."""
+    return copy(trained, tmp_path)
+
+
+def copy(config, folder):
+    shutil.copytree(config.output_path, folder / "results", symlinks=True)
+    return config.model_copy(update={"output": str(folder / "results")})
+
+
+@pytest.fixture(scope="module")
+def ablated(trained, tmp_path_factory):
+    """A copy with a table of ablations."""
+    config = copy(trained, tmp_path_factory.mktemp("ablated"))
+    write_clouds(config)
+    ablations(config)
+    return config
 
 
 def fake(patch):
@@ -119,11 +140,13 @@ def test_the_tables_are_of_the_test_split_and_say_how_they_came(trained):
     assert "there are 3" in few["missing"][0]["reason"]
 
 
-def test_the_same_bytes_again(trained):
-    files = {file: file.read_bytes() for file in run_folder(trained).iterdir()}
-    embed_shapes(trained)
-    evaluate(trained)
-    assert files == {file: file.read_bytes() for file in run_folder(trained).iterdir()}
+def test_the_same_bytes_again(copied):
+    files = {file: file.read_bytes() for file in run_folder(copied).iterdir()}
+    for file in files:
+        file.unlink()
+    embed_shapes(copied)
+    evaluate(copied)
+    assert files == {file: file.read_bytes() for file in run_folder(copied).iterdir()}
 
 
 def test_the_settings_of_the_workflow_are_enough(trained):
@@ -138,12 +161,12 @@ def test_the_settings_of_the_workflow_are_enough(trained):
     assert told.training == trained.training
 
 
-def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(trained, tmp_path):
+def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(copied):
     """The first pixel of a picture tells the teacher the kind: as queries they find no better than a kind."""
-    before = read(trained, "retrieval")["rows"]
+    before = read(copied, "retrieval")["rows"]
     assert not [row for row in before if "meshes" in row["from"]]
-    rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid", "shard", "category"])
-    tars = [trained.output_path / "views" / f"{shard}.tar" for shard in ("00000", "00001")]
+    rows = read_table(copied.output_path / "triplets" / "index.parquet", ["uid", "shard", "category"])
+    tars = [copied.output_path / "views" / f"{shard}.tar" for shard in ("00000", "00001")]
     for tar in tars:
         with TarWriter(tar) as out:
             for row in sorted((row for row in rows if row["shard"] == tar.stem), key=lambda row: row["uid"]):
@@ -151,19 +174,15 @@ def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(trained, tmp_
                 Image.new("RGB", (4, 4), (int(row["category"].split()[1]), 0, 0)).save(picture, "PNG")
                 for view in range(PICTURES):
                     out.add(f"{row['uid']}/{view:03d}.png", picture.getvalue())
-    evaluate(trained)
-    after = read(trained, "retrieval")["rows"]
+    evaluate(copied)
+    after = read(copied, "retrieval")["rows"]
     of_meshes = {(row["task"], row["from"].split()[0]) for row in after if "meshes" in row["from"]}
     assert of_meshes == {
         ("image to 3D", "one"), ("image to 3D", "mean"), ("3D to image", "one"), ("3D to image", "mean"),
         ("text to image", "the"), ("image to text", "the"),
     }  # fmt: skip
     assert [row for row in after if "meshes" not in row["from"]] == before
-    assert read(trained, "zeroshot")["rows"][2]["top1"] == 1
-    for tar in tars:
-        tar.unlink()
-    evaluate(trained)
-    assert read(trained, "retrieval")["rows"] == before
+    assert read(copied, "zeroshot")["rows"][2]["top1"] == 1
 
 
 def test_every_table_says_whether_lvis_shapes_were_trained_on():
@@ -210,21 +229,19 @@ def test_a_query_that_is_no_picture_is_one_line(trained, tmp_path):
         search(" ", trained.output_path / "runs" / "base")
 
 
-def test_baselines_without_files_are_empty_rows(trained):
-    baselines(trained)
-    table = json.loads((trained.output_path / "evaluation" / "baselines.json").read_text())
+def test_baselines_without_files_are_empty_rows(copied):
+    baselines(copied)
+    table = json.loads((copied.output_path / "evaluation" / "baselines.json").read_text())
     assert table["rows"][0]["ours"]
-    assert table["rows"][0]["text_to_3d"] == read(trained, "retrieval")["rows"][0]["R@1"]
+    assert table["rows"][0]["text_to_3d"] == read(copied, "retrieval")["rows"][0]["R@1"]
     empty = table["rows"][1:7]
     assert [row["model"] for row in empty] == ["Uni3D"] * 2 + ["OpenShape-PointBERT"] * 2 + ["ULIP-2"] * 2
     assert all(row["source"].startswith("no checkpoint: evaluation.baselines.") for row in empty)
     assert not any(isinstance(value, float) for row in empty for value in row.values())
 
 
-def test_ablations_are_trained_once_and_told_in_pairs(trained, monkeypatch):
-    write_clouds(trained)
-    ablations(trained)
-    table = json.loads((trained.output_path / "evaluation" / "ablations.json").read_text())
+def test_ablations_are_told_in_pairs(ablated):
+    table = json.loads((ablated.output_path / "evaluation" / "ablations.json").read_text())
     first, second, third = table["rows"]
     assert "in its place the same point encoder" in first["note"]
     assert "difference" not in first
@@ -234,43 +251,41 @@ def test_ablations_are_trained_once_and_told_in_pairs(trained, monkeypatch):
         assert change["mean"] == pytest.approx(row["metrics"][name]["mean"] - before["metrics"][name]["mean"])
         assert change["interval"][0] <= change["mean"] <= change["interval"][1]
         assert len(row["metrics"][name]["values"]) == len(row["seeds"]) == 2
-    assert len(list((points_output(trained) / "runs").iterdir())) == 2
-    # What is there is taken as it is; another setting of training is not.
-    monkeypatch.setattr(ablations_module, "evaluate", lambda config: pytest.fail("evaluated again"))
-    ablations(trained)
-    assert json.loads((trained.output_path / "evaluation" / "ablations.json").read_text()) == table
+    assert len(list((points_output(ablated) / "runs").iterdir())) == 2
 
 
-def test_ablations_side_by_side_are_those_one_after_the_other(trained, monkeypatch, two_gpus):
-    """Each in a process of its own, which here is this one, and on a GPU of its own, which here is the CPU."""
-    write_clouds(trained)
-    ablations(trained)
-    file = trained.output_path / "evaluation" / "ablations.json"
+def test_ablations_that_are_done_are_not_trained_again(ablated, monkeypatch):
+    file = ablated.output_path / "evaluation" / "ablations.json"
     table = file.read_text()
-    for folder in ("runs", "evaluation"):
-        for old in (trained.output_path / folder).glob("ablation-*"):
-            shutil.rmtree(old)
-    shutil.rmtree(points_output(trained) / "runs")
+    monkeypatch.setattr(ablations_module, "evaluate", lambda config: pytest.fail("evaluated again"))
+    ablations(ablated)
+    assert file.read_text() == table
+
+
+def test_ablations_side_by_side_are_those_one_after_the_other(ablated, copied, monkeypatch, two_gpus):
+    """Each in a process of its own, which here is this one, and on a GPU of its own, which here is the CPU."""
+    write_clouds(copied)
     started, shown, alone = [], [], threading.Lock()
 
-    def together(command, processes, environment):
-        assert (command[1:4], processes) == (["-m", "clipgs", "ablations"], 1)
+    def run(command, check, env):
+        assert (command[1:4], check) == (["-m", "clipgs", "ablations"], True)
         with alone:
             started.append(command[-1])
-            shown.append(environment[VISIBLE])
-            runtime = json.loads(environment["CLIPGS_RUNTIME"]) | {"device": "cpu"}
+            shown.append(env[VISIBLE])
+            runtime = json.loads(env["CLIPGS_RUNTIME"]) | {"device": "cpu"}
             monkeypatch.setenv("CLIPGS_RUNTIME", json.dumps(runtime))
             monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
             assert main(command[3:]) == 0
 
-    monkeypatch.setattr("clipgs.training.distributed.together", together)
-    ablations(trained.model_copy(update={"device": "cuda"}))
+    monkeypatch.setattr(ablations_module.subprocess, "run", run)
+    ablations(copied.model_copy(update={"device": "cuda"}))
     assert sorted(started[:2]) == ["uni3d:0", "uni3d:1"]
     assert len(started) == 6
     assert set(shown) == {"4", "5"}
-    assert file.read_text() == table
+    tables = [config.output_path / "evaluation" / "ablations.json" for config in (ablated, copied)]
+    assert tables[0].read_text() == tables[1].read_text()
     with pytest.raises(UsageError, match="no ROW:SEED"):
-        ablations(trained, "voting:0")
+        ablations(copied, "voting:0")
 
 
 def write_clouds(config):

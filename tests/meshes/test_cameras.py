@@ -3,8 +3,17 @@ import json
 import numpy as np
 import pytest
 
+from clipgs.config import Views
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.cameras import cameras_json, canonical, held_out, look_at_origin, parse_cameras, showing
+from clipgs.meshes.cameras import (
+    cameras_json,
+    canonical,
+    canonical_cameras,
+    held_out,
+    look_at_origin,
+    parse_cameras,
+    showing,
+)
 
 
 def eyes(viewmats: np.ndarray) -> np.ndarray:
@@ -165,3 +174,9 @@ def test_the_view_that_shows_an_object_is_from_the_front_right_and_above():
     viewmats = np.stack([look_at_origin(eye * length) for eye, length in zip(eyes, lengths, strict=True)])
     assert showing(viewmats) == 1
     assert showing(viewmats[2:]) == 1
+
+
+def test_the_canonical_cameras_are_those_that_the_section_views_describes():
+    settings = Views(count=7, fov_degrees=35.0, distance=3.0, pixels=512)
+    for ours, expected in zip(canonical_cameras(settings, 48), canonical(7, 35.0, 3.0, 48), strict=True):
+        assert np.array_equal(ours, expected)

@@ -6,7 +6,7 @@ import pytest
 
 from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema
-from clipgs.core.bundles import write_safetensors, write_table
+from clipgs.core.bundles import write_table, write_tensors
 from clipgs.core.files import write_bytes
 from clipgs.triplets.pack import merge_index
 from tests.triplets.conftest import make_shard
@@ -93,7 +93,7 @@ def evaluated(output):
         write_bytes(output.folder / "evaluation" / f"{name}.json", json.dumps(value).encode())
     embeddings = output.folder / "evaluation" / "base" / "embeddings.safetensors"
     shapes = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
-    write_safetensors(embeddings, {"shapes": shapes}, {"uids": json.dumps(output.uids)})
+    write_tensors(embeddings, {"shapes": shapes}, {"uids": output.uids})
     metrics = "".join(json.dumps({"step": step, "loss": 1 / (step + 1), "run": NASTY}) + "\n" for step in range(20))
     (output.folder / "runs" / "base").mkdir(parents=True)
     (output.folder / "runs" / "base" / "metrics.jsonl").write_text(metrics + '{"step": 2')

@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from clipgs import config as configuration
 from clipgs.config import Config
-from clipgs.core.bundles import write_safetensors
+from clipgs.core.bundles import write_tensors
 from clipgs.encoder.transformer import Shape
 from clipgs.splats import Gaussians
 from clipgs.splats.pictures import to_webp
+from clipgs.training.runs import run_path
 from tests.packed_world import hand_over, picture, write_index
 
 DIM, PICTURES, KINDS = 12, 6, 4
@@ -97,12 +98,17 @@ def make_shard(config: Config, shard: str, uids: list[str], splits=("train",)) -
 def write_features(config: Config, shard: str, uids: list[str], images, texts, **metadata: str) -> None:
     """Features as the teacher's stages write them."""
     scores = torch.einsum("nd,nvd->nv", texts.float(), images.float())
-    about = {"uids": json.dumps(uids), "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
+    about = {"uids": uids, "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
              "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
     folder = config.output_path / "features" / config.teacher.slug
     for name, tensors in {"images": {"images": images}, "texts": {"texts": texts, "scores": scores}}.items():
-        write_safetensors(folder / name / f"{shard}.safetensors", {k: v.numpy() for k, v in tensors.items()}, about)
+        write_tensors(folder / name / f"{shard}.safetensors", {k: v.numpy() for k, v in tensors.items()}, about)
 
 
 def hash_of(uid: str) -> int:
     return int(np.frombuffer(uid.encode().ljust(8)[:8], "<u4").sum() % 100_003)
+
+
+def lines(config: Config, name: str = "metrics.jsonl") -> list[dict]:
+    """The lines of a file of the run."""
+    return [json.loads(line) for line in (run_path(config) / name).read_text().splitlines()]

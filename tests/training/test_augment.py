@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from clipgs.config import Augmentation
 from clipgs.splats import Gaussians, rasterize
-from clipgs.training.augment import augment, draw, rotation_matrices, transform
+from clipgs.splats.quaternions import rotation_matrices
+from clipgs.training.augment import augment, draw, transform
 
 STILL = {"rotation": "none", "tilt_sigma": 0.0, "scale_min": 1.0, "scale_max": 1.0, "shift": 0.0, "color_dropout": 0.0}
 

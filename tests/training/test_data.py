@@ -9,12 +9,13 @@ import torch
 
 from clipgs.core.bundles import TarWriter, tar_objects
 from clipgs.core.errors import ClipgsError
+from clipgs.core.prefetch import Prefetch
 from clipgs.encoder import prepare
 from clipgs.encoder.groups import nearest
 from clipgs.splats import Gaussians
 from clipgs.splats.gaussians import PADDING_LOGIT
 from clipgs.splats.ply import from_bytes, to_bytes
-from clipgs.training.data import Prefetch, TrainingBatches, TrainingData, compact, pack, unpack
+from clipgs.training.data import TrainingBatches, TrainingData, compact, pack, unpack
 from clipgs.training.gather import Rows
 from tests.training.small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
 

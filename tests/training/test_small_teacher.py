@@ -10,7 +10,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
 from clipgs.splats.pictures import to_webp
 from clipgs.teacher import model as teacher
-from clipgs.training import small_teacher
+from clipgs.training import small_teacher, stages
 from tests.packed_world import VIEWS, World
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "black": (10, 10, 10)}
@@ -116,7 +116,7 @@ def taught(tmp_path, tiny):
     pictures["test-white"] = [to_webp(view, 90) for view in solid((255, 255, 255))]
     made.add_shard("00000", {uid: f"a {uid} ball" for uid in pictures}, pictures)
     made.settings["teacher"] = {"name": "train", "small": {"steps": 3, "batch": 4}}
-    small_teacher.teacher(made.config(), 1)
+    stages.teacher(made.config(), 1)
     return made
 
 
@@ -144,12 +144,12 @@ def test_open_clip_loads_it_and_so_do_we(taught):
 def test_again_gives_the_same_bytes(taught):
     weights = taught.output / "teacher" / "open_clip_model.safetensors"
     before = weights.read_bytes()
-    small_teacher.teacher(taught.config(), 1)
+    stages.teacher(taught.config(), 1)
     assert weights.read_bytes() == before
 
 
 def test_at_most_so_many_objects(taught):
-    small_teacher.teacher(taught.config(teacher={"small": {"max_objects": 2}}), 1)
+    stages.teacher(taught.config(teacher={"small": {"max_objects": 2}}), 1)
     assert json.loads((taught.output / "teacher" / "teacher.json").read_text())["objects"] == 2
 
 
@@ -157,13 +157,13 @@ def test_without_a_training_split_there_is_none(tmp_path, tiny):
     made = World(tmp_path, tiny)
     made.add_shard("00000", {"test-a": "a mug"})
     with pytest.raises(ClipgsError, match="has no split train"):
-        small_teacher.teacher(made.config(), 1)
+        stages.teacher(made.config(), 1)
 
 
 def test_pictures_that_cannot_be_read_are_named(taught):
     taught.add_shard("00000", {"a": "a mug"}, {"a": [b"RIFF"]})
     with pytest.raises(ClipgsError, match="the pictures of a cannot be read: UnidentifiedImageError"):
-        small_teacher.teacher(taught.config(), 1)
+        stages.teacher(taught.config(), 1)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
-"""One process of several, as torchrun starts them: takes a step and writes the gradients. Run by test_loop.py."""
+"""One process of several, as torchrun starts them for test_distributed.py: takes a step and writes the gradients."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from clipgs import config as configuration
 from clipgs.encoder import ClipGS
 from clipgs.training import distributed
 from clipgs.training.data import TrainingBatches, TrainingData, compact
-from clipgs.training.loop import Trainer
+from clipgs.training.trainer import Trainer
 from tests.training.small_dataset import SHAPE
 
 SHARDS = ["00000", "00001"]
+ALONE = distributed.Ranks(0, 1, torch.device("cpu"))
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def gradients(config, ranks, seed=0):
@@ -35,6 +38,15 @@ def gradients(config, ranks, seed=0):
     found["loss"] = pending.numbers[0]
     norms = {name: value for name, value in model.state_dict().items() if "running" in name}
     return found, norms
+
+
+def assert_equal_gradients(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 40
+    for name, gradient in theirs.items():
+        # Relative to the largest entry, and to the largest of all where a gradient vanishes.
+        size = max(gradient.abs().max().item(), 1e-3)
+        assert (ours[name] - gradient).abs().max().item() < tolerance * size, name
 
 
 if __name__ == "__main__":

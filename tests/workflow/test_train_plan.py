@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
-from clipgs.core.bundles import read_table, write_safetensors
+from clipgs.core.bundles import read_table, write_tensors
 from clipgs.core.files import check
 
 from .conftest import SETTINGS
@@ -22,7 +22,7 @@ def write_features(workspace):
     """Stands in for a teacher: random features of every packed object that has none."""
     for table in (workspace.output / "triplets").glob("[0-9]*.parquet"):
         uids = sorted(row["uid"] for row in read_table(table) if row["status"] == "ok")
-        about = {"uids": json.dumps(uids), "teacher": "t", "pretrained": "p", "weights_sha256": "0", "dim": "8"}
+        about = {"uids": uids, "teacher": "t", "pretrained": "p", "weights_sha256": "0", "dim": "8"}
         values = np.random.default_rng(0).normal(size=(len(uids), 6, 8)).astype(np.float16)
         folder = workspace.output / "features" / configuration.Teacher().slug
         arrays = {"images": {"images": values}}
@@ -30,7 +30,7 @@ def write_features(workspace):
         for kind, found in arrays.items():
             file = folder / kind / f"{table.stem}.safetensors"
             if not file.exists():
-                write_safetensors(file, found, {**about, "images": "splats"})
+                write_tensors(file, found, {**about, "images": "splats"})
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,15 @@ def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = N
     return Variant(title, against, MappingProxyType({"encoder": encoder or {}, "training": training}))
 
 
-POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
-ONE_VIEW = {"views": 1, "score_norm": "mean_one"}  # one picture an object, of weight 1: Uni3D's own loss
+POINTS_ONLY: dict[str, Any] = {
+    "attributes": ["position", "color"],
+    "point_attributes": "position_color",
+    "refinement": False,
+}
+ONE_VIEW: dict[str, Any] = {
+    "views": 1,
+    "score_norm": "mean_one",
+}  # one picture an object, of weight 1: Uni3D's own loss
 
 # The paper's table 5, then what it leaves open. First weights: `clipgs.evaluation.rows`.
 ROWS: Mapping[str, Variant] = MappingProxyType(

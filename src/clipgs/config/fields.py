@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from clipgs.config.recipes import KEYS, PAPER
 
@@ -23,7 +23,7 @@ def setting(
         runtime: it cannot change a result (a place, a device, a limit), so it is in no stage's settings.
         limits: of pydantic's `Field`.
     """
-    extra = {"unit": unit, "assumed": assumed, "runtime": runtime}
+    extra: dict[str, JsonValue] = {"unit": unit, "assumed": assumed, "runtime": runtime}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 

@@ -159,7 +159,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     field = _field(path)
-    extra = (field.json_schema_extra if field else None) or {}
+    extra: Any = (field.json_schema_extra if field else None) or {}
     text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message}"
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         allowed = get_args(field.annotation) if field is not None else ()

@@ -5,16 +5,20 @@ No file holds a time, an owner or a host.
 
 import hashlib
 import io
+import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from clipgs.core.files import atomic
+from clipgs.core.errors import ClipgsError
+from clipgs.core.files import atomic, whole
 from clipgs.core.seeds import canonical_json
+
+_METADATA = "clipgs"  # the key under which a file of tensors keeps all of its metadata
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], schema: Any) -> None:
@@ -120,24 +124,39 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, Any]]) -> None:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def write_safetensors(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Writes named numpy arrays as safetensors. The package's own writer orders the metadata by chance; here equal
-    contents give equal bytes.
+def write_tensors(
+    path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any] | None = None, *, checksum: bool = True
+) -> None:
+    """Writes named arrays as safetensors, whole; equal contents give equal bytes.
 
     Args:
-        arrays: float16, float32, int64 or uint8, contiguous or not; names in the order of the file.
+        arrays: of numpy, or tensors on the CPU that need no gradient.
+        metadata: values of JSON. They stand under one key: several keys the package would order by chance.
+        checksum: whether the file gets a sidecar, as all files of the output but training states do.
     """
     import numpy as np
+    from safetensors.numpy import save_file
 
-    types = {"float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    end = 0
-    for name, array in arrays.items():
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": types[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
-    text = canonical_json(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).data)
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with (atomic if checksum else whole)(path) as temporary:
+        save_file(contiguous, temporary, None if metadata is None else {_METADATA: canonical_json(metadata)})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that `write_tensors` wrote; empty where there is none.
+
+    Older files have one key a value; all of these are text, and `uids` is JSON.
+
+    Raises:
+        ClipgsError: the file is no safetensors, or is cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            stored = file.metadata() or {}
+        if _METADATA in stored:
+            return json.loads(stored[_METADATA])
+        return {key: json.loads(value) if key == "uids" else value for key, value in sorted(stored.items())}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ClipgsError(f"{path} cannot be read ({error}); remove it, and the next run makes it again") from None

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from clipgs.core.errors import ClipgsError
+
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -88,3 +90,24 @@ def find_nvcc() -> str | None:
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     candidates = [f"{home}/bin/nvcc" for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
     return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
+    """`cuda` or `cpu`: what is `wanted` (`auto`: what is there). Of several GPUs this process takes `gpus` (0: all):
+    free ones if `alone`, for a fit keeps one busy; drawing leaves it idle most of the time.
+
+    Raises:
+        ClipgsError: CUDA is wanted, and torch sees none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not visible_gpus()):
+        return "cpu"
+    take_gpus(gpus, alone=alone)
+    import torch  # once the GPU is chosen, and not at all where there is none
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise ClipgsError(
+            "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
+        )
+    return wanted

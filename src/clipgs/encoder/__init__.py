@@ -6,7 +6,8 @@ Everything is imported when it is first used: commands that import this package 
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF = {"ClipGS": "model", "build": "model", "prepare": "groups"}
+MODEL, CONFIG = "model.safetensors", "config.yaml"  # files of a trained encoder: a run's folder, or a published one
+_MODULE_OF = {"ClipGS": "model", "build": "model", "load": "trained", "prepare": "groups"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded,
 from clipgs.encoder.fused import patch_max, relu_of_sum
 from clipgs.encoder.groups import centre_rows, nearest, take
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.quaternions import rotation_matrices
 
 # Channels of a Gaussian in its patch, in this order, and how many each attribute has.
 ATTRIBUTES = {"position": 3, "color": 3, "opacity": 1, "scale": 3, "rotation": 9}
@@ -27,17 +28,6 @@ POINT_CHANNELS = ATTRIBUTES["position"] + ATTRIBUTES["color"]  # what Uni3D's po
 POINT_FEATURES = 512  # of its last layer
 LIFTED = 128  # of a patch in branch two, before the convolutions
 ALIGNMENT = 8  # channels; a matrix product in half precision is slow where rows are not whole 16 bytes
-
-
-def rotation_matrices(quats_wxyz: Tensor) -> Tensor:  # [..., 4] to [..., 9], by rows
-    """Rotation of each quaternion, of any length; that of zero length turns nothing."""
-    w, x, y, z = F.normalize(quats_wxyz, dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, dim=-1)
 
 
 class PointEncoder(nn.Module):
@@ -249,7 +239,7 @@ class Tokenizer(nn.Module):
                 gaussians.colors.float(),
                 gaussians.opacity_logits.float().sigmoid()[..., None],
                 gaussians.log_scales.float().sigmoid(),
-                rotation_matrices(gaussians.quats_wxyz.float()),
+                rotation_matrices(F.normalize(gaussians.quats_wxyz.float(), dim=-1)).flatten(-2),  # by rows
                 means.new_zeros(*means.shape[:2], len(self.used) - CHANNELS),
             ],
             dim=-1,

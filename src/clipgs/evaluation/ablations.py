@@ -18,22 +18,13 @@ from clipgs.config import Config
 from clipgs.config.ablations import ROWS
 from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.files import check, write_bytes
+from clipgs.evaluation.embeddings import read_embeddings, run_folder
 from clipgs.evaluation.gallery import Gallery, gallery
+from clipgs.evaluation.inputs import index_rows, lvis_shapes, read_features
 from clipgs.evaluation.retrieval import CONFIDENCE, interval, ranks
-from clipgs.evaluation.rows import chosen, has_uni3d, of_row, of_start, points_output
-from clipgs.evaluation.stages import (
-    embed,
-    evaluate,
-    index_rows,
-    lvis_shapes,
-    read_embeddings,
-    read_features,
-    run_folder,
-    write_embeddings,
-    write_json,
-)
+from clipgs.evaluation.rows import chosen, has_uni3d, of_row, points_output
+from clipgs.evaluation.tables import write_json
 from clipgs.stages import path, table
-from clipgs.training.runs import run_path
 
 log = logging.getLogger(__name__)
 
@@ -90,27 +81,6 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
     tar.add(*member)
     size = TAR_BLOCK + -(-len(member[1]) // TAR_BLOCK) * TAR_BLOCK
     return {"bytes": size, "sha256": digest([member]), "gaussians": n}
-
-
-# --- a row and seed --------------------------------------------------------------------------------------------------
-
-
-def evaluate_row(config: Config, row: str, seed: int, threads: int) -> None:
-    """Embeds the gallery with a row's encoder and measures it, as the configured run is measured.
-
-    Writes `evaluation/ablation-ROW-sSEED/`: embeddings and tables.
-    """
-    own = of_row(config, row, seed)
-    if row == "uni3d" and has_uni3d(config):
-        from clipgs.evaluation.baselines import embed_uni3d
-
-        found = embed_uni3d(config, str(config.encoder.weights))
-    else:
-        # The row "as it is" has no run of its own: it is what the other rows start from.
-        run = run_path(of_start(config, seed) if row == "uni3d" else own)
-        found = embed(run, config.output_path / "triplets", device=config.device, split=config.evaluation.split)
-    write_embeddings(run_folder(own) / "embeddings.safetensors", found)
-    evaluate(own, threads)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ user does not have is empty. Published numbers stand beside them, marked as publ
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from clipgs.config import Config
 from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Progress
+from clipgs.evaluation.embeddings import Embeddings, run_folder
 from clipgs.evaluation.gallery import Gallery, gallery
+from clipgs.evaluation.inputs import class_names, index_rows, lvis_shapes, spoken_names
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
-from clipgs.evaluation.stages import Embeddings, class_names, index_rows, lvis_shapes, run_folder, said, write_json
 from clipgs.evaluation.zeroshot import zero_shot
 from clipgs.stages import path
 
@@ -87,8 +89,8 @@ def preprocess(
     return xyz, colors
 
 
-def baselines(config: Config) -> None:
-    """Writes `evaluation/baselines.json`: our run, the three baselines where their files are, and published numbers.
+def baselines_table(config: Config) -> dict[str, Any]:
+    """Rows of our run, of the three baselines where their files are, and of published numbers.
 
     Raises:
         ClipgsError: a checkpoint cannot be read, or the run was not evaluated.
@@ -101,14 +103,13 @@ def baselines(config: Config) -> None:
             row: dict[str, Any] = {"model": baseline.name, "input": source}
             reason = _lacking(config, baseline, source)
             found.append({**row, **({"source": reason} if reason else _measured(config, baseline, source, made, rows))})
-    table = {
+    return {
         "protocol": "Each model in its own teacher's space, fed as its own code feeds it; see docs/protocols.md.",
         "gallery": made.about(),
         **lvis_shapes(config),
         "seed": config.evaluation.seed,
         "rows": [*found, *PUBLISHED],
     }
-    write_json(config.output_path / "evaluation" / "baselines.json", table)
 
 
 def _ours(config: Config) -> dict[str, Any]:
@@ -147,12 +148,12 @@ def _measured(
     config: Config, baseline: Baseline, source: str, made: Gallery, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The numbers of one row."""
+    from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
-    from clipgs.splats.stages import device as device_of
     from clipgs.teacher import model as teachers
 
     settings = config.evaluation
-    device = device_of(config)
+    device = choose_device(config.device)
     model = pretrained.load(getattr(settings.baselines, baseline.setting)).to(device)
     weights = getattr(settings.baselines, baseline.teacher_setting)
     chosen = config.teacher.model_copy(
@@ -166,9 +167,9 @@ def _measured(
     read = _splats if source == "splats" else _mesh_points
     shapes = embed_points(model, baseline, read(config, made.uids, rows), len(made.objects), baseline.name)
     texts = encode([row["caption"] for row in made.objects])
-    kept = {"groups": made.groups, "resamples": settings.resamples, "seed": settings.seed}
-    forth = retrieval(texts, shapes, [made.of_caption[caption] for caption in made.caption_of], **kept)
-    back = retrieval(shapes, texts[made.captions], [[caption] for caption in made.caption_of], **kept)
+    measure = partial(retrieval, groups=made.groups, resamples=settings.resamples, seed=settings.seed)
+    forth = measure(texts, shapes, [made.of_caption[caption] for caption in made.caption_of])
+    back = measure(shapes, texts[made.captions], [[caption] for caption in made.caption_of])
     numbers: dict[str, Any] = {
         "text_to_3d": forth["R@1"],
         "text_from_3d": back["R@1"],
@@ -181,7 +182,7 @@ def _measured(
     names = class_names(config, rows)
     asked = [i for i, row in enumerate(made.objects) if row["category"] in set(names)]
     if asked:
-        classes = class_embeddings(said(config, names), templates(settings.templates), encode)
+        classes = class_embeddings(spoken_names(config, names), templates(settings.templates), encode)
         labels = [names.index(made.objects[i]["category"]) for i in asked]
         table = zero_shot(shapes[asked], classes, labels, names, groups=[made.groups[i] for i in asked],
                           resamples=settings.resamples, seed=settings.seed)  # fmt: skip
@@ -199,7 +200,9 @@ def embed_points(
 ) -> np.ndarray:  # [n, D] float32
     """Embeddings of clouds of points; clouds of one size go through the model together."""
     device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
-    progress, rows, batch = Progress(f"baseline {what}", count), [], []
+    progress = Progress(f"baseline {what}", count)
+    rows: list[np.ndarray] = []
+    batch: list[tuple[Tensor, Tensor]] = []
 
     def flush() -> None:
         if batch:
@@ -220,12 +223,12 @@ def embed_points(
 
 def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     """Positions and colours of each splat of `evaluation.split` through Uni3D as published, in its teacher's space."""
+    from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
-    from clipgs.splats.stages import device as device_of
     from clipgs.teacher import features
 
     rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
-    model = pretrained.load(checkpoint).to(device_of(config))
+    model = pretrained.load(checkpoint).to(choose_device(config.device))
     uids = [row["uid"] for row in rows]
     shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")
     about = features.read(config, rows[0]["shard"]).metadata
@@ -263,4 +266,5 @@ def _mesh_points(
             file = path(config, "points", shard, ".npz")
             check(file)
             opened[shard] = np.load(file)
-        yield tuple(torch.from_numpy(opened[shard][f"{uid}/{name}"]) for name in ("xyz", "rgb"))
+        xyz, rgb = (torch.from_numpy(opened[shard][f"{uid}/{name}"]) for name in ("xyz", "rgb"))
+        yield xyz, rgb

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipgs.config import Config
+from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import prepare
 from clipgs.encoder.batch_norm import BatchNorm
+from clipgs.encoder.trained import load
 from clipgs.evaluation.fewshot import Episode, Predict, probe, unit_rows
 from clipgs.splats.gaussians import Gaussians
-from clipgs.training import checkpoints
 from clipgs.training.augment import augment, draw
-from clipgs.training.data import Prefetch
-from clipgs.training.loop import parameter_groups, rate
+from clipgs.training.optimizer import adamw, parameter_groups, schedule, set_learning_rates
 from clipgs.triplets.dataset import TripletDataset
 
 _BATCH = 32  # objects a step, as in Point-BERT's few-shot runs
@@ -41,7 +41,7 @@ def fine_tuning(
     `evaluation.few_shot_epochs` over the support at `evaluation.few_shot_lr`, under the run's layer decay, weight decay
     and augmentation; batch norms keep the run's statistics, because an episode's are of a few objects.
     """
-    trained = checkpoints.load(run, None if config.device == "auto" else config.device)
+    trained = load(run, None if config.device == "auto" else config.device)
     model, settings, device = trained.model, trained.config, trained.device
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     frozen = unit_rows(embeddings)
@@ -67,7 +67,7 @@ def fine_tuning(
         torch.manual_seed(episode.seed % 2**63)
         groups = parameter_groups(model, settings.training)
         groups.append({"params": list(head.parameters()), "factor": 1.0, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=config.evaluation.few_shot_lr, fused=device.type == "cuda")
+        optimizer = adamw(groups, config.evaluation.few_shot_lr, device)
         splats, labels = read(episode.support), torch.from_numpy(episode.support_labels).to(device)
         parts = -(-len(labels) // _BATCH)
         steps = config.evaluation.few_shot_epochs * parts
@@ -83,8 +83,7 @@ def fine_tuning(
             loss = F.cross_entropy(head(embed(augment(splats[some].to(device), draws))), labels[some])
             loss.backward()
             nn.utils.clip_grad_norm_([one for group in groups for one in group["params"]], settings.training.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = config.evaluation.few_shot_lr * group["factor"] * rate(step, steps, parts)
+            set_learning_rates(optimizer, config.evaluation.few_shot_lr, schedule(step, steps, parts))
             optimizer.step()
             optimizer.zero_grad()
         model.eval()

@@ -205,8 +205,8 @@ def nearest(
     query, row, score = (torch.cat(parts) for parts in zip(*kept, strict=True))
     _, _, rough = _best(query, row, score, k)
     bars = rough.view(len(queries), k)[:, -1] - doubt
-    hopeful = score >= bars[query]
-    query, row = query[hopeful], row[hopeful]
+    candidates = score >= bars[query]
+    query, row = query[candidates], row[candidates]
     _, row, score = _best(query, row, _exact(queries, gallery, query, row), k)
     return score.view(-1, k).numpy(), row.view(-1, k).numpy()
 

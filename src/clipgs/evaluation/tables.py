@@ -1,12 +1,15 @@
 """The tables of one run from arrays alone: retrieval both ways, zero-shot, few-shot. docs/protocols.md defines each."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clipgs.config import Evaluation
 from clipgs.core.errors import ClipgsError
+from clipgs.core.files import write_bytes
 from clipgs.core.runner import Progress
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery
@@ -207,3 +210,8 @@ def few_shot_table(
         "rows": rows,
         "missing": missing,
     }
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a table of numbers, whole."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

@@ -30,26 +30,26 @@ def zero_shot(
     Returns a dict: `top1` and so on, `by_class` and `chance` with the same keys, `interval`, `objects`, `classes`,
     `classes_with_objects`, `per_class` (name to objects and top1) and `confusions` (true, taken for, objects).
     """
-    labels = np.asarray(labels, np.int64)
-    found = ranks(shapes, classes, labels[:, None].tolist())
+    true = np.asarray(labels, np.int64)
+    found = ranks(shapes, classes, true[:, None].tolist())
     hits = {f"top{k}": found.hits(k) for k in ks}
-    present, of = np.unique(labels, return_inverse=True)
+    present, of = np.unique(true, return_inverse=True)
     sizes = np.bincount(of)
     numbers: dict[str, Any] = {name: float(values.mean()) for name, values in hits.items()}
     numbers["by_class"] = {name: float((np.bincount(of, values) / sizes).mean()) for name, values in hits.items()}
     numbers["chance"] = {f"top{k}": float(found.chance().hits(k).mean()) for k in ks}
-    grouped = np.unique(groups if groups is not None else np.arange(len(labels)), return_inverse=True)[1].reshape(-1)
+    grouped = np.unique(groups if groups is not None else np.arange(len(true)), return_inverse=True)[1].reshape(-1)
     numbers["interval"] = {
         name: interval(values, grouped, resamples=resamples, seed=seed) for name, values in hits.items()
     }
-    numbers |= {"objects": len(labels), "classes": len(classes), "classes_with_objects": len(present)}
+    numbers |= {"objects": len(true), "classes": len(classes), "classes_with_objects": len(present)}
     numbers |= {"groups": int(grouped.max()) + 1, "confidence": CONFIDENCE, "resamples": resamples, "seed": seed}
     first = np.bincount(of, hits["top1"]) / sizes if "top1" in hits else np.zeros(len(present))
     numbers["per_class"] = {
         names[row]: {"objects": int(size), "top1": float(value)}
         for row, size, value in zip(present, sizes, first, strict=True)
     }
-    numbers["confusions"] = confusions(labels, nearest(shapes, classes, 1)[1][:, 0], names)
+    numbers["confusions"] = confusions(true, nearest(shapes, classes, 1)[1][:, 0], names)
     return numbers
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from clipgs.config import Views
 from clipgs.core.errors import ObjectError
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
@@ -26,6 +27,11 @@ def canonical(
     field of view.
     """
     return _spiral(np.arange(count) + 0.5, count, fov_degrees, distance, pixels)
+
+
+def canonical_cameras(views: Views, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Viewmats [V, 4, 4] and Ks [V, 3, 3] of the canonical views that the section `views` describes."""
+    return canonical(views.count, fov_degrees=views.fov_degrees, distance=views.distance, pixels=pixels)
 
 
 def held_out(

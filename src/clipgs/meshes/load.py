@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
+from clipgs.core.ply_header import END, parse_ply_header
 from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
@@ -23,13 +24,6 @@ logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
 # No real thing is smaller or larger in any unit; beyond it float32 and its squares end.
 _SMALLEST, _LARGEST = 1e-15, 1e15
-
-_PLY_BYTES = {
-    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
-    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
-    **dict.fromkeys(("int", "uint", "int32", "uint32", "float", "float32"), 4),
-    **dict.fromkeys(("double", "float64"), 8),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,25 +250,20 @@ def _text(data: bytes) -> str:
 
 
 def _check_ply_header(data: bytes, max_faces: int) -> None:
-    end = data.find(b"end_header")
+    end = data.find(END)
     if not data.startswith(b"ply") or end < 0:
         raise ObjectError("the PLY file has no header")
-    ascii_format, needed, count, faces = False, 0, 0, 0
-    for words in (line.split() for line in data[:end].decode("latin-1").splitlines()):
-        if words[:1] == ["format"]:
-            ascii_format = words[1] == "ascii"
-        elif words[:1] == ["element"]:
-            count = int(words[2])
-            if count < 0:
-                raise ObjectError(f"the PLY file claims {count} elements")
-            if words[1] == "face":
-                faces = count
-        elif words[:1] == ["property"]:
-            # A list takes the bytes of its length at least; in text, a digit and a space.
-            needed += count * (2 if ascii_format else _PLY_BYTES[words[2] if words[1] == "list" else words[1]])
+    header = parse_ply_header(data[:end].decode("latin-1"))
+    needed = 0
+    for element in header.elements:
+        if element.count < 0:
+            raise ObjectError(f"the PLY file claims {element.count} elements")
+        # A list takes the bytes of its length at least; in text, a digit and a space.
+        needed += element.count * (2 * len(element.properties) if header.text else element.row_bytes)
     if needed > len(data) - end:
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
-    _check_face_count(faces, max_faces)
+    faces = header.element("face")
+    _check_face_count(faces.count if faces else 0, max_faces)
 
 
 def _part(kwargs: dict[str, Any], neutral: Material) -> Part:

@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,6 @@ class Operation:
     @property
     def name(self) -> str:
         return self.run.__name__
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        for names, more in self.arguments:
-            parser.add_argument(*names, **more)
 
 
 def plan(options: Namespace, config: Config) -> int:

@@ -296,7 +296,7 @@ def _count(shards: list[str]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths = defaultdict(int)
+    widths: dict[int, int] = defaultdict(int)
     for row in [head, *rows]:
         for i, cell in enumerate(row):
             widths[i] = max(widths[i], len(cell))

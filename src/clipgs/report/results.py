@@ -13,8 +13,8 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
-from clipgs.evaluation.ablations import ABLATION
-from clipgs.evaluation.stages import Embeddings, read_embeddings
+from clipgs.evaluation.embeddings import Embeddings, read_embeddings
+from clipgs.evaluation.rows import ABLATION
 from clipgs.meshes.cameras import showing
 from clipgs.stages import path
 from clipgs.triplets.dataset import TripletDataset

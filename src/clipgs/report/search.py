@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of, whole
-from clipgs.evaluation.retrieval import nearest
-from clipgs.evaluation.stages import Embeddings, embed, read_embeddings
+from clipgs.encoder import MODEL
+from clipgs.encoder.trained import load
+from clipgs.evaluation.embeddings import Embeddings, embed, read_embeddings
 from clipgs.meshes.cameras import showing
 from clipgs.splats.render import from_image
 from clipgs.triplets.contact_sheet import FAINT, FRAME, GROUND, TEXT, font, wrap
+from clipgs.triplets.dataset import TripletDataset
 
 log = logging.getLogger(__name__)
 
@@ -56,28 +59,23 @@ def search(
         UsageError: the query is empty, or a picture that cannot be read.
         ClipgsError: the run is not finished, or there are no triplets.
     """
-    from clipgs.training import checkpoints
-    from clipgs.triplets.dataset import TripletDataset
-
     if not query.strip():
         raise UsageError("the query is empty: give a text or an image file")
     shown = _image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
     output = run.resolve().parent.parent
     folder = triplets or output / "triplets"
-    encoder = checkpoints.load(run, None if device == "auto" else device)
+    encoder = load(run, None if device == "auto" else device)
     dataset = TripletDataset(folder)
-    known = _known(output / "evaluation" / run.resolve().name / "embeddings.safetensors", run, dataset.uids)
+    known = _known(output / "evaluation" / run.resolve().name / "embeddings.safetensors", run, dataset.uids.tolist())
     if known is None:
         log.info("search: encoding %d splats; `snakemake evaluate` keeps their embeddings", len(dataset))
         known = embed(run, folder, encoder=encoder)
     if not known.uids:
         raise ClipgsError(f"{folder} holds no triplets; make them with: snakemake triplets")
-    vector = encoder.encode_text([query]) if shown is None else encoder.encode_images(_square(shown))
-    scores, rows = nearest(vector, known.shapes, k)
+    asked = query if shown is None else encoder.encode_images(_square(shown))[0]
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
-    for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
-        uid = known.uids[row]
+    for uid, score in encoder.search(asked, k, gallery=(known.uids, torch.from_numpy(known.shapes))):
         members = dataset.members(place[uid])
         found.append(Found(uid, score, members[f"{uid}.txt"].decode(), _shown(uid, members)))
     if picture is not None:
@@ -91,8 +89,8 @@ def _known(file: Path, run: Path, uids: Sequence[str]) -> Embeddings | None:
     if not file.exists():
         return None
     known = read_embeddings(file)
-    same = known.metadata["model_sha256"] == sha256_of(run / "model.safetensors")
-    return known if same and known.uids == sorted(map(str, uids)) else None
+    same = known.metadata["model_sha256"] == sha256_of(run / MODEL)
+    return known if same and known.uids == sorted(uids) else None
 
 
 def _shown(uid: str, members: dict[str, bytes]) -> np.ndarray:
@@ -108,10 +106,8 @@ def _image(path: Path) -> np.ndarray:
         raise UsageError(f"{path} cannot be read as a picture ({error})") from None
 
 
-def _square(image: np.ndarray):
+def _square(image: np.ndarray) -> torch.Tensor:
     """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
-    import torch
-
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.full((side, side, 3), 255, np.uint8)

@@ -5,13 +5,14 @@ import logging
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from clipgs.core.bundles import tar_objects
+from clipgs.core.bundles import Members, tar_objects
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import whole
 from clipgs.splats import ply
@@ -169,7 +170,11 @@ def _splats(inputs: Sequence[Path | str]) -> Iterator[tuple[str, Path, Callable[
             for uid, members in objects.items():
                 splat = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply"))
                 if splat.entries:
-                    yield uid, file, lambda splat=splat: splat.read()["ply"]
+                    yield uid, file, partial(_ply_member, splat)
+
+
+def _ply_member(splat: Members) -> bytes:
+    return splat.read()["ply"]
 
 
 def _values(gaussians: Gaussians) -> tuple[np.ndarray, ...]:

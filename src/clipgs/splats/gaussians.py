@@ -130,7 +130,7 @@ class Gaussians:
             raise ValueError(f"{what} takes one object, not a batch {list(self.means.shape)}.")
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str) -> "Gaussians":
         """Read one splat from a PLY: see `clipgs.splats.ply.load`."""
         from clipgs.splats import ply
 

@@ -11,6 +11,7 @@ import torch
 from plyfile import PlyData
 
 from clipgs.core.files import whole
+from clipgs.core.ply_header import END, parse_ply_header
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
 
@@ -26,12 +27,6 @@ ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
 PROPERTIES = (*POSITION, *COLOR, "opacity", *SCALE, *ROTATION)
 
 MAX_HEADER_BYTES = 1 << 20
-BYTES_OF_TYPE = {
-    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
-    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
-    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
-    **dict.fromkeys(("double", "float64"), 8),
-}
 
 
 def save(gaussians: Gaussians, path: Path | str) -> None:
@@ -129,8 +124,7 @@ def _own_rows(data: bytes) -> np.ndarray | None:  # [N, 14]
 
 def _foreign_rows(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     """The rows [N, 14] of any splat PLY, and whether they are in farthest-point order."""
-    columns = _check_header(data, name)
-    text = b"\nformat ascii" in data[:MAX_HEADER_BYTES].partition(b"end_header")[0]
+    columns, text = _check_header(data, name)
     try:
         # from memory plyfile reads rows of numbers one by one, in a quarter of a second; from a file all at once
         with io.BytesIO() if text else tempfile.TemporaryFile() as file:
@@ -150,34 +144,23 @@ def _foreign_rows(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     return rows, any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in ply.comments)
 
 
-def _check_header(data: bytes, name: str) -> list[str]:
-    """Names of the vertices' properties, if this is a splat and the file can hold the rows that it claims."""
+def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
+    """Names of the vertices' properties, and whether they are text, if this is a splat and holds the rows it claims."""
     if not data:
         raise ValueError(f"{name}: the file is empty.")
     if data[:3] != b"ply":
         raise ValueError(f"{name}: not a PLY file.")
-    head, end, _ = data[:MAX_HEADER_BYTES].partition(b"end_header")
+    head, end, _ = data[:MAX_HEADER_BYTES].partition(END)
     if not end:
         raise ValueError(f"{name}: the PLY header does not end; the file is cut short.")
     body_bytes = len(data) - len(head) - len(end) - 1
-    text = False
-    elements: list[tuple[str, int, list[str], int]] = []  # name, rows, properties, least bytes of a row
     try:
-        for line in head.decode("ascii").splitlines():
-            match line.split():
-                case ["format", kind, *_]:
-                    text = kind == "ascii"
-                case ["element", element, count]:
-                    elements.append((element, int(count), [], 0))
-                case ["property", "list", length_type, _, column]:
-                    element, count, columns, size = elements[-1]
-                    elements[-1] = (element, count, [*columns, column], size + BYTES_OF_TYPE[length_type])
-                case ["property", number_type, column]:
-                    element, count, columns, size = elements[-1]
-                    elements[-1] = (element, count, [*columns, column], size + BYTES_OF_TYPE[number_type])
+        header = parse_ply_header(head.decode("ascii"))
+        row_bytes = [element.row_bytes for element in header.elements]
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{name}: the PLY header cannot be read ({error}).") from error
-    columns = next((columns for element, _, columns, _ in elements if element == "vertex"), [])
+    vertex = header.element("vertex")
+    columns = vertex.properties if vertex else []
     missing = [column for column in PROPERTIES if column not in columns]
     if "packed_position" in columns:
         raise ValueError(f"{name}: a compressed splat PLY; export it as an uncompressed PLY.")
@@ -185,16 +168,16 @@ def _check_header(data: bytes, name: str) -> list[str]:
         raise ValueError(
             f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)} (a mesh or a point cloud?)."
         )
-    for element, count, columns_of, size in elements:
-        least = 2 * len(columns_of) - 1 if text else size  # in text a digit and a space each
-        if count < 0 or count * least > body_bytes:
+    for element, binary in zip(header.elements, row_bytes, strict=True):
+        least = 2 * len(element.properties) - 1 if header.text else binary  # in text a digit and a space each
+        if element.count < 0 or element.count * least > body_bytes:
             raise ValueError(
-                f"{name}: the header claims {count} rows of {element}, but only {max(body_bytes, 0)} bytes"
+                f"{name}: the header claims {element.count} rows of {element.name}, but only {max(body_bytes, 0)} bytes"
                 " follow: it is cut short or damaged."
             )
-        if element == "vertex" and count == 0:
+        if element.name == "vertex" and element.count == 0:
             raise ValueError(f"{name}: the splat has no Gaussians.")
-    return columns
+    return columns, header.text
 
 
 def _finite_float32(

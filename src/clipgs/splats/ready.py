@@ -1,7 +1,7 @@
 """Ready splats: what `fit` does with objects that come as splats. They are put into the frame, and not fitted."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,11 @@ from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
-from clipgs.core.runner import Files, Row, Task, good, in_workers
+from clipgs.core.runner import Compute, Files, Row, Task, good, in_workers
 from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.stages import table
-
-Compute = Callable[[list[Task]], Iterable[tuple[Task, tuple[Row, Files] | str]]]
 
 _VISIBLE = 0.05  # opacity; more transparent Gaussians have no say in the box
 _FLOATER = 0.25  # of the core box's longest side: an antenna or a tip stands out less, a floater more
@@ -105,7 +104,8 @@ def place(
         ObjectError: it has no size, or an absurd one.
     """
     turn = torch.tensor(_TURNS[up_axis], dtype=torch.float64)
-    means = gaussians.means.double() @ _matrix(turn).T
+    rotation = rotation_matrices(turn).round(decimals=12)  # quarter turns are exact
+    means = gaussians.means.double() @ rotation.T
     visible = gaussians.opacities >= _VISIBLE
     shown = means[visible] if visible.any() else means
     tail = (1 - box_fraction) / 2
@@ -124,37 +124,8 @@ def place(
     placed = replace(
         gaussians,
         means=((means - centre) * scale).float(),
-        quats_wxyz=_product(turn, gaussians.quats_wxyz.double()).float(),
+        quats_wxyz=product(turn, gaussians.quats_wxyz.double()).float(),
         log_scales=(gaussians.log_scales.double() + math.log(scale)).float(),
         colors=gaussians.colors.clamp(0, 1),
     )
     return placed, centre.tolist(), scale
-
-
-def _matrix(
-    quat: torch.Tensor,  # [4], unit length
-) -> torch.Tensor:  # [3, 3]
-    w, x, y, z = quat.tolist()
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.tensor(rows, dtype=torch.float64).round(decimals=12)  # quarter turns are exact
-
-
-def _product(
-    one: torch.Tensor,  # [4]
-    others: torch.Tensor,  # [N, 4]
-) -> torch.Tensor:  # [N, 4], first `others`, then `one`
-    a, b, c, d = one
-    w, x, y, z = others.unbind(dim=1)
-    return torch.stack(
-        [
-            a * w - b * x - c * y - d * z,
-            a * x + b * w + c * z - d * y,
-            a * y - b * z + c * w + d * x,
-            a * z + b * y - c * x + d * w,
-        ],
-        dim=1,
-    )

@@ -3,7 +3,6 @@
 Pictures and captions lie in two files, so that a mended caption sends no picture through the teacher again.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipgs.config import PICTURES, Config
 from clipgs.core import workers
-from clipgs.core.bundles import Members, tar_objects, write_safetensors
+from clipgs.core.bundles import Members, read_metadata, tar_objects, write_tensors
 from clipgs.core.errors import ClipgsError, describe_error
 from clipgs.core.files import check
 from clipgs.core.runner import Files, Row, Task, good, over_objects
@@ -29,7 +28,7 @@ from clipgs.teacher.model import Teacher
 
 log = logging.getLogger(__name__)
 
-Metadata = Mapping[str, str]
+Metadata = Mapping[str, Any]
 Results = Iterator[tuple[Task, tuple[Row, Files] | str]]
 _SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # of one teacher's features, in every file
 
@@ -70,7 +69,7 @@ def embed_images(config: Config, shard: str, threads: int) -> None:
             uids.append(row["uid"])
             rows.append(np.frombuffer(files[0][1], np.float16).reshape(config.views.count, -1))
     images = np.stack(rows) if rows else np.empty((0, config.views.count, teacher.dim), np.float16)
-    write_safetensors(features_path(config, "images", shard), {"images": images}, _metadata(teacher, config, uids))
+    write_tensors(features_path(config, "images", shard), {"images": images}, _metadata(teacher, config, uids))
 
 
 def shown(members: Members, config: Config) -> Members:
@@ -81,10 +80,10 @@ def shown(members: Members, config: Config) -> Members:
 
 def on_cpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) -> Results:
     """One object at a time in each of `threads` threads."""
-    yield from zip(tasks, _apart(lambda task: _seen(teacher, task, config), tasks, threads), strict=True)
+    yield from zip(tasks, _map_single_threaded(lambda task: _seen(teacher, task, config), tasks, threads), strict=True)
 
 
-def _apart(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
+def _map_single_threaded(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
     """`function` of each item, in order, each in a thread that computes alone: no sum depends on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -117,23 +116,21 @@ def on_gpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) ->
     A batch's pictures go up from pinned memory and its features come down into pinned memory, both in the order of the
     device's stream; the features are looked at when the next two batches are on their way.
     """
-    limits = {
-        "timeout_seconds": config.workers.load_timeout_seconds,
-        "memory_mb": config.workers.load_memory_mb,
-    }
-    count = min(workers.usable_workers(threads, limits["memory_mb"]), max(1, len(tasks)))
-    decoded = workers.run(read_all, (task.payload for task in tasks), workers=count, **limits)
-    flying: list[_Batch] = []
+    timeout_seconds, memory_mb = config.workers.load_timeout_seconds, config.workers.load_memory_mb
+    count = min(workers.usable_workers(threads, memory_mb), max(1, len(tasks)))
+    payloads = (task.payload for task in tasks)
+    decoded = workers.run(read_all, payloads, workers=count, timeout_seconds=timeout_seconds, memory_mb=memory_mb)
+    in_flight: list[_Batch] = []
     for batch in _batches(decoded, teacher.batch):
         failed = {index: result.error for index, result in batch if isinstance(result, workers.Failure)}
         yield from ((tasks[index], error) for index, error in failed.items())
         whole = [(index, result) for index, result in batch if index not in failed]
         if whole:
-            flying.append(_Batch(teacher, whole))
-        if len(flying) > 2:
-            yield from _landed(flying.pop(0), tasks, config)
-    for batch in flying:
-        yield from _landed(batch, tasks, config)
+            in_flight.append(_Batch(teacher, whole))
+        if len(in_flight) > 2:
+            yield from _collect(in_flight.pop(0), tasks, config)
+    for waiting in in_flight:
+        yield from _collect(waiting, tasks, config)
 
 
 def _batches(decoded: Iterable[tuple[int, Any]], size: int) -> Iterator[list[tuple[int, Any]]]:
@@ -176,7 +173,7 @@ class _Batch:
         return np.split(self._features.numpy(), np.cumsum(self.counts)[:-1])
 
 
-def _landed(batch: _Batch, tasks: list[Task], config: Config) -> Results:
+def _collect(batch: _Batch, tasks: list[Task], config: Config) -> Results:
     for index, features in zip(batch.indices, batch.features(), strict=True):
         yield tasks[index], _row(features, config)
 
@@ -191,8 +188,8 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
         ClipgsError: the pictures went through another teacher.
     """
     packed = good(table(config, "triplets", shard))
-    place, images, metadata = _open(features_path(config, "images", shard), ("images",))
-    seen = {uid: row for row, uid in enumerate(json.loads(metadata["uids"]))}
+    place, images, metadata = _open(features_path(config, "images", shard))
+    seen = {uid: row for row, uid in enumerate(metadata["uids"])}
     teacher = teachers.load(config)
     uids = sorted(packed.keys() & seen.keys())
     ours = _metadata(teacher, config, uids)
@@ -216,26 +213,26 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     texts = _encoded(teacher, captions, threads)
     pictures = images["images"][[seen[uid] for uid in uids]]
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
-    arrays = {"texts": texts.numpy(), "scores": scores.numpy()}
-    write_safetensors(features_path(config, "texts", shard), arrays, ours)
+    write_tensors(features_path(config, "texts", shard), {"texts": texts, "scores": scores}, ours)
 
 
 def _encoded(teacher: Teacher, captions: list[str], threads: int) -> Tensor:
     """[n, D] float16 on the CPU. Computed there, each caption goes alone: its vector is the same in any shard."""
     if teacher.device.type == "cuda" or not captions:
         return teacher.encode_texts(captions).half().cpu()
-    return torch.cat(list(_apart(lambda caption: teacher.encode_texts([caption]).half(), captions, threads)))
+    alone = _map_single_threaded(lambda caption: teacher.encode_texts([caption]).half(), captions, threads)
+    return torch.cat(list(alone))
 
 
 def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata]:
     """Uids, features [n, V, D] float16 and metadata of a shard's pictures, without those of its captions."""
-    _, tensors, metadata = _open(features_path(config, "images", shard), ("images",))
-    return json.loads(metadata["uids"]), tensors["images"], metadata
+    _, tensors, metadata = _open(features_path(config, "images", shard))
+    return metadata["uids"], tensors["images"], metadata
 
 
-def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> dict[str, str]:
+def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> Metadata:
     return {
-        "uids": json.dumps(uids),
+        "uids": uids,
         "teacher": teacher.name,
         "pretrained": teacher.pretrained,
         "weights_sha256": teacher.weights_sha256,
@@ -251,14 +248,14 @@ def read(config: Config, shard: str) -> Features:
         ClipgsError: a file is missing or damaged; or pictures and captions, or this shard and the first, went through
             different teachers, both of which are named.
     """
-    texts_path, texts, metadata = _open(features_path(config, "texts", shard), ("texts", "scores"))
-    images_path, images, about = _open(features_path(config, "images", shard), ("images",))
+    texts_path, texts, metadata = _open(features_path(config, "texts", shard))
+    images_path, images, about = _open(features_path(config, "images", shard))
     _check_same(texts_path, metadata, str(images_path), about)
     first = min(texts_path.parent.glob("[0-9]*.safetensors"))
     if first != texts_path:
         _check_same(texts_path, metadata, str(first), _metadata_of(first))
-    uids = json.loads(metadata["uids"])
-    rows = {uid: row for row, uid in enumerate(json.loads(about["uids"]))}
+    uids = metadata["uids"]
+    rows = {uid: row for row, uid in enumerate(about["uids"])}
     missing = [uid for uid in uids if uid not in rows]
     if missing:
         raise ClipgsError(f"{images_path} has no row of {missing[0]}; make both again: snakemake --force {images_path}")
@@ -273,19 +270,14 @@ def read(config: Config, shard: str) -> Features:
     )
 
 
-def _open(file: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Tensor], Metadata]:
+def _open(file: Path) -> tuple[Path, dict[str, Tensor], Metadata]:
     check(file)
     metadata = _metadata_of(file)
-    with safe_open(file, "pt") as tensors:
-        return file, {name: tensors.get_tensor(name) for name in names}, metadata
+    return file, load_file(file), metadata
 
 
 def _metadata_of(file: Path) -> Metadata:
-    try:
-        with safe_open(file, "pt") as tensors:
-            metadata = tensors.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ClipgsError(f"{file} cannot be read ({error}); make it again with: snakemake --force {file}") from None
+    metadata = read_metadata(file)
     lacking = [key for key in ("uids", *_SAME) if key not in metadata]
     if lacking:
         raise ClipgsError(f"{file} does not say its {lacking[0]}; make it again with: snakemake --force {file}")

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
-from clipgs.splats.stages import device as chosen_device
 from clipgs.teacher.weights import LOCAL_DIR, Opened, open_model
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def load(config: Config) -> Teacher:
         ClipgsError: the weights cannot be downloaded, are of another model, or hold more than tensors.
     """
     settings = config.teacher
-    device = chosen_device(config)
+    device = choose_device(config.device)
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"

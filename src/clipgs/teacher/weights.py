@@ -24,7 +24,7 @@ PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfl
 class Opened(NamedTuple):
     """A model of open_clip with its weights."""
 
-    model: torch.nn.Module
+    model: Any  # open_clip.CLIP or CoCa
     tokenizer: Any
     name: str  # of the model; a folder's last part only
     pretrained: str  # the tag or the file's name

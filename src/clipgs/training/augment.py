@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clipgs.config import Augmentation
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.quaternions import product, rotation_matrices
 
 DRAWS = 9  # numbers an object: quaternion 4, scale, shift 3, whether it keeps its colours
 
@@ -30,7 +31,7 @@ def draw(settings: Augmentation, objects: int, generator: np.random.Generator) -
         tilts = tilts.clip(-settings.tilt_clip, settings.tilt_clip)  # radians, about x, y and z
         angles = np.linalg.norm(tilts, axis=1, keepdims=True)
         small = np.concatenate([np.cos(angles / 2), np.sin(angles / 2) * tilts / angles.clip(1e-12)], axis=1)
-        quats = _product(torch.from_numpy(about_y), torch.from_numpy(small)).numpy()
+        quats = product(torch.from_numpy(about_y), torch.from_numpy(small)).numpy()
     quats /= np.linalg.norm(quats, axis=1, keepdims=True)
     scales = generator.uniform(settings.scale_min, settings.scale_max, (objects, 1))
     shifts = generator.uniform(-settings.shift, settings.shift, (objects, 3))
@@ -61,37 +62,6 @@ def transform(
     return replace(
         gaussians,
         means=scales[:, None, None] * gaussians.means @ rotations.mT + shifts[:, None],
-        quats_wxyz=_product(quats_wxyz[:, None], gaussians.quats_wxyz),
+        quats_wxyz=product(quats_wxyz[:, None], gaussians.quats_wxyz),
         log_scales=gaussians.log_scales + scales.log()[:, None, None],
-    )
-
-
-def rotation_matrices(
-    quats_wxyz: Tensor,  # [..., 4], unit length
-) -> Tensor:  # [..., 3, 3]
-    """The rotation x -> R x of each quaternion."""
-    w, x, y, z = quats_wxyz.unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def _product(
-    a: Tensor,  # [..., 4]
-    b: Tensor,  # [..., 4]
-) -> Tensor:  # [..., 4]
-    """Hamilton's product: the rotation b, then a."""
-    aw, ax, ay, az = a.unbind(-1)
-    bw, bx, by, bz = b.unbind(-1)
-    return torch.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        dim=-1,
     )

@@ -9,14 +9,12 @@ import hashlib
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from torch import Tensor
 from clipgs.config import Config, Encoder
 from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error
-from clipgs.core.files import check, whole
+from clipgs.core.files import check, sidecar, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, seed_of
@@ -53,7 +51,6 @@ _PREPARED_BY = (
 _KEPT_SECONDS = 86_400  # since a run last took up records of other settings: one beside this may be about to open them
 _FORMAT = 2  # raised when the same splat would become another record
 _SPLITS = ("train", "validation", "test")
-T = TypeVar("T")
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -62,7 +59,7 @@ T = TypeVar("T")
 class Record(NamedTuple):
     """One object: count real rows, and of each patch the rows nearest to its centre."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of this name
     rows: np.ndarray  # [N, 14] float16
     neighbours: np.ndarray  # [g, n]
 
@@ -84,10 +81,10 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     tar = path(config, "triplets", shard, ".tar")
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
     try:
-        sidecar = tar.with_name(tar.name + ".check").read_text()
+        checksum = sidecar(tar).read_text()
     except OSError:
-        sidecar = ""  # `check` below says what is wrong
-    key = hashlib.sha256(canonical_json([_FORMAT, kind, sidecar]).encode()).hexdigest()[:16]
+        checksum = ""  # `check` below says what is wrong
+    key = hashlib.sha256(canonical_json([_FORMAT, kind, checksum]).encode()).hexdigest()[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
     with suppress(FileNotFoundError):
         os.utime(file)
@@ -206,8 +203,9 @@ class Batch:
         return len(self.uids)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        tensors = [field.name for field in fields(self) if field.name != "uids"]
-        return replace(self, **{name: function(getattr(self, name)) for name in tensors})
+        names = [field.name for field in fields(self) if field.name != "uids"]
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 class _Place(NamedTuple):
@@ -361,24 +359,3 @@ class TrainingBatches:
         views = generator.random((len(objects), pictures)).argsort(axis=1)[:, : self._settings.views]
         draws = draw(self._settings.augmentation, len(objects), generator)
         return self._data.batch(objects[self._share], views[self._share], draws[self._share])
-
-
-class Prefetch(Generic[T]):
-    """Yields `read(item)` of each item in order, read ahead by threads; knows how long it was waited for."""
-
-    def __init__(self, read: Callable[[int], T], items: Iterable[int], threads: int) -> None:
-        self._read, self._items, self._threads = read, iter(items), threads
-        self.waited_seconds = 0.0
-
-    def __iter__(self) -> Iterator[T]:
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-        try:
-            ahead = deque(pool.submit(self._read, item) for item in islice(self._items, self._threads + 1))
-            while ahead:
-                start = time.perf_counter()
-                found = ahead.popleft().result()
-                self.waited_seconds += time.perf_counter() - start
-                ahead.extend(pool.submit(self._read, item) for item in islice(self._items, 1))
-                yield found
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

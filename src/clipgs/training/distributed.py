@@ -1,29 +1,29 @@
-"""Several processes that train one model: who is who, features gathered with their gradients, one process a GPU."""
+"""Several processes that train one model: their ranks, gathered features with gradients, and the start by torchrun."""
 
 import logging
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
-from clipgs.core.processes import PARENT
+from clipgs.core.processes import PARENT, end_with
 from clipgs.stages import runtime_settings, stage_settings
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(hours=12)  # while another process writes the records of its shards
+_TIMEOUT, _CPU_TIMEOUT = timedelta(minutes=30), timedelta(hours=12)  # records of many shards may take hours
+_FAULT = "clipgs train: "  # what the command says before a fault
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
-    _waiting_room: Any = None  # a group on the CPU, whose patience is longer than that of the GPUs' own
+    _cpu_group: Any = None  # for `barrier` and `broadcast`, with a longer timeout than the GPUs' group
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the run's files."""
+    def is_main(self) -> bool:
+        """Whether this process, of rank 0, writes the run's files."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Waits until every process is here."""
         if self.world > 1:
-            distributed.barrier(group=self._waiting_room)
+            distributed.barrier(group=self._cpu_group)
 
     def gather(
         self,
@@ -63,11 +63,11 @@ class Ranks:
             distributed.all_reduce(tensor)
             tensor /= self.world
 
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of the main process."""
         box = [value]
         if self.world > 1:
-            distributed.broadcast_object_list(box, group=self._waiting_room)
+            distributed.broadcast_object_list(box, group=self._cpu_group)
         return box[0]
 
 
@@ -87,7 +87,7 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """This process, as `torchrun` started it, or alone; NCCL between GPUs, gloo between CPUs.
+    """This process as torchrun started it, or alone; NCCL between GPUs, gloo between CPUs.
 
     Args:
         device: `cuda` or `cpu`; each process of a machine takes the GPU of its number there.
@@ -105,65 +105,71 @@ def ranks(device: str) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, where)
         return
-    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
-        waiting_room = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        yield Ranks(distributed.get_rank(), world, where, waiting_room)
+        cpu_group = distributed.new_group(backend="gloo", timeout=_CPU_TIMEOUT)
+        yield Ranks(distributed.get_rank(), world, where, cpu_group)
     finally:
         distributed.destroy_process_group()
 
 
 def launched() -> bool:
-    """Whether this process is one of several that were started together, by `torchrun` or by `launch`."""
+    """Whether torchrun started this process."""
     return "WORLD_SIZE" in os.environ
 
 
 def processes_here() -> int:
-    """How many of them this machine has."""
+    """How many processes of the run are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def launch(config: Config, processes: int) -> None:
-    """Runs `clipgs train` in several processes on this machine, waits for them, and logs what they log.
+def gpus_to_launch(config: Config) -> int:
+    """The number of processes that this one is to start, one a GPU; 1 in a process that was started so."""
+    if launched():
+        return 1
+    visible = torch.cuda.device_count()  # those that a scheduler left, too
+    return min(config.workers.gpus or visible, visible)
 
-    As `torchrun --standalone` does, but the fault of one is told in its own line, and the others end with it.
+
+def launch(config: Config, processes: int) -> None:
+    """Runs `clipgs train` in several processes of this machine under torchrun, and logs what they log.
+
+    torchrun ends with this process and they with torchrun, however it ends.
 
     Raises:
-        ClipgsError: one of them failed.
+        ClipgsError: one of them failed; with its own words, where it said why.
     """
-    runtime = {"CLIPGS_RUNTIME": runtime_settings(config)}
-    settings = stage_settings(config, "train")
-    together([sys.executable, "-m", "clipgs", "train", "--settings", settings], processes, runtime)
+    command = [sys.executable, "-m", __name__, "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "clipgs", "train", "--settings", stage_settings(config, "train")]
+    own = {"CLIPGS_RUNTIME": runtime_settings(config), PARENT: str(os.getpid())}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **own}
+    faults = []
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
+        assert torchrun.stderr is not None
+        try:
+            for line in torchrun.stderr:
+                if line.startswith(_FAULT):  # every process may have the same one
+                    faults.append(line.removeprefix(_FAULT).strip())
+                else:
+                    log.info("%s", line.rstrip())
+        except BaseException:
+            torchrun.terminate()
+            raise
+    if torchrun.returncode:
+        raise ClipgsError(faults[0] if faults else f"one of {processes} processes failed; its error stands above")
 
 
-def together(command: list[str], processes: int, environment: dict[str, str]) -> None:
-    """Runs a command of clipgs in several processes of one group, which end with this one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"OMP_NUM_THREADS": "1", **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), PARENT: str(os.getpid())}
-    running, readers = [], []
+def _torchrun() -> None:
+    """torchrun on this process's arguments, in one line where it would print a traceback of its own."""
+    end_with(int(os.environ[PARENT]))
+    os.environ[PARENT] = str(os.getpid())
+    logging.disable(logging.ERROR)
     try:
-        for rank in range(processes):
-            own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
-            readers.append(Thread(target=_tell, args=(running[-1].stderr,), daemon=True))
-            readers[-1].start()
-        while None in (codes := [process.poll() for process in running]) and not any(codes):
-            time.sleep(0.2)
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        for process, reader in zip(running, readers, strict=True):
-            process.wait()
-            reader.join()
-            process.stderr.close()
-    if any(process.returncode for process in running):
-        raise ClipgsError(f"one of {processes} processes failed; its error stands above")
+        run.main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(f"process {rank} ended with exit code {failure.exitcode}")
 
 
-def _tell(lines: IO[str]) -> None:
-    for line in lines:
-        log.info("%s", line.rstrip())
+if __name__ == "__main__":
+    _torchrun()

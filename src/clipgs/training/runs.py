@@ -1,12 +1,30 @@
-"""A run's folder, and what the run was made from. Imports nothing heavy: Snakemake asks whenever it parses."""
+"""A run's folder: what the run was made from, the finished model with its card, and the folder to publish.
+
+Imports nothing heavy: Snakemake asks for a run's shards whenever it parses.
+"""
 
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clipgs.config import Config
-from clipgs.core.files import write_bytes
+import yaml
+
+from clipgs import __version__
+from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.bundles import read_metadata, write_tensors
+from clipgs.core.files import check, sha256_of, write_bytes
+from clipgs.encoder import CONFIG, MODEL
 from clipgs.stages import stage_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
 
 
 def run_path(config: Config) -> Path:
@@ -40,3 +58,91 @@ def begin(config: Config, shards: Sequence[str]) -> None:
     """Notes down which shards the run is made from."""
     inputs = {"settings": stage_settings(config, "train"), "shards": list(shards)}
     write_bytes(_inputs_path(config), (json.dumps(inputs, indent=1) + "\n").encode())
+
+
+# --- the finished run -------------------------------------------------------------------------------------------------
+
+
+def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes: dict[str, Any]) -> None:
+    """Writes `model.safetensors`, `config.yaml` and the model card `README.md`.
+
+    Args:
+        model: the encoder's state.
+        notes: `dim`, `teacher`, `objects`, `shards`, `step`, `steps`, `logit_scale` and `validation`, kept in the
+            file's metadata.
+    """
+    settings = json.loads(stage_settings(config, "train"))
+    values = {key: value for key, value in settings.items() if key not in ("stage", "version")}
+    about = f"# The settings of this run, clipgs {__version__}. Read by clipgs.load; other keys have no part in it.\n"
+    write_bytes(folder / CONFIG, (about + yaml.safe_dump(values, sort_keys=False)).encode())
+    write_tensors(folder / MODEL, {name: tensor.detach().cpu() for name, tensor in model.items()}, notes)
+    write_bytes(folder / CARD, card(config, notes).encode())
+
+
+def card(config: Config, notes: dict[str, Any]) -> str:
+    """The model card, in the form that model hubs read."""
+    teacher, scores = notes["teacher"], notes["validation"]
+    measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(scores.items()))
+    return f"""---
+library_name: clipgs
+tags: [gaussian-splatting, 3d, clip, retrieval, zero-shot-classification]
+pipeline_tag: feature-extraction
+---
+
+# {config.training.run}: CLIP-GS
+
+An encoder that puts a 3D Gaussian splat into the space of {teacher["teacher"]} ({teacher["pretrained"]}), trained with
+[clipgs](https://arxiv.org/abs/2412.19142), an independent build of the paper CLIP-GS (ICCV 2025).
+
+    import clipgs
+    encoder = clipgs.load("THIS FOLDER")
+    encoder.encode("chair.ply")                # [1, {notes["dim"]}], unit length
+    encoder.encode_text(["a red chair"])       # [1, {notes["dim"]}], needs the teacher's weights
+
+A splat is read as PLY with spherical harmonics of degree 0, Y up; its first {config.encoder.gaussians:,} Gaussians in
+farthest-point order are seen.
+
+## How it was trained
+
+{notes["objects"]["train"]:,} objects in {len(notes["shards"])} shards, {config.training.epochs} epochs in batches of
+{config.training.batch:,}, {config.training.views} of {notes["pictures"]} pictures an object and step. All settings are
+in `config.yaml`. The teacher's weights have the SHA-256 `{teacher["weights_sha256"]}`.
+
+## How good it is
+
+Step {notes["step"]:,} of {notes["steps"]:,}, the best on the {notes["objects"]["validation"]:,} objects of the
+validation split. No object of the test split was seen; `snakemake evaluate` measures on it.
+
+| validation | |
+| --- | --- |
+{measured or "| there was no validation split; these are the last weights | |"}
+
+## Licence
+
+The weights were made from objects and captions of many authors; the dataset card and `CREDITS.csv` of the triplets name
+them and their licences. State here under which licence you publish the weights.
+"""
+
+
+def publish(run: Path, folder: Path, half: bool = True) -> None:
+    """Copies what others need of a finished run into a folder that can be uploaded as it is: weights (in half
+    precision), settings, model card.
+
+    Raises:
+        ClipgsError: the run is not finished, or damaged.
+    """
+    from safetensors.torch import load_file
+
+    for name in (MODEL, CONFIG, CARD):
+        check(run / name)
+    tensors = load_file(run / MODEL)
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    notes = read_metadata(run / MODEL) | {"trained_sha256": sha256_of(run / MODEL)}
+    write_tensors(folder / MODEL, tensors, notes, checksum=False)
+    for name in (CONFIG, CARD):
+        shutil.copyfile(run / name, folder / name)
+    small = run.parent.parent / "teacher"
+    if notes["teacher"]["teacher"] == SMALL_TEACHER and small.is_dir():  # nobody else has it
+        shutil.copytree(small, folder / "teacher", dirs_exist_ok=True)
+    log.info("%s holds %s, %s and %s", folder, MODEL, CONFIG, CARD)

@@ -9,9 +9,9 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
 from clipgs.core import workers
-from clipgs.core.bundles import write_safetensors
+from clipgs.core.bundles import write_tensors
+from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.splats.pictures import read_resized
-from clipgs.splats.stages import device as chosen_device
 from clipgs.teacher.model import small_files
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
@@ -40,7 +40,7 @@ ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
 _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained (Radford et al., 2021, table 19)
 _MAX_LOGIT_SCALE = math.log(100)  # the same
-_SAID = ("{}", "a {}", "a 3D model of a {}")  # how a category is said
+_FORMS = ("{}", "a {}", "a 3D model of a {}")  # the texts of a category
 _ZOOM, _SHIFT = (0.85, 1.15), 0.1  # how far a picture is enlarged, and moved, as a share of its width
 _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
@@ -60,8 +60,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 """
 
 
-def teacher(config: Config, threads: int) -> None:
-    """Trains the small teacher on the training split's pictures of splats, captions and categories.
+def make(config: Config, threads: int) -> None:
+    """Trains the small teacher on the training split's renders, captions and categories.
 
     Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (what it was trained on) and
     README.md. On a CPU, with as many threads, the same triplets and settings give the same bytes.
@@ -76,7 +76,9 @@ def teacher(config: Config, threads: int) -> None:
     architecture = json.loads(ARCHITECTURE.read_text())
     images, texts, categories = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
     torch.set_num_threads(threads)
-    model, loss = train(images, texts, categories, settings, seed_of(config.seed, "teacher"), chosen_device(config))
+    model, loss = train(
+        images, texts, categories, settings, seed_of(config.seed, "teacher"), choose_device(config.device)
+    )
     about = {
         "architecture": SMALL_TEACHER,
         "seed": config.seed,
@@ -90,13 +92,13 @@ def teacher(config: Config, threads: int) -> None:
     preprocessing = PreprocessCfg(size=architecture["vision_cfg"]["image_size"])
     kept = {name: getattr(preprocessing, name) for name in ("mean", "std", "interpolation", "resize_mode")}
     description, weights = small_files(config)
-    write_safetensors(weights, {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}, {})
+    write_tensors(weights, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
     write_bytes(description, _json({"model_cfg": architecture, "preprocess_cfg": kept}))
     write_bytes(weights.with_name("teacher.json"), _json(about))
     write_bytes(weights.with_name("README.md"), CARD.format(objects=len(chosen), folder=weights.parent).encode())
 
 
-def _json(value: dict) -> bytes:
+def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(json.loads(canonical_json(value)), indent=1).encode() + b"\n"
 
 
@@ -111,7 +113,7 @@ def read_pictures(
     texts: list[str] = []
     categories: list[str | None] = []
 
-    def payloads():
+    def payloads() -> Iterator[tuple[list[bytes], int]]:
         for place in places:
             uid, members = dataset.uids[place], dataset.members(place)
             texts.append(members[f"{uid}.txt"].decode())
@@ -121,8 +123,9 @@ def read_pictures(
     found: dict[int, np.ndarray] = {}
     progress = Progress("reading pictures", len(places))
     count = min(workers.usable_workers(threads, _DECODE_MB), max(1, len(places)))
-    limits = {"timeout_seconds": _DECODE_SECONDS, "memory_mb": _DECODE_MB}
-    for index, result in workers.run(read_resized, payloads(), workers=count, **limits):
+    for index, result in workers.run(
+        read_resized, payloads(), workers=count, timeout_seconds=_DECODE_SECONDS, memory_mb=_DECODE_MB
+    ):
         if isinstance(result, workers.Failure):
             raise ClipgsError(f"the pictures of {dataset.uids[places[index]]} cannot be read: {result.error}")
         found[index] = result
@@ -141,9 +144,9 @@ class _Texts(NamedTuple):
     tokens: Tensor  # [T, forms, context]
 
 
-def _texts(said: Sequence[str | None], forms: Sequence[str], tokenizer: open_clip.SimpleTokenizer) -> _Texts:
+def _texts(texts: Sequence[str | None], forms: Sequence[str], tokenizer: open_clip.SimpleTokenizer) -> _Texts:
     owners = defaultdict(list)
-    for place, text in enumerate(said):
+    for place, text in enumerate(texts):
         if text is not None:
             owners[text].append(place)
     counts = np.array([len(places) for places in owners.values()])
@@ -175,11 +178,11 @@ def train(
     sources = [_texts(captions, ["{}"], tokenizer)]
     names = [name and spoken(name) for name in categories]
     if len(set(names) - {None}) > 1:
-        sources.append(_texts(names, _SAID, tokenizer))
+        sources.append(_texts(names, _FORMS, tokenizer))
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, eps=_EPS)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, eps=_EPS)
     warmup = max(1, round(_WARMUP_FRACTION * settings.steps))
     preprocessing = PreprocessCfg()
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in
@@ -188,7 +191,7 @@ def train(
     progress = Progress("teacher", settings.steps, "step")
     for step in range(settings.steps):
         rising, falling = (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(rising, falling)
         source = sources[-1 if draw.random() < settings.category_steps else 0]
         size = min(settings.batch, len(source.owners))
@@ -201,9 +204,9 @@ def train(
         image_features = model.encode_image(pictures, normalize=True)
         text_features = model.encode_text(tokens, normalize=True)
         loss = contrast(image_features, text_features, model.logit_scale.exp())
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         losses.append(loss.detach())

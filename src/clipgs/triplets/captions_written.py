@@ -16,12 +16,12 @@ from torch import Tensor
 
 from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import tar_objects
+from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import check
 from clipgs.core.runner import Files, Row, Task, good, over_objects
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_all
-from clipgs.splats.stages import device as chosen_device
 from clipgs.stages import job, path, table
 from clipgs.teacher import features
 from clipgs.teacher import model as teacher
@@ -111,7 +111,7 @@ def open_coca(config: Config) -> Teacher:
         )
     settings = config.caption.coca
     opened = open_model(
-        settings.name, settings.pretrained, precision="float32", device=chosen_device(config), key="caption.coca"
+        settings.name, settings.pretrained, precision="float32", device=choose_device(config.device), key="caption.coca"
     )
     if not hasattr(opened.model, "generate"):
         raise UsageError(f"config: caption.coca.name = {settings.name}: writes no captions; a CoCa does: coca_ViT-L-14")

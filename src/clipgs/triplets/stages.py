@@ -44,7 +44,7 @@ def pack(config: Config, shard: str, threads: int) -> None:
     Writes `triplets/S.tar` (WebDataset) and `triplets/S.parquet` (a row an object, failed ones with stage and error).
     """
     del threads
-    from clipgs.splats.stages import canonical_cameras
+    from clipgs.meshes.cameras import canonical_cameras
     from clipgs.triplets.pack import Cameras, MeshToSplat, pack_shard
 
     for file in (shard_path(config, shard), labels_path(config, shard)):
@@ -84,7 +84,7 @@ def pack(config: Config, shard: str, threads: int) -> None:
         splats=path(config, "splats", shard, ".tar"),
         renders=path(config, "renders", shard, ".tar"),
         mesh_to_splat=normalised,
-        cameras=Cameras(*canonical_cameras(config), config.render.pixels),
+        cameras=Cameras(*canonical_cameras(config.views, config.render.pixels), config.render.pixels),
     )
 
 

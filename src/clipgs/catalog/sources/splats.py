@@ -1,6 +1,5 @@
 """A folder of ready splats, made by any program: they enter the workflow after `fit`."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ from clipgs.catalog.records import UpAxis
 from clipgs.catalog.sources.folder import FolderSource
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError
+from clipgs.core.ply_header import END, parse_ply_header
 
 _HEADER_BYTES = 1 << 16
 _NEEDED = {"x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"}
@@ -50,17 +50,18 @@ def read_header(path: Path) -> SplatHeader:
         ObjectError: it is no PLY, or its vertices are no Gaussians.
     """
     with open(path, "rb") as file:
-        head, end, _ = file.read(_HEADER_BYTES).partition(b"end_header")
+        head, end, _ = file.read(_HEADER_BYTES).partition(END)
     if not head.startswith(b"ply") or not end:
         raise ObjectError("it is not a PLY file, or its header is cut short")
-    text = head.decode("latin-1")
-    vertex = re.search(r"^element +vertex +(\d{1,18})\s*$((?:\n *(?:property|comment) .*$)*)", text, re.MULTILINE)
-    if vertex is None:
+    try:
+        vertex = parse_ply_header(head.decode("latin-1")).element("vertex")
+    except (ValueError, IndexError) as error:
+        raise ObjectError(f"its header cannot be read ({error})") from None
+    if vertex is None or vertex.count < 0:
         raise ObjectError("its header has no element `vertex`")
-    properties = set(re.findall(r"property +\w+ +(\w+)", vertex[2]))
-    if "packed_position" in properties:
+    if "packed_position" in vertex.properties:
         raise ObjectError("it is a compressed splat PLY; export it as an uncompressed PLY")
-    if not properties >= _NEEDED:
-        missing = ", ".join(sorted(_NEEDED - properties))
-        raise ObjectError(f"it is not a Gaussian splat: its vertices have no {missing} (a mesh or a point cloud?)")
-    return SplatHeader(int(vertex[1]), sum(name.startswith("f_rest_") for name in properties))
+    if missing := _NEEDED.difference(vertex.properties):
+        listed = ", ".join(sorted(missing))
+        raise ObjectError(f"it is not a Gaussian splat: its vertices have no {listed} (a mesh or a point cloud?)")
+    return SplatHeader(vertex.count, sum(name.startswith("f_rest_") for name in vertex.properties))

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -22,7 +23,9 @@ from torch import Tensor
 from clipgs.config import Config, Fit
 from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import ClipgsError
-from clipgs.splats.fitting import BETA_1, BETA_2, Schedule, report
+from clipgs.splats.fitting.relocate import relocate_batch
+from clipgs.splats.fitting.schedule import BETA_1, BETA_2, EPSILON, Schedule, report
+from clipgs.splats.fitting.start import Prepared
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import WINDOW
 from clipgs.splats.rasterizer import kernels
@@ -36,7 +39,19 @@ REGION = 32  # pixels, as in the kernels
 MOST_A_BATCH = 128  # of 256 pixels: more gain little
 BATCH_PICTURE_BYTES = 3e9  # on the host, which holds two batches
 GROUP_OBJECTS = 32  # take their steps on one stream: while one group waits for its fullest tile, others draw
-MOST_COPIES = 50  # of one Gaussian, that the new scales are computed for
+
+_SHARED = {
+    **{
+        name: getattr(kernels, name)
+        for name in ("BLUR", "NEAR", "FIELD_MARGIN", "ALPHA_MIN", "ALPHA_MAX", "TRANSMITTANCE_MIN", "PARAMETERS")
+    },
+    **{"LOG2_ALPHA_MIN": math.log2(kernels.ALPHA_MIN), "ALPHA_MIN_INVERSE": 1 / kernels.ALPHA_MIN},
+    **{"BETA_1": BETA_1, "BETA_2": BETA_2, "EPSILON": EPSILON},
+}
+# The numbers that the kernels share with the CPU engine, as options of the compiler: integers, and float32 literals.
+CONSTANTS = tuple(
+    f"-DCLIPGS_{name}={value}{'f' if isinstance(value, float) else ''}" for name, value in _SHARED.items()
+)
 
 
 class _Arguments(ctypes.Structure):
@@ -86,13 +101,13 @@ class CudaFit:
 
     def __init__(
         self,
-        tables: Tensor,  # [B, 14, N] on the CUDA device, from `start`
+        raw: Tensor,  # [B, 14, N] on the CUDA device, from `start`
         views: Views,  # [B, V, ...] on the same device
         settings: Fit,
         plans: Sequence[Schedule],  # B of them
     ):
         objects, count, height, width = views.rgba.shape[:4]
-        gaussians, steps, device = tables.shape[2], settings.steps, tables.device
+        gaussians, steps, device = raw.shape[2], settings.steps, raw.device
         if objects > MOST_OBJECTS:
             raise ValueError(f"At most {MOST_OBJECTS} objects can be fitted in one batch, not {objects}.")
         self._library = library(torch.cuda.get_device_capability(device), device.index)
@@ -117,7 +132,7 @@ class CudaFit:
             "grounds": table([plan.grounds for plan in plans], torch.float32),
             "rates": torch.from_numpy(rates.astype(np.float32)).to(device),
             "step": torch.zeros(1, dtype=torch.int32, device=device),
-            "raw": tables.float().clone(memory_format=torch.contiguous_format),
+            "raw": raw.float().clone(memory_format=torch.contiguous_format),
             "moments": torch.zeros(objects, 2, kernels.PARAMETERS, gaussians, device=device),
             "records": empty(objects, gaussians, 12),
             "projected_box": empty(objects, gaussians, dtype=torch.int32),
@@ -179,7 +194,7 @@ class CudaFit:
         """Queue one view an object and one step of Adam; steps are taken in order."""
         if number in self.plans[0].relocations:
             uniforms = np.stack([plan.relocation_rng.random(self.raw.shape[2], np.float32) for plan in self.plans])
-            relocate(
+            relocate_batch(
                 self.raw, self.moments, self.settings.relocate_below, torch.from_numpy(uniforms).to(self.raw.device)
             )
         if self._graph is not None:
@@ -195,11 +210,10 @@ class CudaFit:
             self._graph.replay()
 
 
-def fit_tables(
-    tables: np.ndarray,  # [B, 14, N], from `start`
+def _fit(
+    prepared: Sequence[Prepared],  # B of them
     views: Views,  # [B, V, ...] on a CUDA device
     settings: Fit,
-    plans: Sequence[Schedule],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:  # [B, 14, N] on the device
     """The raw parameters after all steps; see `clipgs.splats.fitting.fit`.
@@ -209,16 +223,17 @@ def fit_tables(
         ValueError: more than 512 objects.
     """
     device = views.rgba.device
-    objects = len(tables)
+    raw = np.stack([one.raw for one in prepared])
+    plans = [one.schedule for one in prepared]
     with torch.cuda.device(device):
         here = torch.cuda.current_stream()
         groups = []
-        for first in range(0, objects, GROUP_OBJECTS):
+        for first in range(0, len(raw), GROUP_OBJECTS):
             part = slice(first, first + GROUP_OBJECTS)
             stream = torch.cuda.Stream()
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
-                one = CudaFit(torch.from_numpy(tables[part]).to(device), views[part], settings, plans[part])
+                one = CudaFit(torch.from_numpy(raw[part]).to(device), views[part], settings, plans[part])
             groups.append((stream, one))
         for number in range(settings.steps):
             for stream, one in groups:
@@ -241,42 +256,6 @@ def objects_a_batch(settings: Fit, views: int, pixels: int) -> int:
     return max(1, min(MOST_A_BATCH, int(most)))
 
 
-def relocate(
-    raw: Tensor,  # [B, 14, N], changed in place
-    moments: Tensor,  # [B, 2, 14, N] of Adam, changed in place
-    below: float,
-    uniforms: Tensor,  # [B, N] in [0, 1): which living Gaussian a dead one is moved onto
-) -> None:
-    """`clipgs.splats.fitting.relocate` for a batch, where the tensors are."""
-    opacities = raw[:, kernels.OPACITIES].double().sigmoid()
-    dead = opacities < below
-    log_scales = raw[:, kernels.SCALES : kernels.OPACITIES].double().sort(dim=1).values
-    areas = log_scales[:, 1] + log_scales[:, 2]
-    areas = (areas - areas.masked_fill(dead, -torch.inf).amax(dim=1, keepdim=True)).exp()
-    cumulative = (opacities * areas).masked_fill(dead, 0).cumsum(dim=1)
-    total = cumulative[:, -1:]
-    targets = torch.searchsorted(cumulative, uniforms.double() * total, right=True).clamp(max=raw.shape[2] - 1)
-    moved = dead & (total > 0)
-    counts = torch.zeros_like(opacities).scatter_add_(1, targets, moved.double())
-    sources = counts > 0
-
-    before = opacities.clamp(max=1 - 1e-6)
-    after = 1 - (1 - before) ** (1 / (counts + 1))
-    # `_shrinkage` of fit.py, for all at once
-    binomial, power, sum_of_terms = torch.ones_like(counts), torch.ones_like(counts), torch.zeros_like(counts)
-    for k in range(MOST_COPIES):  # beyond the copies that there are the binomial is 0; to ask how many would be to wait
-        binomial *= (counts + (1 - k)).clamp_(min=0).div_(k + 1)
-        power *= after
-        sum_of_terms.addcmul_(binomial, power, value=(-1) ** k / (k + 1) ** 0.5)
-    changed = raw.clone()
-    changed[:, kernels.OPACITIES] = torch.where(sources, after.logit(), opacities.logit()).float()
-    changed[:, kernels.SCALES : kernels.OPACITIES] += (before / sum_of_terms).log()[:, None].float()
-    changed = torch.where(sources[:, None], changed, raw)
-    rows = targets[:, None].expand_as(changed)
-    raw.copy_(torch.where(moved[:, None], changed.gather(2, rows), changed))
-    moments.masked_fill_((sources | moved)[:, None, None], 0)
-
-
 @functools.cache
 def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
     """The kernels for the current device, compiled for its compute capability if the cache does not have them.
@@ -293,9 +272,9 @@ def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
             "use another, or device: cpu"
         )
     target = "sm_{}{}".format(*capability)
-    source = SOURCE.read_bytes()
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(CONSTANTS).encode()).hexdigest()[:16]
     folder = Config().cache_path / "kernels"
-    place = folder / f"fit-{target}-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    place = folder / f"fit-{target}-{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():
@@ -318,7 +297,7 @@ def _compile(target: str, place: Path) -> None:
     log.info("compiling the fit's kernels for %s", target)
     partial = place.with_suffix(f".{os.getpid()}")
     command = [nvcc, "-O3", "-std=c++17", f"-arch={target}", "-shared", "-Xcompiler", "-fPIC", "-o", str(partial)]
-    done = subprocess.run([*command, str(SOURCE)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *CONSTANTS, str(SOURCE)], capture_output=True, text=True, check=False)
     if done.returncode:
         partial.unlink(missing_ok=True)
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]

@@ -17,24 +17,22 @@
 
 namespace {
 
-constexpr float BLUR = 0.3f;               // pixels^2 added to the projected covariance
-constexpr float NEAR = 0.01f;              // Gaussians nearer than this are not drawn
-constexpr float ALPHA_MIN = 1.0f / 255.0f;
-constexpr float ALPHA_MAX = 0.999f;
-constexpr float TRANSMITTANCE_MIN = 1e-4f; // a pixel is finished before the Gaussian that would take it to this
-constexpr float FIELD_MARGIN = 0.3f;       // the Jacobian is frozen this far outside the frame, in half frames
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LOG2_ALPHA_MIN = -7.99435344f;
-constexpr float REACH_MARGIN = 0.01f;      // of an exponent, for rounding in the tile test
+// Those of the CPU engine (rasterizer/kernels.py, schedule.py), which cuda.py hands over when it compiles this.
+constexpr float BLUR = CLIPGS_BLUR, NEAR = CLIPGS_NEAR, FIELD_MARGIN = CLIPGS_FIELD_MARGIN;
+constexpr float ALPHA_MIN = CLIPGS_ALPHA_MIN, ALPHA_MAX = CLIPGS_ALPHA_MAX;
+constexpr float TRANSMITTANCE_MIN = CLIPGS_TRANSMITTANCE_MIN;
+constexpr float BETA_1 = CLIPGS_BETA_1, BETA_2 = CLIPGS_BETA_2, EPSILON = CLIPGS_EPSILON;
+constexpr float LOG2_ALPHA_MIN = CLIPGS_LOG2_ALPHA_MIN, ALPHA_MIN_INVERSE = CLIPGS_ALPHA_MIN_INVERSE;
+constexpr int PARAMETERS = CLIPGS_PARAMETERS;
 
-constexpr int PARAMETERS = 14;
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float REACH_MARGIN = 0.01f;      // of an exponent, for rounding in the tile test
 constexpr int TILE = 8, TILES = 4, REGION = TILE * TILES;
 constexpr int DEPTH_BITS = 22;             // the rest of a 31-bit key is the object
 constexpr uint32_t HIDDEN = (1u << DEPTH_BITS) - 1;
 constexpr float DEPTHS = 4.0f;             // sorted apart up to this many distances of the camera from the origin
 constexpr int SUMS = 8;                    // of nine; the ninth has its own buffer: eight fill a sector of memory
-constexpr int RATES = 15;                  // of the 14 parameters; the second moment's correction
-constexpr float BETA_1 = 0.9f, BETA_2 = 0.999f, EPSILON = 1e-15f;
+constexpr int RATES = PARAMETERS + 1;      // of each parameter; the second moment's correction
 
 constexpr int RADIUS = 5, TAPS = 2 * RADIUS + 1;
 constexpr float C1 = 0.01f * 0.01f, C2 = 0.03f * 0.03f;
@@ -42,7 +40,7 @@ __constant__ float WINDOW[TAPS];
 
 } // namespace
 
-// All of a fit, as `fit_cuda.py` fills it in. B objects, N Gaussians, V views, T steps, R regions.
+// All of a fit, as `cuda.py` fills it in. B objects, N Gaussians, V views, T steps, R regions.
 struct Fit {
     int objects, gaussians, views, width, height, steps;
     float ssim_weight, alpha_weight;
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(128) project_kernel(Fit fit, int offset) {
     float opacity = sigmoid(raw[10 * static_cast<size_t>(N)]);
     float px = camera[12] * splat.x / splat.z + camera[14], py = camera[13] * splat.y / splat.z + camera[15];
     // alpha >= 1/255 within the ellipse a dx^2 + 2 b dx dy + d dy^2 <= reach
-    float reach = 2.0f * logf(fmaxf(opacity * 255.0f, 1.0f));
+    float reach = 2.0f * logf(fmaxf(opacity * ALPHA_MIN_INVERSE, 1.0f));
     float reach_x = sqrtf(reach * c00), reach_y = sqrtf(reach * c11);
     int left = clamped(ceilf(px - reach_x - 0.5f), fit.width), right = clamped(floorf(px + reach_x - 0.5f), fit.width);
     int top = clamped(ceilf(py - reach_y - 0.5f), fit.height);

@@ -81,11 +81,22 @@ def rasterize(
     else:
         raise ValueError(f'engine must be "auto", "cpu" or "cuda", not {engine!r}.')
 
-    one_axis = [
-        tensor.float().reshape(math.prod(batch), *tensor.shape[len(batch) :])
-        for tensor in (means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks)
-    ]
-    images, alphas = run(*one_axis, int(width), int(height), mode == "antialiased")
+    def one_axis(tensor: Tensor) -> Tensor:  # [B, ...]
+        return tensor.float().reshape(math.prod(batch), *tensor.shape[len(batch) :])
+
+    images, alphas = run(
+        one_axis(means),
+        one_axis(quats_wxyz),
+        one_axis(scales),
+        one_axis(opacities),
+        one_axis(colors),
+        one_axis(backgrounds),
+        one_axis(viewmats),
+        one_axis(Ks),
+        int(width),
+        int(height),
+        mode == "antialiased",
+    )
     return images.reshape(*batch, *images.shape[1:]), alphas.reshape(*batch, *alphas.shape[1:])
 
 

@@ -173,7 +173,7 @@ class _Rasterize(torch.autograd.Function):
                 rasterizer.project(ctx.tables[b], ctx.cameras[b][v])
                 sums[b] += rasterizer.backward(ctx.tables[b], ctx.cameras[b][v]).reshape(sums[b].shape)
         rows = torch.from_numpy(sums[..., : ctx.gaussians]).movedim(1, 2)  # [B, N, 14]
-        means, quats, scales, opacities, colors = rows.split([3, 4, 3, 1, 3], dim=-1)
+        means, quats, scales, opacities, colors = rows.split(kernels.PARTS, dim=-1)
         d_backgrounds = (d_images * through).sum((2, 3))
         return means, quats, scales, opacities[..., 0], colors, d_backgrounds, *[None] * 5
 

@@ -44,6 +44,7 @@ FIELD_MARGIN = 0.3  # the Jacobian is frozen this far outside the frame, in half
 
 # Rows of the parameter table [14, S]; S is the number of Gaussians rounded up to whole vectors.
 MEANS, QUATS, SCALES, OPACITIES, COLORS, PARAMETERS = 0, 3, 7, 10, 11, 14
+PARTS = (3, 4, 3, 1, 3)  # how many rows each of these has
 # What drawing needs of a Gaussian, one cache line each.
 RECORD = 16
 # Sums over a Gaussian's pixels: colours (3), then dL/dlog alpha times 1, dx, dy, dx^2, dx dy, dy^2.

@@ -183,16 +183,6 @@ magnitude = _unary("fabs")
 
 
 @intrinsic
-def lane(typing, x, index):
-    """The number in one lane."""
-
-    def emit(context, builder, sig, args):
-        return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
-
-    return types.float32(f32x8, types.int64), emit
-
-
-@intrinsic
 def total(typing, x):
     """The sum of the eight lanes, added as a tree: always in the same order."""
 

@@ -1,4 +1,4 @@
-"""Fitting on CUDA: each step's gradients against autograd through the CPU engine and the plain loss, and moving."""
+"""Fitting on CUDA: each step's gradients against autograd through the CPU engine and the plain loss."""
 
 import re
 
@@ -8,12 +8,14 @@ import torch
 
 from clipgs.config import Fit
 from clipgs.core.errors import ClipgsError
-from clipgs.splats.fitting import BETA_1, BETA_2, EPSILON, fit, relocate, schedule, start
 from clipgs.splats.fitting import cuda as fit_cuda
+from clipgs.splats.fitting import fit
+from clipgs.splats.fitting.schedule import BETA_1, schedule
+from clipgs.splats.fitting.start import start
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import fit_loss
-from clipgs.splats.rasterizer import kernels, rasterize
-from tests.splats.test_fit import SETTINGS, balls, picture
+from clipgs.splats.rasterizer import rasterize
+from tests.splats.balls import SETTINGS, balls
 
 ROWS = {"means": 3, "quats": 4, "log_scales": 3, "opacity_logits": 1, "color_logits": 3}
 
@@ -140,60 +142,49 @@ def test_an_objects_fit_does_not_depend_on_its_batch():
     assert (together.means[1] - alone.means[0]).abs().mean() < 1e-4
 
 
-def dead_and_living(seed: int):
-    rng = np.random.default_rng(seed)
-    table = np.zeros((kernels.PARAMETERS, 60), np.float32)
-    table[:2] = rng.uniform(-0.5, 0.5, (2, 60))
-    table[kernels.QUATS] = 1
-    table[kernels.SCALES : kernels.OPACITIES] = np.log(rng.uniform(0.05, 0.1, (3, 60)))
-    table[kernels.OPACITIES] = 0.5
-    table[kernels.COLORS :] = rng.normal(size=(3, 60))
-    table[kernels.OPACITIES, 40:] = -9.0
-    return table
-
-
-def test_a_batchs_dead_are_moved_and_the_pictures_stay():
-    tables = np.stack([dead_and_living(seed) for seed in range(3)])
-    tables[2, kernels.OPACITIES] = -9.0  # all of one object are dead: nowhere to move them
-    raw, moments = torch.from_numpy(tables.copy()), torch.ones(3, 2, *tables.shape[1:])
-    fit_cuda.relocate(raw, moments, 0.005, torch.rand(3, 60, generator=torch.Generator().manual_seed(0)))
-    assert np.array_equal(raw[2].numpy(), tables[2])
-    assert moments[2].all()
-    for b in range(2):
-        moved = (raw[b].numpy() != tables[b]).any(axis=0)
-        assert moved[40:].all()
-        assert raw[b, kernels.OPACITIES].sigmoid().min() > 0.005
-        assert not moments[b, :, :, moved].any()
-        assert moments[b, :, :, ~moved].all()
-        change = (picture(raw[b].numpy()) - picture(tables[b])).abs()
-        assert change.max() < 0.1
-        assert change.mean() < 0.01
-
-
-def test_a_batch_moves_as_one_object_does():
-    # one living Gaussian: both ways can only choose it, and give it 59 copies
-    table = dead_and_living(0)
-    table[kernels.OPACITIES, :] = -9.0
-    table[kernels.OPACITIES, 7] = 1.0
-    raw, moments = torch.from_numpy(table.copy())[None], torch.ones(1, 2, *table.shape)
-    fit_cuda.relocate(raw, moments, 0.005, torch.rand(1, 60, generator=torch.Generator().manual_seed(0)))
-    expected = table.copy()
-    relocate(expected, np.ones((2, *table.shape), np.float32), 0.005, np.random.default_rng(0))
-    np.testing.assert_allclose(raw[0], expected, rtol=1e-4, atol=1e-4)
-
-
 def test_the_kernels_and_the_host_agree_on_the_arguments():
     body = re.search(r"struct Fit {(.*?)\n};", fit_cuda.SOURCE.read_text(), re.DOTALL)[1]
     declared = re.sub(r"//.*|const |_t\b|[*;]", "", body).split("\n")
     names = [name.strip() for line in declared for name in " ".join(line.split()[1:]).split(",") if line.strip()]
     assert names == [name for name, _ in fit_cuda._Arguments._fields_]
-    assert f"BETA_1 = {BETA_1:g}f, BETA_2 = {BETA_2:g}f, EPSILON = {EPSILON:g}f;" in fit_cuda.SOURCE.read_text()
+
+
+def test_the_kernels_get_every_number_that_they_share():
+    wanted = set(re.findall(r"\bCLIPGS_\w+", fit_cuda.SOURCE.read_text()))
+    given = dict(constant.removeprefix("-D").split("=") for constant in fit_cuda.CONSTANTS)
+    assert wanted == set(given)
+    assert given["CLIPGS_PARAMETERS"] == "14"
+    # as the kernels held them when they were measured
+    floats = {name.removeprefix("CLIPGS_"): np.float32(value[:-1]) for name, value in given.items() if value[-1] == "f"}
+    one = np.float32(1)
+    assert floats == {
+        **{"BLUR": np.float32(0.3), "NEAR": np.float32(0.01), "FIELD_MARGIN": np.float32(0.3)},
+        **{"ALPHA_MIN": one / np.float32(255), "ALPHA_MIN_INVERSE": np.float32(255), "ALPHA_MAX": np.float32(0.999)},
+        **{"LOG2_ALPHA_MIN": np.float32(-7.99435344), "TRANSMITTANCE_MIN": np.float32(1e-4)},
+        **{"BETA_1": np.float32(0.9), "BETA_2": np.float32(0.999), "EPSILON": np.float32(1e-15)},
+    }
+
+
+def test_kernels_of_other_numbers_are_others_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled = []
+
+    def compile_nothing(target, place):
+        compiled.append(place)
+        raise ClipgsError("stop here")
+
+    monkeypatch.setattr(fit_cuda, "_compile", compile_nothing)
+    for constants in (fit_cuda.CONSTANTS, fit_cuda.CONSTANTS, ("-DCLIPGS_BLUR=0.1f", *fit_cuda.CONSTANTS[1:])):
+        monkeypatch.setattr(fit_cuda, "CONSTANTS", constants)
+        with pytest.raises(ClipgsError, match="stop here"):
+            fit_cuda.library.__wrapped__((9, 0), 0)
+    assert compiled[0] == compiled[1] != compiled[2]
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
     with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, and this one has 7\.5"):
         fit_cuda.library.__wrapped__((7, 5), 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fit_cuda.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fit_cuda, "find_nvcc", lambda: None)
     with pytest.raises(ClipgsError, match=r"no nvcc.*CUDA_HOME.*device: cpu"):
         fit_cuda.library.__wrapped__((9, 0), 0)

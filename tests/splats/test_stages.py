@@ -1,4 +1,4 @@
-"""The fit stage's batches: every object comes out once, whatever fails and however often memory runs out."""
+"""The stages fit and render: every object comes out once, whatever fails and however often memory runs out."""
 
 import io
 import threading
@@ -14,11 +14,10 @@ from clipgs.core.bundles import Members
 from clipgs.core.errors import ClipgsError
 from clipgs.core.runner import Task
 from clipgs.meshes.cameras import cameras_json
-from clipgs.splats import ply, stages
-from clipgs.splats.fitting import cuda as fit_cuda
+from clipgs.splats import fitting, ply, stages
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.render import from_image
-from tests.splats.test_fit import balls
+from clipgs.splats.pictures import from_image
+from tests.splats.balls import balls
 
 COUNT, HELD_OUT = 6, 2
 
@@ -48,7 +47,8 @@ def tasks_of(folder, objects: int, broken: int | None) -> list[Task]:
             entries.append((name, offset, len(content)))
             offset += len(content)
         bundle.write_bytes(b"".join(files.values()))
-        tasks.append(Task(uid, "", (config, uid, folder / "points.npz", Members(str(bundle), tuple(entries)), b)))
+        views_of = Members(str(bundle), tuple(entries))
+        tasks.append(Task(uid, "", stages.ToFit(config, uid, folder / "points.npz", views_of, b)))
     np.savez(folder / "points.npz", **arrays)
     return tasks
 
@@ -58,16 +58,16 @@ class Gpu:
 
     def __init__(self, monkeypatch, holds: int, asked: int):
         self.holds, self.batches = holds, []
-        monkeypatch.setattr(fit_cuda, "fit_tables", self.fit_tables)
-        monkeypatch.setattr(fit_cuda, "objects_a_batch", lambda *_: asked)
+        monkeypatch.setattr(fitting, "fit", self.fit)
+        monkeypatch.setattr(fitting.cuda, "objects_a_batch", lambda *_: asked)
 
-    def fit_tables(self, tables, views, settings, plans):
-        assert views.rgba.shape[:2] == (len(tables), COUNT)
-        assert len(plans) == len(tables)
-        self.batches.append(len(tables))
-        if len(tables) > self.holds:
+    def fit(self, prepared, views, settings):
+        assert views.rgba.shape[:2] == (len(prepared), COUNT)
+        assert all(len(one.schedule.views) == settings.steps for one in prepared)
+        self.batches.append(len(prepared))
+        if len(prepared) > self.holds:
             raise torch.OutOfMemoryError("none left")
-        return torch.from_numpy(tables)
+        return fitting.as_gaussians(torch.from_numpy(np.stack([one.raw for one in prepared])))
 
 
 def test_every_object_comes_out_once(monkeypatch, tmp_path):
@@ -201,7 +201,7 @@ def test_the_stage_fits_on_the_gpu_what_it_fits_on_the_cpu(tmp_path):
         config = Config.model_validate(
             {"device": device, "views": {"count": COUNT, "held_out": HELD_OUT, "pixels": 40}, "fit": settings}
         )
-        payloads[device] = [Task(task.uid, "", (config, *task.payload[1:])) for task in tasks]
+        payloads[device] = [Task(task.uid, "", task.payload._replace(config=config)) for task in tasks]
     results = {task.uid: result for task, result in stages._fit_batches(payloads["cuda"], 2)}
     assert "is not finite" in results.pop("ball2")
     for task in payloads["cpu"]:

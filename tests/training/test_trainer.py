@@ -1,108 +1,45 @@
-import json
-import logging
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import nn
 
 import clipgs.encoder
-from clipgs.config import Training
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
 from clipgs.encoder import ClipGS
-from clipgs.training import checkpoints, distributed, loop, runs
+from clipgs.training import checkpoints, runs, stages
+from clipgs.training import trainer as trainer_module
 from clipgs.training.augment import augment
 from clipgs.training.data import TrainingBatches, TrainingData, compact
-from clipgs.training.distributed import Ranks
-from clipgs.training.loop import Trainer, parameter_groups, rate, retrieval, still_statistics
-from tests.training.small_dataset import DIM, KINDS, SHAPE, make, make_shard, settings, splat, unit, write_features
-from tests.training.two_processes import SHARDS, gradients
+from clipgs.training.trainer import Trainer, fixed_running_statistics
+from tests.training.small_dataset import (
+    DIM,
+    KINDS,
+    SHAPE,
+    lines,
+    make,
+    make_shard,
+    settings,
+    splat,
+    unit,
+    write_features,
+)
+from tests.training.two_processes import ALONE, ONE_THREAD, SHARDS, assert_equal_gradients, gradients
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-HERE = Path(__file__).parent
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order have other last digits; and small tensors are quicker without a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(config, shards=SHARDS):
     data = TrainingData(config, shards, [compact(config, shard) for shard in shards])
     torch.manual_seed(0)
     return Trainer(config, ALONE, ClipGS(config.encoder, data.dim, SHAPE), data)
-
-
-def lines(config, name="metrics.jsonl"):
-    return [json.loads(line) for line in (runs.run_path(config) / name).read_text().splitlines()]
-
-
-def assert_equal_gradients(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 40
-    for name, gradient in theirs.items():
-        # Relative to the largest entry, and to the largest of all where a gradient vanishes.
-        size = max(gradient.abs().max().item(), 1e-3)
-        assert (ours[name] - gradient).abs().max().item() < tolerance * size, name
-
-
-# --- parts of a step ---
-
-
-def test_the_learning_rate_grows_and_falls():
-    rates = [rate(step, 110, 10) for step in range(110)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[60] == pytest.approx(0.5)
-    assert 0 < rates[-1] < 1e-3
-    assert rate(0, 1, 0) == 1
-
-
-def test_early_blocks_learn_slower_and_vectors_do_not_decay():
-    model = nn.ModuleDict({"stem": nn.Linear(3, 3), "blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(3))})
-    groups = parameter_groups(model, Training(layer_decay=0.5, weight_decay=0.1))
-    found = {name: (group["factor"], group["weight_decay"]) for group in groups for name in group["names"]}
-    assert found == {
-        "stem.weight": (1.0, 0.1),
-        "stem.bias": (1.0, 0.0),
-        **{f"blocks.{i}.weight": (0.5 ** (2 - i), 0.1) for i in range(3)},
-        **{f"blocks.{i}.bias": (0.5 ** (2 - i), 0.0) for i in range(3)},
-    }
-
-
-def test_retrieval_is_the_plain_count():
-    shapes, texts, images = unit(9, 5, seed=0), unit(9, 5, seed=1), unit(9, 3, 5, seed=2)
-    captions = torch.tensor([0, 1, 2, 0, 3, 4, 5, 6, 0])
-
-    def place(query, own, also_right):
-        better = [j for j in range(9) if j != own and j not in also_right and query @ shapes[j] >= query @ shapes[own]]
-        return len(better)
-
-    of_texts = [place(texts[i], i, [j for j in range(9) if captions[j] == captions[i]]) for i in range(9)]
-    of_images = [place(images[i, k], i, []) for i in range(9) for k in range(3)]
-    numbers = retrieval(shapes, texts, images, captions)
-    for name, places in (("text", of_texts), ("image", of_images)):
-        assert numbers[f"{name}_r1"] == pytest.approx(sum(p == 0 for p in places) / len(places))
-        assert numbers[f"{name}_mrr"] == pytest.approx(sum(1 / (p + 1) for p in places) / len(places))
-    collapsed = retrieval(shapes[:1].expand(9, 5), texts, images, torch.arange(9))
-    assert collapsed["text_r1"] == collapsed["image_r1"] == 0  # all the same finds nothing
 
 
 # --- a large batch in parts ---
@@ -147,10 +84,10 @@ def test_the_second_pass_makes_the_first_ones_choices_and_statistics_move_once(t
     assert torch.equal(seen[1][3], seen[3][3])
 
 
-def test_still_statistics_are_those_of_the_batch_and_stay():
+def test_fixed_running_statistics_are_those_of_the_batch_and_stay():
     norm = nn.BatchNorm1d(3)
     values = torch.randn(50, 3) + 5
-    with still_statistics(nn.Sequential(norm)):
+    with fixed_running_statistics(nn.Sequential(norm)):
         assert norm(values).mean().abs() < 1e-5
     assert (norm.running_mean == 0).all()
     norm(values)
@@ -171,97 +108,6 @@ def test_positions_are_augmented_in_single_precision(tmp_path, monkeypatch):
     assert not torch.equal(wanted.means, batch.gaussians().means)
     for name in ("means", "quats_wxyz", "log_scales", "colors"):
         assert torch.equal(getattr(given[0], name), getattr(wanted, name)), name
-
-
-# --- several processes ---
-
-
-def test_two_processes_have_the_gradient_of_one(tmp_path, checkout):
-    cases = {"frozen": ("frozen", 8), "sync": ("sync", 8), "in parts": ("frozen", 2)}
-    for name, (batch_norm, micro_batch) in cases.items():
-        config = settings(tmp_path, encoder={"batch_norm": batch_norm}, training={"micro_batch": micro_batch})
-        (tmp_path / name).mkdir()
-        values = config.model_dump(mode="json", include={"output", "encoder", "training", "device"})
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(values))
-    make(config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.training.two_processes", *(str(tmp_path / name) for name in cases)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ONE_THREAD, cwd=checkout)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, (batch_norm, _) in cases.items():
-        alone, norms = gradients(settings(tmp_path, encoder={"batch_norm": batch_norm}), ALONE)
-        for rank in range(2):
-            found = load_file(tmp_path / name / f"rank{rank}.safetensors")
-            for norm, value in norms.items():
-                assert torch.allclose(found.pop(norm), value, atol=1e-5), norm
-            assert_equal_gradients(found, alone, 2e-5)
-
-
-def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
-    config = settings(tmp_path, encoder={"batch_norm": "sync"}, training={"epochs": 1})
-    make(config)
-    with caplog.at_level(logging.INFO):
-        distributed.launch(config, 2)
-    check(runs.run_path(config) / "model.safetensors")
-    assert [line["step"] for line in lines(config) if "loss" in line] == [1, 2, 3]
-    assert "holds step 3 of 3" in caplog.text
-
-
-def test_training_uses_all_gpus_whoever_holds_them_for_it(two_gpus, tmp_path, monkeypatch, caplog):
-    def launch(config, processes):
-        assert processes == 2
-        script = "import os, sys; from clipgs.core.devices import *; "
-        script += "print(take_gpus(), os.environ[VISIBLE], file=sys.stderr)"
-        distributed.together([sys.executable, "-c", script], processes, {})
-
-    monkeypatch.setattr(distributed, "launch", launch)
-    with caplog.at_level(logging.INFO):
-        loop.train(settings(tmp_path, device="cuda"))
-    assert [record.getMessage() for record in caplog.records] == ["[] 4,5", "[] 4,5"]
-
-
-def test_training_that_may_use_one_gpu_leaves_the_other(two_gpus, tmp_path, monkeypatch):
-    class Begun(Exception):
-        pass
-
-    def ranks(device):
-        raise Begun(device)
-
-    monkeypatch.setattr(distributed, "ranks", ranks)
-    with pytest.raises(Begun, match="cuda"):
-        loop.train(settings(tmp_path, device="cuda", workers={"gpus": 1}))
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
-
-
-def test_the_fault_of_one_process_ends_all_and_is_told_once(caplog):
-    script = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no memory'); time.sleep(60)"
-    start = time.monotonic()
-    with caplog.at_level(logging.INFO), pytest.raises(ClipgsError, match="one of 2 processes failed"):
-        distributed.together([sys.executable, "-c", script], 2, {})
-    assert time.monotonic() - start < 30
-    assert [record.getMessage() for record in caplog.records] == ["no memory"]
-
-
-def test_the_processes_of_a_killed_one_end_with_it(tmp_path):
-    os.mkfifo(tmp_path / "config.yaml")  # whoever reads it waits
-    script = """if True:
-        import sys
-        from clipgs.training.distributed import together
-        together([sys.executable, "-m", "clipgs", "plan", "--config", sys.argv[1]], 1, {})
-    """
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "config.yaml")]) as run:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                feed = os.open(tmp_path / "config.yaml", os.O_WRONLY | os.O_NONBLOCK)
-                break
-            except OSError:  # nobody reads it yet
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        (started,) = psutil.Process(run.pid).children()
-        run.send_signal(signal.SIGKILL)
-        started.wait(20)
-        os.close(feed)
 
 
 # --- a run ---
@@ -399,11 +245,15 @@ def test_a_validation_is_kept_where_that_is_cheap_and_each_state_holds_the_best_
     tmp_path, monkeypatch, share, steps
 ):
     """A small dataset is validated every few steps, and the state of a large model takes seconds to write."""
-    monkeypatch.setattr(loop, "_STATE_SHARE", share)
+    monkeypatch.setattr(trainer_module, "_STATE_SHARE", share)
     config = settings(tmp_path, workers={"checkpoint_steps": 4})
     make(config)
     ours, found, measured = trainer(config), {}, iter([0.5, 0.7, 0.6])  # validated after steps 3, 6 and 9
-    monkeypatch.setattr(loop, "retrieval", lambda *_: dict.fromkeys(("text_mrr", "image_mrr"), next(measured)))
+
+    def retrieval(*_):
+        return dict.fromkeys(("text_mrr", "image_mrr"), next(measured))
+
+    monkeypatch.setattr(trainer_module, "validation_retrieval", retrieval)
     save = checkpoints.save_state
 
     def note(folder, step, *rest):
@@ -421,7 +271,7 @@ def test_killed_for_real_and_gone_on_it_ends_with_the_same_bytes(tmp_path):
     undisturbed, killed = (settings(tmp_path / name, **more) for name in ("undisturbed", "killed"))
     make(undisturbed)
     make(killed)
-    loop.train(undisturbed)
+    stages.train(undisturbed)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(killed.model_dump(mode="json")))
     command = [sys.executable, "-m", "clipgs", "train", "--threads", "1", "--config", str(tmp_path / "config.yaml")]
     folder = runs.run_path(killed)

@@ -1,0 +1,150 @@
+"""What evaluation reads: rows of the index, class names, the teacher's embeddings of captions and pictures."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipgs.config import PICTURES, Config
+from clipgs.core.bundles import read_table, tar_objects
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.files import check
+from clipgs.core.runner import Progress, Task
+from clipgs.evaluation.gallery import Gallery, seeded_view
+from clipgs.evaluation.tables import Pictures
+from clipgs.stages import path
+from clipgs.triplets.captions import spoken
+
+if TYPE_CHECKING:
+    from clipgs.teacher.model import Teacher
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = ["uid", "shard", "split", "group", "category", "caption", "sha256"]
+
+
+def lvis_shapes(config: Config) -> dict[str, str]:
+    """Whether LVIS shapes may be in the training split: what each table over a source that has them says."""
+    if config.catalog.source not in ("objaverse", "objaverse_xl"):
+        return {}
+    return {"lvis_shapes": "never trained on" if config.catalog.objaverse.lvis == "test" else "may be trained on"}
+
+
+def index_rows(config: Config) -> list[dict[str, Any]]:
+    """Rows of the triplets' index, sorted by uid; an object without a group is one of its own."""
+    rows = read_table(config.output_path / "triplets" / "index.parquet", _COLUMNS)
+    return sorted(({**row, "group": row["group"] or row["uid"]} for row in rows), key=lambda row: row["uid"])
+
+
+def spoken_names(config: Config, names: Sequence[str]) -> list[str]:
+    """The names of classes as prompts hold them: plain words, or as they are (`evaluation.class_names`)."""
+    return [spoken(name) if config.evaluation.class_names == "spoken" else name for name in names]
+
+
+def read_features(
+    config: Config, rows: Sequence[dict[str, Any]], metadata: Mapping[str, Any]
+) -> tuple[np.ndarray, Pictures]:
+    """Of each row the teacher's embedding of its caption [n, D], and of its pictures: the seeded one and the mean.
+
+    Raises:
+        ClipgsError: an object has no features, or they are of another teacher than `metadata` names.
+    """
+    from clipgs.teacher import features
+
+    texts, one, mean, what, views = {}, {}, {}, "splats", 0
+    for shard in sorted({row["shard"] for row in rows}):
+        found = features.read(config, shard)
+        check_teacher(found.metadata["weights_sha256"], metadata)
+        what = found.metadata["images"]
+        images = np.asarray(found.images)
+        views = images.shape[1]
+        means = images.astype(np.float32).mean(axis=1)
+        for i, uid in enumerate(found.uids):
+            texts[uid] = np.asarray(found.texts[i], np.float32)
+            one[uid] = images[i, seeded_view(config.evaluation, uid, views)].astype(np.float32)
+            mean[uid] = means[i]
+    missing = [row["uid"] for row in rows if row["uid"] not in texts]
+    if missing:
+        raise ClipgsError(f"{len(missing)} objects have no features (the first: {missing[0]}); make them: "
+                          "snakemake evaluate")  # fmt: skip
+    stacked = [np.stack([values[row["uid"]] for row in rows]) for values in (texts, one, mean)]
+    return stacked[0], Pictures(what, stacked[1], stacked[2], views)
+
+
+def check_teacher(sha256: str, metadata: Mapping[str, Any]) -> None:
+    """Raises a ClipgsError if weights of this hash are not those of the run that `metadata` is of."""
+    if sha256 != metadata["weights_sha256"]:
+        raise ClipgsError(
+            f"the run was trained with {metadata['teacher']}, weights {metadata['weights_sha256'][:12]}, and the "
+            f"configured teacher has the weights {sha256[:12]}; set `teacher` to the run's"
+        )
+
+
+def class_names(config: Config, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the classes, as categories are written: of the user's file, of LVIS, or of all packed objects.
+
+    Raises:
+        UsageError: the user's file cannot be read or is empty.
+    """
+    if config.evaluation.classes:
+        try:
+            lines = Path(config.evaluation.classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"evaluation.classes: {config.evaluation.classes} cannot be read ({error})") from None
+        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        if not names:
+            raise UsageError(f"evaluation.classes: {config.evaluation.classes} is empty")
+        return names
+    if config.catalog.source in ("objaverse", "objaverse_xl"):
+        from clipgs.catalog.sources.annotations import AnnotationFiles, lvis_categories
+
+        return sorted(set(lvis_categories(AnnotationFiles(config)).values()))
+    return sorted({row["category"] for row in rows if row["category"]})
+
+
+def _pictures_of(config: Config, what: str, shards: Iterable[str]) -> dict[str, Path]:
+    """The tar with each shard's pictures of the splats or of the meshes."""
+    return {shard: path(config, PICTURES[what], shard, ".tar") for shard in sorted(set(shards))}
+
+
+def has_pictures(config: Config, what: str, shards: Iterable[str]) -> bool:
+    """Whether the pictures of the splats or of the meshes are kept; the log says which are not."""
+    lost = [tar for tar in _pictures_of(config, what, shards).values() if not tar.exists()]
+    if lost:
+        log.info("evaluate: not asked with pictures of the %s: %s is not kept", what, lost[0])
+    return not lost
+
+
+def embed_pictures(
+    config: Config, teacher: "Teacher", what: str, made: Gallery, shards: Mapping[str, str], threads: int
+) -> Pictures:
+    """The gallery's pictures of the splats or of the meshes through the teacher.
+
+    Args:
+        shards: of each object, by uid.
+
+    Raises:
+        ClipgsError: a picture cannot be read.
+    """
+    from clipgs.teacher import features
+
+    embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
+    members = {}
+    for shard, tar in _pictures_of(config, what, shards.values()).items():
+        check(tar)
+        members[shard] = tar_objects(tar)
+    tasks = [Task(uid, "", features.shown(members[shards[uid]][uid], config)) for uid in made.uids]
+    progress = Progress(f"pictures of the {what}", len(tasks))
+    view = {row["uid"]: row["view"] for row in made.objects}
+    one, mean = {}, {}
+    for task, result in embed(teacher, tasks, threads=threads, config=config):
+        if isinstance(result, str):
+            raise ClipgsError(f"{task.payload.path}: the pictures of {task.uid} cannot be read: {result}")
+        images = np.frombuffer(result[1][0][1], np.float16).reshape(config.views.count, -1).astype(np.float32)
+        one[task.uid], mean[task.uid] = images[view[task.uid]], images.mean(axis=0)
+        progress.step()
+    progress.close()
+    one_of_each, means = (np.stack([values[uid] for uid in made.uids]) for values in (one, mean))
+    return Pictures(what, one_of_each, means, config.views.count)

@@ -1,0 +1,32 @@
+"""The stages `teacher` and `train`."""
+
+from clipgs.config import Config
+from clipgs.core.devices import choose_device
+
+
+def teacher(config: Config, threads: int) -> None:
+    """Trains the small teacher on the training split's renders, captions and categories; see `small_teacher.make`."""
+    from clipgs.training import small_teacher
+
+    small_teacher.make(config, threads)
+
+
+def train(config: Config, threads: int = 1) -> None:
+    """Trains CLIP-GS on the training split of every shard, or goes on where it was killed.
+
+    Writes `runs/RUN/`: `model.safetensors` (of the step that was best on the validation split), `config.yaml`,
+    `README.md` (the model card), `metrics.jsonl`, `speed.jsonl`, `tensorboard/`. `state/` is what a killed run goes on
+    from; `inputs.json` says which shards the run was made from.
+
+    Raises:
+        ClipgsError: inputs are missing or of several teachers, there are fewer objects than a batch holds, or a loss
+            or gradient is not finite; the text names the object.
+    """
+    from clipgs.training import distributed, trainer
+
+    device = choose_device(config.device, config.workers.gpus)
+    gpus = distributed.gpus_to_launch(config) if device == "cuda" else 1
+    if gpus > 1:
+        distributed.launch(config, gpus)
+    else:
+        trainer.train(config, device, threads)
