@@ -56,6 +56,19 @@ def test_equals_a_double_loop_over_all_orders_of_the_ties(kind):
             assert found["median_rank"] == pytest.approx(median, abs=1e-12)
 
 
+def test_whole_numbers_are_scored_as_what_they_are():
+    rng = np.random.default_rng(6)
+    gallery, queries = rng.integers(-3, 4, (40, 5)), rng.integers(1, 4, (9, 5))
+    relevant = [[i] for i in range(9)]
+    as_floats = ranks(queries.astype(float), gallery.astype(float), relevant)
+    assert all(map(np.array_equal, ranks(queries, gallery, relevant), as_floats))
+    scores, rows = nearest(queries, torch.from_numpy(gallery), 3)
+    again = nearest(queries.astype(float), gallery.astype(float), 3)
+    assert np.array_equal(scores, again[0])
+    assert np.array_equal(rows, again[1])
+    assert scores.dtype == np.float64
+
+
 def test_equals_scikit_learn_where_nothing_ties():
     rng = np.random.default_rng(0)
     gallery = unit(rng, 50, 16)
