@@ -35,7 +35,6 @@ from clipgs.splats.fitting.cuda import CudaFit
 from clipgs.splats.fitting.schedule import EPSILON, LAST_RATE
 from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.losses import fit_loss
-from clipgs.splats.ply import to_bytes
 from clipgs.splats.quality import quality
 from clipgs.splats.rasterizer import kernels, rasterize
 
@@ -245,9 +244,7 @@ def papers_steps(points: Points, views: Views):
         begin = time.perf_counter()
         gaussians = fit(clouds, seen, settings, seeds=[0] * len(points.xyz))
         row = judged(f"{steps} steps", points, views, gaussians, begin, steps=steps)
-        sizes = [
-            len(to_bytes(gaussians[b].prune(settings.prune_below).to("cpu"))) for b in range(0, len(points.xyz), 8)
-        ]
+        sizes = [len(gaussians[b].prune(settings.prune_below).to("cpu").to_ply()) for b in range(0, len(points.xyz), 8)]
         yield row | {"bytes": statistics.fmean(sizes)}
 
 

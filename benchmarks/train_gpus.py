@@ -27,7 +27,6 @@ from torch.nn.functional import normalize
 from clipgs.config import Config, check
 from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.ply import to_bytes
 from clipgs.stages import runtime_settings, stage_settings
 from clipgs.training import distributed, runs
 from clipgs.triplets.pack import digest, merge_index, schema
@@ -101,7 +100,7 @@ def _make(config: Config, arguments: argparse.Namespace) -> None:
     for _ in range(arguments.objects):
         means = (torch.rand(N, 3) - 0.5) * torch.rand(3).clamp(0.1)
         parts = (means, torch.randn(N, 4), torch.randn(N, 3) / 2 - 4.5, torch.randn(N) * 2 + 2, torch.rand(N, 3))
-        files.append(to_bytes(Gaussians(*parts)))
+        files.append(Gaussians(*parts).to_ply())
     for index in range(arguments.shards):
         shard = f"{index:05d}"
         (output / "catalog" / "shards" / f"{shard}.parquet").touch()

@@ -13,7 +13,6 @@ from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
-from clipgs.splats.ply import to_bytes
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 48
@@ -65,7 +64,7 @@ def hand_over(output: Path, name: str, splats: dict[str, Gaussians], pictures: d
         (output / folder).mkdir(parents=True, exist_ok=True)
     with TarWriter(output / "splats" / f"{name}.tar") as tar:
         for uid, gaussians in splats.items():
-            tar.add(f"{uid}.ply", to_bytes(gaussians))
+            tar.add(f"{uid}.ply", gaussians.to_ply())
     with TarWriter(output / "renders" / f"{name}.tar") as tar:
         for uid, files in pictures.items():
             for view, data in enumerate(files):

@@ -15,7 +15,7 @@ from clipgs.catalog.sources.splats import SplatSource, read_header
 from clipgs.config import check, merge
 from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.errors import ObjectError, UsageError
-from clipgs.splats import ply, ready
+from clipgs.splats import ready
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.splats.render import render
@@ -246,7 +246,7 @@ def test_its_triplet_says_what_it_is(mixed):
     assert meta["quality"] == {"psnr": None, "psnr_foreground": None, "ssim": None, "alpha_iou": None, "gaussians": 400}
     assert meta["license"] == "CC-BY-4.0"
     assert members["block.txt"] == b"a red and blue block"
-    placed = ply.from_bytes(members["block.ply"])
+    placed = Gaussians.from_ply(members["block.ply"])
     extent = placed.means.max(dim=0).values - placed.means.min(dim=0).values
     assert float(extent.max()) == float(extent[1]) == pytest.approx(1, abs=1e-5)
     assert meta["mesh_to_splat"]["scale"] == pytest.approx(1 / 6, rel=0.05)

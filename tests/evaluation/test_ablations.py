@@ -2,8 +2,11 @@ import itertools
 
 import pytest
 
+from clipgs import config as configuration
+from clipgs.config.ablations import ROWS
 from clipgs.core.errors import UsageError
-from clipgs.evaluation.ablations import ROWS, _chosen
+from clipgs.evaluation.rows import chosen, of_row, of_start
+from clipgs.stages import from_settings, runtime_settings, stage_settings
 
 PAPER = ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"]
 
@@ -19,13 +22,40 @@ def test_the_papers_rows_each_add_one_thing():
 
 
 def test_rows_come_in_the_order_of_the_table():
-    assert _chosen(PAPER[::-1]) == PAPER
+    assert chosen(configuration.check({"ablations": {"rows": PAPER[::-1]}})) == PAPER
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
-    [(["voting", "votes"], "votes is not a row"), (["voting"], "held against tokenizer, which must be in the list")],
+    [
+        (["voting", "votes"], "votes is not a row; did you mean voting?"),
+        (["voting"], "compared with tokenizer, which must be in the list"),
+    ],
 )
 def test_a_wrong_list_is_one_line(rows, words):
-    with pytest.raises(UsageError, match=words):
-        _chosen(rows)
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+        configuration.check({"ablations": {"rows": rows}})
+
+
+@pytest.mark.parametrize("start", [{}, {"initialisation": "uni3d", "weights": "uni3d.pt"}])
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_itself_again_from_its_settings(row, start):
+    """A rule gives its command the settings of the row, and the command makes the row's configuration of them."""
+    config = configuration.check({"encoder": {"size": "tiny", **start}, "training": {"epochs": 3}, "output": "here"})
+    once = of_row(config, row, 7)
+    assert of_row(once, row, 7) == once
+    for stage in ("ablation-train", "ablation-evaluate"):
+        told = from_settings(stage_settings(once, stage), runtime_settings(config))
+        assert of_row(told, row, 7).encoder == once.encoder
+        assert of_row(told, row, 7).evaluation.few_shot == []
+    assert of_row(from_settings(stage_settings(once, "ablation-train"), runtime_settings(config)), row, 7).training == (
+        once.training
+    )
+
+
+def test_the_start_is_itself_again_and_lies_beside_the_triplets():
+    config = configuration.check({"output": "here"})
+    once = of_start(config, 2)
+    assert once.output == "here/ablations/points"
+    told = from_settings(stage_settings(once, "ablation-start"), runtime_settings(config))
+    assert of_start(told, 2) == once.model_copy(update={"workers": of_start(told, 2).workers})

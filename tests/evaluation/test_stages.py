@@ -1,9 +1,9 @@
 """The stages on runs that are really trained, as small as they can be, with a teacher that only knows its features."""
 
 import io
+import itertools
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 
 from clipgs import config as configuration
-from clipgs.cli import main
 from clipgs.core.bundles import TarWriter, read_table, write_arrays
-from clipgs.core.devices import VISIBLE
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder.transformer import SIZES
-from clipgs.evaluation import ablations as ablations_module
-from clipgs.evaluation.ablations import ablations, points_output
+from clipgs.evaluation import stages
 from clipgs.evaluation.embeddings import read_embeddings, run_folder
 from clipgs.evaluation.inputs import lvis_shapes
+from clipgs.evaluation.rows import chosen, of_row, of_start, points_output
 from clipgs.evaluation.stages import baselines, embed_shapes, evaluate
 from clipgs.report.search import search
+from clipgs.splats.gaussians import Gaussians
+from clipgs.stages import from_settings, runtime_settings, stage_settings
 from clipgs.training.stages import train
 from tests.training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
 
@@ -82,8 +82,21 @@ def ablated(trained, tmp_path_factory):
     """A copy with a table of ablations."""
     config = copy(trained, tmp_path_factory.mktemp("ablated"))
     write_clouds(config)
-    ablations(config)
+    for shard in ("00000", "00001"):
+        stages.ablation_points(config, shard, 1)
+    for seed in config.ablations.seeds:
+        stages.ablation_start(as_the_rule_gives_it(config, of_start(config, seed), "ablation-start"), seed, 1)
+    for row, seed in itertools.product(chosen(config), config.ablations.seeds):
+        own = of_row(config, row, seed)
+        if row != "uni3d":  # as it is
+            stages.ablation_train(as_the_rule_gives_it(config, own, "ablation-train"), row, seed, 1)
+        stages.ablation_evaluate(as_the_rule_gives_it(config, own, "ablation-evaluate"), row, seed, 1)
+    stages.ablations(config)
     return config
+
+
+def as_the_rule_gives_it(config, own, stage):
+    return from_settings(stage_settings(own, stage), runtime_settings(config))
 
 
 def fake(patch):
@@ -103,12 +116,11 @@ def test_every_packed_object_is_embedded_by_uid(trained):
     rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid"])
     assert found.uids == sorted(row["uid"] for row in rows)
     encoder = clipgs.load(trained.output_path / "runs" / "base", "cpu")
-    from clipgs.splats import ply
     from clipgs.triplets import TripletDataset
 
     dataset = TripletDataset(trained.output_path / "triplets")
     uid = str(dataset.uids[3])
-    alone = encoder.encode(ply.from_bytes(dataset.members(3)[f"{uid}.ply"], uid))
+    alone = encoder.encode(Gaussians.from_ply(dataset.members(3)[f"{uid}.ply"], uid))
     np.testing.assert_allclose(found.of([uid]), alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.shapes, axis=1), 1, atol=1e-5)
     with pytest.raises(ClipgsError, match="embed them again"):
@@ -151,9 +163,9 @@ def test_the_same_bytes_again(copied):
 
 def test_the_settings_of_the_workflow_are_enough(trained):
     """A command gets its stage's settings and the runtime ones: what it reads must be in them."""
-    runtime = configuration.runtime_settings(trained)
+    runtime = runtime_settings(trained)
     for stage in ("embed-shapes", "evaluate", "baselines", "ablations"):
-        told = configuration.from_settings(configuration.stage_settings(trained, stage), runtime)
+        told = from_settings(stage_settings(trained, stage), runtime)
         assert told.training.run == trained.training.run
         assert (stage == "embed-shapes") or told.evaluation == trained.evaluation
     assert told.ablations == trained.ablations
@@ -252,40 +264,6 @@ def test_ablations_are_told_in_pairs(ablated):
         assert change["interval"][0] <= change["mean"] <= change["interval"][1]
         assert len(row["metrics"][name]["values"]) == len(row["seeds"]) == 2
     assert len(list((points_output(ablated) / "runs").iterdir())) == 2
-
-
-def test_ablations_that_are_done_are_not_trained_again(ablated, monkeypatch):
-    file = ablated.output_path / "evaluation" / "ablations.json"
-    table = file.read_text()
-    monkeypatch.setattr(ablations_module, "evaluate", lambda config: pytest.fail("evaluated again"))
-    ablations(ablated)
-    assert file.read_text() == table
-
-
-def test_ablations_side_by_side_are_those_one_after_the_other(ablated, copied, monkeypatch, two_gpus):
-    """Each in a process of its own, which here is this one, and on a GPU of its own, which here is the CPU."""
-    write_clouds(copied)
-    started, shown, alone = [], [], threading.Lock()
-
-    def run(command, check, env):
-        assert (command[1:4], check) == (["-m", "clipgs", "ablations"], True)
-        with alone:
-            started.append(command[-1])
-            shown.append(env[VISIBLE])
-            runtime = json.loads(env["CLIPGS_RUNTIME"]) | {"device": "cpu"}
-            monkeypatch.setenv("CLIPGS_RUNTIME", json.dumps(runtime))
-            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-            assert main(command[3:]) == 0
-
-    monkeypatch.setattr(ablations_module.subprocess, "run", run)
-    ablations(copied.model_copy(update={"device": "cuda"}))
-    assert sorted(started[:2]) == ["uni3d:0", "uni3d:1"]
-    assert len(started) == 6
-    assert set(shown) == {"4", "5"}
-    tables = [config.output_path / "evaluation" / "ablations.json" for config in (ablated, copied)]
-    assert tables[0].read_text() == tables[1].read_text()
-    with pytest.raises(UsageError, match="no ROW:SEED"):
-        ablations(copied, "voting:0")
 
 
 def write_clouds(config):

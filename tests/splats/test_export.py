@@ -8,7 +8,6 @@ import torch
 from clipgs import cli
 from clipgs.core.bundles import TarWriter
 from clipgs.core.errors import ClipgsError, UsageError
-from clipgs.splats import ply
 from clipgs.splats.export import export, to_glb, to_splat
 from clipgs.splats.gaussians import Gaussians
 
@@ -137,7 +136,7 @@ def triplets(tmp_path, splat):
             for uid in uids:
                 tar.add(f"{uid}.00.webp", b"a picture")
                 tar.add(f"{uid}.json", b"{}")
-                tar.add(f"{uid}.ply", ply.to_bytes(splat))
+                tar.add(f"{uid}.ply", splat.to_ply())
     return folder
 
 

@@ -14,7 +14,7 @@ from clipgs.core.bundles import Members, TarWriter, tar_objects
 from clipgs.core.errors import ClipgsError
 from clipgs.core.runner import Task
 from clipgs.meshes.cameras import cameras_json
-from clipgs.splats import fitting, ply, stages
+from clipgs.splats import fitting, stages
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import from_image
 from tests.splats.balls import balls
@@ -81,9 +81,11 @@ def test_every_object_comes_out_once(monkeypatch, tmp_path):
         assert row["psnr"] > 10
         ((name, data),) = files
         assert name == "ply"
-        assert len(ply.from_bytes(data)) == 200
+        assert len(Gaussians.from_ply(data)) == 200
     # each with its own cloud: the balls differ in size
-    radii = [ply.from_bytes(files[0][1]).means.norm(dim=1).mean().item() for _, (_, files) in sorted(results.items())]
+    radii = [
+        Gaussians.from_ply(files[0][1]).means.norm(dim=1).mean().item() for _, (_, files) in sorted(results.items())
+    ]
     np.testing.assert_allclose(radii, [0.4, 0.45, 0.5, 0.55, 0.65, 0.7], rtol=1e-4)
 
 
@@ -146,7 +148,7 @@ def ready_splats(folder, objects: int, device: str = "cpu") -> list[Task]:
             opacity_logits=torch.randn(rows, generator=random),
             colors=torch.rand(rows, 3, generator=random),
         )
-        data = ply.to_bytes(splat)
+        data = splat.to_ply()
         data = data[:-100] if b == 3 else data
         (folder / f"{b}.ply").write_bytes(data)
         tasks.append(Task(f"splat{b}", "", (config, Members(str(folder / f"{b}.ply"), (("ply", 0, len(data)),)))))

@@ -11,7 +11,7 @@ from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.bundles import write_tensors
 from clipgs.encoder.transformer import Shape
-from clipgs.splats import Gaussians
+from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
 from clipgs.training.runs import run_path
 from tests.packed_world import hand_over, picture, write_index

@@ -12,9 +12,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.prefetch import Prefetch
 from clipgs.encoder import prepare
 from clipgs.encoder.groups import nearest
-from clipgs.splats import Gaussians
-from clipgs.splats.gaussians import PADDING_LOGIT
-from clipgs.splats.ply import from_bytes, to_bytes
+from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.training.data import TrainingBatches, TrainingData, compact, pack, unpack
 from clipgs.training.gather import Rows
 from tests.training.small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
@@ -37,7 +35,7 @@ def test_a_record_holds_what_the_encoder_would_be_given(config):
     (row,) = np.flatnonzero(data.uids == uid)
     batch = data.batch(np.array([row]), np.zeros((1, 1), int), np.zeros((1, 9), np.float32))
     ply = tar_objects(config.output_path / "triplets" / "00000.tar")[uid].read()["ply"]
-    wanted = prepare(from_bytes(ply), config.encoder)
+    wanted = prepare(Gaussians.from_ply(ply), config.encoder)
     count = int(batch.count)
     assert count == min(len(wanted), 96)
     found = batch.gaussians()
@@ -76,7 +74,7 @@ def test_an_object_that_cannot_be_used_is_left_out_and_named(config, caplog):
     files = {uid: members.read() for uid, members in tar_objects(tar).items()}
     clear = splat(0, 0)
     clear = Gaussians(clear.means, clear.quats_wxyz, clear.log_scales, clear.opacity_logits - 20, clear.colors)
-    files["s0o005"]["ply"] = to_bytes(clear)
+    files["s0o005"]["ply"] = clear.to_ply()
     with TarWriter(tar) as writer:
         for uid, members in files.items():
             for name, data in members.items():

@@ -106,10 +106,10 @@ def test_search_gives_the_nearest_objects(written, teacher):
     dataset = TripletDataset(written[0].parent.parent / "triplets")
     assert len(dataset) == 32
     (uid, best), *_ = found
-    from clipgs.splats.ply import from_bytes
+    from clipgs.splats.gaussians import Gaussians
 
     (place,) = [i for i, name in enumerate(dataset.uids) if name == uid]
-    row = encoder.encode(from_bytes(dataset.members(place)[f"{uid}.ply"]))
+    row = encoder.encode(Gaussians.from_ply(dataset.members(place)[f"{uid}.ply"]))
     assert (row @ teacher.encode_texts(["1"])[0]).item() == pytest.approx(best, abs=1e-5)
     assert len(encoder.search("1", k=100)) == 32
 

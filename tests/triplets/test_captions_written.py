@@ -13,7 +13,7 @@ from clipgs.core.bundles import read_table, tar_objects, write_table
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.runner import stage_schema
 from clipgs.splats.pictures import to_webp
-from clipgs.stages import path
+from clipgs.stages import path, stage_settings
 from clipgs.teacher import features
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model
@@ -212,7 +212,7 @@ def test_a_teacher_that_learns_from_captions_cannot_judge_them(settings):
 def test_only_what_looks_at_pictures_depends_on_them():
     def keys(**settings):
         config = configuration.check({"caption": {"cap3d": "x.csv", **settings}})
-        return set(json.loads(configuration.stage_settings(config, "caption")))
+        return set(json.loads(stage_settings(config, "caption")))
 
     plain = {"stage", "version", "caption"}
     assert keys() == keys(captioner="cap3d") == keys(fallback="consensus") == plain

@@ -7,7 +7,7 @@ import pytest
 from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
-from clipgs.splats import ply
+from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets.pack import merge_index
 
 
@@ -23,7 +23,7 @@ def test_members_of_an_object(shard):
     assert [name.split(".")[0] for name in names] == sorted(7 * ["a_mug", "b-mug", "c" * 64])
     files = dict(read_tar(shard.tar))
     assert files["b-mug.txt"].decode() == "a mugé 0"
-    assert len(ply.from_bytes(files["b-mug.ply"])) == 5
+    assert len(Gaussians.from_ply(files["b-mug.ply"])) == 5
     check(shard.tar)
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from clipgs.config.fields import meaning
 from clipgs.config.recipes import KEYS, RECIPES
 from clipgs.config.sections import Config
 
@@ -24,7 +25,7 @@ def schema() -> str:
             place = made["$defs"][field["$ref"].rpartition("/")[2]]
         own = place["properties"][last]
         limits = {name: own.pop(name) for name in list(own) if name not in ("default", "description", "title")}
-        own["description"] = _with_recipes(own["description"], dotted)
+        own["description"] = _with_recipes(meaning(own["description"]), dotted)
         place["properties"][last] = {"anyOf": [limits, {"type": "null"}], **own}
     return json.dumps(made, indent=2) + "\n"
 
@@ -39,9 +40,9 @@ def to_yaml(recipe: str = "paper") -> str:
     def write(model: type[BaseModel], depth: int, prefix: str) -> None:
         indent = "  " * depth
         for name, field in model.model_fields.items():
-            key, meaning = prefix + name, str(field.description)
+            key, text = prefix + name, meaning(field.description)
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                lines.extend(["", f"{indent}{name}:  # {meaning}"])
+                lines.extend(["", f"{indent}{name}:  # {text}"])
                 write(field.annotation, depth + 1, f"{key}.")
                 lines.append("")
                 continue
@@ -50,7 +51,7 @@ def to_yaml(recipe: str = "paper") -> str:
             extra: Any = field.json_schema_extra
             comment = "  # " + (" | ".join(_choices(field.annotation)) or extra["unit"])
             comment += "  # assumed" if extra["assumed"] else ""
-            wrapped = textwrap.wrap(_with_recipes(meaning, key), WIDTH - len(indent) - 2, break_on_hyphens=False)
+            wrapped = textwrap.wrap(_with_recipes(text, key), WIDTH - len(indent) - 2, break_on_hyphens=False)
             lines.extend(f"{indent}# {part}" for part in wrapped)
             line = f"{indent}{name}: {json.dumps(value)}{comment}"
             if isinstance(value, list) and len(line) > WIDTH:

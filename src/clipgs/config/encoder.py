@@ -8,108 +8,50 @@ from clipgs.config.fields import Section, recipe_setting, setting
 class Encoder(Section):
     """The CLIP-GS encoder, which maps a splat to the teacher's embedding space."""
 
-    size: Literal["tiny", "small", "base", "large", "giant"] = recipe_setting(
-        "encoder.size",
-        "name",
-        "The transformer has the size of this Uni3D model: 6, 23, 88, 307 or 1,017 M parameters.",
-    )
-    gaussians: int = recipe_setting(
-        "encoder.gaussians",
-        "Gaussians",
-        "The encoder reads at most this many Gaussians of a splat, chosen by farthest point sampling.",
-        assumed=True,
-        ge=16,
-    )
-    groups: int = recipe_setting(
-        "encoder.groups", "patches", "A splat is divided into this many patches.", assumed=True, ge=1, le=4096
-    )
-    group_size: int = recipe_setting(
-        "encoder.group_size", "Gaussians", "A patch has this many Gaussians.", assumed=True, ge=1, le=1024
-    )
-    min_opacity: float = setting(
-        0.05, "opacity", "Gaussians with a lower opacity are left out.", assumed=True, ge=0, lt=1
-    )
-    radius_fraction: float = setting(
-        0.99,
-        "fraction",
-        "A splat is scaled so that this share of its Gaussians lies within radius 1. Uni3D has 1.",
-        assumed=True,
-        gt=0.5,
-        le=1,
-    )
-    outlier_radii: float = setting(
-        2.0, "radii", "Gaussians farther than this from the median position are left out.", assumed=True, ge=1
-    )
+    size: Literal["tiny", "small", "base", "large", "giant"] = recipe_setting("encoder.size", "name")
+    """The transformer has the size of this Uni3D model: 6, 23, 88, 307 or 1,017 M parameters."""
+    gaussians: int = recipe_setting("encoder.gaussians", "Gaussians", assumed=True, ge=16)
+    """The encoder reads at most this many Gaussians of a splat, chosen by farthest point sampling."""
+    groups: int = recipe_setting("encoder.groups", "patches", assumed=True, ge=1, le=4096)
+    """A splat is divided into this many patches."""
+    group_size: int = recipe_setting("encoder.group_size", "Gaussians", assumed=True, ge=1, le=1024)
+    """A patch has this many Gaussians."""
+    min_opacity: float = setting(0.05, "opacity", assumed=True, ge=0, lt=1)
+    """Gaussians with a lower opacity are left out."""
+    radius_fraction: float = setting(0.99, "fraction", assumed=True, gt=0.5, le=1)
+    """A splat is scaled so that this share of its Gaussians lies within radius 1. Uni3D has 1."""
+    outlier_radii: float = setting(2.0, "radii", assumed=True, ge=1)
+    """Gaussians farther than this from the median position are left out."""
     attributes: list[Literal["position", "color", "opacity", "scale", "rotation"]] = setting(
-        ["position", "color", "opacity", "scale", "rotation"],
-        "names",
-        "The tokenizer reads the patch centres and these attributes of the Gaussians. Other attributes are "
-        "set to zero.",
+        ["position", "color", "opacity", "scale", "rotation"], "names"
     )
-    point_attributes: Literal["position_color", "all"] = setting(
-        "position_color",
-        "name",
-        "Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes "
-        "that they lack.",
-    )
-    refinement: bool = setting(True, "true or false", "The tokenizer includes branch two, the GS Refinement Block.")
-    refinement_width: int = recipe_setting(
-        "encoder.refinement_width",
-        "channels",
-        "The convolutions of the refinement block have this many channels.",
-        assumed=True,
-        ge=8,
-        le=4096,
-    )
+    """The tokenizer reads the patch centres and these attributes of the Gaussians. Other attributes are set to zero."""
+    point_attributes: Literal["position_color", "all"] = setting("position_color", "name")
+    """Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes that they
+    lack."""
+    refinement: bool = setting(True, "true or false")
+    """The tokenizer includes branch two, the GS Refinement Block."""
+    refinement_width: int = recipe_setting("encoder.refinement_width", "channels", assumed=True, ge=8, le=4096)
+    """The convolutions of the refinement block have this many channels."""
     orders: list[Literal["xyz", "z", "z-trans", "hilbert", "hilbert-trans"]] = setting(
-        ["xyz", "hilbert", "z"],
-        "names",
-        "The convolutions of the refinement block run along the patches in these orders.",
-        assumed=True,
-        min_length=1,
+        ["xyz", "hilbert", "z"], "names", assumed=True, min_length=1
     )
-    order_fusion: Literal["average", "concatenate", "sample"] = setting(
-        "average",
-        "name",
-        "The results of the orders are averaged or concatenated. `sample` trains on one random order per "
-        "object and step, and encodes with the average of all.",
-        assumed=True,
-    )
-    order_depth: int = setting(
-        10,
-        "bits",
-        "Each coordinate of a patch centre is rounded to this many bits before the patches are ordered.",
-        assumed=True,
-        ge=1,
-        le=16,
-    )
-    batch_norm: Literal["sync", "local", "frozen"] = setting(
-        "sync",
-        "name",
-        "Batch norms take statistics of all processes (`sync`), of one process (`local`), or of the first "
-        "weights (`frozen`).",
-        assumed=True,
-    )
-    drop_path: float = setting(
-        0.2,
-        "probability",
-        "Training skips branches of the last block with this probability, and of earlier blocks less often.",
-        assumed=True,
-        ge=0,
-        lt=1,
-    )
-    patch_dropout: float = setting(
-        0.5, "fraction", "Training drops this share of the patches.", assumed=True, ge=0, lt=1
-    )
-    initialisation: Literal["uni3d", "eva02", "points", "none"] = setting(
-        "none",
-        "name",
-        "The first weights are Uni3D's (`uni3d`), those of timm's EVA-02 (`eva02`) or of a point encoder "
-        "trained by a run (`points`), or random (`none`).",
-    )
-    weights: str | None = setting(
-        None,
-        "path",
-        "The first weights are read from this file, or for `points` from a run's folder. null means a "
-        "download from timm, for `eva02` only.",
-    )
+    """The convolutions of the refinement block run along the patches in these orders."""
+    order_fusion: Literal["average", "concatenate", "sample"] = setting("average", "name", assumed=True)
+    """The results of the orders are averaged or concatenated. `sample` trains on one random order per object and step,
+    and encodes with the average of all."""
+    order_depth: int = setting(10, "bits", assumed=True, ge=1, le=16)
+    """Each coordinate of a patch centre is rounded to this many bits before the patches are ordered."""
+    batch_norm: Literal["sync", "local", "frozen"] = setting("sync", "name", assumed=True)
+    """Batch norms take statistics of all processes (`sync`), of one process (`local`), or of the first weights
+    (`frozen`)."""
+    drop_path: float = setting(0.2, "probability", assumed=True, ge=0, lt=1)
+    """Training skips branches of the last block with this probability, and of earlier blocks less often."""
+    patch_dropout: float = setting(0.5, "fraction", assumed=True, ge=0, lt=1)
+    """Training drops this share of the patches."""
+    initialisation: Literal["uni3d", "eva02", "points", "none"] = setting("none", "name")
+    """The first weights are Uni3D's (`uni3d`), those of timm's EVA-02 (`eva02`) or of a point encoder trained by a run
+    (`points`), or random (`none`)."""
+    weights: str | None = setting(None, "path")
+    """The first weights are read from this file, or for `points` from a run's folder. null means a download from timm,
+    for `eva02` only."""

@@ -8,30 +8,36 @@ from clipgs.config.recipes import KEYS, PAPER
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    """Settings of one subject. The docstring below a setting is its meaning, in plain sentences."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
-def setting(
-    default: Any, unit: str, meaning: str, *, assumed: bool = False, runtime: bool = False, **limits: Any
-) -> Any:
+def setting(default: Any, unit: str, *, assumed: bool = False, runtime: bool = False, **limits: Any) -> Any:
     """A setting.
 
     Args:
-        unit: of the value, or its kind, such as `path` or `name`.
-        meaning: one or two sentences: what the value does, and what null means.
-        assumed: the paper does not specify it.
+        unit: or the kind of the value: `path`, `name`.
+        assumed: the paper leaves it open.
         runtime: it cannot change a result (a place, a device, a limit), so it is in no stage's settings.
         limits: of pydantic's `Field`.
     """
     extra: dict[str, JsonValue] = {"unit": unit, "assumed": assumed, "runtime": runtime}
-    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+    return Field(default, json_schema_extra=extra, **limits)
 
 
-def recipe_setting(name: str, unit: str, meaning: str, *, assumed: bool = False, **limits: Any) -> Any:
+def recipe_setting(name: str, unit: str, *, assumed: bool = False, **limits: Any) -> Any:
     """A setting that the recipe gives where the user gives none; `name` is its dotted name."""
-    return setting(KEYS[name][PAPER], unit, meaning, assumed=assumed, **limits)
+    return setting(KEYS[name][PAPER], unit, assumed=assumed, **limits)
 
 
 def section(model: type[BaseModel]) -> Any:
     """A section inside another."""
-    return Field(default_factory=model, description=(model.__doc__ or "").strip())
+    return Field(default_factory=model, description=model.__doc__)
+
+
+def meaning(description: str | None) -> str:
+    """A docstring in one line."""
+    return " ".join((description or "").split())

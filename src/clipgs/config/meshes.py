@@ -6,14 +6,11 @@ from clipgs.config.fields import Section, setting
 class Meshes(Section):
     """Limits and defaults for reading mesh files."""
 
-    max_file_mb: int = setting(512, "MB", "A larger mesh file is recorded as failed.", ge=1)
-    max_faces: int = setting(2_000_000, "triangles", "A mesh with more triangles is recorded as failed.", ge=1)
-    max_texture_pixels: int = setting(
-        67_108_864,
-        "pixels",
-        "A mesh with a larger texture is recorded as failed. The default is 8192 x 8192 pixels.",
-        ge=1,
-    )
-    neutral_color: tuple[float, float, float] = setting(
-        (0.7, 0.7, 0.7), "sRGB in [0, 1]", "A mesh without colours gets this colour.", assumed=True, strict=False
-    )
+    max_file_mb: int = setting(512, "MB", ge=1)
+    """A larger mesh file is recorded as failed."""
+    max_faces: int = setting(2_000_000, "triangles", ge=1)
+    """A mesh with more triangles is recorded as failed."""
+    max_texture_pixels: int = setting(67_108_864, "pixels", ge=1)
+    """A mesh with a larger texture is recorded as failed. The default is 8192 x 8192 pixels."""
+    neutral_color: tuple[float, float, float] = setting((0.7, 0.7, 0.7), "sRGB in [0, 1]", assumed=True, strict=False)
+    """A mesh without colours gets this colour."""

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from clipgs.config.fields import meaning
 from clipgs.config.sections import Config
 from clipgs.core.errors import UsageError
 
@@ -166,5 +167,5 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(error["input"], [str(value) for value in allowed], n=1)
         text += f"; did you mean {near[0]}?" if near else ""
     if field is not None and field.description and extra:
-        text += f" ({extra['unit']}: {field.description})"
+        text += f" ({extra['unit']}: {meaning(field.description)})"
     return text

@@ -28,39 +28,20 @@ from clipgs.config.workers import Workers
 class Config(Section):
     """All settings."""
 
-    recipe: Literal["demo", "fast", "paper"] = setting(
-        "paper",
-        "name",
-        "The recipe gives the values of keys that are null. `demo` runs anywhere in minutes, `paper` follows "
-        "the paper, and `fast` is `paper` with 1,500 instead of 5,000 fitting steps.",
-        runtime=True,
-    )
-    output: str = setting("results", "path", "All results are written to this folder.", runtime=True, min_length=1)
-    cache: str | None = setting(
-        None,
-        "path",
-        "Downloads and generated meshes are kept in this folder, which all runs share. null means ~/.cache/clipgs.",
-        runtime=True,
-    )
-    seed: int = setting(
-        0,
-        "integer",
-        "Sampling, fitting, captioning and the small teacher draw from this seed. Training and evaluation "
-        "have their own.",
-        ge=0,
-    )
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto",
-        "name",
-        "The stages compute on this device. `auto` takes cuda if there is a GPU, and cpu otherwise.",
-        runtime=True,
-    )
-    temporary: list[Literal["points", "views"]] = setting(
-        [],
-        "folders",
-        "Snakemake deletes files in these folders once their shard is fitted. A later fit makes them again.",
-        runtime=True,
-    )
+    recipe: Literal["demo", "fast", "paper"] = setting("paper", "name", runtime=True)
+    """The recipe gives the values of keys that are null. `demo` runs anywhere in minutes, `paper` follows the paper,
+    and `fast` is `paper` with 1,500 instead of 5,000 fitting steps."""
+    output: str = setting("results", "path", runtime=True, min_length=1)
+    """All results are written to this folder."""
+    cache: str | None = setting(None, "path", runtime=True)
+    """Downloads and generated meshes are kept in this folder, which all runs share. null means ~/.cache/clipgs."""
+    seed: int = setting(0, "integer", ge=0)
+    """Sampling, fitting, captioning and the small teacher draw from this seed. Training and evaluation have their
+    own."""
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "name", runtime=True)
+    """The stages compute on this device. `auto` takes cuda if there is a GPU, and cpu otherwise."""
+    temporary: list[Literal["points", "views"]] = setting([], "folders", runtime=True)
+    """Snakemake deletes files in these folders once their shard is fitted. A later fit makes them again."""
     catalog: Catalog = section(Catalog)
     meshes: Meshes = section(Meshes)
     points: PointCloud = section(PointCloud)

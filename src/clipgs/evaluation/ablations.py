@@ -64,7 +64,6 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
     """One object's points as a splat: small, nearly opaque balls. Returns what its row says of its members."""
     import torch
 
-    from clipgs.splats import ply
     from clipgs.splats.gaussians import Gaussians
     from clipgs.triplets.pack import TAR_BLOCK, digest
 
@@ -77,7 +76,7 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
         opacity_logits=torch.full((n,), _POINT_LOGIT),
         colors=rgb,
     )
-    member = (f"{uid}.ply", ply.to_bytes(cloud))
+    member = (f"{uid}.ply", cloud.to_ply())
     tar.add(*member)
     size = TAR_BLOCK + -(-len(member[1]) // TAR_BLOCK) * TAR_BLOCK
     return {"bytes": size, "sha256": digest([member]), "gaussians": n}

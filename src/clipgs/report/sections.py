@@ -14,8 +14,8 @@ import numpy as np
 from clipgs.config import SMALL_TEACHER, Config
 from clipgs.report import plots
 from clipgs.report.results import Pictures, Results, Row, Triplets
-from clipgs.splats import ply
 from clipgs.splats.export import SPLAT_ROW, to_splat
+from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets import card
 
 MAX_GAUSSIANS = 30_000  # of a splat on the page, the largest and most opaque: 1 MB
@@ -128,7 +128,7 @@ def splats(sources: Sources) -> Content:
     choices = []
     for row in _spread(sources.triplets.packed, sources.config.report.splats):
         uid, caption = row["uid"], row["caption"]
-        gaussians = ply.from_bytes(sources.pictures.members(uid)["ply"], uid)
+        gaussians = Gaussians.from_ply(sources.pictures.members(uid)["ply"], uid)
         data = to_splat(gaussians)[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
         left_out = row["gaussians"] - len(data) // SPLAT_ROW.itemsize
         note = f" ({left_out:,} of its smallest Gaussians are left out here)" if left_out else ""

@@ -107,7 +107,7 @@ def to_glb(gaussians: Gaussians) -> bytes:
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Gaussians], bytes]]] = MappingProxyType(
-    {"splat": (".splat", to_splat), "gltf": (".glb", to_glb), "ply": (".ply", ply.to_bytes)}
+    {"splat": (".splat", to_splat), "gltf": (".glb", to_glb), "ply": (".ply", Gaussians.to_ply)}
 )
 
 
@@ -133,7 +133,7 @@ def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Se
             raise UsageError(f"{uid} is in {written[uid]} and in {file}: export them to two folders")
         written[uid] = file
         try:
-            data = encode(ply.from_bytes(read(), f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
+            data = encode(Gaussians.from_ply(read(), f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
         except ValueError as error:
             errors.append(str(error))
             log.warning("not exported: %s", error)

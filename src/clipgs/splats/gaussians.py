@@ -5,9 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clipgs.core.files import whole
+from clipgs.splats import ply
 from clipgs.splats.order import farthest_point_order
 
 PADDING_LOGIT = -200.0  # its sigmoid is exactly 0 in float32, its gradient too
@@ -130,17 +133,54 @@ class Gaussians:
             raise ValueError(f"{what} takes one object, not a batch {list(self.means.shape)}.")
 
     @classmethod
-    def load(cls, path: Path | str) -> "Gaussians":
-        """Read one splat from a PLY: see `clipgs.splats.ply.load`."""
-        from clipgs.splats import ply
+    def from_ply(cls, data: bytes, name: str = "PLY") -> Self:
+        """The splat in the bytes of a PLY, [N, ...] on the CPU, its rows in farthest-point order.
 
-        return ply.load(path)
+        Args:
+            name: stands first in the errors.
+
+        Raises:
+            ValueError: not a splat, cut short, empty, or with a value that is not finite.
+        """
+        means, f_dc, logits, log_scales, quats = np.split(ply.from_bytes(data, name), (3, 6, 7, 10), axis=1)
+        return cls(
+            means=torch.from_numpy(means.copy()),
+            quats_wxyz=torch.from_numpy(quats.copy()),
+            log_scales=torch.from_numpy(log_scales.copy()),
+            opacity_logits=torch.from_numpy(logits[:, 0].copy()),
+            colors=torch.from_numpy((0.5 + ply.SH_C0 * f_dc.astype(np.float64)).astype(np.float32)),
+        )
+
+    def to_ply(self) -> bytes:
+        """The PLY of one object, its rows in farthest-point order: equal Gaussians give equal bytes.
+
+        Raises:
+            ValueError: a batch, no Gaussians, or a value that is not finite.
+        """
+        if self.means.ndim != 2:
+            raise ValueError(f"A PLY holds one object, not a batch {list(self.means.shape)}.")
+        if len(self) == 0:
+            raise ValueError("There are no Gaussians to save.")
+        f_dc = (self.colors.double() - 0.5) / ply.SH_C0
+        columns = (self.means, f_dc, self.opacity_logits, self.log_scales, self.quats_wxyz)
+        values = [column.detach().cpu().double().numpy().reshape(len(self), -1) for column in columns]
+        return ply.to_bytes(np.concatenate(values, axis=1))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads one splat from a PLY of any program; see `from_ply`.
+
+        Raises:
+            ValueError: as `from_ply`; the message begins with the path.
+            OSError: the file cannot be opened.
+        """
+        return cls.from_ply(Path(path).read_bytes(), str(path))
 
     def save(self, path: Path | str) -> None:
-        """Write one splat as a PLY: see `clipgs.splats.ply.save`."""
-        from clipgs.splats import ply
-
-        ply.save(self, path)
+        """Writes one splat as a PLY, whole or not at all; see `to_ply`."""
+        data = self.to_ply()
+        with whole(Path(path)) as temporary:
+            temporary.write_bytes(data)
 
 
 def _map(tensors, function):

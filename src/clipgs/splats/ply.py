@@ -1,18 +1,14 @@
-"""Splats as PLY files, in the layout that splat viewers read."""
+"""Splats as PLY files, in the layout that splat viewers read: bytes and rows of 14 numbers. Imports no torch."""
 
 import io
 import logging
 import re
 import tempfile
-from pathlib import Path
 
 import numpy as np
-import torch
 from plyfile import PlyData
 
-from clipgs.core.files import whole
 from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
 
 logger = logging.getLogger(__name__)
@@ -29,79 +25,36 @@ PROPERTIES = (*POSITION, *COLOR, "opacity", *SCALE, *ROTATION)
 MAX_HEADER_BYTES = 1 << 20
 
 
-def save(gaussians: Gaussians, path: Path | str) -> None:
-    """Write one object's Gaussians to `path`, whole or not at all; the rows are put in farthest-point order.
+def to_bytes(
+    rows: np.ndarray,  # [N, 14] in the order of PROPERTIES
+) -> bytes:
+    """The PLY of one splat, its rows in farthest-point order.
+
+    Binary little-endian float32, raw values; equal rows give equal bytes.
 
     Raises:
-        ValueError: a batch, no Gaussians, or a value that is not finite.
+        ValueError: a value that is not finite.
     """
-    data = to_bytes(gaussians)
-    with whole(Path(path)) as temporary:
-        temporary.write_bytes(data)
+    rows = _finite_float32(rows, PROPERTIES, "the Gaussians")
+    rows = rows[farthest_point_order(rows[:, :3])]
+    return _header(len(rows)) + rows.astype("<f4").tobytes()
 
 
-def load(path: Path | str) -> Gaussians:
-    """Read one splat, [N, ...] on the CPU, its rows in farthest-point order.
+def from_bytes(data: bytes, name: str) -> np.ndarray:  # [N, 14] float32 in the order of PROPERTIES
+    """The rows of any splat PLY, in farthest-point order; `name` stands first in the errors.
 
     Files of other programs are read too: any order and number type of the properties, text or binary of
     either byte order, with normals. Spherical harmonics above degree 0 are dropped, and the log says so.
 
     Raises:
-        ValueError: not a splat, cut short, empty, or with a value that is not finite; the message begins
-            with the path.
-        OSError: the file cannot be opened.
+        ValueError: not a splat, cut short, empty, or with a value that is not finite.
     """
-    return from_bytes(Path(path).read_bytes(), str(path))
-
-
-def to_bytes(gaussians: Gaussians) -> bytes:
-    """The PLY of one object, its rows in farthest-point order.
-
-    Binary little-endian float32 `x y z f_dc_0..2 opacity scale_0..2 rot_0..3`, raw values; equal Gaussians
-    give equal bytes.
-
-    Raises:
-        ValueError: a batch, no Gaussians, or a value that is not finite.
-    """
-    if gaussians.means.ndim != 2:
-        raise ValueError(f"A PLY holds one object, not a batch {list(gaussians.means.shape)}.")
-    if len(gaussians) == 0:
-        raise ValueError("There are no Gaussians to save.")
-    columns = np.concatenate(
-        [
-            values.detach().cpu().double().numpy().reshape(len(gaussians), -1)
-            for values in (
-                gaussians.means,
-                (gaussians.colors.double() - 0.5) / SH_C0,
-                gaussians.opacity_logits,
-                gaussians.log_scales,
-                gaussians.quats_wxyz,
-            )
-        ],
-        axis=1,
-    )
-    rows = _finite_float32(columns, PROPERTIES, "the Gaussians")
-    rows = rows[farthest_point_order(rows[:, :3])]
-    return _header(len(rows)) + rows.astype("<f4").tobytes()
-
-
-def from_bytes(data: bytes, name: str = "PLY") -> Gaussians:
-    """The inverse of `to_bytes`, for any splat PLY; `name` stands first in the errors. See `load`."""
     own = _own_rows(data)
     rows, ordered = (own, True) if own is not None else _foreign_rows(data, name)
     rows = _finite_float32(rows, PROPERTIES, name)
     if not np.abs(rows[:, -4:]).max(axis=1).min() > 0:
         raise ValueError(f"{name}: a rotation is all zeros.")
-    if not ordered:
-        rows = rows[farthest_point_order(rows[:, :3])]
-    means, f_dc, logits, log_scales, quats = np.split(rows, (3, 6, 7, 10), axis=1)
-    return Gaussians(
-        means=torch.from_numpy(means.copy()),
-        quats_wxyz=torch.from_numpy(quats.copy()),
-        log_scales=torch.from_numpy(log_scales.copy()),
-        opacity_logits=torch.from_numpy(logits[:, 0].copy()),
-        colors=torch.from_numpy((0.5 + SH_C0 * f_dc.astype(np.float64)).astype(np.float32)),
-    )
+    return rows if ordered else rows[farthest_point_order(rows[:, :3])]
 
 
 def _header(count: int) -> bytes:

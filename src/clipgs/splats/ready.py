@@ -15,7 +15,6 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Compute, Files, Row, Task, good, in_workers
-from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.stages import table
@@ -72,7 +71,7 @@ def _place(payload: ReadySplat) -> tuple[Row, Files]:
     torch.set_num_threads(1)
     config, file, up_axis = payload
     try:
-        gaussians = ply.from_bytes(file.read_bytes(), "the PLY")
+        gaussians = Gaussians.from_ply(file.read_bytes(), "the PLY")
     except ValueError as error:
         raise ObjectError(str(error)) from None
     gaussians = gaussians.prune(config.fit.prune_below)
@@ -82,7 +81,7 @@ def _place(payload: ReadySplat) -> tuple[Row, Files]:
     dropped = read_header(file).harmonics
     note = f"{dropped} spherical harmonics above degree 0 are dropped" if dropped else None
     row: Row = {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}
-    return row, [("ply", ply.to_bytes(placed))]
+    return row, [("ply", placed.to_ply())]
 
 
 def place(

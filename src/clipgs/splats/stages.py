@@ -99,7 +99,6 @@ def _views(to_fit: ToFit) -> "Views":
 
 def _judge(config: Config, gaussians: "Gaussians", held_out: "Views") -> tuple[Row, Files]:
     """Row and PLY of one fitted object."""
-    from clipgs.splats.ply import to_bytes
     from clipgs.splats.quality import quality
 
     if not all(getattr(gaussians, name).isfinite().all() for name in ("means", "quats_wxyz", "log_scales")):
@@ -114,7 +113,7 @@ def _judge(config: Config, gaussians: "Gaussians", held_out: "Views") -> tuple[R
             "error": f"held-out PSNR is {row['psnr']:.1f} dB, fit.min_psnr is {config.fit.min_psnr:g} dB",
         }
         return row, []
-    return row, [("ply", to_bytes(gaussians.to("cpu")))]
+    return row, [("ply", gaussians.to("cpu").to_ply())]
 
 
 def _fit_one(to_fit: ToFit) -> tuple[Row, Files]:
@@ -212,10 +211,10 @@ def _render_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tup
 
 
 def _splat(payload: tuple[Config, Members]) -> "Gaussians":
-    from clipgs.splats import ply
+    from clipgs.splats.gaussians import Gaussians
 
     (data,) = payload[1].read().values()
-    return ply.from_bytes(data)
+    return Gaussians.from_ply(data)
 
 
 def _drawing(config: Config, where: str) -> "Callable[[list[Gaussians]], np.ndarray]":

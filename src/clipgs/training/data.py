@@ -29,7 +29,6 @@ from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.encoder import prepare
-from clipgs.splats import ply
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.stages import path, table
 from clipgs.teacher import features
@@ -96,7 +95,7 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
         entries = tuple(entry for entry in members[uid].entries if entry[0] == "ply")
         (data,) = members[uid]._replace(entries=entries).read().values()
         try:
-            return pack(prepare(ply.from_bytes(data, uid), config.encoder, uid), config.encoder)
+            return pack(prepare(Gaussians.from_ply(data, uid), config.encoder, uid), config.encoder)
         except (ObjectError, ValueError) as error:
             return describe_error(error)
 

@@ -107,15 +107,15 @@ class TripletDataset:
 
     def gaussians(self, i: int) -> "Gaussians":
         """The splat of one object, without its pictures."""
-        from clipgs.splats import ply
+        from clipgs.splats.gaussians import Gaussians
 
         name = f"{self.uids[i]}.ply"
-        return ply.from_bytes(self.members(i)[name], name)
+        return Gaussians.from_ply(self.members(i)[name], name)
 
     def __getitem__(self, i: int) -> Item:
         import torch
 
-        from clipgs.splats import ply
+        from clipgs.splats.gaussians import Gaussians
 
         uid = str(self.uids[i])
         members = self.members(i)
@@ -124,7 +124,7 @@ class TripletDataset:
         images = [from_image(members[f"{uid}.{view:02d}.webp"]) for view in views]
         return {
             "uid": uid,
-            "gaussians": ply.from_bytes(members[f"{uid}.ply"], f"{uid}.ply"),
+            "gaussians": Gaussians.from_ply(members[f"{uid}.ply"], f"{uid}.ply"),
             "images": torch.from_numpy(np.stack(images)),
             "text": members[f"{uid}.txt"].decode(),
             "meta": meta,
