@@ -36,7 +36,7 @@ def test_failures_are_tried_again_and_excluded_objects_leave(tmp_path, checkout)
     """Three objects in a shard, of which the source lacks one at first."""
     workspace = Workspace(tmp_path / "life", checkout)
     mirror = workspace.folder / "mirror" / "datasets" / "allenai" / "objaverse" / "resolve" / "main"
-    uids = write_objaverse(mirror, 3, glbs=False, lvis={"mug": [1]})
+    uids = write_objaverse(mirror, 3, body=None, lvis={"mug": [1]})
     meshes = {uid: procedural.build(procedural.locator(index, 0)) for index, uid in enumerate(uids)}
     (mirror / "glbs" / "000-000").mkdir(parents=True)
     for uid in uids[1:]:
