@@ -186,7 +186,7 @@ def test_words_that_are_none_are_no_caption(world, coca, monkeypatch):
 
 def test_a_model_that_does_not_write_is_one_line(world, tiny):
     with_catalog(world, {"a": None})
-    with pytest.raises(UsageError, match="writes no captions; a CoCa does"):
+    with pytest.raises(UsageError, match="cannot write captions; choose a CoCa"):
         caption(world, tiny, captioner="coca")
     with pytest.raises(UsageError, match=r"caption\.coca\.name = nothing: open_clip has no such model"):
         caption(world, tiny, captioner="coca", coca={"name": "nothing"})
