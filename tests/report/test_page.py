@@ -203,7 +203,7 @@ def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
 def test_of_ready_splats_no_quality_is_known(output):
     file = output.folder / "triplets" / "00000.parquet"
     write_table(file, [row | {"psnr": None} for row in read_table(file)], schema())
-    assert "Not known: all are ready splats" in " ".join(Page(made(output)).texts)
+    assert "Not known: all objects are ready splats" in " ".join(Page(made(output)).texts)
 
 
 def test_without_triplets_it_says_what_to_do(tmp_path):

@@ -51,7 +51,7 @@ def test_a_scatter_says_what_each_point_is():
 
 
 def test_a_heatmap_has_a_cell_for_each_pair():
-    drawn = parsed(plots.heatmap(np.eye(3), ["a", NASTY, "c"], ["a", NASTY, "c"], "confusion"))
+    drawn = parsed(plots.heatmap(np.eye(3), ["a", NASTY, "c"], "confusion"))
     assert [cell.get("fill-opacity") for cell in drawn.iter(f"{SVG}rect")][:4] == ["1.00", "0.00", "0.00", "0.00"]
 
 

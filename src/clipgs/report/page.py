@@ -1,8 +1,8 @@
-"""The report: one HTML page of what was made and how good it is, with pictures, plots and splats that can be turned.
+"""The report: one HTML page that shows the triplets and the results, with pictures, plots and splats that turn.
 
-The page is one file that opens from disk and needs no network: styles, script, pictures and splats are in it. A content
-security policy allows only that script and that style sheet, by their hashes, and the markup has no event handlers.
-The templates escape every text; links lead only to http and https.
+The page is one file that opens from disk and needs no network: it contains its styles, script, pictures and splats. A
+content security policy allows only that script and that style sheet, by their hashes. The markup has no event handlers,
+the templates escape every text, and links use only http and https.
 """
 
 import base64
@@ -18,7 +18,7 @@ from clipgs.report import sections
 from clipgs.report.results import Pictures, Results, read_triplets
 from clipgs.report.sections import Sources
 
-# Id, heading, template and content of each section. Credit comes last: it lists the objects that the others show.
+# Id, heading, template and content of each section. Credit is last: it lists the objects that the others show.
 SECTIONS = (
     ("splats", "Turn a splat", "splats.html", sections.splats),
     ("objects", "Objects", "objects.html", sections.objects),
@@ -59,8 +59,7 @@ def page(config: Config) -> str:
         version=__version__,
         style=style,
         script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
+        policy_hash=_policy_hash,
         tiles=sections.tiles(sources),
         small_teacher_runs=sections.small_teacher_runs(sources),
         sections=[section for section in contents if section[-1]],
@@ -72,5 +71,5 @@ def _asset(name: str) -> Markup:
 
 
 def _policy_hash(text: str) -> str:
-    """The text's hash as a content security policy names it."""
+    """The text's hash, as a content security policy writes it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -161,6 +161,12 @@ def all_rows(tables: Sequence[Path]) -> Any:
     return pa.concat_tables([schema().empty_table(), *(pq.ParquetFile(table).read() for table in tables)])
 
 
+def read_rows(tables: Sequence[Path]) -> list[Row]:
+    """The rows of all shards, with the failed objects, ordered by shard and uid: what the card and the report show."""
+    ordered = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
+    return ordered.drop_columns(["source", "group", "offset", "sha256"]).to_pylist()
+
+
 def schema() -> Any:
     """Rows of `triplets/S.parquet`; `index.parquet` leaves out status, stage and error.
 
