@@ -18,7 +18,7 @@ VIEWS, PIXELS = 4, 32
 
 @dataclass
 class Shard:
-    """What the rooms before packing hand over."""
+    """What the stages before packing make of a shard."""
 
     folder: Path
     name: str

@@ -58,7 +58,7 @@ def test_every_object_is_a_row_with_its_place_or_its_failure(shard):
     rows = {row["uid"]: row for row in shard.pack()}
     stored = {row["uid"]: row for row in read_table(shard.table)}
     assert {uid: row["status"] for uid, row in stored.items()} == {uid: row["status"] for uid, row in rows.items()}
-    assert stored["d"]["status"], stored["d"]["stage"] == ("failed", "fit")
+    assert (stored["d"]["status"], stored["d"]["stage"]) == ("failed", "fit")
     assert "12.3 dB" in stored["d"]["error"]
     assert (stored["e"]["stage"], stored["e"]["error"]) == ("catalog", "duplicate of b-mug")
     assert stored["e"]["license"] == "CC-BY-4.0"

@@ -45,7 +45,7 @@ def page(config: Config) -> str:
     pictures = Pictures(config, {row["uid"]: row for row in triplets.packed})
     sources = Sources(config, triplets, pictures, Results(config.output_path))
     contents = [(name, heading, template, content(sources)) for name, heading, template, content in SECTIONS]
-    style, script = _asset("page.css"), _asset("viewer.js")
+    assets = files("clipgs.report") / "assets"
     environment = Environment(
         loader=PackageLoader("clipgs.report"),
         autoescape=True,
@@ -57,17 +57,13 @@ def page(config: Config) -> str:
     return environment.get_template("page.html").render(
         title=config.pack.title,
         version=__version__,
-        style=style,
-        script=script,
+        style=Markup((assets / "page.css").read_text(encoding="utf-8")),
+        script=Markup((assets / "viewer.js").read_text(encoding="utf-8")),
         policy_hash=_policy_hash,
         tiles=sections.tiles(sources),
         small_teacher_runs=sections.small_teacher_runs(sources),
         sections=[section for section in contents if section[-1]],
     )
-
-
-def _asset(name: str) -> Markup:
-    return Markup((files("clipgs.report") / "assets" / name).read_text(encoding="utf-8"))
 
 
 def _policy_hash(text: str) -> str:

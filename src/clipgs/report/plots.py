@@ -19,6 +19,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 42
 COLORS = 10  # classes c0 to c9
 _MARKS = 5  # about, on an axis
 
+Ends = tuple[float, float]  # smallest and largest value on an axis
+
 
 def histogram(values: Sequence[float], label: str) -> Markup:
     """The number of objects in even bins of their values, at most 40."""
@@ -39,26 +41,25 @@ def histogram(values: Sequence[float], label: str) -> Markup:
     return plot.svg(f"Histogram of {label}")
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Markup:
-    """One line (xs, ys) per name, without the points that are not finite."""
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Markup:
+    """One line of points (x, y) per name, without the points that are not finite."""
     kept = {}
-    for name, (xs, ys) in lines.items():
-        points = np.array([xs, ys], float)
-        points = points[:, np.isfinite(points).all(axis=0)]
-        if points.shape[1]:
-            kept[name] = points[:, np.unique(np.linspace(0, points.shape[1] - 1, 400).round().astype(int))]
+    for name, line in lines.items():
+        points = np.array(line, float).reshape(-1, 2)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            kept[name] = points[np.unique(np.linspace(0, len(points) - 1, 400).round().astype(int))]
     if not kept:
         return Markup()
-    every = np.concatenate(list(kept.values()), axis=1)
-    plot = _Plot(_ends(every[0]), _ends(every[1]), x_label, y_label)
+    every = np.concatenate(list(kept.values()))
+    plot = _Plot(_ends(every[:, 0]), _ends(every[:, 1]), x_label, y_label)
     for i, (name, points) in enumerate(kept.items()):
         color = f"c{i % COLORS}"
-        text = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points.T)
-        title = f"<title>{escape(name)}: {_number(points[1, -1])} at the end</title>"
-        if points.shape[1] == 1:
-            plot.add(
-                f'<circle class="{color}" cx="{text.split(",")[0]}" cy="{text.split(",")[1]}" r="3">{title}</circle>'
-            )
+        text = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
+        title = f"<title>{escape(name)}: {_number(points[-1, 1])} at the end</title>"
+        if len(points) == 1:
+            x, y = text.split(",")
+            plot.add(f'<circle class="{color}" cx="{x}" cy="{y}" r="3">{title}</circle>')
         else:
             plot.add(f'<polyline class="line {color}" points="{text}">{title}</polyline>')
     return plot.svg(f"{y_label} over {x_label}") + _legend(kept if len(kept) > 1 else (), cycle(range(COLORS)))
@@ -75,9 +76,8 @@ def scatter(
     common = [name for name, _ in counted[: COLORS - 1]]
     shown = common + ["others"] * (len(counted) > len(common))
     plot = _Plot(_ends(points[:, 0]), _ends(points[:, 1]), "", "", ticks=False)
-    for (x, y), name, title in sorted(
-        zip(points.tolist(), names, titles, strict=True), key=lambda item: item[1] in common
-    ):
+    marks = sorted(zip(points.tolist(), names, titles, strict=True), key=lambda mark: mark[1] in common)
+    for (x, y), name, title in marks:
         color = common.index(name) if name in common else COLORS - 1
         place = f'cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}"'
         plot.add(f'<circle class="dot c{color}" {place} r="3"><title>{escape(title)}</title></circle>')
@@ -126,17 +126,11 @@ class _Plot:
     """Axes, and the mapping from values to coordinates."""
 
     def __init__(
-        self,
-        x_ends: tuple[float, float],
-        y_ends: tuple[float, float],
-        x_label: str,
-        y_label: str,
-        *,
-        whole_y: bool = False,
-        ticks: bool = True,
+        self, x_ends: Ends, y_ends: Ends, x_label: str, y_label: str, *, whole_y: bool = False, ticks: bool = True
     ) -> None:
         self._x, self._y = x_ends, y_ends
         self._parts: list[str] = []
+        self.add = self._parts.append
         base, top, left, right = HEIGHT - BOTTOM, TOP, LEFT, WIDTH - RIGHT
         if ticks:
             for mark in _ticks(*y_ends, whole=whole_y):
@@ -160,9 +154,6 @@ class _Plot:
         low, high = self._y
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def add(self, part: str) -> None:
-        self._parts.append(part)
-
     def svg(self, label: str) -> Markup:
         return Markup(
             f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
@@ -170,7 +161,7 @@ class _Plot:
         )
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
+def _ends(values: np.ndarray) -> Ends:
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         return low - 0.5, high + 0.5

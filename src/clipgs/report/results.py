@@ -62,7 +62,9 @@ class Pictures:
         return self._members[uid]
 
     def splat(self, uid: str, view: int | None = None) -> str:
-        """A render of the splat from camera `view`; default: from the camera that shows it best."""
+        """A render from camera `view`, or from the camera that shows the splat best; empty if it is not packed."""
+        if uid not in self.rows:
+            return ""
         members = self.members(uid)
         return _data_uri(best_render(uid, members) if view is None else members[f"{uid}.{view:02d}.webp"])
 

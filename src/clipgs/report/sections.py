@@ -134,14 +134,9 @@ def splats(sources: Sources) -> Content:
         data = to_splat(gaussians)[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
         left_out = row["gaussians"] - len(data) // SPLAT_ROW.itemsize
         note = f" ({left_out:,} of its smallest Gaussians are left out here)" if left_out else ""
-        choices.append(
-            {
-                "data": base64.b64encode(data).decode(),
-                "picture": sources.pictures.splat(uid),
-                "caption": caption,
-                "note": caption + note,
-            }
-        )
+        picture = sources.pictures.splat(uid)
+        encoded = base64.b64encode(data).decode()
+        choices.append({"data": encoded, "picture": picture, "caption": caption, "note": caption + note})
     return {"choices": choices, "pixels": sources.config.views.pixels} if choices else {}
 
 
@@ -187,11 +182,7 @@ def quality(sources: Sources) -> Content:
 
 def _pair(row: Row, pictures: Pictures) -> Content:
     images = {"Mesh": pictures.mesh(row["uid"]), "Splat": pictures.splat(row["uid"])}
-    return {
-        "images": {what: image for what, image in images.items() if image},
-        "caption": row["caption"],
-        "psnr": f"{row['psnr']:.1f}",
-    }
+    return {"images": images, "caption": row["caption"], "psnr": f"{row['psnr']:.1f}"}
 
 
 def credit(sources: Sources) -> Content:
@@ -212,12 +203,11 @@ def training(sources: Sources) -> list[Content]:
     names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
     figures = []
     for name in names:
-        lines = {}
-        for run, rows in runs.items():
-            points = [(row["step"], row[name]) for row in rows if "step" in row and name in row]
-            if len(points) > 1:
-                steps, values = zip(*points, strict=True)
-                lines[run] = (steps, values)
+        lines = {
+            run: [(row["step"], row[name]) for row in rows if "step" in row and name in row]
+            for run, rows in runs.items()
+        }
+        lines = {run: points for run, points in lines.items() if len(points) > 1}
         if drawn := plots.curves(lines, "step", name.replace("_", " ")):
             figures.append({"name": name, "curves": drawn})
     return figures
@@ -258,21 +248,9 @@ def retrieval(sources: Sources) -> list[Content]:
 
 def _example(example: Mapping[str, Any], pictures: Pictures) -> Content:
     """A query, and the objects nearest to it."""
-    by_picture = example.get("uid") in pictures.rows
-    nearest = [
-        {
-            "picture": pictures.splat(near["uid"]) if near["uid"] in pictures.rows else "",
-            "text": near["text"],
-            "score": f"{near['score']:.3f}",
-            "right": near["right"],
-        }
-        for near in example["nearest"]
-    ]
-    return {
-        "query": example["query"],
-        "picture": pictures.splat(example["uid"], example.get("view")) if by_picture else "",
-        "nearest": nearest,
-    }
+    picture = pictures.splat(example["uid"], example.get("view")) if "uid" in example else ""
+    nearest = [{**near, "picture": pictures.splat(near["uid"])} for near in example["nearest"]]
+    return {"query": example["query"], "picture": picture, "nearest": nearest}
 
 
 def zero_shot(sources: Sources) -> list[Content]:
