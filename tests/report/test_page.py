@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import re
 import shutil
@@ -13,12 +14,13 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
 from clipgs.report.sections import principal_plane
 from clipgs.report.stages import report
+from clipgs.splats.export import SPLAT_ROW
 from clipgs.triplets.pack import schema
 
 from .conftest import NASTY
 
 VOID = {"meta", "link", "img", "br", "input"}
-WAYS_OUT = (
+WAYS_OUT = [
     "http:",
     "https:",
     "//",
@@ -29,7 +31,7 @@ WAYS_OUT = (
     "XMLHttpRequest",
     "WebSocket",
     "javascript:",
-)
+]
 
 
 class Page(HTMLParser):
@@ -112,8 +114,6 @@ def test_texts_from_the_data_are_only_text(text):
 
 
 def test_the_policy_allows_just_what_is_in_the_page(text):
-    import hashlib
-
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     blocks = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
     for kind, block in zip(("style", "script"), blocks, strict=True):
@@ -123,7 +123,7 @@ def test_the_policy_allows_just_what_is_in_the_page(text):
     assert "unsafe" not in policy
 
 
-def test_counts_failures_and_quality_are_told(output):
+def test_the_page_shows_counts_failures_and_quality(output):
     said = " ".join(" ".join(Page(made(output)).texts).split())
     assert "3 triplets 2 of 5 objects failed" in said
     assert "duplicate of b-mug" in said
@@ -154,8 +154,6 @@ def test_cells_of_a_wide_table_say_their_column(evaluated):
 
 
 def test_the_splats_are_whole(output):
-    from clipgs.splats.export import SPLAT_ROW
-
     text = made(output)
     blocks = re.findall(r'<script type="text/plain" id="splat-\d">([^<]*)</script>', text)
     assert [len(base64.b64decode(block)) // SPLAT_ROW.itemsize for block in blocks] == [6, 5, 7]  # by uid
@@ -170,7 +168,7 @@ def test_figures_under_the_small_teacher_are_marked_as_such(evaluated):
     assert not any(words in text for text in Page(made(evaluated)).texts)
 
 
-def test_runs_of_an_ablation_stand_in_its_table_alone(evaluated):
+def test_runs_of_an_ablation_are_only_in_its_table(evaluated):
     before = made(evaluated)
     for folder in ("evaluation", "runs"):
         base = evaluated.folder / folder / "base"

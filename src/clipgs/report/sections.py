@@ -112,7 +112,7 @@ def tiles(sources: Sources) -> list[tuple[str, str]]:
     if psnr:
         numbers.append((f"{np.mean(psnr):.1f} dB", "mean PSNR on held-out views"))
     if packed:
-        numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians an object"))
+        numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians per object"))
     for run, result in sources.results.of_runs("retrieval").items():
         best = max((row["R@1"] for row in result["rows"] if row["task"] == "text to 3D"), default=None)
         if best is not None:

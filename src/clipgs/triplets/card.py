@@ -1,6 +1,7 @@
 """The dataset card: what the triplets are, how good they are, who made the meshes, and what failed."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -24,7 +25,7 @@ from clipgs.triplets.pack import read_rows
 
 SHOWN_NAMES = 60  # of categories and caption sources
 SHOWN_FAILURES = 30
-SHOWN_CREDITS = 500  # with more the page would not open; CREDITS.csv has all of them
+SHOWN_CREDITS = 500  # the page would be slow to open with more; CREDITS.csv has all
 
 
 def write_card(
@@ -34,7 +35,7 @@ def write_card(
     settings: Pack,
     curation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
+    """Writes README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
 
     Args:
         folder: `triplets/` of the output, with the merged index.
@@ -45,7 +46,6 @@ def write_card(
     Raises:
         ClipgsError: a tar is missing or damaged.
     """
-    folder = Path(folder)
     rows = read_rows(tables)
     packed = [row for row in rows if row["status"] == "ok"]
     write_bytes(folder / "CREDITS.csv", _credits(packed))
@@ -110,19 +110,19 @@ for sample in webdataset.WebDataset("triplets/00000.tar", shardshuffle=False):
 ```"""
 
 
-def escape(text: object) -> str:
+def escape(text: str) -> str:
     """Text from the data as Markdown that shows it as it is: no markup, no HTML, no line break."""
-    plain = " ".join(str(text).split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = html.escape(" ".join(text.split()), quote=False)
     plain = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", plain)
     # An address without its colon or dot is no link: the data cannot make one.
     return re.sub(r"(?i)\b(https?|ftp|www)([:.])", lambda found: f"{found[1]}&#{ord(found[2])};", plain)
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str | int]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    cells = ([f"{cell:,}" if isinstance(cell, int) else escape(cell) for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    def shown(cell: str | int) -> str:
+        return f"{cell:,}" if isinstance(cell, int) else escape(cell)
+
+    return "\n".join(f"| {' | '.join(map(shown, cells))} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _counts(what: str, names: Iterable[str], shown: int | None = None) -> str:
@@ -284,7 +284,7 @@ def _histogram(psnr: Sequence[float]) -> bytes:
             mean = float(np.mean(psnr))
             axes.axvline(mean, color="#333333", linewidth=1, linestyle="--")
             axes.set_title(f"{len(psnr):,} objects, mean {mean:.1f} dB", loc="left", fontsize=10)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.set_xlabel("PSNR on held-out views, dB")
         axes.set_ylabel("objects")
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,8 +2,8 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -26,8 +26,7 @@ FAINT = (118, 124, 134)
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One object of the sheet."""
 
     mesh: np.ndarray  # [H, W, 3] uint8

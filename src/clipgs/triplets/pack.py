@@ -7,9 +7,8 @@ The members of an object follow each other in the tar: `uid.ply`, `uid.00.webp` 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ QUALITY = ("psnr", "psnr_foreground", "ssim", "alpha_iou", "gaussians")
 LABELS = ("category", "license", "credit", "page")
 
 
-@dataclass(frozen=True)
-class Cameras:
+class Cameras(NamedTuple):
     """The canonical cameras, from which every splat is rendered."""
 
     viewmats: np.ndarray  # [V, 4, 4], world to camera, OpenCV axes
@@ -32,8 +30,7 @@ class Cameras:
     pixels: int
 
 
-@dataclass(frozen=True)
-class MeshToSplat:
+class MeshToSplat(NamedTuple):
     """How a mesh was normalised: turned so that Y is up, then (mesh - centre) * scale."""
 
     centre: Sequence[float]  # [3], the mesh's units
@@ -63,7 +60,7 @@ def pack_shard(
     mesh_to_splat: Mapping[str, MeshToSplat],
     cameras: Cameras,
 ) -> list[Row]:
-    """Write `triplets/S.tar` and `triplets/S.parquet`.
+    """Writes `triplets/S.tar` and `triplets/S.parquet`.
 
     Args:
         objects: the shard's frozen rows. A `note` says why an object cannot be used.
@@ -81,8 +78,11 @@ def pack_shard(
     label_of = {row["uid"]: row for row in labels}
     stage_of = {stage: {row["uid"]: row for row in rows} for stage, rows in stages.items()}
     splat_of, renders_of = tar_objects(splats), tar_objects(renders)
-    rows = []
-    offset = 0
+    needed: dict[str, Mapping[str, Any]] = {
+        f"row of the stage {stage}": stage_of[stage] for stage in ("fit", "caption")
+    }
+    needed |= {"splat": splat_of, "renders": renders_of, "normalisation": mesh_to_splat}
+    rows, offset = [], 0
     with TarWriter(tar) as writer:
         for frozen in sorted(objects, key=lambda row: row["uid"]):
             uid = frozen["uid"]
@@ -94,10 +94,9 @@ def pack_shard(
             rows_of = {stage: found[uid] for stage, found in stage_of.items() if uid in found}
             failures += [(stage, found["error"]) for stage, found in rows_of.items() if found["status"] != "ok"]
             if failures:
-                row |= {"status": "failed", "stage": failures[0][0], "error": failures[0][1]}
+                stage, error = failures[0]
+                row |= {"status": "failed", "stage": stage, "error": error}
                 continue
-            needed = {"splat": splat_of, "renders": renders_of, "normalisation": mesh_to_splat}
-            needed |= {f"row of the stage {stage}": stage_of[stage] for stage in ("fit", "caption")}
             for what, found in needed.items():
                 if uid not in found:
                     raise ClipgsError(f"shard {shard}: {uid} has no {what}, though no stage failed on it")
@@ -143,7 +142,7 @@ def _shortest(array: np.ndarray) -> list[Any]:
 
 
 def merge_index(tables: Sequence[Path], path: Path) -> None:
-    """Write `triplets/index.parquet`: the packed objects of all shards, ordered by shard and uid."""
+    """Writes `triplets/index.parquet`: the packed objects of all shards, ordered by shard and uid."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

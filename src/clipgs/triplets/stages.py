@@ -46,10 +46,9 @@ def pack(config: Config, shard: str, threads: int) -> None:
     from clipgs.meshes.cameras import canonical_cameras
     from clipgs.triplets.pack import Cameras, MeshToSplat, pack_shard
 
-    for file in (shard_path(config, shard), labels_path(config, shard)):
+    splats, renders = (path(config, folder, shard, ".tar") for folder in ("splats", "renders"))
+    for file in (shard_path(config, shard), labels_path(config, shard), splats, renders):
         check(file)
-    for stage in ("splats", "renders"):
-        check(path(config, stage, shard, ".tar"))
     frozen = read_table(shard_path(config, shard))
     reasons = excluded(config).get(shard, {})
     frozen = [row | {"note": f"excluded: {reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
@@ -71,8 +70,8 @@ def pack(config: Config, shard: str, threads: int) -> None:
         objects=objects,
         labels=read_table(labels_path(config, shard)),
         stages=stages,
-        splats=path(config, "splats", shard, ".tar"),
-        renders=path(config, "renders", shard, ".tar"),
+        splats=splats,
+        renders=renders,
         mesh_to_splat=normalised,
         cameras=Cameras(*canonical_cameras(config.views, config.render.pixels), config.render.pixels),
     )
