@@ -71,6 +71,9 @@ class Page(HTMLParser):
         if self.open and self.open[-1] == "title":
             self.titles[-1][1] += data
 
+    def said(self):
+        return " ".join(" ".join(self.texts).split())
+
 
 def made(output):
     report(output.config)
@@ -124,7 +127,7 @@ def test_the_policy_allows_just_what_is_in_the_page(text):
 
 
 def test_the_page_shows_counts_failures_and_quality(output):
-    said = " ".join(" ".join(Page(made(output)).texts).split())
+    said = Page(made(output)).said()
     assert "3 triplets 2 of 5 objects failed" in said
     assert "duplicate of b-mug" in said
     assert f"ObjectError: {' '.join(NASTY.split())}" in said
@@ -134,14 +137,14 @@ def test_the_page_shows_counts_failures_and_quality(output):
 def test_a_run_adds_its_sections(evaluated):
     page = Page(made(evaluated))
     assert {"training", "retrieval", "zero-shot", "few-shot", "baselines", "ablations", "embedding"} <= set(page.ids)
-    said = " ".join(" ".join(page.texts).split())
+    said = page.said()
     for words in ("10.0 to 50.0", "chance 33", "50.0 \N{PLUS-MINUS SIGN} 10.0", "+10.0", "gallery aaaaaaaaaaaa"):
         assert words in said
     assert "94.8" in said  # published, of few shots
 
 
 def test_a_difference_to_another_row_than_the_one_above_names_it(evaluated):
-    said = " ".join(" ".join(Page(made(evaluated)).texts).split())
+    said = Page(made(evaluated)).said()
     assert "+10.0 \N{MINUS SIGN}10.0 to +20.0 last" in said
     assert f"\N{MINUS SIGN}25.0 \N{MINUS SIGN}30.0 to +0.0, to: {' '.join(NASTY.split())}" in said
 
@@ -192,7 +195,7 @@ def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
     write_table(file, [row | {"status": "failed", "stage": row["stage"] or "fit"} for row in rows], schema())
     page = Page(made(output))
     assert page.problems == []
-    said = " ".join(" ".join(page.texts).split())
+    said = page.said()
     assert "0 triplets 5 of 5 objects failed" in said
     assert "No object is packed." in said
     assert {"splats", "credit"}.isdisjoint(page.ids)

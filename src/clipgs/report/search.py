@@ -59,7 +59,7 @@ def search(
     """
     if not query.strip():
         raise UsageError("the query is empty: give a text or an image file")
-    shown = _image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
+    image = _read_image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
     output = run.resolve().parent.parent
     folder = triplets or output / "triplets"
     encoder = load(run, None if device == "auto" else device)
@@ -70,7 +70,7 @@ def search(
         known = embed(run, folder, encoder=encoder)
     if not known.uids:
         raise ClipgsError(f"{folder} has no triplets; make them with: {snakemake('triplets')}")
-    asked = query if shown is None else encoder.encode_images(_square(shown))[0]
+    asked = query if image is None else encoder.encode_images(_square(image))[0]
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
     for uid, score in encoder.search(asked, k, gallery=(known.uids, torch.from_numpy(known.shapes))):
@@ -78,7 +78,7 @@ def search(
         found.append(Found(uid, score, members[f"{uid}.txt"].decode(), _shown(uid, members)))
     if picture is not None:
         with whole(picture) as temporary:
-            sheet(query, shown, found).save(temporary, "PNG")
+            sheet(query, image, found).save(temporary, "PNG")
     return found
 
 
@@ -95,7 +95,7 @@ def _shown(uid: str, members: dict[str, bytes]) -> np.ndarray:
     return from_image(best_render(uid, members))
 
 
-def _image(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     try:
         return from_image(path.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a file that is no picture
@@ -109,19 +109,19 @@ def _square(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(square)[None]
 
 
-def sheet(query: str, shown: np.ndarray | None, found: Sequence[Found]) -> Image.Image:
+def sheet(query: str, image: np.ndarray | None, found: Sequence[Found]) -> Image.Image:
     """Draws the query and the objects found, with scores and captions."""
     small, large = font(13), font(20, bold=True)
     cells = [(one.picture, f"{one.score:.3f}", one.caption) for one in found]
-    if shown is not None:
-        cells = [(shown, "query", Path(query).name), *cells]
-    columns = min(_COLUMNS + (shown is not None), max(1, len(cells)))
+    if image is not None:
+        cells = [(image, "query", Path(query).name), *cells]
+    columns = min(_COLUMNS + (image is not None), max(1, len(cells)))
     width = max(420, _GAP + columns * (_PIXELS + _GAP))
     cell_height = _PIXELS + (_LINES + 1) * _LINE + _GAP
     top = 52
-    image = Image.new("RGB", (width, top + -(-len(cells) // columns) * cell_height), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    title = query if shown is None else f"Nearest to {Path(query).name}"
+    canvas = Image.new("RGB", (width, top + -(-len(cells) // columns) * cell_height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    title = query if image is None else f"Nearest to {Path(query).name}"
     draw.text((_GAP, 14), "".join(wrap(title, large, width - 2 * _GAP, 1)), TEXT, large)
     for i, (picture, score, caption) in enumerate(cells):
         x, y = _GAP + (i % columns) * (_PIXELS + _GAP), top + (i // columns) * cell_height
@@ -129,9 +129,9 @@ def sheet(query: str, shown: np.ndarray | None, found: Sequence[Found]) -> Image
         shrunk.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
         factor = _PIXELS / max(shrunk.size)  # above 1 for a smaller picture
         fitted = shrunk.resize([round(side * factor) for side in shrunk.size])
-        image.paste(fitted, (x + (_PIXELS - fitted.width) // 2, y + (_PIXELS - fitted.height) // 2))
+        canvas.paste(fitted, (x + (_PIXELS - fitted.width) // 2, y + (_PIXELS - fitted.height) // 2))
         draw.rectangle((x, y, x + _PIXELS - 1, y + _PIXELS - 1), outline=FRAME)
         draw.text((x, y + _PIXELS + 4), score, FAINT, small)
         for line, text in enumerate(wrap(caption, small, _PIXELS, _LINES)):
             draw.text((x, y + _PIXELS + 4 + (line + 1) * _LINE), text, TEXT, small)
-    return image
+    return canvas

@@ -5,7 +5,7 @@ teacher chooses, by the mean cosine with all pictures of the object.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from clipgs.core.bundles import tar_objects
 from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import check
-from clipgs.core.runner import Files, Row, Task, good, over_objects
+from clipgs.core.runner import Files, Results, Row, Task, good, over_objects
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_all
 from clipgs.stages import job, path, table
@@ -50,15 +50,15 @@ def caption_writer(config: Config, shard: str) -> CaptionWriter:
 
     def write_captions(uids: Sequence[str]) -> list[Row]:
         folder = PICTURES[config.teacher.images]
-        pictures = path(config, folder, shard, ".tar")
-        check(pictures)
-        members = tar_objects(pictures)
-        shown = {uid: features.shown(members[uid], config) for uid in good(table(config, folder, shard))}
-        seen = _image_features(config, shard) if config.caption.writer == "consensus" else {}
+        tar = path(config, folder, shard, ".tar")
+        check(tar)
+        members = tar_objects(tar)
+        pictures = {uid: features.shown(members[uid], config) for uid in good(table(config, folder, shard))}
+        vectors = _image_features(config, shard) if config.caption.writer == "consensus" else {}
         tasks = [
-            Task(uid, f"{shown[uid].digest()} {_digest(seen.get(uid))}", (shown[uid], seen.get(uid)))
+            Task(uid, f"{pictures[uid].digest()} {_digest(vectors.get(uid))}", (pictures[uid], vectors.get(uid)))
             for uid in uids
-            if uid in shown
+            if uid in pictures
         ]
         results = over_objects(job(config, "caption", shard), tasks, partial(_write_all, config))
         rows = {row["uid"]: row for row, _ in results}
@@ -72,28 +72,28 @@ def _digest(array: Tensor | None) -> str:
     return "" if array is None else hashlib.sha256(array.numpy().tobytes()).hexdigest()
 
 
-def _image_features(config: Config, shard: str) -> dict[str, Tensor]:
+def _image_features(config: Config, shard: str) -> dict[str, Tensor]:  # [V, D] by uid
     uids, images, _ = features.read_images(config, shard)
     return dict(zip(uids, images, strict=True))
 
 
-def _write_all(config: Config, tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+def _write_all(config: Config, tasks: list[Task]) -> Results:
     if not tasks:
         return
     torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the sampled words
     coca = open_coca(config)
     chooser = teacher.load(config) if config.caption.writer == "consensus" else None
     for task in tasks:
-        shown, seen = task.payload
+        pictures, vectors = task.payload
         try:
-            images = read_all(shown)
+            images = read_all(pictures)
         except (OSError, ValueError, SyntaxError) as error:
             yield task, describe_error(error)
             continue
-        if chooser is not None and seen is None:
+        if chooser is not None and vectors is None:
             yield task, "the teacher has no features of its pictures"
             continue
-        yield task, write(config, coca, chooser, images, seen, seed_of(config.seed, "caption", task.uid))
+        yield task, write(config, coca, chooser, images, vectors, seed_of(config.seed, "caption", task.uid))
 
 
 def open_coca(config: Config) -> Teacher:
@@ -125,7 +125,7 @@ def write(
     coca: Teacher,
     chooser: Teacher | None,
     images: np.ndarray,  # [V, H, W, 3] uint8
-    seen: Tensor | None,  # [V, D], the pictures' features by the chooser
+    image_vectors: Tensor | None,  # [V, D] by the chooser
     seed: int,
 ) -> tuple[Row, Files] | str:
     """The row of one object, with its candidates and their scores; or the reason why it has none.
@@ -144,9 +144,9 @@ def write(
     if not texts:
         return "CoCa wrote nothing of its pictures"
     judge = chooser or coca
-    vectors = judge.encode_texts(texts).cpu()
-    pictures = coca.encode_images(fit).cpu() if seen is None else seen.float()
-    scores = (vectors @ pictures.T).mean(1)
+    text_vectors = judge.encode_texts(texts).cpu()
+    image_vectors = coca.encode_images(fit).cpu() if image_vectors is None else image_vectors.float()
+    scores = (text_vectors @ image_vectors.T).mean(1)
     best = int(scores.argmax())
     row: Row = {"caption": texts[best], "candidates": texts, "scores": scores.tolist()}
     if chooser is None:
@@ -182,11 +182,11 @@ def judged(config: Config, shard: str, rows: list[Row]) -> list[Row]:
         return rows
     todo = [row for row in rows if row["status"] == "ok" and row["score"] is None]
     if todo:
-        seen = _image_features(config, shard)
-        todo = [row for row in todo if row["uid"] in seen]  # an object without features gets no score
+        vectors = _image_features(config, shard)
+        todo = [row for row in todo if row["uid"] in vectors]  # an object without features gets no score
         texts = teacher.load(config).encode_texts([row["caption"] for row in todo]).cpu()
         for row, text in zip(todo, texts, strict=True):
-            row["score"] = (seen[row["uid"]].float() @ text).mean().item()
+            row["score"] = (vectors[row["uid"]].float() @ text).mean().item()
     for row in rows:
         if row["score"] is not None and row["score"] < least:
             row["note"] = f"scores {row['score']:.3f} against its own pictures, caption.min_score is {least:g}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import matplotlib
 import numpy as np
 import yaml
 
@@ -270,12 +271,11 @@ def _credits(packed: Sequence[Row]) -> bytes:
 
 
 def _histogram(psnr: Sequence[float]) -> bytes:
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(), io.BytesIO() as buffer:
-        matplotlib.rcdefaults()  # a user's own style would change the bytes
+        matplotlib.rcdefaults()  # a user's style would change the bytes
         figure = Figure(figsize=(6.4, 3.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         if psnr:

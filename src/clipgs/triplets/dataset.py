@@ -81,7 +81,7 @@ class TripletDataset:
             )
 
     def shard(self, i: int) -> str:
-        """Name of the shard that holds object i."""
+        """Name of the shard of object i."""
         return str(self._shards[i])
 
     def __len__(self) -> int:
