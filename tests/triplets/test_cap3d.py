@@ -50,7 +50,7 @@ def test_the_fallback_may_look_at_pictures(tmp_path):
     assert [row["caption"] for row in rows] == ["A green, old mug.", "by its hash", "seen", "seen"]
 
 
-COLUMNS = "it must have two, uid and caption (quoted, where it holds a comma)"
+COLUMNS = "it must have two, uid and caption (quoted, if it has a comma)"
 
 
 @pytest.mark.parametrize(
