@@ -183,5 +183,5 @@ def test_pictures_that_are_refused():
         decode_image(_png(np.zeros((100, 100), np.uint8)), "t", 9999)
     with pytest.raises(ObjectError, match="'t' is damaged"):
         decode_image(_png(RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8))[:2000], "t", 10**6)
-    with pytest.raises(ObjectError, match="'t' is no picture"):
+    with pytest.raises(ObjectError, match="'t' is not an image"):
         decode_image(b"hello", "t", 10**6)
