@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipgs.catalog import shards
+from clipgs.catalog import shards, stages
 from clipgs.catalog.records import UID_PATTERN
 from clipgs.catalog.sources import source
 from clipgs.config import check
@@ -101,8 +101,8 @@ def test_objects_are_frozen_with_the_published_split(archive, tmp_path):
     settings = {"cache": str(tmp_path / "cache"), "output": str(tmp_path / "out")}
     config = check({**settings, "catalog": {"source": "modelnet40", "modelnet": {"path": str(archive)}}})
     assert shards.plan(config).pending == ("00000",)
-    shards.freeze(config, ["00000"])
-    shards.label(config, "00000")
+    stages.freeze(config, ["00000"])
+    stages.label(config, "00000")
     rows = read_table(shards.shard_path(config, "00000"))
     assert [row["note"] for row in rows] == [None] * 3  # equal files are no doubles in a benchmark
     assert {row["uid"]: row["split"] for row in rows}["modelnet40-chair_0890"] == "test"
@@ -165,7 +165,7 @@ def test_names_that_lead_elsewhere_are_no_objects(tmp_path):
         bundle.writestr("chair/train/../x.off", BOX)
     objects = modelnet(tmp_path / "evil.zip", tmp_path / "cache")
     assert objects.locators() == NAMES
-    assert objects.notes()[1].startswith("5 OFF files do not stand")
+    assert objects.notes()[1].startswith("5 OFF files have other names")
     for locator in ("../../x.off", "chair/train/../x.off", "/chair/train/x.off", "chair/valid/x.off"):
         with pytest.raises(ObjectError, match="is not CLASS"):
             objects.path({"locator": locator})
@@ -181,9 +181,9 @@ def test_what_is_not_modelnet_is_one_line(tmp_path):
     (tmp_path / "cut.zip").write_bytes(b"PK\3\4 cut")
     with pytest.raises(UsageError, match=r"holds no CLASS/train/NAME\.off"):
         modelnet(tmp_path / "empty", tmp_path / "cache").locators()
-    with pytest.raises(UsageError, match=r"nowhere\.zip is not there"):
+    with pytest.raises(UsageError, match=r"nowhere\.zip does not exist"):
         modelnet(tmp_path / "nowhere.zip", tmp_path / "cache").locators()
-    with pytest.raises(ClipgsError, match=r"cut\.zip is no whole zip archive"):
+    with pytest.raises(ClipgsError, match=r"cut\.zip is not a whole zip archive"):
         modelnet(tmp_path / "cut.zip", tmp_path / "cache").locators()
 
 

@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_mounted_stops_the_run(tmp_path, meshes):
     freeze_all(config)
     for name in "ab":
         (meshes / f"{name}.obj").unlink()
-    with pytest.raises(ClipgsError, match=r"2 of 5 known objects have gone .* is it mounted\?"):
+    with pytest.raises(ClipgsError, match=r"2 of 5 known objects are missing .* is it mounted\?"):
         plan(config)
 
 
