@@ -180,7 +180,8 @@ class Downloader:
                 failures = 1 if part.size - furthest >= _PROGRESS_BYTES else failures + 1
                 furthest = max(furthest, part.size)
                 if failures > self._settings.retries:
-                    self._count_unreachable(request.url, error)
+                    if error.unreachable:
+                        self._count_unreachable(request.url, error)
                     shown = _shown(request.url)
                     raise ObjectError(f"{shown} could not be fetched in {failures} tries: {error}") from None
                 self._pause(request.url, failures, error)
@@ -204,8 +205,6 @@ class Downloader:
 
     def _count_unreachable(self, url: str, error: _TransientError) -> None:
         """Ends the run if a host could not be reached for several objects in a row."""
-        if not error.unreachable:
-            return
         host = urlsplit(url).netloc
         with self._lock:
             self._unreachable[host] += 1
@@ -342,13 +341,13 @@ class Downloader:
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         """Connections to the URL's host, direct or through the environment's proxy for it."""
-        proxy = None
+        proxy = ""
         if not _is_loopback(url) and not urllib.request.proxy_bypass(urlsplit(url).hostname or ""):
-            proxy = urllib.request.getproxies().get(_scheme(url))
+            proxy = urllib.request.getproxies().get(_scheme(url), "")
         with self._lock:
-            if (proxy or "") not in self._pools:
-                self._pools[proxy or ""] = _make_pool(proxy, self._settings.parallel)
-            return self._pools[proxy or ""]
+            if proxy not in self._pools:
+                self._pools[proxy] = _make_pool(proxy, self._settings.parallel)
+            return self._pools[proxy]
 
 
 class _Pace:
@@ -423,8 +422,8 @@ def _next_url(first: str, url: str, location: str | None) -> str:
     return following
 
 
-def _make_pool(proxy: str | None, parallel: int) -> urllib3.PoolManager:
-    if proxy is None:
+def _make_pool(proxy: str, parallel: int) -> urllib3.PoolManager:
+    if not proxy:
         return urllib3.PoolManager(maxsize=parallel)
     place = parse_url(proxy if "://" in proxy else f"http://{proxy}")
     login = urllib3.make_headers(proxy_basic_auth=unquote(place.auth)) if place.auth else None

@@ -45,10 +45,8 @@ def excluded(config: Config) -> dict[str, dict[str, str]]:
 
 def excluded_digests(config: Config) -> dict[str, str]:
     """Shard to a digest of its excluded objects, for the shards that have some."""
-    return {
-        shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16]
-        for shard, uids in excluded(config).items()
-    }
+    listed = excluded(config).items()
+    return {shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16] for shard, uids in listed}
 
 
 def exclude(config: Config, uids: list[str], reason: str = NO_REASON, *, undo: bool = False) -> list[str]:

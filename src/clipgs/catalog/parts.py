@@ -4,7 +4,7 @@ A file is written to a hidden `.NAME.part` in its folder, and renamed once its b
 name is whole. If the caller knows no hash, a `NAME.check` sidecar keeps size and hash for later.
 
 The part is also the lock: its writer holds `flock` on it. The kernel releases the lock when the process dies, so locks
-are never stale, and the next process resumes the download (`.NAME.part.json` says of which version). Hosts that share a
+are never stale, and the next process resumes the download (`.NAME.part.json` names the version). Hosts that share a
 file system exclude each other if it supports locks (NFS, Lustre with `flock`, GPFS, BeeGFS). Otherwise two hosts may
 download a file twice, and the result is still right: a part is written at fixed offsets and never shortened, and every
 file is checked when a process first uses it.

@@ -130,7 +130,7 @@ class _Document:
         data = self.buffer(described["buffer"])
         start, length = described.get("byteOffset", 0), described["byteLength"]
         if start < 0 or length < 0 or start + length > len(data):
-            raise ObjectError(f"its buffer view {index} lies outside its buffer of {len(data)} bytes")
+            raise ObjectError(f"its buffer view {index} is outside its buffer of {len(data)} bytes")
         return data[start : start + length]
 
     # --- accessors ---
@@ -202,19 +202,19 @@ class _Document:
             glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
             # Some converters use the extension for its gloss alone, and pbrMetallicRoughness still holds the colour.
             if "diffuseFactor" in glossy or "diffuseTexture" in glossy:
-                factor, picture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
+                factor, texture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
             else:
                 metallic = described.get("pbrMetallicRoughness", {})
-                factor, picture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
+                factor, texture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
             red, green, blue, alpha = _floats((1, 1, 1, 1) if factor is None else factor, 4)
-            base = (None, None) if picture is None else self.texture(picture)
+            base = (None, None) if texture is None else self.texture(texture)
             glow_red, glow_green, glow_blue = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
             glow = (glow_red, glow_green, glow_blue)
-            glow_picture = described.get("emissiveTexture")
+            glow_texture = described.get("emissiveTexture")
             # A glow without texture counts only where the colour is black: converters store ambient light in it.
-            if glow_picture is None and max(red, green, blue) > 0:
+            if glow_texture is None and max(red, green, blue) > 0:
                 glow = (0.0, 0.0, 0.0)
-            emissive = self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
+            emissive = self.texture(glow_texture) if glow_texture is not None and max(glow) > 0 else (None, None)
             mode = described.get("alphaMode", "OPAQUE")
             if mode not in ("OPAQUE", "MASK", "BLEND"):
                 raise ObjectError(f"a material has the unknown alpha mode {mode!r}")

@@ -65,14 +65,9 @@ def load(
             limit.
     """
     path = Path(path)
-    readers: dict[str, Callable[[], list[Part]]] = {
-        ".glb": lambda: gltf.read(path, folder, neutral, max_faces),
-        ".gltf": lambda: gltf.read(path, folder, neutral, max_faces),
-        ".obj": lambda: _read_obj(path, folder, neutral, max_faces),
-        ".ply": lambda: _read_ply(path, folder, neutral, max_faces),
-        ".stl": lambda: _read_stl(path, neutral, max_faces),
-        ".off": lambda: _read_off(path, neutral, max_faces),
-    }
+    readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
+    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
+    readers |= {".stl": _read_stl, ".off": _read_off}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
@@ -81,7 +76,7 @@ def load(
     folder = Folder(path, max_texture_pixels)
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
-        parts = readers[suffix]()
+        parts = readers[suffix](path, folder, neutral, max_faces)
     except (ObjectError, MemoryError):
         raise
     except Exception as error:  # trimesh raises errors of any class
@@ -147,7 +142,7 @@ def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> 
     return [_part(load_ply(io.BytesIO(data), resolver=textures), neutral)]
 
 
-def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
+def _read_stl(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.stl import load_stl
 
     data = path.read_bytes()
@@ -161,7 +156,7 @@ def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
     return [_part(kwargs, neutral) for kwargs in solids]
 
 
-def _read_off(path: Path, neutral: Material, max_faces: int) -> list[Part]:
+def _read_off(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
     """OFF and COFF, with the colours that trimesh ignores: of vertices (COFF), else of faces."""
     lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
     head, *body = [line for line in lines if line] or [[""]]
@@ -359,7 +354,7 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
         raise ObjectError(f"it has coordinates up to {largest:.3g}, which is not the size of an object")
     size = float((high - low).max())
     if size < _SMALLEST or size < largest * 1e-12:
-        raise ObjectError("it has no size: all its vertices lie at one point")
+        raise ObjectError("it has no size: all its vertices are at one point")
     centre, scale = (low + high) / 2, 1.0 / size
     finished = tuple(
         Part(

@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,9 @@ _CANNOT_BE_READ = (OSError, EOFError, ValueError, zlib.error)  # cut, not gzip, 
 # Rows of the table, sorted by locator. `category` is the LVIS category; `lvis` is also true for a file with the bytes
 # of an LVIS object; `refused` is the rule that leaves the object out, else null. A subclass gives `label_hash` for the
 # other labels, to which the category's is added here. It gives `lvis` where it knows more than its rows show.
-_COLUMNS = {
-    "locator": "string",
-    "uid": "string",
-    "file_identifier": "string",
-    "sha256": "string",
-    "note": "string",
-    "category": "string",
-    "text": "string",
-    "license": "string",
-    "credit": "string",
-    "page": "string",
-    "faces": "int64",
-    "vertices": "int64",
-    "bytes": "int64",
-    "textures": "int64",
-    "animations": "int64",
-    "license_name": "string",
-    "lvis": "bool",
-    "refused": "string",
-    "label_hash": "uint64",
-}
+_TEXTS = ("locator", "uid", "file_identifier", "sha256", "note", *LABEL_COLUMNS[1:], "license_name", "refused")
+_NUMBERS = ("faces", "vertices", "bytes", "textures", "animations")
+_COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(_NUMBERS, "int64") | {"lvis": "bool", "label_hash": "uint64"}
 
 
 def page_of(uid: str) -> str:
@@ -103,16 +86,15 @@ class AnnotationFiles:
 
     def get_all(self, names: list[str]) -> list[Path]:
         """As `get`, for several files at once."""
-        progress = Progress("annotations of Objaverse", len(names), "file")
-        try:
-            with ThreadPoolExecutor(self._settings.parallel) as pool:
-                paths = []
-                for path in pool.map(self.get, names):
-                    paths.append(path)
-                    progress.step()
-                return paths
-        finally:
-            progress.close()
+        paths = []
+        with (
+            closing(Progress("annotations of Objaverse", len(names), "file")) as progress,
+            ThreadPoolExecutor(self._settings.parallel) as pool,
+        ):
+            for path in pool.map(self.get, names):
+                paths.append(path)
+                progress.step()
+        return paths
 
     def linked(self, place: str) -> Path:
         """A table that the configuration names by URL or by path.

@@ -88,11 +88,9 @@ def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         name, operator, value = match[1], match[2].strip(), match[3]
         if name not in table.column_names:
             near = difflib.get_close_matches(name, table.column_names, n=1)
-            raise UsageError(
-                f"config: catalog.curation.where: {settings.table} has no column {name}"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + f" (it has {', '.join(table.column_names)})"
-            )
+            hint = f"; did you mean {near[0]}?" if near else ""
+            listed = f"(it has {', '.join(table.column_names)})"
+            raise UsageError(f"config: catalog.curation.where: {settings.table} has no column {name}{hint} {listed}")
         passes = _compare(rule, table[name].combine_chunks(), operator, value)
         yield rule, pc.fill_null(pc.take(passes, places), False)
 
@@ -108,9 +106,8 @@ def _read_table(path: Path, key: str) -> Any:
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"config: catalog.curation.table: {path}: {' '.join(str(error).split())}") from None
     if key not in table.column_names:
-        raise UsageError(
-            f"config: catalog.curation.key = {key}: {path} has no such column (it has {', '.join(table.column_names)})"
-        )
+        listed = ", ".join(table.column_names)
+        raise UsageError(f"config: catalog.curation.key = {key}: {path} has no such column (it has {listed})")
     if pc.count_distinct(table[key]).as_py() != len(table):
         counts = table.group_by(key).aggregate([([], "count_all")])
         twice = counts.filter(pc.greater(counts["count_all"], 1))[key][0]

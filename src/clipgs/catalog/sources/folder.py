@@ -61,11 +61,8 @@ class FolderSource:
             found = (Path(name) for name in glob.glob(str(pattern), recursive=True))
         else:
             raise UsageError(f"catalog.{self.name}.path: {pattern} is not a folder")
-        return sorted(
-            _text(path.relative_to(self.root))
-            for path in found
-            if path.suffix.lower() in self.suffixes and not path.is_dir()
-        )
+        files = (path for path in found if path.suffix.lower() in self.suffixes and not path.is_dir())
+        return sorted(_text(path.relative_to(self.root)) for path in files)
 
     def locators(self) -> list[str]:
         if self._manifest is not None:
@@ -95,13 +92,11 @@ class FolderSource:
         """Our name to the manifest's; columns that are added to the credit; columns not used."""
         header, mapped = self._table[0], {}
         for ours, theirs in self._settings.columns.items():
+            key, manifest = f"config: catalog.{self.name}.columns.{ours}", self._settings.manifest
             if ours not in COLUMNS:
-                raise UsageError(f"config: catalog.{self.name}.columns.{ours} is not one of {', '.join(COLUMNS)}")
+                raise UsageError(f"{key} is not one of {', '.join(COLUMNS)}")
             if theirs not in header:
-                raise UsageError(
-                    f"config: catalog.{self.name}.columns.{ours} = {theirs}: {self._settings.manifest} has no such"
-                    f" column (it has {', '.join(header)})"
-                )
+                raise UsageError(f"{key} = {theirs}: {manifest} has no such column (it has {', '.join(header)})")
             mapped[ours] = theirs
         for ours in COLUMNS:
             for theirs in (ours, *_ALIASES.get(ours, ())):
@@ -180,7 +175,7 @@ class FolderSource:
         path = self._locate(row["locator"])
         if _hash_with_named_files(path) != row["sha256"]:
             raise ObjectError(
-                f"{row['locator']} has other bytes than when it was frozen; give the new file a name of its own"
+                f"{row['locator']} has other bytes than when it was frozen; give the new file another name"
             )
         return path
 

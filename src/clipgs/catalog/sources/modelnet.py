@@ -53,10 +53,8 @@ class ModelNet40Source:
 
     def locators(self) -> list[str]:
         if not self._members:
-            raise UsageError(
-                f"catalog.modelnet.path: {self._place} holds no CLASS/train/NAME.off or CLASS/test/NAME.off; "
-                f"is it {self.title}?"
-            )
+            forms = "CLASS/train/NAME.off or CLASS/test/NAME.off"
+            raise UsageError(f"catalog.modelnet.path: {self._place} holds no {forms}; is it {self.title}?")
         return sorted(self._members)
 
     def gone(self, known: list[str]) -> list[str]:
@@ -159,9 +157,8 @@ class ModelNet40Source:
         if member is None:
             raise ObjectError(f"{row['locator']} is no longer in the archive")
         if member.file_size > self._max_bytes:
-            raise ObjectError(
-                f"the file has {member.file_size / 1e6:.0f} MB, meshes.max_file_mb is {self._max_bytes / 1e6:.0f}"
-            )
+            megabytes = f"{member.file_size / 1e6:.0f} MB"
+            raise ObjectError(f"the file has {megabytes}, meshes.max_file_mb is {self._max_bytes / 1e6:.0f}")
         if _checksum(path) == (member.file_size, member.CRC):
             return path
         try:

@@ -8,6 +8,7 @@ import csv
 import difflib
 import hashlib
 import re
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,8 @@ from clipgs.core.files import sha256_of, whole
 from clipgs.core.runner import Progress
 
 PART_VERSION = 1  # raised when other values are read from an annotation
-# Objaverse's names of licences to SPDX's.
-LICENSES = {
-    "by": "CC-BY-4.0",
-    "by-sa": "CC-BY-SA-4.0",
-    "by-nd": "CC-BY-ND-4.0",
-    "by-nc": "CC-BY-NC-4.0",
-    "by-nc-sa": "CC-BY-NC-SA-4.0",
-    "by-nc-nd": "CC-BY-NC-ND-4.0",
-    "cc0": "CC0-1.0",
-}
+_BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")
+LICENSES = {name: f"CC-{name.upper()}-4.0" for name in _BY} | {"cc0": "CC0-1.0"}  # Objaverse's names to SPDX's
 _NOWHERE = "unknown"  # the folder in the locator of a listed uid that is not in Objaverse
 _FOLDER = "^[0-9]{3}-[0-9]{3}$"
 _PATH = rf"^glbs/(?P<locator>{_FOLDER[1:-1]}/(?P<uid>[A-Za-z0-9_-]{{1,64}}))\.glb$"
@@ -60,10 +53,8 @@ class ObjaverseSource(AnnotatedSource):
         for category in settings.categories:
             if category not in known:
                 near = difflib.get_close_matches(category, known, n=1)
-                raise UsageError(
-                    f"config: catalog.objaverse.categories: LVIS has no category {category}"
-                    + (f"; did you mean {near[0]}?" if near else "")
-                )
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"config: catalog.objaverse.categories: LVIS has no category {category}{hint}")
         chosen = set(settings.categories) or known
         return [uid for uid, category in self._lvis.items() if category in chosen]
 
@@ -133,12 +124,11 @@ class ObjaverseSource(AnnotatedSource):
         """The rows of these annotation files, with the columns of `_part_schema`."""
         import pyarrow as pa
 
-        progress = Progress("reading annotations of Objaverse", len(folders), "file")
         parts = []
-        for folder in folders:
-            parts.append(self._part(folder))
-            progress.step()
-        progress.close()
+        with closing(Progress("reading annotations of Objaverse", len(folders), "file")) as progress:
+            for folder in folders:
+                parts.append(self._part(folder))
+                progress.step()
         return pa.concat_tables(parts) if parts else pa.Table.from_pylist([], _part_schema())
 
     def _part(self, folder: str) -> Any:
