@@ -423,7 +423,7 @@ def test_the_token_goes_to_the_endpoint_alone(server, folder, place, monkeypatch
 @pytest.mark.parametrize("token", ["hf secret", "hf\nsecret", "hf_sécret"])
 def test_what_is_no_token_is_neither_sent_nor_shown(server, place, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UsageError, match=r"HF_TOKEN holds more than a token$"):
+    with pytest.raises(UsageError, match=r"HF_TOKEN is not a token: it has spaces or non-ASCII characters$"):
         downloader().get(f"{server.url}/a.glb", place, token=True)
     assert not server.requests
 

@@ -213,7 +213,7 @@ def test_a_device_that_is_not_there():
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
-def test_naming_the_room_loads_nothing_heavy():
+def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, clipgs.meshes\n"
         "sys.exit(len({'trimesh', 'pyrender', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"

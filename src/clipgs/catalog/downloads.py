@@ -303,7 +303,8 @@ class Downloader:
     def _token(self) -> str | None:
         secret = os.environ.get(self._settings.token_variable, "").strip()
         if not re.fullmatch(r"[!-~]*", secret):  # the HTTP library's error would show the token
-            raise UsageError(f"the environment variable {self._settings.token_variable} holds more than a token")
+            name = self._settings.token_variable
+            raise UsageError(f"the environment variable {name} is not a token: it has spaces or non-ASCII characters")
         return secret or None
 
     def _judge(self, request: _Request, part: Part, response: urllib3.BaseHTTPResponse) -> int | None:

@@ -34,7 +34,7 @@ _CANNOT_BE_READ = (OSError, EOFError, ValueError, zlib.error)  # cut, not gzip, 
 
 # Rows of the table, sorted by locator. `category` is the LVIS category; `lvis` is also true for a file with the bytes
 # of an LVIS object; `refused` is the rule that leaves the object out, else null. A subclass gives `label_hash` for the
-# other labels, to which the category's is added here. It gives `lvis` where it knows more than its rows show.
+# other labels, to which the category's is added here, and `lvis` if its files list more LVIS shapes than its rows.
 _TEXTS = ("locator", "uid", "file_identifier", "sha256", "note", *LABEL_COLUMNS[1:], "license_name", "refused")
 _NUMBERS = ("faces", "vertices", "bytes", "textures", "animations")
 _COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(_NUMBERS, "int64") | {"lvis": "bool", "label_hash": "uint64"}
