@@ -48,7 +48,8 @@ print(len(made.frozen), len(made.pending), time.perf_counter() - start)
 LABEL = """
 import sys
 from clipgs import config
-from clipgs.catalog.shards import label, plan
+from clipgs.catalog.shards import plan
+from clipgs.catalog.stages import label
 settings = config.read(sys.argv[1])
 for shard in plan(settings).shards:
     label(settings, shard, 1)

@@ -191,7 +191,7 @@ def test_the_240k_rules_take_their_limit_and_the_lvis_objects_that_pass_on_top(t
     assert counts["refused"] == dict.fromkeys(refused, 2) | {"max_objects": 16}
     for note in (
         "36 of 60 objects are taken",
-        "30 objects are to train and validate on; 6 are LVIS shapes, to test on",
+        "30 objects are for training and validation; 6 are LVIS shapes, for the test split",
     ):
         assert note in made.notes
     assert {note for note in made.notes if "refuses" in note} == {

@@ -75,7 +75,7 @@ def test_a_file_comes_whole_with_a_sidecar_and_only_once(server, place):
 
 
 def test_a_known_hash_needs_no_sidecar(server, place):
-    downloader().get(f"{server.url}/a.glb", place, sha256=SHA256.upper(), size=len(DATA))
+    downloader().get(f"{server.url}/a.glb", place, sha256=SHA256.upper())
     downloader().get(f"{server.url}/a.glb", place, sha256=SHA256)
     assert files(place) == {"a.glb"}
     assert server.requests["/a.glb"] == 1
@@ -91,11 +91,10 @@ def test_a_damaged_file_is_fetched_again(server, place, known, damaged, caplog):
     assert "damaged" in caplog.text
 
 
-def test_a_file_that_someone_else_put_there_is_taken_where_its_hash_or_size_is_known(server, place):
+def test_a_file_that_someone_else_put_there_is_taken_if_its_hash_is_known(server, place):
     place.parent.mkdir()
     place.write_bytes(DATA)
     downloader().get(f"{server.url}/a.glb", place, sha256=SHA256)
-    downloader().get(f"{server.url}/a.glb", place, size=len(DATA))
     assert not server.requests
     downloader().get(f"{server.url}/a.glb", place)  # it may be half of the file
     assert server.requests["/a.glb"] == 1
@@ -164,7 +163,7 @@ def test_a_server_that_falls_silent_is_left(server, place):
     downloader(timeout_seconds=0.3).get(f"{server.url}/a.glb", place)
     assert time.monotonic() - start < 2
     server.always["/a.glb"] = Fault(stall_seconds=1)
-    with pytest.raises(ObjectError, match=r"in 2 tries: no byte came for 0\.2 s"):
+    with pytest.raises(ObjectError, match=r"in 2 tries: no byte was received for 0\.2 s"):
         downloader(timeout_seconds=0.2, retries=1).get(f"{server.url}/a.glb", place.with_name("b"))
 
 
@@ -182,7 +181,7 @@ def test_one_dead_object_is_a_failed_one_and_a_dead_host_ends_the_run(folder, pl
 
     def fail_three_times():
         for _ in range(3):
-            with pytest.raises(ObjectError, match="could not be fetched in 2 tries: its host takes no connection"):
+            with pytest.raises(ObjectError, match="could not be fetched in 2 tries: its host accepts no connection"):
                 fetch.get(url, place)
 
     fail_three_times()
@@ -275,7 +274,7 @@ def test_killed_before_the_renaming_it_is_not_fetched_again(server, place, monke
 
 @pytest.mark.parametrize(
     ("status", "meaning"),
-    [(404, "was not found"), (410, "has been removed"), (403, "is not open to us"), (401, "HF_TOKEN"), (451, "451")],
+    [(404, "was not found"), (410, "has been removed"), (403, "is not public"), (401, "HF_TOKEN"), (451, "451")],
 )
 def test_what_will_not_pass_is_not_tried_again(server, place, status, meaning):
     server.always["/a.glb"] = Fault(status=status)
@@ -291,8 +290,6 @@ def test_wrong_bytes_are_never_stored(server, place):
     server.always["/a.glb"] = Fault(body=b"<html>please log in</html>")
     with pytest.raises(ObjectError, match=r"other bytes than it should: its SHA-256 begins \w{12}, not " + SHA256[:12]):
         downloader().get(f"{server.url}/a.glb", place, sha256=SHA256)
-    with pytest.raises(ObjectError, match=f"has 26 bytes instead of {len(DATA)}"):
-        downloader().get(f"{server.url}/a.glb", place, size=len(DATA))
     assert files(place) == set()
 
 
@@ -313,7 +310,7 @@ def test_a_hash_that_the_source_announces_is_checked(server, folder, place):
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_comes(server, place):
-    with pytest.raises(ObjectError, match=r"has 0\.0 MB, and at most 0\.0 MB are allowed"):
+    with pytest.raises(ObjectError, match=r"has at least 0\.0 MB, and at most 0\.0 MB are allowed"):
         downloader().get(f"{server.url}/a.glb", place, max_bytes=len(DATA) - 1)
     downloader().get(f"{server.url}/a.glb", place, max_bytes=len(DATA))
 
@@ -342,7 +339,7 @@ def test_a_file_of_unknown_length_that_is_too_large_is_left(place):
     endless = Endless()
     port = endless.socket.getsockname()[1]
     endless.start()
-    with pytest.raises(ObjectError, match=r"has more, and at most 3\.0 MB are allowed"):
+    with pytest.raises(ObjectError, match=r"has at least 3\.\d MB, and at most 3\.0 MB are allowed"):
         downloader().get(f"http://127.0.0.1:{port}/a", place, max_bytes=3_000_000)
     assert files(place) == set()
     endless.join(timeout=10)
@@ -359,7 +356,7 @@ def test_other_addresses_are_refused(place, url):
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://localhost/a", "", "http://["])
 def test_redirects_lead_to_the_web_only(server, place, target):
     server.always["/a.glb"] = Fault.redirect(target)
-    with pytest.raises(ObjectError, match="redirects to what is no web address"):
+    with pytest.raises(ObjectError, match="redirects to something that is not a web address"):
         downloader().get(f"{server.url}/a.glb", place)
 
 
@@ -426,7 +423,7 @@ def test_the_token_goes_to_the_endpoint_alone(server, folder, place, monkeypatch
 @pytest.mark.parametrize("token", ["hf secret", "hf\nsecret", "hf_sécret"])
 def test_what_is_no_token_is_neither_sent_nor_shown(server, place, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UsageError, match=r"HF_TOKEN holds more than a token$"):
+    with pytest.raises(UsageError, match=r"HF_TOKEN is not a token: it has spaces or non-ASCII characters$"):
         downloader().get(f"{server.url}/a.glb", place, token=True)
     assert not server.requests
 
@@ -450,7 +447,7 @@ def test_the_environments_proxy_is_used_with_its_login_and_not_for_loopback(serv
 
 def test_a_proxy_that_is_not_understood_is_said(place, monkeypatch):
     monkeypatch.setenv("http_proxy", "socks5://me:secret@localhost:1")
-    with pytest.raises(UsageError, match=r"the proxy that the environment names is one for socks5, not for http"):
+    with pytest.raises(UsageError, match=r"the environment's proxy is for socks5; only http"):
         downloader().get("http://objects.invalid/a.glb", place)
 
 
@@ -462,7 +459,7 @@ def test_a_folder_can_be_the_endpoint(folder, place):
     with pytest.raises(ObjectError, match=r"file://\S+/b\.glb was not found"):
         fetch.get(fetch.resolve("https://host", "b.glb"), place.with_name("b"))
     os.mkfifo(folder / "pipe")
-    with pytest.raises(ObjectError, match="is no file"):
+    with pytest.raises(ObjectError, match="is not a file"):
         fetch.get(fetch.resolve("https://host", "pipe"), place.with_name("b"))
     with pytest.raises(ObjectError, match="other bytes"):
         fetch.get(fetch.resolve("https://host", "a.glb"), place.with_name("b"), sha256="0" * 64)

@@ -165,7 +165,7 @@ def test_names_that_lead_elsewhere_are_no_objects(tmp_path):
         bundle.writestr("chair/train/../x.off", BOX)
     objects = modelnet(tmp_path / "evil.zip", tmp_path / "cache")
     assert objects.locators() == NAMES
-    assert objects.notes()[1].startswith("5 OFF files do not stand")
+    assert objects.notes()[1].startswith("5 OFF files have other names")
     for locator in ("../../x.off", "chair/train/../x.off", "/chair/train/x.off", "chair/valid/x.off"):
         with pytest.raises(ObjectError, match="is not CLASS"):
             objects.path({"locator": locator})
@@ -181,9 +181,9 @@ def test_what_is_not_modelnet_is_one_line(tmp_path):
     (tmp_path / "cut.zip").write_bytes(b"PK\3\4 cut")
     with pytest.raises(UsageError, match=r"holds no CLASS/train/NAME\.off"):
         modelnet(tmp_path / "empty", tmp_path / "cache").locators()
-    with pytest.raises(UsageError, match=r"nowhere\.zip is not there"):
+    with pytest.raises(UsageError, match=r"nowhere\.zip does not exist"):
         modelnet(tmp_path / "nowhere.zip", tmp_path / "cache").locators()
-    with pytest.raises(ClipgsError, match=r"cut\.zip is no whole zip archive"):
+    with pytest.raises(ClipgsError, match=r"cut\.zip is not a whole zip archive"):
         modelnet(tmp_path / "cut.zip", tmp_path / "cache").locators()
 
 

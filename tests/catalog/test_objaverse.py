@@ -84,7 +84,8 @@ def test_lvis_objects_are_the_test_split_and_no_others(tmp_path, package):
     assert tested == {uid_of(index) for index in (1, 2, 3)}
     assert {row["split"] for row in rows_of(config) if row["uid"] not in tested} <= {"train", "validation"}
     assert any(
-        "9 objects are to train and validate on; 3 are LVIS shapes, to test on" in note for note in plan(config).notes
+        "9 objects are for training and validation; 3 are LVIS shapes, for the test split" in note
+        for note in plan(config).notes
     )
 
 
@@ -114,7 +115,7 @@ def test_a_list_of_uids_and_an_unknown_one(tmp_path, package):
     assert set(rows) == {uid_of(7), uid_of(3), "f" * 32}
     assert rows["f" * 32]["note"] == f"unreadable: Objaverse has no object {'f' * 32}"
     assert rows[uid_of(7)]["note"] is None
-    assert any("1 objects cannot be had" in note for note in plan(config).notes)
+    assert any("1 objects are not available" in note for note in plan(config).notes)
     with pytest.raises(ObjectError, match="has no object"):
         source(config).fetch(rows["f" * 32])
     # Only the annotation files of listed objects are read.
@@ -250,7 +251,7 @@ def test_objects_that_objaverse_no_longer_has_stop_the_run(tmp_path, package):
     freeze_all(config)
     paths = json.loads(gzip.decompress((package / "hf-objaverse-v1/object-paths.json.gz").read_bytes()))
     write_gz(package / "hf-objaverse-v1/object-paths.json.gz", dict(list(paths.items())[:8]))
-    with pytest.raises(ClipgsError, match="4 of 12 known objects have gone"):
+    with pytest.raises(ClipgsError, match="4 of 12 known objects are missing"):
         plan(config)
 
 
@@ -357,13 +358,15 @@ def test_a_damaged_table_of_hashes_is_one_line(tmp_path, package):
     table.write_bytes(b"PAR1 and no more")
     with pytest.raises(ClipgsError, match="is cut or damaged"):
         plan(config_of(tmp_path, hashes=str(table)))
-    with pytest.raises(ClipgsError, match=r"annotations cannot be had|is not a folder"):  # passed over for a download
+    with pytest.raises(
+        ClipgsError, match=r"annotations could not be downloaded|is not a folder"
+    ):  # ignored, and downloaded instead
         plan(config_of(tmp_path, hashes="https://huggingface.co/x/sketchfab/sketchfab.parquet"))
 
 
 def test_annotations_that_cannot_be_had_are_one_line(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ClipgsError, match="annotations cannot be had") as error:
+    with pytest.raises(ClipgsError, match="annotations could not be downloaded") as error:
         plan(config_of(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -371,7 +374,7 @@ def test_annotations_that_cannot_be_had_are_one_line(tmp_path):
 @pytest.mark.parametrize("path", ["../../etc/passwd", "glbs/000-000/../x.glb", "/glbs/000-000/x.glb", "x.glb"])
 def test_a_path_that_leads_elsewhere_is_refused(tmp_path, package, path):
     write_gz(package / "hf-objaverse-v1/object-paths.json.gz", {uid_of(0): path})
-    with pytest.raises(ClipgsError, match="which no file of Objaverse"):
+    with pytest.raises(ClipgsError, match="which is not glbs/FOLDER/UID"):
         plan(config_of(tmp_path))
 
 

@@ -180,8 +180,8 @@ def test_a_table_of_scores_chooses_by_hash(tmp_path, mirror):
         (["nowhere.csv"], "nowhere.csv is not a file"),
         (["columns.csv"], "has no column source, license, sha256"),
         (["cut.parquet"], "is cut or damaged"),
-        (["empty.csv"], "hold no object"),
-        (["https://example.org/xl/github.parquet"], "annotations cannot be had"),
+        (["empty.csv"], "list no object"),
+        (["https://example.org/xl/github.parquet"], "annotations could not be downloaded"),
     ],
 )
 def test_a_wrong_table_is_one_line(tmp_path, mirror, tables, words, monkeypatch):

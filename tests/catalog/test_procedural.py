@@ -12,6 +12,7 @@ import pytest
 import trimesh
 
 from clipgs.catalog.sources import procedural
+from clipgs.config import check
 from clipgs.shapes import geometry, paint
 from clipgs.shapes.glb import write_glb
 
@@ -108,9 +109,10 @@ def test_the_seed_changes_the_objects():
 
 
 def test_a_description_is_free_and_credited():
-    description = procedural.describe("chair/17/0")
-    assert description.uid == description.group == "chair-0-00017"
-    assert (description.license, description.credit) == ("CC0-1.0", "clipgs procedural")
+    source = procedural.ProceduralSource(check({}))
+    row, (label,) = source.identify("chair/17/0"), source.labels(["chair/17/0"])
+    assert row["uid"] == row["group"] == "chair-0-00017"
+    assert (label["license"], label["credit"]) == ("CC0-1.0", "clipgs procedural")
 
 
 # The files

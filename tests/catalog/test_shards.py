@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from clipgs.catalog import shards
+from clipgs.catalog import stages
 from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, plan, shard_path
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.catalog.stages import freeze, label, objects
@@ -93,8 +93,8 @@ def test_a_folder_that_is_not_mounted_stops_the_run(tmp_path, meshes):
     with pytest.raises(ClipgsError) as error:
         plan(config)
     assert str(error.value) == (
-        "2 of 5 known objects have gone from the source (the first: b.obj); "
-        "is it mounted? To go on without them, use another `output`"
+        "2 of 5 known objects are missing from the source (the first: b.obj); "
+        "is it mounted? To continue without them, use another `output`"
     )
 
 
@@ -206,7 +206,7 @@ class Fake:
 )  # fmt: skip
 def test_a_frozen_row(found, expected):
     owner, taken = {"known": "owner"}, {"taken", "owner"}
-    row = shards._freeze_row(Fake(found), "x.obj", owner, taken)
+    row = stages._freeze_row(Fake(found), "x.obj", owner, taken)
     assert {key: value for key, value in row.items() if key != "note" or value} == {
         "source": "fake", "locator": "x.obj", **expected}  # fmt: skip
     assert taken == {"taken", "owner", expected["uid"]}
@@ -221,7 +221,7 @@ def plain_hash(group):
 def test_without_a_category_a_split_is_a_hash_of_the_group(tmp_path):
     config = config_of(tmp_path, test_fraction=0.3, validation_fraction=0.2)
     rows = [{"group": f"g{i}"} for i in range(200)]
-    shards._Splits(config, []).assign(rows, [None] * 200)
+    stages._Splits(config, []).assign(rows, [None] * 200)
     for row in rows:
         place = plain_hash(row["group"])
         assert row["split"] == ("test" if place < 0.3 else "validation" if place < 0.5 else "train")
@@ -233,7 +233,7 @@ def test_in_a_category_the_split_that_lacks_most_is_next(tmp_path, already):
     """In whole numbers of tenths, with the groups in the order of their hashes; of equal lacks the test split's."""
     config = config_of(tmp_path, test_fraction=0.3, validation_fraction=0.2)
     counts = {"test": 0, "train": already, "validation": 0}
-    splits = shards._Splits(config, [])
+    splits = stages._Splits(config, [])
     splits._counts["chair"].update(counts)
     rows = [{"group": f"g{i}"} for i in range(41)]
     splits.assign(rows, ["chair"] * 41)
@@ -249,7 +249,7 @@ def test_in_a_category_the_split_that_lacks_most_is_next(tmp_path, already):
 @pytest.mark.parametrize(("groups", "already", "evenly"), [(2, 0, False), (3, 0, True), (2, 1, True), (1, 1, False)])
 def test_a_category_of_three_groups_is_split_evenly(tmp_path, groups, already, evenly):
     config = config_of(tmp_path, test_fraction=0.0, validation_fraction=0.0)
-    splits = shards._Splits(config, [])
+    splits = stages._Splits(config, [])
     splits._fractions = {"train": 0.0, "test": 0.0, "validation": 1.0}  # the hash would give all to validation
     splits._counts["chair"]["validation"] = already
     splits._by_hash = lambda group: "by hash"
@@ -264,7 +264,7 @@ def test_groups_and_labels_of_frozen_shards_count(tmp_path, meshes):
     freeze_all(config)
     label(config, "00000")
     label(config, "00001")  # the third has no labels yet
-    splits = shards._Splits(config, rows_of(config))
+    splits = stages._Splits(config, rows_of(config))
     assert splits._counts == {"chair": {"train": 4}}
     assert splits._of_group == {row["group"]: "train" for row in rows_of(config)}
     known = [{"group": rows_of(config)[0]["group"], "split": "test"}, {"group": "new", "split": "validation"}]

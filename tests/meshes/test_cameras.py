@@ -154,7 +154,7 @@ def test_cameras_come_back_from_their_file():
     assert again[2] == 64
     with pytest.raises(ObjectError) as error:
         parse_cameras(data.replace(b"opencv", b"opengl"))
-    assert str(error.value) == "the cameras follow the convention 'opengl world-to-camera', which is not known"
+    assert str(error.value) == "the cameras have the unknown convention 'opengl world-to-camera'"
     with pytest.raises(ObjectError, match="the convention None"):
         parse_cameras(b"{}")
 

@@ -5,6 +5,7 @@ import pytest
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import decode_image
+from clipgs.meshes.headless import import_pyrender
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import (
     Material,
@@ -180,7 +181,7 @@ def test_what_the_shader_is_told():
     textures = {"base_color_texture": texture, "emissive_texture": glow}
     expected = {"OPAQUE": ("OPAQUE", 0, 0), "MASK": ("OPAQUE", 0, 0.25), "BLEND": ("BLEND", 1, 1 / 255)}
     for mode, (drawn, writes_alpha, least_alpha) in expected.items():
-        made = render_material(quad(Material(alpha_mode=mode, **factors, **textures)))
+        made = render_material(import_pyrender(), quad(Material(alpha_mode=mode, **factors, **textures)))
         assert (made.alphaMode, made.metallicFactor) == (drawn, writes_alpha)
         assert made.roughnessFactor == pytest.approx(least_alpha)
         assert made.doubleSided is True
@@ -193,7 +194,7 @@ def test_what_the_shader_is_told():
         assert base.source.dtype == np.uint8
         assert made.emissiveTexture.source.tolist() == [[[9, 9, 9, 255]]]  # its alpha means nothing
         assert (made.emissiveTexture.sampler.wrapS, made.emissiveTexture.sampler.wrapT) == (10497, 10497)
-    bare = render_material(quad(Material(alpha_mode="MASK", **factors, **textures), uv=None))
+    bare = render_material(import_pyrender(), quad(Material(alpha_mode="MASK", **factors, **textures), uv=None))
     assert bare.baseColorTexture is None
     assert bare.emissiveTexture is None
 
@@ -288,5 +289,5 @@ def test_pictures_that_are_refused():
         decode_image(_png(np.zeros((100, 100), np.uint8)), "t", 9999)
     with pytest.raises(ObjectError, match="'t' is damaged"):
         decode_image(_png(RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8))[:2000], "t", 10**6)
-    with pytest.raises(ObjectError, match="'t' is no picture"):
+    with pytest.raises(ObjectError, match="'t' is not an image"):
         decode_image(b"hello", "t", 10**6)

@@ -1,4 +1,4 @@
-"""Files from the network: whole, checked, resumed, and no faster than the server wants (`parts`: how they land)."""
+"""Downloads: whole, checked, resumed, and no faster than the server allows. `parts` writes the files."""
 
 import ipaddress
 import logging
@@ -39,33 +39,30 @@ from clipgs.core.files import damage, sha256_of, sidecar
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 18
-_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another try may not meet
-_FOLLOWED_BY_BYTES = frozenset({200, 206})
-_REFUSALS = {401: "is not open to us", 403: "is not open to us", 404: "was not found", 410: "has been removed"}
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # another try may succeed
+_REFUSALS = {401: "is not public", 403: "is not public", 404: "was not found", 410: "has been removed"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
-# Tries are not left to urllib3's Retry: it cannot go on with a body that was cut, counts a redirect as a try, does not
-# wait before the second try, takes a Retry-After of a day for six hours, and makes one thread wait where the server
-# means all of them.
+# urllib3's Retry is not used: it cannot resume a body that was cut, counts a redirect as a try, does not wait before
+# the second try, shortens a Retry-After of a day to six hours, and makes one thread wait instead of all.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
-_LONGEST_OBEYED_SECONDS = 3600.0  # a server that asks for a longer pause ends the run instead
-_PROGRESS_BYTES = 1 << 20  # a try that brought this much begins the count of retries again
-_SMALL_BODY_BYTES = 1 << 16  # of an answer that is not the file: read, to keep the connection
+_LONGEST_OBEYED_SECONDS = 3600.0  # if a server asks for a longer pause, the run ends
+_PROGRESS_BYTES = 1 << 20  # a try that gets this much resets the count of retries
+_SMALL_BODY_BYTES = 1 << 16  # of an answer that is not the file; it is read to keep the connection
 
 
 class _Request(NamedTuple):
-    """What `get` was asked for."""
+    """The arguments of `get`."""
 
     url: str
     sha256: str | None
-    size: int | None
     max_bytes: int | None
     token: bool
 
 
 class _TransientError(Exception):
-    """A failure that another try may not meet. `wait_seconds`: as long as the server asked for."""
+    """A failure after which another try may succeed, not before `wait_seconds` if the server asked for a pause."""
 
     def __init__(self, reason: str, wait_seconds: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -73,15 +70,11 @@ class _TransientError(Exception):
         self.unreachable = unreachable
 
 
-class _WrongBytesError(Exception):
-    """All bytes came, and they are not those of the file."""
-
-
 class Downloader:
-    """Fetches files as the section `catalog.downloads` says. Threads may share one.
+    """Downloads files with the settings of the section `catalog.downloads`. Threads may share one.
 
     Raises:
-        UsageError: the endpoint is not an address that files can be had from.
+        UsageError: the endpoint is not a valid address.
     """
 
     def __init__(self, settings: Downloads) -> None:
@@ -94,13 +87,13 @@ class Downloader:
         self._pools: dict[str, urllib3.PoolManager] = {}
 
     def resolve(self, base: str, relative: str) -> str:
-        """The address of a source's file: `endpoint` stands in the place of the base's scheme and host.
+        """The address of a source's file: `endpoint` replaces the scheme and host of the base.
 
-        With the endpoint https://mirror.org/hf, a file of https://huggingface.co/datasets/X is looked for under
+        With the endpoint https://mirror.org/hf, files of https://huggingface.co/datasets/X are at
         https://mirror.org/hf/datasets/X.
 
         Raises:
-            ObjectError: `relative` leads out of the base.
+            ObjectError: `relative` is outside the base.
         """
         if relative.startswith("/") or "\\" in relative or "\0" in relative or ".." in relative.split("/"):
             raise ObjectError(f"{relative!r} is not the name of a file under {_shown(base)}")
@@ -109,39 +102,30 @@ class Downloader:
         return f"{base.rstrip('/')}/{quote(relative)}"
 
     def get(
-        self,
-        url: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        size: int | None = None,
-        max_bytes: int | None = None,
-        token: bool = False,
+        self, url: str, path: Path, *, sha256: str | None = None, max_bytes: int | None = None, token: bool = False
     ) -> Path:
-        """Makes `path` hold the bytes of `url`, whole and checked, and returns it.
+        """Downloads `url` to `path`, whole and checked, and returns `path`.
 
-        A file that is there is hashed when this Downloader first meets it (against `sha256`, else its sidecar) and
-        returned; a damaged one is fetched again.
+        An existing file is checked at the first call for it (against `sha256`, else its sidecar). If it is damaged, it
+        is downloaded again.
 
         Args:
             url: http, https or file.
             sha256: 64 hex digits, where known.
-            size: in bytes, where known.
-            max_bytes: a larger file is refused, before it is fetched where the server tells its size.
-            token: may send the token of `settings.token_variable`, to the endpoint's (else the URL's) own host alone.
+            max_bytes: a larger file is refused, before the download if the server sends its size.
+            token: the token in `settings.token_variable` may be sent, only to the endpoint's (else the URL's) host.
 
         Raises:
-            ObjectError: the file cannot be had, is too large, or does not have the bytes it should.
-            ClipgsError: no other file would fare better: the disk is full, the host cannot be reached.
+            ObjectError: the file is not available, is too large, or has the wrong bytes.
+            ClipgsError: other files would fail too: the disk is full, or the host cannot be reached.
         """
-        path = Path(path)
-        request = _Request(url, sha256.lower() if sha256 else None, size, max_bytes, token)
+        request = _Request(url, sha256.lower() if sha256 else None, max_bytes, token)
         try:
             if self._is_right(path, request):
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             with Part.claimed(path) as part:
-                if self._is_right(path, request):  # it came while another process held the part
+                if self._is_right(path, request):  # another process downloaded it meanwhile
                     part.restart()
                 else:
                     digest = self._fetch(request, part)
@@ -151,7 +135,7 @@ class Downloader:
             raise ClipgsError(f"{path}: {error.strerror or error}{advice(error, 'cache')}") from None
         return path
 
-    # --- what is there already ---
+    # --- existing files ---
 
     def _remember(self, path: Path, request: _Request) -> None:
         with self._lock:
@@ -163,18 +147,16 @@ class Downloader:
         with self._lock:
             if (path, request.sha256) in self._verified:
                 return True
-        noted = sidecar(path).exists()
-        if request.sha256 is None and request.size is None and not noted:
-            return False  # nothing tells whether it is whole
-        right = request.size in (None, path.stat().st_size)
         if request.sha256 is not None:
-            right = right and sha256_of(path) == request.sha256
-        elif noted:
-            right = right and damage(path) is None
+            right = sha256_of(path) == request.sha256
+        elif sidecar(path).exists():
+            right = damage(path) is None
+        else:
+            return False  # nothing shows that it is whole
         if right:
             self._remember(path, request)
         else:
-            log.warning("%s is damaged and is fetched again", path)
+            log.warning("%s is damaged and is downloaded again", path)
         return right
 
     # --- tries ---
@@ -185,17 +167,21 @@ class Downloader:
         while True:
             try:
                 fill = self._copy if _scheme(request.url) == "file" else self._receive
-                return _verify(request, part, fill(request, part))
-            except _WrongBytesError as error:
-                part.restart()  # a proxy may have mixed it up, or the rest came from another version: once more
+                announced = fill(request, part)
+                digest, expected = part.digest(), request.sha256 or announced
+                if expected is None or digest == expected:
+                    return digest
                 if wrong:
-                    raise ObjectError(f"{_shown(request.url)} {error}") from None
+                    begins = f"its SHA-256 begins {digest[:12]}, not {expected[:12]}"
+                    raise ObjectError(f"{_shown(request.url)} has other bytes than it should: {begins}")
+                part.restart()  # a proxy may have damaged it, or the rest was of another version: one more try
                 wrong = True
             except _TransientError as error:
                 failures = 1 if part.size - furthest >= _PROGRESS_BYTES else failures + 1
                 furthest = max(furthest, part.size)
                 if failures > self._settings.retries:
-                    self._count_unreachable(request.url, error)
+                    if error.unreachable:
+                        self._count_unreachable(request.url, error)
                     shown = _shown(request.url)
                     raise ObjectError(f"{shown} could not be fetched in {failures} tries: {error}") from None
                 self._pause(request.url, failures, error)
@@ -204,7 +190,7 @@ class Downloader:
                 raise
 
     def _pause(self, url: str, failures: int, error: _TransientError) -> None:
-        # Full jitter: those that failed together do not come again together.
+        # Full jitter, so that threads that failed together do not try again together.
         seconds = random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (failures - 1)))
         if error.wait_seconds is not None:
             if error.wait_seconds > _LONGEST_OBEYED_SECONDS:
@@ -218,9 +204,7 @@ class Downloader:
         time.sleep(seconds)
 
     def _count_unreachable(self, url: str, error: _TransientError) -> None:
-        """Ends the run when one object after the other met a host that is not there."""
-        if not error.unreachable:
-            return
+        """Ends the run if a host could not be reached for several objects in a row."""
         host = urlsplit(url).netloc
         with self._lock:
             self._unreachable[host] += 1
@@ -232,7 +216,7 @@ class Downloader:
             ) from None
 
     def _copy(self, request: _Request, part: Part) -> str | None:
-        """Fills the part from a folder, which announces no hash."""
+        """Fills the part from a local file. Returns None, as no hash is announced."""
         if self._endpoint is not None and _scheme(self._endpoint) == "file" and not _local(self._endpoint).is_dir():
             raise ClipgsError(f"catalog.downloads.endpoint: {_local(self._endpoint)} is not a folder; is it mounted?")
         if part.size:
@@ -240,8 +224,8 @@ class Downloader:
         source = _local(request.url)
         try:
             if not source.is_file():  # a pipe or device might never end
-                raise ObjectError(f"{_shown(request.url)} {'is no file' if source.exists() else 'was not found'}")
-            file = open(source, "rb")  # noqa: SIM115 (its errors are the object's, the part's are the disk's)
+                raise ObjectError(f"{_shown(request.url)} {'is not a file' if source.exists() else 'was not found'}")
+            file = open(source, "rb")  # noqa: SIM115 (errors of reading are the object's, of writing the disk's)
         except OSError as error:
             raise ObjectError(f"{_shown(request.url)} cannot be read ({error.strerror})") from None
         with file:
@@ -256,12 +240,12 @@ class Downloader:
                 part.write(block)
 
     def _receive(self, request: _Request, part: Part) -> str | None:
-        """One try over HTTP. Returns the hash that the server announced, where it did."""
+        """One try over HTTP. Returns the hash that the server announced, if any."""
         version = part.version(request.url)
         if part.size and version is None:
             part.restart()
         if version is not None and part.size == version.bytes:
-            return version.sha256  # all there: it was killed just before the renaming
+            return version.sha256  # complete: an earlier run was killed just before the renaming
         headers = {"User-Agent": f"clipgs/{__version__}", "Accept-Encoding": "identity"}
         if version is not None and part.size:
             headers |= {"Range": f"bytes={part.size}-", "If-Range": version.validator}
@@ -275,22 +259,21 @@ class Downloader:
                 if response.status == 200 and validator is not None:
                     part.begin(request.url, Version(validator, total, announced))
                 elif version is not None and validator not in (None, version.validator):
-                    part.restart()  # the server does not heed If-Range
-                    raise _TransientError("the file changed since its first part came")
+                    part.restart()  # the server ignores If-Range
+                    raise _TransientError("the file changed since its first part was downloaded")
                 for block in response.stream(_BLOCK_BYTES, decode_content=False):
-                    if request.max_bytes is not None and part.size + len(block) > request.max_bytes:
-                        raise _too_large(request, None)
+                    _check_size(request, part.size + len(block))
                     part.write(block)
         except LocationValueError:
             raise ObjectError(f"{_shown(request.url)} is not an address") from None
         except HTTPError as error:
             raise _connection_error(error, self._settings.timeout_seconds) from None
         if total is not None and part.size != total:
-            raise _TransientError(f"{part.size} of {total} bytes came")
+            raise _TransientError(f"only {part.size} of {total} bytes were received")
         return announced
 
     def _open(self, request: _Request, headers: dict[str, str]) -> tuple[urllib3.BaseHTTPResponse, str | None]:
-        """The answer at the end of the redirects, closed unless bytes of the file follow, and the hash on the way."""
+        """The answer after all redirects, closed unless it has bytes of the file, and the hash in a redirect."""
         url, announced = request.url, None
         trusted = _origin(self._endpoint or request.url)
         secret = self._token() if request.token else None
@@ -300,23 +283,18 @@ class Downloader:
             if secret and own and (_scheme(url) == "https" or _is_loopback(url)):
                 sent["Authorization"] = f"Bearer {secret}"
             self._pace.wait()
+            seconds = self._settings.timeout_seconds  # of connecting, and of each read
             response = self._pool(url).urlopen(
-                "GET",
-                url,
-                headers=sent,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=self._settings.timeout_seconds, read=self._settings.timeout_seconds),
+                "GET", url, headers=sent, redirect=False, retries=False, preload_content=False, timeout=seconds
             )
-            if response.status not in _FOLLOWED_BY_BYTES:
-                with suppress(HTTPError):  # a body that is read to its end leaves the connection to the next request
+            if response.status not in (200, 206):
+                with suppress(HTTPError):  # the next request can use the connection if the body is read
                     response.read(_SMALL_BODY_BYTES, decode_content=False)
                 response.close()
             if response.status not in _REDIRECTS:
                 return response, announced
             if own:
-                # Hugging Face names the SHA-256 of a large file where it redirects to its store.
+                # Hugging Face sends the SHA-256 of a large file with the redirect to its store.
                 linked = re.fullmatch(r'"?([0-9a-f]{64})"?', response.headers.get("X-Linked-ETag", ""))
                 announced = linked[1] if linked else announced
             url = _next_url(request.url, url, response.headers.get("Location"))
@@ -324,12 +302,13 @@ class Downloader:
 
     def _token(self) -> str | None:
         secret = os.environ.get(self._settings.token_variable, "").strip()
-        if not re.fullmatch(r"[!-~]*", secret):  # the error of the HTTP library would show it
-            raise UsageError(f"the environment variable {self._settings.token_variable} holds more than a token")
+        if not re.fullmatch(r"[!-~]*", secret):  # the HTTP library's error would show the token
+            name = self._settings.token_variable
+            raise UsageError(f"the environment variable {name} is not a token: it has spaces or non-ASCII characters")
         return secret or None
 
     def _judge(self, request: _Request, part: Part, response: urllib3.BaseHTTPResponse) -> int | None:
-        """The size of the whole file, where the answer tells it. Raises unless the file's bytes follow."""
+        """The size of the whole file, if the answer has it. Raises unless the answer has bytes of the file."""
         status, headers = response.status, response.headers
         if status in _TRANSIENT_STATUSES:
             wait = _retry_after(headers.get("Retry-After"))
@@ -338,23 +317,23 @@ class Downloader:
             raise _TransientError(f"the server answered {status}", wait)
         if status == 416 and part.size:
             part.restart()
-            raise _TransientError("the server cannot go on where the last try ended")
-        if status not in _FOLLOWED_BY_BYTES:
+            raise _TransientError("the server cannot resume where the last try ended")
+        if status not in (200, 206):
             reason = f"{_shown(request.url)} {_REFUSALS.get(status, 'was refused')} (HTTP {status})"
             if status in (401, 403):
                 reason += f"; if it needs a token, set {self._settings.token_variable} (sent over https only)"
             raise ObjectError(reason)
         if headers.get("Content-Encoding", "identity") != "identity" and not urlsplit(request.url).path.endswith(".gz"):
-            raise ObjectError(f"{_shown(request.url)} came compressed, although its plain bytes were asked for")
+            raise ObjectError(f"{_shown(request.url)} was sent compressed, although plain bytes were requested")
         if status == 206:
             place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
             if place is None or int(place[1]) != part.size:
                 part.restart()
-                raise _TransientError("the server sent another piece than the missing one")
+                raise _TransientError("the server sent another range than the missing one")
             total: int | None = int(place[2])
         else:
             if part.size:
-                part.restart()  # the file changed, or the server knows no ranges
+                part.restart()  # the file changed, or the server does not support ranges
             length = headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
         if total is not None:
@@ -362,18 +341,18 @@ class Downloader:
         return total
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        """Connections to the URL's host: direct, or through the proxy that the environment names for it."""
-        proxy = None
+        """Connections to the URL's host, direct or through the environment's proxy for it."""
+        proxy = ""
         if not _is_loopback(url) and not urllib.request.proxy_bypass(urlsplit(url).hostname or ""):
-            proxy = urllib.request.getproxies().get(_scheme(url))
+            proxy = urllib.request.getproxies().get(_scheme(url), "")
         with self._lock:
-            if (proxy or "") not in self._pools:
-                self._pools[proxy or ""] = _make_pool(proxy, self._settings.parallel)
-            return self._pools[proxy or ""]
+            if proxy not in self._pools:
+                self._pools[proxy] = _make_pool(proxy, self._settings.parallel)
+            return self._pools[proxy]
 
 
 class _Pace:
-    """A token bucket of one token: requests keep their distance, all threads together."""
+    """A rate limit for the requests of all threads."""
 
     def __init__(self, per_second: float) -> None:
         self._interval = 1 / per_second
@@ -381,7 +360,7 @@ class _Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Returns when the next request may go."""
+        """Returns when the next request may be sent."""
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self._interval
@@ -389,42 +368,25 @@ class _Pace:
             time.sleep(seconds)
 
     def hold(self, seconds: float) -> None:
-        """No request goes before so long: a server that limits us means all threads."""
+        """Stops the requests of all threads for that long."""
         with self._lock:
             self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
-def _verify(request: _Request, part: Part, announced: str | None) -> str:
-    if request.size is not None and part.size != request.size:
-        raise _WrongBytesError(f"has {part.size} bytes instead of {request.size}")
-    digest, expected = part.digest(), request.sha256 or announced
-    if expected not in (None, digest):
-        raise _WrongBytesError(f"has other bytes than it should: its SHA-256 begins {digest[:12]}, not {expected[:12]}")
-    return digest
-
-
-def _check_size(request: _Request, total: int) -> None:
-    """Refuses a file by its size, before it is fetched."""
-    if request.max_bytes is not None and total > request.max_bytes:
-        raise _too_large(request, total)
-    if request.size is not None and total != request.size:
-        raise _WrongBytesError(f"has {total} bytes instead of {request.size}")
-
-
-def _too_large(request: _Request, total: int | None) -> ObjectError:
-    size = f"{total / 1e6:.1f} MB" if total is not None else "more"
-    limit = f"{(request.max_bytes or 0) / 1e6:.1f} MB"
-    return ObjectError(f"{_shown(request.url)} has {size}, and at most {limit} are allowed")
+def _check_size(request: _Request, size: int) -> None:
+    if request.max_bytes is not None and size > request.max_bytes:
+        limit = f"at most {request.max_bytes / 1e6:.1f} MB are allowed"
+        raise ObjectError(f"{_shown(request.url)} has at least {size / 1e6:.1f} MB, and {limit}")
 
 
 def _connection_error(error: HTTPError, timeout_seconds: float) -> _TransientError:
-    # Ours rather than urllib3's words: those may hold the query of a signed address.
-    for kind, reason in (  # the more special class first: to urllib3 a missing host is a kind of missing connection
-        (ReadTimeoutError, f"no byte came for {timeout_seconds:g} s"),
+    # Not urllib3's text, which may hold the query of a signed address.
+    for kind, reason in (  # subclasses first: NameResolutionError is a NewConnectionError
+        (ReadTimeoutError, f"no byte was received for {timeout_seconds:g} s"),
         (NameResolutionError, "its host was not found"),
-        (NewConnectionError, "its host takes no connection"),
+        (NewConnectionError, "its host accepts no connection"),
         (ConnectTimeoutError, f"no connection within {timeout_seconds:g} s"),
-        (ProxyError, "the proxy takes no connection"),
+        (ProxyError, "the proxy accepts no connection"),
         (SSLError, "no secure connection (is its certificate known here?)"),
     ):
         if isinstance(error, kind):
@@ -433,13 +395,13 @@ def _connection_error(error: HTTPError, timeout_seconds: float) -> _TransientErr
 
 
 def _validator(response: urllib3.BaseHTTPResponse) -> str | None:
-    """What names this version of the file: a strong ETag, else a date."""
+    """The identifier of this version of the file: a strong ETag, else a date."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for; None where there is none to be understood."""
+    """Seconds that a Retry-After header asks for; None if it is missing or invalid."""
     if value and value.strip().isdecimal():
         return float(value)
     with suppress(ValueError, OverflowError):
@@ -455,22 +417,21 @@ def _next_url(first: str, url: str, location: str | None) -> str:
     except (ValueError, ObjectError):
         valid = False
     if not valid:
-        raise ObjectError(f"{_shown(first)} redirects to what is no web address")
+        raise ObjectError(f"{_shown(first)} redirects to something that is not a web address")
     if _scheme(url) == "https" and _scheme(following) == "http":
         raise ObjectError(f"{_shown(first)} redirects from https to plain http")
     return following
 
 
-def _make_pool(proxy: str | None, parallel: int) -> urllib3.PoolManager:
-    if proxy is None:
+def _make_pool(proxy: str, parallel: int) -> urllib3.PoolManager:
+    if not proxy:
         return urllib3.PoolManager(maxsize=parallel)
     place = parse_url(proxy if "://" in proxy else f"http://{proxy}")
     login = urllib3.make_headers(proxy_basic_auth=unquote(place.auth)) if place.auth else None
     try:
         return urllib3.ProxyManager(place._replace(auth=None).url, proxy_headers=login, maxsize=parallel)
     except ProxySchemeUnknown:
-        reason = f"the proxy that the environment names is one for {place.scheme}, not for http or https"
-        raise UsageError(reason) from None
+        raise UsageError(f"the environment's proxy is for {place.scheme}; only http and https are supported") from None
 
 
 def _checked_endpoint(endpoint: str | None) -> str | None:
@@ -485,7 +446,7 @@ def _checked_endpoint(endpoint: str | None) -> str | None:
     if "@" in parts.netloc or parts.query:
         raise UsageError(f"{key} must hold no login or query; set a token in the environment instead")
     if scheme == "file" and (parts.netloc not in ("", "localhost") or not parts.path.startswith("/")):
-        raise UsageError(f"{key}: {_shown(endpoint)} does not name a folder of this machine: file:///path")
+        raise UsageError(f"{key}: {_shown(endpoint)} is not a folder of this machine (file:///path)")
     return endpoint.rstrip("/")
 
 
@@ -493,7 +454,7 @@ def _scheme(url: str) -> str:
     """http, https or file.
 
     Raises:
-        ObjectError: it is something else, or no address at all.
+        ObjectError: the URL has another scheme or is invalid.
     """
     try:
         parts = parse_url(url)
@@ -522,5 +483,5 @@ def _is_loopback(url: str) -> bool:
 
 
 def _shown(url: str) -> str:
-    """The URL without what may be secret in it: login and query."""
+    """The URL without login and query, which may be secret."""
     return re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])

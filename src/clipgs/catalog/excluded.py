@@ -1,7 +1,7 @@
-"""Objects that have to leave: a licence withdrawn, a takedown. They are listed, and packed no more.
+"""Excluded objects, for example after a takedown or when a licence is withdrawn. They are no longer packed.
 
-The list names each object's shard, so that only those shards are packed again. Nothing is fitted again, and the frozen
-shards stay as they are.
+The list names each object's shard, so that only these shards are packed again. Nothing is fitted again, and frozen
+shards do not change.
 """
 
 import csv
@@ -28,7 +28,7 @@ def excluded(config: Config) -> dict[str, dict[str, str]]:
     """Shard to its excluded uids with their reasons.
 
     Raises:
-        UsageError: the list is not one.
+        UsageError: the list is not a CSV file with the right columns.
     """
     path = excluded_path(config)
     found: dict[str, dict[str, str]] = {}
@@ -44,28 +44,26 @@ def excluded(config: Config) -> dict[str, dict[str, str]]:
 
 
 def excluded_digests(config: Config) -> dict[str, str]:
-    """Shard to a digest of what is excluded of it, for the shards of which something is."""
-    return {
-        shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16]
-        for shard, uids in excluded(config).items()
-    }
+    """Shard to a digest of its excluded objects, for the shards that have some."""
+    listed = excluded(config).items()
+    return {shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16] for shard, uids in listed}
 
 
 def exclude(config: Config, uids: list[str], reason: str = NO_REASON, *, undo: bool = False) -> list[str]:
-    """Lists objects as excluded, or takes them off the list; returns the shards that will be packed again.
+    """Adds objects to the list, or (`undo`) removes them; returns the shards that will be packed again.
 
     Raises:
-        UsageError: no frozen shard holds one of the objects, or (`undo`) it is not listed.
+        UsageError: an object is in no frozen shard, or (`undo`) is not listed.
     """
     listed = excluded(config)
     if undo:
         shard_of = {uid: shard for shard, reasons in listed.items() for uid in reasons}
         nowhere = "is not excluded"
     else:
-        rows = ((shard, row["uid"]) for shard in frozen_shards(config)
-                for row in read_table(shard_path(config, shard), ["uid"]))  # fmt: skip
-        wanted = set(uids)
-        shard_of = {uid: shard for shard, uid in rows if uid in wanted}
+        wanted, shard_of = set(uids), {}
+        for shard in frozen_shards(config):
+            found = {row["uid"] for row in read_table(shard_path(config, shard), ["uid"])}
+            shard_of |= dict.fromkeys(wanted & found, shard)
         nowhere = f"is in no shard of {config.output_path}"
     missing = [uid for uid in uids if uid not in shard_of]
     if missing:

@@ -1,14 +1,13 @@
-"""Files on their way into the cache: hidden and locked until they are whole.
+"""Unfinished downloads in the cache: hidden and locked until they are whole.
 
-A file arrives in a hidden `.NAME.part` beside its place and is renamed once its bytes are right, so what lies under a
-final name is whole. Where the caller knows no hash, a `NAME.check` sidecar keeps size and hash for later use.
+A file is written to a hidden `.NAME.part` in its folder, and renamed once its bytes are right, so a file with a final
+name is whole. If the caller knows no hash, a `NAME.check` sidecar keeps size and hash for later.
 
-The part is also the lock: whoever writes it holds `flock` on it. The kernel lifts that when a process dies, however it
-dies, so there is nothing stale to clear away, and what has arrived is resumed by the next comer (`.NAME.part.json`
-remembers which version of the file it is). Hosts that share a file system exclude each other where it passes locks on
-(NFS, Lustre with `flock`, GPFS, BeeGFS). Where it does not, two hosts may download a file twice, and the result is
-still right: a part is written at fixed places and never shortened, and every file is checked when a process first uses
-it.
+The part is also the lock: its writer holds `flock` on it. The kernel releases the lock when the process dies, so locks
+are never stale, and the next process resumes the download (`.NAME.part.json` names the version). Hosts that share a
+file system exclude each other if it supports locks (NFS, Lustre with `flock`, GPFS, BeeGFS). Otherwise two hosts may
+download a file twice, and the result is still right: a part is written at fixed offsets and never shortened, and every
+file is checked when a process first uses it.
 """
 
 import errno
@@ -19,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -28,14 +27,13 @@ from clipgs.core.files import sidecar
 
 log = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 1 << 18
 _LOCK_POLL_SECONDS = 0.1
-_SAY_WAITING_SECONDS = 10.0
+_LOG_WAITING_SECONDS = 10.0
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 class Version(NamedTuple):
-    """Which version of a file a part holds the beginning of."""
+    """The version of a file that a part is the beginning of."""
 
     validator: str  # strong ETag or Last-Modified
     bytes: int | None  # of the whole file
@@ -43,7 +41,7 @@ class Version(NamedTuple):
 
 
 class Part:
-    """The bytes of a file that have come so far, in a hidden file beside its place, locked while open."""
+    """The bytes of a file that are downloaded so far, in a hidden file that is locked while open."""
 
     def __init__(self, target: Path, descriptor: int) -> None:
         self._target = target
@@ -56,13 +54,13 @@ class Part:
     @classmethod
     @contextmanager
     def claimed(cls, target: Path) -> Iterator[Self]:
-        """Waits until no one else fetches `target`, and yields its part, which may hold bytes of an earlier try."""
+        """Waits for other downloads of `target`, and yields its part, which may have bytes of an earlier try."""
         part = cls(target, _locked(_part_path(target)))
         try:
             yield part
         except OSError as error:
             if error.errno in DISK_FULL:
-                part.restart()  # gives the room back
+                part.restart()  # frees the space
             raise
         finally:
             if not part._published and part.size == 0:
@@ -71,7 +69,7 @@ class Part:
             os.close(part._descriptor)
 
     def restart(self) -> None:
-        """Empties the part. It becomes another file: whoever still writes the old one (see above) harms nothing."""
+        """Empties the part. It becomes a new file, so that another host that still writes the old one does no harm."""
         fresh = self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         _try_lock(descriptor)
@@ -81,17 +79,15 @@ class Part:
         self._note.unlink(missing_ok=True)
 
     def begin(self, url: str, version: Version) -> None:
-        """Notes which version of the file comes, for a later try."""
-        self._note.write_text(json.dumps({"url": _key(url), **version._asdict()}))  # half a note is none
+        """Notes which version of the file follows, for a later try. A note that is cut is ignored."""
+        self._note.write_text(json.dumps({"url": _key(url), **version._asdict()}))
 
     def version(self, url: str) -> Version | None:
-        """What `begin` noted, if it was of this URL."""
-        try:
+        """The version that `begin` noted for this URL."""
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             note = json.loads(self._note.read_text())
-            if note["url"] == _key(url):
-                return Version(note["validator"], note["bytes"], note["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+            if note.pop("url") == _key(url):
+                return Version(**note)
         return None
 
     def write(self, block: bytes) -> None:
@@ -102,15 +98,13 @@ class Part:
             view = view[written:]
 
     def digest(self) -> str:
-        """SHA-256 of what is on the disk."""
-        digest, offset = hashlib.sha256(), 0
-        while block := os.pread(self._descriptor, _BLOCK_BYTES, offset):
-            digest.update(block)
-            offset += len(block)
-        return digest.hexdigest()
+        """SHA-256 of the bytes on the disk."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def publish(self, digest: str, *, with_sidecar: bool) -> None:
-        """Gives the part its final name; its sidecar comes first, so that a file without one is never ours."""
+        """Gives the part its final name. The sidecar is written first, so that our files never lack one."""
         os.fsync(self._descriptor)
         if with_sidecar:
             where = sidecar(self._target)
@@ -118,9 +112,9 @@ class Part:
             temporary.write_text(json.dumps({"bytes": self.size, "sha256": digest}) + "\n")
             os.replace(temporary, where)
         try:
-            self._note.unlink(missing_ok=True)  # before, so that a kill between the two leaves nothing behind
+            self._note.unlink(missing_ok=True)  # first, so that no note is left if the process is killed in between
             os.replace(self._path, self._target)
-        except FileNotFoundError:  # where locks are not passed on, another host may have done it
+        except FileNotFoundError:  # without locks another host may have done it
             if not os.path.samestat(os.fstat(self._descriptor), os.stat(self._target)):
                 raise
         self._published = True
@@ -131,27 +125,27 @@ def _part_path(target: Path) -> Path:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor of the file, made if need be, with its lock."""
-    start, said = time.monotonic(), False
+    """A descriptor of the file, which is created if it is missing, with its lock."""
+    start, logged = time.monotonic(), False
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if _try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass  # it was published between opening and locking
+            pass  # it was published after opening and before locking
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
-        if not said and time.monotonic() - start > _SAY_WAITING_SECONDS:
-            said = True
-            log.info("waiting for another process that fetches %s", path.name.removeprefix(".").removesuffix(".part"))
+        if not logged and time.monotonic() - start > _LOG_WAITING_SECONDS:
+            logged = True
+            log.info("waiting for another process that downloads %s", path.name.removeprefix(".").removesuffix(".part"))
         time.sleep(_LOCK_POLL_SECONDS)
 
 
 def _try_lock(descriptor: int) -> bool:
-    # Not filelock: the lock lies on the part itself, whose bytes are to stay and whose descriptor is written through.
+    # Not filelock: the lock is on the part itself, whose bytes must stay, and its descriptor is also used for writing.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Tables of the catalog: what is frozen with an object, and what may be mended later."""
+"""Tables of the catalog: the frozen columns of an object, and the labels, which may be corrected later."""
 
 import re
 from typing import Any, Literal
@@ -17,12 +17,12 @@ def _strings(columns: tuple[str, ...]) -> Any:
 
 
 def frozen_schema() -> Any:
-    """Rows of `catalog/shards/S.parquet`. `note` is why an object can never be used, else null."""
+    """Rows of `catalog/shards/S.parquet`. `note` is the reason why an object can never be used, else null."""
     return _strings(FROZEN_COLUMNS)
 
 
 def labels_schema() -> Any:
-    """Rows of `catalog/labels/S.parquet`: what may be mended without making anything of the object again."""
+    """Rows of `catalog/labels/S.parquet`, which may be corrected without fitting the object again."""
     return _strings(LABEL_COLUMNS)
 
 

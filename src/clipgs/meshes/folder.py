@@ -1,6 +1,4 @@
-"""The only way from an object's file to the files that it names: never out of its own folder, never to a
-network.
-"""
+"""Reads the files that an object's file names. It never reads outside the object's folder or from a network."""
 
 import io
 import re
@@ -12,19 +10,16 @@ from PIL import Image
 
 from clipgs.core.errors import ObjectError
 
-# What mesh formats name as textures. Pillow knows more, some of which start other programs or read other
-# files.
+# The formats that meshes use for textures. Pillow knows more, and some of them start programs or read other files.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "GIF", "TIFF")
-
-# A frame shows an object in 2,048 pixels at most, so texels beyond this side cost memory and show nothing.
+# A view has at most 2,048 pixels a side, so a larger texture costs memory and adds nothing.
 _MAX_TEXTURE_SIDE = 2048
 
 
 class Folder:
-    """Opens the files that lie beside an object's file, or below it.
+    """Opens files in the folder of an object's file, or below it.
 
-    `get` is what trimesh expects of a resolver. trimesh's loaders go on without a texture that cannot be
-    read, so the first refusal is kept in `refusal` for the caller to raise.
+    trimesh's loaders ignore a texture that cannot be read, so `refusal` keeps the first such error.
     """
 
     def __init__(self, path: Path, max_texture_pixels: int) -> None:
@@ -36,26 +31,9 @@ class Folder:
         """Bytes of the file `name`.
 
         Raises:
-            ObjectError: `name` is a URL, is absolute, leaves the folder (links included), or is no file.
+            ObjectError: `name` is a URL, is absolute, leaves the folder (links included), or is not a file.
         """
-        try:
-            return self._read(name)
-        except ObjectError as error:
-            self.refusal = self.refusal or error
-            raise
-
-    __getitem__ = get
-
-    def image(self, name: str) -> np.ndarray:
-        """The picture in the file `name`, as `decode_image` gives it."""
-        try:
-            return decode_image(self._read(name), name, self.max_texture_pixels)
-        except ObjectError as error:
-            self.refusal = self.refusal or error
-            raise
-
-    def _read(self, name: str) -> bytes:
-        shown = repr(name if len(name) <= 100 else name[:97] + "...")
+        shown = _shown(name)
         relative = name.strip().replace("\\", "/")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", relative) or ".." in relative.split("/") or "\0" in relative:
             raise ObjectError(f"it names {shown}, which is not a file in its own folder, so it was not opened")
@@ -66,8 +44,20 @@ class Folder:
             if not path.is_file():
                 raise ObjectError(f"it names {shown}, which is missing from its folder")
             return path.read_bytes()
-        except (OSError, RuntimeError) as error:  # a name that is too long, a ring of links, no permission
+        except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links, no permission
             raise ObjectError(f"it names {shown}, which could not be read: {error}") from error
+
+    def image(self, name: str) -> np.ndarray:
+        """The texture in the file `name`, as `decode_image` returns it."""
+        try:
+            return decode_image(self.get(name), name, self.max_texture_pixels)
+        except ObjectError as error:
+            self.refusal = self.refusal or error
+            raise
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 100 else name[:97] + "...")
 
 
 def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
@@ -76,26 +66,25 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     Returns uint8 [H, W, 3] or, with transparency, [H, W, 4]; sides over 2,048 are reduced by a whole factor.
 
     Raises:
-        ObjectError: no picture of a known format, damaged, or of more than `max_pixels` pixels.
+        ObjectError: it is not an image of a known format, is damaged, or has more than `max_pixels` pixels.
     """
-    shown = repr(name if len(name) <= 100 else name[:97] + "...")
+    shown = _shown(name)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures and odd metadata; the limit here is ours.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # Pillow's, about large images and odd metadata
             with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     size = f"{width} x {height} pixels"
                     raise ObjectError(f"its texture {shown} has {size}, more than the limit of {max_pixels}")
-                # An exact fraction lets the JPEG decoder skip what would be thrown away.
+                # The JPEG decoder may reduce the image itself, by an exact fraction.
                 image.draft(None, (min(width, _MAX_TEXTURE_SIDE), min(height, _MAX_TEXTURE_SIDE)))
                 image.load()
                 return np.asarray(_reduced(_eight_bit(image)))
     except Image.DecompressionBombError as error:
         raise ObjectError(f"its texture {shown} has more pixels than the limit of {max_pixels}") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        reason = "is no picture that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
+        reason = "is not an image that can be read" if "cannot identify" in str(error) else f"is damaged ({error})"
         raise ObjectError(f"its texture {shown} {reason}") from error
 
 

@@ -1,16 +1,17 @@
 """Reads glTF 2.0, .glb and .gltf, as the parts of a mesh.
 
-trimesh reads glTF too, but drops what gives many real files their colour or shape: normalised integers,
-sparse accessors, triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex
-colours. And every count here is held against the bytes that are there before memory is taken for it.
+trimesh reads glTF too, but it ignores features that many real files use for colour or shape: normalised integers,
+triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex colours. And this module
+checks every count against the size of the file before it allocates memory.
 
-Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes,
-skins), 3.9 (materials).
+Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes, skins) and 3.9
+(materials).
 """
 
 import base64
 import binascii
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,20 +30,12 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "
 _WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
-# Extensions that a file may require. Materials beyond base colour and emission change gloss, not colour;
-# lights are ours.
-_SUPPORTED = {
-    "KHR_draco_mesh_compression",
-    "KHR_mesh_quantization",
-    "KHR_texture_transform",
-    "KHR_lights_punctual",
-    "KHR_animation_pointer",
-    "KHR_xmp_json_ld",
-    "EXT_texture_webp",
-}
-_SUPPORTED_PREFIX = "KHR_materials_"
-
-# What Python raises where JSON holds another thing than the standard says.
+# Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
+_SUPPORTED = re.compile(
+    "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
+    "|materials_.*)|EXT_texture_webp"
+)
+# What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
 
 
@@ -54,24 +47,20 @@ class _Layout(NamedTuple):
 
 
 class _Primitive(NamedTuple):
-    """A part in its mesh's own coordinates (float64), and what binds its vertices to a skeleton."""
+    """A part in its mesh's own coordinates (float64), and the skin weights of its vertices."""
 
     part: Part
     joints: np.ndarray | None  # [V, J] int
     weights: np.ndarray | None  # [V, J]
 
 
-_IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-
-
 def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     """Parts of the default scene, in its world coordinates (float64), one for each primitive of each node.
 
-    A skinned mesh stands as its joints stand in the file.
+    A skinned mesh has the pose that its joints have in the file.
 
     Raises:
-        ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces`
-        triangles.
+        ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces` triangles.
     """
     try:
         return list(_Document(path, folder, neutral, max_faces).parts())
@@ -94,7 +83,7 @@ class _Document:
         if version.split(".")[0] != "2":
             raise ObjectError(f"it is glTF {version[:20]}; only glTF 2.0 is read")
         for name in self.header.get("extensionsRequired", []):
-            if name not in _SUPPORTED and not str(name).startswith(_SUPPORTED_PREFIX):
+            if not _SUPPORTED.fullmatch(str(name)):
                 raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
         self.buffers: dict[int, bytes] = {}
         self.images: dict[int, np.ndarray] = {}
@@ -102,10 +91,10 @@ class _Document:
         self.primitives: dict[tuple[int, int], _Primitive | None] = {}
         self.face_count = 0
 
-    # --- buffers --------------------------------------------------------------------------------------------
+    # --- buffers ---
 
     def item(self, kind: str, index: Any) -> dict[str, Any]:
-        """Element of one of the header's lists; Python's negative indices are not glTF's."""
+        """An element of one of the header's lists. Negative indices are errors, unlike in Python."""
         items = self.header.get(kind, [])
         if not isinstance(index, int) or not 0 <= index < len(items):
             raise ObjectError(f"it refers to {kind}[{index}], of which there are {len(items)}")
@@ -141,10 +130,10 @@ class _Document:
         data = self.buffer(described["buffer"])
         start, length = described.get("byteOffset", 0), described["byteLength"]
         if start < 0 or length < 0 or start + length > len(data):
-            raise ObjectError(f"its buffer view {index} lies outside its buffer of {len(data)} bytes")
+            raise ObjectError(f"its buffer view {index} is outside its buffer of {len(data)} bytes")
         return data[start : start + length]
 
-    # --- accessors ------------------------------------------------------------------------------------------
+    # --- accessors ---
 
     def accessor(self, index: int) -> np.ndarray:
         """Values as [count, width]: integers as they are, or floats where the accessor is normalised."""
@@ -157,7 +146,7 @@ class _Document:
             stride = self.item("bufferViews", described["bufferView"]).get("byteStride", 0)
             values = self.elements(described["bufferView"], described.get("byteOffset", 0), stride, count, dtype, width)
         else:
-            # All zeros, declared without a byte of data: only the face limit says what is too much.
+            # All zeros, without data in the file: the face limit is the only bound.
             if count > 3 * self.max_faces:
                 raise ObjectError(f"its accessor {index} claims {count} elements without data")
             values = np.zeros((count, width), dtype)
@@ -182,7 +171,7 @@ class _Document:
             raise ObjectError(f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}")
         return np.ndarray((count, width), dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize))
 
-    # --- materials ------------------------------------------------------------------------------------------
+    # --- materials ---
 
     def texture(self, described: dict[str, Any]) -> tuple[Texture, _Layout]:
         texture = self.item("textures", described["index"])
@@ -190,7 +179,7 @@ class _Document:
         source = webp.get("source", texture.get("source"))
         if source is None:
             names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
-            raise ObjectError(f"a texture can only be read through the glTF extension {names}, which is not read")
+            raise ObjectError(f"a texture needs the glTF extension {names}, which is not read")
         if source not in self.images:
             image = self.item("images", source)
             data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
@@ -211,21 +200,21 @@ class _Document:
         if index not in self.materials:
             described = self.item("materials", index)
             glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
-            # Some converters write the extension for its gloss alone and leave the colour where it was.
+            # Some converters use the extension for its gloss alone, and pbrMetallicRoughness still holds the colour.
             if "diffuseFactor" in glossy or "diffuseTexture" in glossy:
-                factor, picture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
+                factor, texture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
             else:
                 metallic = described.get("pbrMetallicRoughness", {})
-                factor, picture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
+                factor, texture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
             red, green, blue, alpha = _floats((1, 1, 1, 1) if factor is None else factor, 4)
-            base = (None, None) if picture is None else self.texture(picture)
+            base = (None, None) if texture is None else self.texture(texture)
             glow_red, glow_green, glow_blue = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
             glow = (glow_red, glow_green, glow_blue)
-            glow_picture = described.get("emissiveTexture")
-            # An even glow is a colour only where there is no other: converters put ambient light there.
-            if glow_picture is None and max(red, green, blue) > 0:
+            glow_texture = described.get("emissiveTexture")
+            # A glow without texture counts only where the colour is black: converters store ambient light in it.
+            if glow_texture is None and max(red, green, blue) > 0:
                 glow = (0.0, 0.0, 0.0)
-            emissive = self.texture(glow_picture) if glow_picture is not None and max(glow) > 0 else (None, None)
+            emissive = self.texture(glow_texture) if glow_texture is not None and max(glow) > 0 else (None, None)
             mode = described.get("alphaMode", "OPAQUE")
             if mode not in ("OPAQUE", "MASK", "BLEND"):
                 raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
@@ -240,20 +229,17 @@ class _Document:
             self.materials[index] = material, base[1], emissive[1]
         return self.materials[index]
 
-    # --- meshes ---------------------------------------------------------------------------------------------
+    # --- meshes ---
 
     def attributes(self, primitive: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Attributes by name, and indices [I]."""
         accessors = primitive["attributes"]
         draco = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
         decoded, indices = (None, None) if draco is None else self.draco(draco)
-        wanted = [
-            name
-            for name in accessors
-            if name.startswith(("POSITION", "NORMAL", "TEXCOORD", "COLOR_0", "JOINTS", "WEIGHTS"))
-        ]
         values = {}
-        for name in wanted:
+        for name in accessors:
+            if not name.startswith(("POSITION", "NORMAL", "TEXCOORD", "COLOR_0", "JOINTS", "WEIGHTS")):
+                continue
             if decoded is not None and name in decoded:
                 described = self.item("accessors", accessors[name])
                 array = decoded[name].reshape(len(decoded[name]), -1)
@@ -272,7 +258,7 @@ class _Document:
             mesh = DracoPy.decode(self.view(extension["bufferView"]))
         except (ObjectError, MemoryError):
             raise
-        except Exception as error:  # the decoder's own classes differ between its versions
+        except Exception as error:  # the decoder's exception classes differ between its versions
             raise ObjectError(f"its Draco data could not be decoded: {error}") from error
         names = {number: name for name, number in extension["attributes"].items()}
         decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
@@ -285,7 +271,7 @@ class _Document:
         if mode not in (_TRIANGLES, _STRIP, _FAN):
             return None
         if "POSITION" not in described["attributes"]:
-            raise ObjectError("a primitive has no POSITION, so nothing says where its triangles are")
+            raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
         material, base, emissive = self.material(described.get("material"))
         values, indices = self.attributes(described)
         count = len(values["POSITION"])
@@ -306,13 +292,13 @@ class _Document:
             matrix = np.array(layout.matrix)
             uv = np.asarray(coordinates, np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
         if emissive is not None and emissive != layout:
-            # One set of coordinates a part: a glow laid out in another way than the colour is left out.
+            # A part has one set of coordinates, so a glow with another layout than the colour is left out.
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
         colors = values.get("COLOR_0")
         if colors is not None:
             if "material" not in described:
                 material = Material()
-            if colors.dtype.kind in "iu":  # the standard asks for normalised ones; some writers forget to say so
+            if colors.dtype.kind in "iu":  # the standard requires normalised ones; some writers omit the flag
                 colors = colors / np.iinfo(colors.dtype).max
             if colors.shape[1] == 3:
                 colors = np.column_stack([colors, np.ones(count)])
@@ -334,19 +320,19 @@ class _Document:
         weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
         return _Primitive(part, joints, weights)
 
-    # --- scene ----------------------------------------------------------------------------------------------
+    # --- scene ---
 
     def parts(self) -> Iterator[Part]:
         placed = self.placed_nodes()
         nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items()]
-        if not self.header.get("nodes"):  # a library of meshes, each taken as it is
+        if not self.header.get("nodes"):  # a library of meshes: each is taken, untransformed
             nodes = [({"mesh": index}, np.eye(4)) for index in range(len(self.header.get("meshes", [])))]
         for node, matrix in nodes:
             if "mesh" not in node:
                 continue
             for index in range(len(self.item("meshes", node["mesh"])["primitives"])):
                 key = (node["mesh"], index)
-                if key not in self.primitives:  # instances share what was read once
+                if key not in self.primitives:  # instances share one primitive
                     self.primitives[key] = self.primitive(*key)
                 primitive = self.primitives[key]
                 if primitive is None:
@@ -362,9 +348,7 @@ class _Document:
                 yield _transformed(part, matrices)
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
-        """Node to world matrix, for the nodes of the default scene (the first if none is named; else all
-        roots).
-        """
+        """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots)."""
         nodes = self.header.get("nodes", [])
         if self.header.get("scenes"):
             roots = self.item("scenes", self.header.get("scene", 0)).get("nodes", [])
@@ -376,9 +360,8 @@ class _Document:
         while queue:
             index, parent = queue.pop()
             if index in placed:
-                # The standard asks for a tree. A ring would never end and shared branches multiply without
-                # bound.
-                raise ObjectError(f"its node {index} is reached by two ways; the nodes of glTF form a tree")
+                # A loop would never end, and shared branches could multiply without bound.
+                raise ObjectError(f"its node {index} has two parents or is in a loop; glTF nodes must form a tree")
             node = self.item("nodes", index)
             if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
                 raise ObjectError("it needs the glTF extension EXT_mesh_gpu_instancing, which is not read")
@@ -393,9 +376,7 @@ class _Document:
         joints: np.ndarray,  # [V, J] int
         weights: np.ndarray,  # [V, J]
     ) -> np.ndarray | None:
-        """A matrix for each vertex [V, 4, 4]; None if the weights make no sense, and the mesh stands at
-        its node.
-        """
+        """A matrix for each vertex [V, 4, 4]; None if the weights are invalid, so that the node's matrix is used."""
         described = self.item("skins", skin)
         world = np.stack([placed.get(joint, np.eye(4)) for joint in described["joints"]])
         if "inverseBindMatrices" in described:
@@ -440,12 +421,8 @@ def _floats(values: Any, count: int) -> tuple[float, ...]:
     return tuple(array.clip(0, 1).tolist())
 
 
-def _texture_transform(
-    transform: dict[str, Any],
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _texture_transform(transform: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """KHR_texture_transform: translation * rotation * scale."""
-    if not transform:
-        return _IDENTITY
     (x, y), (u, v) = transform.get("offset", (0, 0)), transform.get("scale", (1, 1))
     cos, sin = np.cos(transform.get("rotation", 0.0)), np.sin(transform.get("rotation", 0.0))
     return (float(cos * u), float(sin * v), float(x)), (float(-sin * u), float(cos * v), float(y))
@@ -455,9 +432,7 @@ def _triangles(
     indices: np.ndarray,  # [I]
     mode: int,
 ) -> np.ndarray:
-    """Faces [F, 3] of a list, strip or fan; those that name a vertex twice, as strips do to turn, are left
-    out.
-    """
+    """Faces [F, 3] of a list, strip or fan, without those that name a vertex twice (strips use them to turn)."""
     if mode == _TRIANGLES:
         faces = indices[: len(indices) // 3 * 3].reshape(-1, 3)
     elif len(indices) < 3:
@@ -498,10 +473,10 @@ def _transformed(
     faces, normals = part.faces, part.normals
     determinant = np.linalg.det(linear)
     if normals is not None:
-        # Cofactors turn normals as the inverse transpose does, and exist for a flattened mesh too.
+        # Cofactors transform normals as the inverse transpose does, and also exist for singular matrices.
         cofactors = np.stack([np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1)
         normals = np.einsum("vab,vb->va", np.broadcast_to(cofactors, (len(vertices), 3, 3)), normals)
         normals = normals * np.sign(determinant)[:, None]
-    if determinant.mean() < 0:  # a mirror turns the winding round
+    if determinant.mean() < 0:  # a reflection reverses the winding
         faces = faces[:, ::-1]
     return replace(part, vertices=vertices + matrices[:, :3, 3], faces=faces, normals=normals)

@@ -18,12 +18,12 @@ _REMEDY = "install it with: apt-get install libegl1 libegl-mesa0 libgl1 libgl1-m
 def import_pyrender() -> ModuleType:
     """pyrender, set to draw through EGL.
 
-    pyrender 0.1.45 imports pyglet, and with it a display, for a viewer that is not used here: a stand-in
-    takes the viewer's place. It also reads `np.infty`, which numpy 2 has no more. Which GPU draws is the
-    environment's EGL_DEVICE_ID, else any of those there are; without one, Mesa's llvmpipe draws on the CPU.
+    pyrender 0.1.45 imports pyglet, which needs a display, for a viewer that is not used here, so an empty module
+    replaces the viewer. It also reads `np.infty`, which numpy 2 no longer has. The environment variable EGL_DEVICE_ID
+    chooses the GPU, else any GPU draws; without GPUs, Mesa's llvmpipe draws on the CPU.
 
     Raises:
-        ClipgsError: the machine has no EGL, nothing that draws, or not that device.
+        ClipgsError: the machine has no EGL, no device, or not the chosen device.
     """
     if "pyrender" in sys.modules:
         return sys.modules["pyrender"]
@@ -31,9 +31,9 @@ def import_pyrender() -> ModuleType:
     if not hasattr(np, "infty"):
         np.infty = np.inf  # type: ignore[attr-defined]  # noqa: NPY201
     viewer = ModuleType("pyrender.viewer")
-    viewer.Viewer = None  # type: ignore[attr-defined]  # a made module has what it is given
+    viewer.Viewer = None  # type: ignore[attr-defined]
     sys.modules["pyrender.viewer"] = viewer
-    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # it tells that it is not there
+    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # it logs its own absence
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyOpenGL 3.1.0, which pyrender pins, is older than today's Python
         try:
@@ -45,12 +45,10 @@ def import_pyrender() -> ModuleType:
             raise ClipgsError(f"OpenGL cannot be used through EGL ({error}); {_REMEDY}") from error
     if devices == 0:
         raise ClipgsError(f"EGL has no device to draw with; {_REMEDY}")
-    # Of several GPUs each worker draws on one; EGL lists them before what draws on the CPU.
+    # Each worker draws on one of several GPUs; EGL lists GPUs before software renderers.
     gpus = min(len(visible_gpus()), devices)
     wanted = os.environ.setdefault("EGL_DEVICE_ID", str(os.getpid() % gpus if gpus > 1 else 0))
     if not wanted.isdecimal() or int(wanted) >= devices:
-        raise ClipgsError(f"EGL_DEVICE_ID asks for {wanted}, and EGL has the devices 0 to {devices - 1}")
-
-    # A renderer that is deleted collects garbage, and would search all that was imported every time.
-    gc.freeze()
+        raise ClipgsError(f"EGL_DEVICE_ID is {wanted}, but EGL has the devices 0 to {devices - 1}")
+    gc.freeze()  # deleting a renderer collects garbage, and would scan all imported modules each time
     return pyrender

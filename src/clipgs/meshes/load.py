@@ -1,4 +1,4 @@
-"""Reads a mesh file and puts it into the frame that everything else uses."""
+"""Reads a mesh file and normalises it to the canonical frame."""
 
 import io
 import logging
@@ -19,19 +19,19 @@ from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
 
-# trimesh logs the tracebacks of what it survives; what matters here is raised.
+# trimesh logs tracebacks of errors that it ignores; errors that matter are raised.
 logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
-# No real thing is smaller or larger in any unit; beyond it float32 and its squares end.
+# No real object is smaller or larger in any unit, and squares of such numbers exceed float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
+_OF_VERTICES = ("vertices", "normals", "uv", "colors")  # the attributes of a part that have one row a vertex
 
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
     """A mesh in the canonical frame: right-handed, Y up, centred, the longest side of its bounding box 1.
 
-    normalised = (y_up(original) - centre) * scale, where y_up turns a Z-up file upright and is the identity
-    otherwise.
+    normalised = (y_up(original) - centre) * scale, where y_up rotates a Z-up file to Y up, and changes no other.
     """
 
     parts: tuple[Part, ...]
@@ -53,28 +53,21 @@ def load(
 ) -> Mesh:
     """Reads .glb, .gltf, .obj, .ply, .stl or .off.
 
-    Nothing is opened that does not lie in the file's own folder or below it. A texture or material file that
-    is named and missing or damaged is an error, since the colours without it would be taken for true; only
-    what gives no colour (normal maps, gloss) may be missing. `neutral_color` (sRGB) is given to meshes that
-    have no colour at all.
+    Only files in the file's own folder, or below it, are opened. A texture or material file that is missing or damaged
+    is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
+    colours gets `neutral_color` (sRGB).
 
-    Parts of one material become one part, in the order of the file. glTF is read by `clipgs.meshes.gltf`, the
-    others by trimesh, after the counts in their headers have been held against the size of the file.
+    Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF; trimesh
+    reads the others, after the counts in their headers are checked against the size of the file.
 
     Raises:
-        ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is
-        over a
-            limit; one plain sentence.
+        ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
+            limit.
     """
     path = Path(path)
-    readers: dict[str, Callable[[], list[Part]]] = {
-        ".glb": lambda: gltf.read(path, folder, neutral, max_faces),
-        ".gltf": lambda: gltf.read(path, folder, neutral, max_faces),
-        ".obj": lambda: _read_obj(path, folder, neutral, max_faces),
-        ".ply": lambda: _read_ply(path, folder, neutral, max_faces),
-        ".stl": lambda: _read_stl(path, neutral, max_faces),
-        ".off": lambda: _read_off(path, neutral, max_faces),
-    }
+    readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
+    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
+    readers |= {".stl": _read_stl, ".off": _read_off}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
@@ -83,14 +76,13 @@ def load(
     folder = Folder(path, max_texture_pixels)
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
-        parts = readers[suffix]()
+        parts = readers[suffix](path, folder, neutral, max_faces)
     except (ObjectError, MemoryError):
         raise
-    except Exception as error:  # trimesh raises whatever its parsing runs into
-        raise folder.refusal or ObjectError(
-            f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}"
-        ) from error
-    if folder.refusal is not None:  # trimesh goes on without the files that it cannot get
+    except Exception as error:  # trimesh raises errors of any class
+        reason = f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}"
+        raise folder.refusal or ObjectError(reason) from error
+    if folder.refusal is not None:
         raise folder.refusal
     _check_face_count(sum(len(part.faces) for part in parts), max_faces)
     return _normalised(_merged(parts), up_axis)
@@ -101,35 +93,28 @@ def _check_face_count(count: int, limit: int) -> None:
         raise ObjectError(f"it has {count} triangles, more than the limit of {limit}")
 
 
-# --- formats ------------------------------------------------------------------------------------------------
+# --- formats ---
 
 
 def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.obj import load_obj
 
     text = _text(path.read_bytes())
-    _check_face_count(text.count("\nf "), max_faces)  # polygons have one triangle at least, and parsing is slow
+    _check_face_count(text.count("\nf "), max_faces)  # a polygon has at least one triangle, and parsing is slow
     text = _absolute_indices(text)
     libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
-    # A material file that no face uses says nothing about colour, and is often not shipped.
+    # A material file that no face uses gives no colours, and is often missing.
     used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
     materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
-    # trimesh takes the options of a texture for a part of its name.
+    # trimesh reads the options of a texture as part of its name.
     materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
-    textures = _Textures(folder, materials.encode() + b"\n")
-    loaded = load_obj(
-        io.BytesIO(text.encode()),
-        resolver=textures,  # type: ignore[arg-type]  # it calls `get` alone
-        skip_materials=not used,
-    )
+    textures: Any = _Textures(folder, materials.encode() + b"\n")
+    loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
     return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
 
 
 def _absolute_indices(text: str) -> str:
-    """OBJ with indices that count from the start.
-
-    A negative one counts back from where it stands; trimesh counts it back from the end of the file.
-    """
+    """OBJ text with positive indices: negative ones count back from their own line, but in trimesh from the end."""
     if re.search(r"^[ \t]*f\b.*-\d", text, re.MULTILINE) is None:
         return text
     counts, lines = {"v": 0, "vt": 0, "vn": 0}, []
@@ -138,15 +123,12 @@ def _absolute_indices(text: str) -> str:
         if kind in counts:
             counts[kind] += 1
         elif kind == "f":
-            totals = tuple(counts.values())
-            corners = [
-                "/".join(
+            for place, word in enumerate(words):
+                words[place] = "/".join(
                     str(total + int(index) + 1) if index.startswith("-") else index
-                    for index, total in zip(word.split("/"), totals, strict=False)
+                    for index, total in zip(word.split("/"), counts.values(), strict=False)
                 )
-                for word in words
-            ]
-            line = " ".join(["f", *corners])
+            line = " ".join(["f", *words])
         lines.append(line)
     return "\n".join(lines)
 
@@ -156,14 +138,11 @@ def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> 
 
     data = path.read_bytes()
     _check_ply_header(data, max_faces)
-    loaded = load_ply(
-        io.BytesIO(data),
-        resolver=_Textures(folder),  # type: ignore[arg-type]  # it calls `get` alone
-    )
-    return [_part(loaded, neutral)]
+    textures: Any = _Textures(folder)
+    return [_part(load_ply(io.BytesIO(data), resolver=textures), neutral)]
 
 
-def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
+def _read_stl(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.stl import load_stl
 
     data = path.read_bytes()
@@ -177,18 +156,17 @@ def _read_stl(path: Path, neutral: Material, max_faces: int) -> list[Part]:
     return [_part(kwargs, neutral) for kwargs in solids]
 
 
-def _read_off(path: Path, neutral: Material, max_faces: int) -> list[Part]:
-    """OFF and COFF, with the colours that trimesh leaves out: of vertices (COFF), else of faces."""
+def _read_off(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
+    """OFF and COFF, with the colours that trimesh ignores: of vertices (COFF), else of faces."""
     lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
-    words = [line for line in lines if line]
-    if not words or not words[0][0].upper().startswith(("OFF", "COFF")):
+    head, *body = [line for line in lines if line] or [[""]]
+    if not head[0].upper().startswith(("OFF", "COFF")):
         raise ObjectError("the OFF file does not begin with OFF")
-    # Some files, as ModelNet's, carry the counts on the first line, even without a space.
-    first = re.sub(r"^C?OFF", "", words[0][0], flags=re.IGNORECASE)
-    head = ([first] if first else []) + words[0][1:]
-    body = words[1:]
+    # Some files, such as ModelNet's, have the counts on the first line, even without a space.
+    first = re.sub(r"^C?OFF", "", head[0], flags=re.IGNORECASE)
+    head = ([first] if first else []) + head[1:]
     if not head:
-        head, body = body[0], body[1:]
+        head, *body = body
     vertex_count, face_count = int(head[0]), int(head[1])
     if vertex_count < 0 or face_count < 0 or vertex_count + face_count > len(body):
         raise ObjectError(
@@ -210,16 +188,15 @@ def _read_off(path: Path, neutral: Material, max_faces: int) -> list[Part]:
 
 
 def _off_colors(rows: list[list[str]]) -> np.ndarray:
-    """Whole numbers up to 255, or fractions: told apart by the decimal point, as Geomview does."""
-    fractions = any("." in word for row in rows for word in row)
+    """Colours in [0, 1]. The numbers are fractions if any has a decimal point (as in Geomview), else bytes."""
     colors = np.array([row[:3] for row in rows], np.float64)
-    return colors if fractions else colors / 255
+    return colors if any("." in word for row in rows for word in row) else colors / 255
 
 
 class _Textures:
-    """What trimesh's readers ask for by name: the materials that were read already, then pictures.
+    """The resolver of trimesh's readers: it returns `materials` at its first call, then textures.
 
-    Pictures are checked and decoded here, and given on as PNG, before trimesh opens them.
+    Textures are checked and decoded here, and trimesh gets them as PNG.
     """
 
     def __init__(self, folder: Folder, materials: bytes = b"") -> None:
@@ -237,7 +214,7 @@ class _Textures:
 
 
 def _text(data: bytes) -> str:
-    """Text in whatever encoding it is."""
+    """Text of any encoding."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -245,7 +222,7 @@ def _text(data: bytes) -> str:
 
         best = charset_normalizer.from_bytes(data).best()
         if best is None:
-            raise ObjectError("the file is no text in a known encoding") from None
+            raise ObjectError("the file is not text in a known encoding") from None
         return str(best)
 
 
@@ -258,7 +235,7 @@ def _check_ply_header(data: bytes, max_faces: int) -> None:
     for element in header.elements:
         if element.count < 0:
             raise ObjectError(f"the PLY file claims {element.count} elements")
-        # A list takes the bytes of its length at least; in text, a digit and a space.
+        # A list needs at least the bytes of its length; in text, a digit and a space.
         needed += element.count * (2 * len(element.properties) if header.text else element.row_bytes)
     if needed > len(data) - end:
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
@@ -267,7 +244,7 @@ def _check_ply_header(data: bytes, max_faces: int) -> None:
 
 
 def _part(kwargs: dict[str, Any], neutral: Material) -> Part:
-    """A part from what trimesh's format readers give (arguments of `trimesh.Trimesh`)."""
+    """A part from the output of trimesh's readers (arguments of `trimesh.Trimesh`)."""
     vertices = np.asarray(kwargs.get("vertices", ()), np.float64).reshape(-1, 3)
     faces = kwargs.get("faces")
     faces = np.zeros((0, 3), np.int64) if faces is None else np.asarray(faces)
@@ -296,11 +273,11 @@ def _part(kwargs: dict[str, Any], neutral: Material) -> Part:
 
 
 def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
-    """Linear [V, 4] of colours in sRGB, as bytes or fractions; None where they are no colours."""
+    """Linear [V, 4] of sRGB colours, which are bytes or fractions; None if their shape is not that of colours."""
     if len(colors) != count or colors.ndim != 2 or colors.shape[1] not in (3, 4):
         return None
     fractions = colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
-    if fractions.max(initial=0) > 1:  # OBJ files give either, without saying which
+    if fractions.max(initial=0) > 1:  # OBJ files have either
         fractions = fractions / 255
     if not np.isfinite(fractions).all():
         raise ObjectError("some vertex colours are not finite numbers")
@@ -308,14 +285,15 @@ def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def _simple_material(material: Any) -> Material | None:
-    """MTL and PLY materials. Kd is a display colour (sRGB); it gives way to a texture, beside which exporters
-    leave it at any value. None where the file gives no colour.
+    """The material of an MTL or PLY file; None if it has no colour.
+
+    Kd is a display colour (sRGB). A texture replaces it, because exporters write any value beside a texture.
     """
     image, values = getattr(material, "image", None), getattr(material, "kwargs", {})
-    # A fraction is a true opacity; 0 is written by programs that mean the opposite.
+    # Only a fraction is an opacity: programs that write 0 mean opaque.
     opacity = next((float(word) for word in values.get("d", ())), 1.0)
     alpha = opacity if 0 < opacity < 1 else 1.0
-    if image is not None and image.format is not None:  # trimesh draws a picture of its own where there is none
+    if image is not None and image.format is not None:  # without a texture trimesh makes an image, which has no format
         pixels = np.asarray(image)
         cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
         mode: AlphaMode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
@@ -327,13 +305,11 @@ def _simple_material(material: Any) -> Material | None:
     return Material((*linear, alpha), alpha_mode="BLEND" if alpha < 1 else "OPAQUE")
 
 
-# --- the canonical frame ------------------------------------------------------------------------------------
+# --- the canonical frame ---
 
 
 def _merged(parts: Iterable[Part]) -> list[Part]:
-    """One part for each material and set of attributes: hundreds of small draws are what makes rendering
-    slow.
-    """
+    """One part for each material and set of attributes, because many small draw calls make rendering slow."""
     groups: dict[tuple[Any, ...], list[Part]] = {}
     for part in parts:
         if len(part.faces):
@@ -343,31 +319,22 @@ def _merged(parts: Iterable[Part]) -> list[Part]:
 
 
 def _compacted(part: Part) -> Part:
-    """Only the vertices that a face names: the others have no say in the bounding box."""
+    """The part without vertices that no face names, since they must not count for the bounding box."""
     used = np.zeros(len(part.vertices), bool)
     used[part.faces] = True
     if used.all():
         return part
     number = np.cumsum(used) - 1
-    return replace(
-        part,
-        vertices=part.vertices[used],
-        faces=number[part.faces],
-        normals=None if part.normals is None else part.normals[used],
-        uv=None if part.uv is None else part.uv[used],
-        colors=None if part.colors is None else part.colors[used],
-    )
+    kept = {name: getattr(part, name)[used] for name in _OF_VERTICES if getattr(part, name) is not None}
+    return replace(part, faces=number[part.faces], **kept)
 
 
 def _joined(group: list[Part]) -> Part:
     starts = np.cumsum([0, *(len(part.vertices) for part in group)])
-
-    def stacked(name: str) -> np.ndarray | None:
-        return None if getattr(group[0], name) is None else np.concatenate([getattr(part, name) for part in group])
-
-    vertices = np.concatenate([part.vertices for part in group])
     faces = np.concatenate([part.faces + start for part, start in zip(group, starts, strict=False)])
-    return Part(vertices, faces, stacked("normals"), stacked("uv"), stacked("colors"), group[0].material)
+    present = [name for name in _OF_VERTICES if getattr(group[0], name) is not None]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in group]) for name in present}
+    return replace(group[0], faces=faces, **arrays)
 
 
 def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
@@ -377,24 +344,24 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
         raise ValueError(f"up_axis is {up_axis!r}, not 'y' or 'z'")
     if not all(np.isfinite(part.vertices).all() for part in parts):
         raise ObjectError("some vertices are not finite numbers")
-    # A quarter turn about X takes Z up to Y up; it is no reflection.
+    # A quarter turn about X takes Z up to Y up.
     turn = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]] if up_axis == "z" else np.eye(3), np.float64)
     turned = [part.vertices @ turn.T for part in parts]
     low = np.min([vertices.min(axis=0) for vertices in turned], axis=0)
     high = np.max([vertices.max(axis=0) for vertices in turned], axis=0)
     largest = max(np.abs(low).max(), np.abs(high).max())
     if largest > _LARGEST:
-        raise ObjectError(f"it reaches to {largest:.3g}, which is no size of an object")
+        raise ObjectError(f"it has coordinates up to {largest:.3g}, which is not the size of an object")
     size = float((high - low).max())
     if size < _SMALLEST or size < largest * 1e-12:
-        raise ObjectError("it has no size: all its vertices lie at one point")
+        raise ObjectError("it has no size: all its vertices are at one point")
     centre, scale = (low + high) / 2, 1.0 / size
     finished = tuple(
         Part(
             vertices=((vertices - centre) * scale).astype(np.float32),
             faces=np.ascontiguousarray(part.faces, np.int32),
             normals=_unit_normals(part.normals, turn),
-            uv=_finite_uv(part.uv),
+            uv=None if part.uv is None else np.nan_to_num(part.uv, nan=0, posinf=0, neginf=0).astype(np.float32),
             colors=None if part.colors is None else np.nan_to_num(part.colors).astype(np.float32),
             material=part.material,
         )
@@ -406,17 +373,13 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
 
 
 def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | None:
-    """Unit normals; zero where the file's are no direction, which the shader takes for a flat face."""
+    """Unit normals; zero where the file's normal has no direction, which the shader draws as a flat face."""
     if normals is None:
         return None
     normals = np.nan_to_num(normals.astype(np.float64), nan=0, posinf=0, neginf=0) @ turn.T
     normals = normals / np.abs(normals).max(axis=1, keepdims=True).clip(1e-300)  # squares of tiny ones would vanish
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     return (normals / length.clip(1e-12)).astype(np.float32)
-
-
-def _finite_uv(uv: np.ndarray | None) -> np.ndarray | None:
-    return None if uv is None else np.nan_to_num(uv, nan=0, posinf=0, neginf=0).astype(np.float32)
 
 
 def _has_area(part: Part) -> bool:

@@ -1,13 +1,14 @@
-"""What colour a point of a surface has, for points and for pictures alike.
+"""The colour of a surface point, for sampled points and for views.
 
-Everything numeric here is linear light, except the texels of a texture, which are sRGB: base colour factors
-and COLOR_0 of glTF are linear by its standard; colours of PLY, OFF, OBJ and MTL files are sRGB by custom and
-are converted when they are loaded. Metalness, roughness and normal maps are left out on purpose: exporters
-leave metalness at its default of 1, which is black without surroundings to mirror, and a colour that does not
-change with the view is what Gaussians without spherical harmonics can hold.
+All numbers are linear light, except the texels of a texture, which are sRGB. Base colour factors and COLOR_0 of glTF
+are linear by its standard; colours of PLY, OFF, OBJ and MTL files are sRGB by custom, and are converted when they are
+loaded. Metalness, roughness and normal maps are ignored on purpose: exporters leave metalness at its default of 1,
+which is black without surroundings to reflect, and Gaussians without spherical harmonics have the same colour in every
+view.
 """
 
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ _GL_WRAP = {"repeat": 10497, "mirror": 33648, "clamp": 33071}
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """A picture laid on a surface; uv (0, 0) is the upper left corner, as in glTF."""
+    """An image on a surface; uv (0, 0) is the upper left corner, as in glTF."""
 
     pixels: np.ndarray  # [H, W, 3 or 4] uint8, sRGB and straight alpha
     wrap_u: Wrap = "repeat"
@@ -29,10 +30,10 @@ class Texture:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The part of a glTF material that gives a surface its colour and its holes.
+    """The part of a glTF material that gives a surface its colour and its opacity.
 
-    Where a surface glows it shows the brighter of its colour and its glow: the sum, which the standard has,
-    washes out the many files that hold the same picture in both places.
+    A surface shows the brighter of its lit colour and its emission. The standard adds them, but many files use the same
+    image for both, and the sum would be too bright.
     """
 
     base_color_factor: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # linear, alpha
@@ -56,10 +57,9 @@ class Part:
 
     @property
     def alpha_mode(self) -> AlphaMode:
-        """The material's mode; BLEND only where something is in fact transparent.
+        """The material's mode, but OPAQUE instead of BLEND if nothing is transparent.
 
-        Many exporters write BLEND on solid surfaces, and blended triangles cannot be drawn in the right
-        order.
+        Many exporters write BLEND for opaque surfaces, and blended triangles cannot be drawn in the right order.
         """
         material = self.material
         if material.alpha_mode != "BLEND":
@@ -90,10 +90,9 @@ def surface_rgba(
     face_indices: np.ndarray,  # [P] int
     barycentric: np.ndarray,  # [P, 3], weights of the face's corners
 ) -> np.ndarray:
-    """Colour and opacity of points of the surface, without lighting.
+    """Colour and opacity of surface points, without lighting.
 
-    Returns float32 [P, 4]: sRGB in [0, 1] and alpha as the material's mode has it: 1 if OPAQUE, 0 or 1 if
-    MASK.
+    Returns float32 [P, 4]: sRGB in [0, 1], and alpha by the material's mode: 1 if OPAQUE, 0 or 1 if MASK.
     """
     corners = part.faces[face_indices]  # [P, 3]
     material = part.material
@@ -122,9 +121,7 @@ def sample_texture(
     texture: Texture,
     uv: np.ndarray,  # [P, 2]
 ) -> np.ndarray:
-    """Bilinear lookup with wrapping, in sRGB as graphics hardware filters an 8-bit texture: [P, 4] in [0,
-    1].
-    """
+    """Bilinear lookup with wrapping: [P, 4] in [0, 1]. It filters in sRGB, as GPUs filter an 8-bit texture."""
     height, width, channels = texture.pixels.shape
     column, column_next, along = _texels(uv[:, 0], width, texture.wrap_u)
     row, row_next, down = _texels(uv[:, 1], height, texture.wrap_v)
@@ -136,13 +133,9 @@ def sample_texture(
     return values
 
 
-def _texels(
-    coordinate: np.ndarray,  # [P]
-    size: int,
-    wrap: Wrap,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # Texel centres lie at half texels. The fraction is taken first, so that a large coordinate keeps its
-    # precision.
+def _texels(coordinate: np.ndarray, size: int, wrap: Wrap) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two neighbouring texels and the weight of the second, for coordinates [P] along an axis of `size` texels."""
+    # Texel centres are at half texels. Wrapping comes first, so that a large coordinate keeps its precision.
     if wrap == "repeat":
         coordinate = coordinate - np.floor(coordinate)
     elif wrap == "mirror":
@@ -156,23 +149,19 @@ def _texels(
     return low.clip(0, size - 1), (low + 1).clip(0, size - 1), fraction
 
 
-def render_material(part: Part) -> Any:
+def render_material(pyrender: ModuleType, part: Part) -> Any:
     """The part's `pyrender.MetallicRoughnessMaterial` for this package's shader (shaders/mesh.frag).
 
-    pyrender hands a shader no other uniforms than its own, so two that a surface without gloss does not need
-    carry the alpha mode: `metallic_factor` is 1 where alpha is written, `roughness_factor` is the alpha below
-    which nothing is drawn. A texture whose alpha means nothing loses it here: pyrender would write it into
-    the frame.
+    pyrender sets only its own uniforms, so two that are not needed without gloss hold the alpha mode: `metallic_factor`
+    is 1 if alpha is written, `roughness_factor` is the alpha below which nothing is drawn. The texture of an opaque
+    material loses its alpha, because pyrender would write it into the frame.
     """
-    from clipgs.meshes.headless import import_pyrender
-
-    pyrender = import_pyrender()
     material, mode = part.material, part.alpha_mode
 
     def texture(source: Texture | None, *, with_alpha: bool) -> Any:
         if source is None or part.uv is None:
             return None
-        # Four bytes a texel always: OpenGL takes rows of three that do not fill whole words for sheared.
+        # Always four bytes a texel: OpenGL would misread rows of three-byte texels that do not fill whole words.
         pixels = np.full((*source.pixels.shape[:2], 4), 255, np.uint8)
         channels = source.pixels.shape[2] if with_alpha else 3
         pixels[..., :channels] = source.pixels[..., :channels]

@@ -4,24 +4,18 @@ import numpy as np
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.load import Mesh
-from clipgs.meshes.materials import Part, surface_rgba
+from clipgs.meshes.materials import surface_rgba
 
-# A point is left out with the chance that light goes through; after this many rounds the surface is as good
-# as nothing.
-_ROUNDS = 20
+_ROUNDS = 20  # of redrawing rejected points; a surface that still rejects points is nearly transparent
 
 
-def sample(
-    mesh: Mesh,
-    count: int,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points drawn evenly by area, in the mesh's frame.
+def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points drawn uniformly by area, in the mesh's frame.
 
-    Returns xyz [P, 3], rgb [P, 3] (sRGB in [0, 1], without lighting) and normals [P, 3] of the triangles they
-    lie in (unit, as the file winds them: Gaussians started as discs must lie in the surface, which a smoothed
-    normal leaves), float32. P is `count`. Points of a surface of opacity alpha are kept with probability
-    alpha: what is invisible has no points. The same mesh, count and seed give the same bytes.
+    Returns xyz [P, 3], rgb [P, 3] (sRGB in [0, 1], without lighting) and normals [P, 3], float32; P is `count`. Each
+    normal is that of the point's triangle (unit, by the winding in the file): Gaussians start as discs in the surface,
+    and smoothed normals would tilt them. A point on a surface of opacity alpha is kept with probability alpha. The same
+    mesh, count and seed give the same bytes.
 
     Raises:
         ObjectError: the surface is fully transparent.
@@ -35,41 +29,31 @@ def sample(
     drawn: list[tuple[np.ndarray, ...]] = []  # xyz, rgb, normals
     missing = count
     for _ in range(_ROUNDS):
-        # `right` skips triangles without area, which hold no interval.
+        # `right` skips triangles without area.
         faces = np.searchsorted(edges, rng.random(missing) * edges[-1], side="right").clip(max=len(edges) - 1)
         barycentric = _uniform_in_triangle(rng, missing)
         xyz, rgba = np.empty((missing, 3)), np.empty((missing, 4), np.float32)
         for index, part in enumerate(mesh.parts):
             inside = (faces >= first_faces[index]) & (faces < first_faces[index + 1])
-            xyz[inside], rgba[inside] = _points_of(part, faces[inside] - first_faces[index], barycentric[inside])
+            own_faces, weights = faces[inside] - first_faces[index], barycentric[inside]
+            xyz[inside] = np.einsum("pcd,pc->pd", corners[index][own_faces], weights)
+            rgba[inside] = surface_rgba(part, own_faces, weights)
         seen = rng.random(missing) < rgba[:, 3]
         normals = crosses[faces[seen]] / doubled_areas[faces[seen], None]
         drawn.append((xyz[seen], rgba[seen, :3], normals))
         missing -= int(seen.sum())
         if missing == 0:
             break
-    else:
-        drawn = _repeated(drawn, count)
     all_xyz, all_rgb, all_normals = (np.concatenate(values).astype(np.float32) for values in zip(*drawn, strict=True))
-    return all_xyz, all_rgb, all_normals
-
-
-def _repeated(drawn: list[tuple[np.ndarray, ...]], count: int) -> list[tuple[np.ndarray, ...]]:
-    """A nearly transparent surface: the points that were found, as often as needed."""
-    found = [np.concatenate(values) for values in zip(*drawn, strict=True)]
-    if len(found[0]) == 0:
+    if len(all_xyz) == 0:
         raise ObjectError("it is invisible: every surface is transparent")
-    return [tuple(values[np.arange(count) % len(values)] for values in found)]
+    repeated = np.arange(count) % len(all_xyz)  # of a nearly transparent surface too few points are kept
+    return all_xyz[repeated], all_rgb[repeated], all_normals[repeated]
 
 
 def _uniform_in_triangle(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Barycentric coordinates [P, 3], even by area: the square's half beyond the diagonal is folded back."""
+    """Barycentric coordinates [P, 3], uniform by area: the half of the square beyond the diagonal is folded back."""
     u, v = rng.random((2, count))
     folded = u + v > 1
     u, v = np.where(folded, 1 - u, u), np.where(folded, 1 - v, v)
     return np.stack([1 - u - v, u, v], axis=1)
-
-
-def _points_of(part: Part, faces: np.ndarray, barycentric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    corners = part.vertices[part.faces[faces]].astype(np.float64)
-    return np.einsum("pcd,pc->pd", corners, barycentric), surface_rgba(part, faces, barycentric)

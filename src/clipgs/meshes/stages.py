@@ -1,13 +1,13 @@
-"""The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed pictures."""
+"""The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed views."""
 
 import io
 import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from clipgs.catalog.records import UpAxis
 from clipgs.catalog.shards import shard_path
@@ -16,16 +16,18 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
 from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, advice, describe_error
 from clipgs.core.files import check, sha256_of
-from clipgs.core.runner import Files, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
+from clipgs.core.runner import Files, Results, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
 from clipgs.core.seeds import seed_of
+from clipgs.meshes import cameras, views
+from clipgs.meshes.load import Mesh, load
+from clipgs.meshes.points import sample as sample_points
 from clipgs.stages import job, path, table
 
-if TYPE_CHECKING:
-    from clipgs.meshes.load import Mesh
+_THUMBNAIL = "thumbnail"
 
 
 def fetch(config: Config, shard: str, threads: int) -> None:
-    """Makes every object's mesh file lie on disk and checks it against what was frozen.
+    """Downloads or locates every object's mesh file, and checks it against the frozen hash.
 
     Writes `meshes/S.parquet`: uid, status, error, path, sha256, bytes.
     """
@@ -35,14 +37,12 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     rows = read_table(shard_path(config, shard))
     sources = {name: source(config, name) for name in {row["source"] for row in rows}}
 
-    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-        remote: list[Task] = []
-        local: list[Task] = []
+    def compute(tasks: list[Task]) -> Results:
+        by_kind: dict[bool, list[Task]] = {True: [], False: []}
         for task in tasks:
-            (remote if sources[task.payload[1]["source"]].remote else local).append(task)
-        yield from _in_threads(config, sources, remote)
-        in_processes = in_workers(_fetch, threads, config.workers.load_limits)
-        yield from in_processes(local)
+            by_kind[sources[task.payload[1]["source"]].remote].append(task)
+        yield from _in_threads(config, sources, by_kind[True])
+        yield from in_workers(_fetch, threads, config.workers.load_limits)(by_kind[False])
 
     tasks = [Task(row["uid"], str(row["sha256"]), (config, row)) for row in rows]
     done = [row for row, _ in over_objects(job(config, "fetch", shard), tasks, compute)]
@@ -50,16 +50,14 @@ def fetch(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "meshes", shard, ".parquet"), done, stage_schema(extra))
 
 
-def _in_threads(
-    config: Config, sources: dict[str, Source], tasks: list[Task]
-) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
-    """Fetches what others serve, `catalog.downloads.parallel` at once.
+def _in_threads(config: Config, sources: dict[str, Source], tasks: list[Task]) -> Results:
+    """Fetches from remote sources, `catalog.downloads.parallel` objects at once.
 
-    The threads are daemons, for a pool of `concurrent.futures` cannot be left while one waits for a server: whoever
-    interrupts the run would wait too. What they leave undone is gone on with by the next run.
+    The threads are daemons, because an interrupted run would wait for the servers of a `concurrent.futures` pool. The
+    next run resumes their downloads.
     """
     todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Task, tuple[Row, Files] | str | ClipgsError]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Task, tuple[Row, Files] | Exception]] = queue.SimpleQueue()
     ended = threading.Event()
     for task in tasks:
         todo.put(task)
@@ -70,14 +68,10 @@ def _in_threads(
                 task = todo.get_nowait()
             except queue.Empty:
                 return
-            result: tuple[Row, Files] | str | ClipgsError
             try:
-                result = _fetch(task.payload, sources[task.payload[1]["source"]])
-            except ClipgsError as error:
-                result = error
-            except Exception as error:  # the object's, as in a worker process
-                result = describe_error(error)
-            done.put((task, result))
+                done.put((task, _fetch(task.payload, sources[task.payload[1]["source"]])))
+            except Exception as error:
+                done.put((task, error))
 
     for _ in range(min(config.catalog.downloads.parallel, len(tasks))):
         threading.Thread(target=work, daemon=True).start()
@@ -86,7 +80,7 @@ def _in_threads(
             task, result = done.get()
             if isinstance(result, ClipgsError):
                 raise result
-            yield task, result
+            yield task, describe_error(result) if isinstance(result, Exception) else result
     finally:
         ended.set()
 
@@ -116,7 +110,7 @@ def _portable(config: Config, mesh: Path) -> str:
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
-    """One task an object that has a mesh, and whose mesh is there: its file, its up axis and its seed."""
+    """A task for each object that has a mesh file: the file, its up axis and the object's seed."""
     meshes = good(table(config, "meshes", shard))
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard))}
     tasks = []
@@ -130,17 +124,8 @@ def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
     return tasks
 
 
-def _load(config: Config, file: Path, up_axis: UpAxis) -> "Mesh":
-    from clipgs.meshes.load import load
-
-    limits = config.meshes
-    return load(
-        file,
-        up_axis=up_axis,
-        max_faces=limits.max_faces,
-        max_texture_pixels=limits.max_texture_pixels,
-        neutral_color=limits.neutral_color,
-    )
+def _load(config: Config, file: Path, up_axis: UpAxis) -> Mesh:
+    return load(file, up_axis=up_axis, **config.meshes.model_dump(exclude={"max_file_mb"}))
 
 
 def sample(config: Config, shard: str, threads: int) -> None:
@@ -155,7 +140,7 @@ def sample(config: Config, shard: str, threads: int) -> None:
     compute = in_workers(_sample, threads, config.workers.load_limits)
     rows: list[Row] = []
 
-    def arrays() -> Any:
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for row, files in over_objects(job(config, "sample", shard), tasks, compute):
             rows.append(row)
             for name, data in files:
@@ -167,25 +152,18 @@ def sample(config: Config, shard: str, threads: int) -> None:
 
 
 def _sample(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
-    from clipgs.meshes.points import sample as sample_points
-
     config, _, file, up_axis, seed = payload
     mesh = _load(config, file, up_axis)
-    arrays = dict(zip(("xyz", "rgb", "normals"), sample_points(mesh, config.points.count, seed), strict=True))
     files = []
-    for name, array in arrays.items():
+    for name, array in zip(("xyz", "rgb", "normals"), sample_points(mesh, config.points.count, seed), strict=True):
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         files.append((name, buffer.getvalue()))
-    return {
-        "centre": [float(value) for value in mesh.centre],
-        "scale": float(mesh.scale),
-        "faces": mesh.face_count,
-    }, files
+    return {"centre": mesh.centre.tolist(), "scale": mesh.scale, "faces": mesh.face_count}, files
 
 
 def view(config: Config, shard: str, threads: int) -> None:
-    """Renders every object: pictures to fit, then pictures held out.
+    """Renders views of every object: the canonical views for the fit, then the held-out views.
 
     Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error, thumbnail:
     the view that shows the object best, WebP over white).
@@ -197,14 +175,7 @@ def view(config: Config, shard: str, threads: int) -> None:
     write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary()})
 
 
-_THUMBNAIL = "thumbnail"
-
-
 def _view(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
-    from PIL import Image
-
-    from clipgs.meshes import cameras, views
-
     config, _, file, up_axis, _ = payload
     settings = config.views
     lens = (settings.fov_degrees, settings.distance, settings.pixels)
@@ -214,12 +185,17 @@ def _view(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
     mesh = _load(config, file, up_axis)
     rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
     views.check(rgba)
-    files = [("cameras.json", cameras.cameras_json(viewmats, Ks, settings.pixels))]
-    for index, picture in enumerate(rgba):
-        buffer = io.BytesIO()
-        Image.fromarray(picture, "RGBA").save(buffer, "PNG", compress_level=1)
-        files.append((f"{index:03d}.png", buffer.getvalue()))
-    best = Image.fromarray(rgba[cameras.showing(canonical[0])], "RGBA")
+    images = [Image.fromarray(view, "RGBA") for view in rgba]
+    best = images[cameras.showing(canonical[0])]
+    over_white = Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB")
+    return {}, [
+        ("cameras.json", cameras.cameras_json(viewmats, Ks, settings.pixels)),
+        *((f"{index:03d}.png", _encoded(image, "PNG", compress_level=1)) for index, image in enumerate(images)),
+        (_THUMBNAIL, _encoded(over_white, "WEBP", quality=90)),
+    ]
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB").save(buffer, "WEBP", quality=90)
-    return {}, [*files, (_THUMBNAIL, buffer.getvalue())]
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

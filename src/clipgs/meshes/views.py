@@ -1,4 +1,4 @@
-"""Posed pictures of a mesh, drawn by pyrender through EGL."""
+"""Posed views of a mesh, drawn by pyrender through EGL."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,9 @@ from clipgs.meshes.headless import import_pyrender
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Part, render_material
 
-# Light on a matt surface, as a fraction of white. The lights are fixed in the world (a colour that moves with
-# the camera is nothing that Gaussians without view dependence can hold), and their sum is at most 1 in every
-# direction, so that white never clips; AMBIENT is what the darkest side gets, 0.76 of white as sRGB encodes
-# it.
+# Light on a matt surface, as a fraction of white. The lights are fixed in the world, because Gaussians without view
+# dependence cannot have colours that follow the camera. Their sum is at most 1 in every direction, so that white never
+# clips. The darkest side gets AMBIENT, which sRGB encodes as 0.76 of white.
 AMBIENT = 0.54
 LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to the light, strength
     ((1.0, 1.5, 1.0), 0.41),
@@ -26,7 +25,7 @@ LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (  # direction to
 _SHADERS = Path(__file__).parent / "shaders"
 _OPENGL_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV to OpenGL: y up, z backward
 _CORNER_PIXELS = 4  # along one edge of the frame
-_VISIBLE_ALPHA = 26  # of 255: fainter than a tenth everywhere is a ghost, not an object
+_VISIBLE_ALPHA = 26  # of 255; an object with less alpha everywhere is invisible
 
 
 def render(
@@ -41,12 +40,11 @@ def render(
 ) -> np.ndarray:
     """Draws the mesh from every camera: uint8 [V, H, W, 4], sRGB with straight alpha, H = W = `pixels`.
 
-    Each view is drawn `supersample` times as wide and as high, with four samples a pixel, and averaged. The
-    ground is black and clear, so a pixel at the rim comes out as colour times coverage and is divided by its
-    alpha: composited over any ground it is right. Where something is translucent, pyrender's blending gives a
-    wrong alpha, so the mesh is drawn over black and over white and alpha is what the difference leaves (Smith
-    and Blinn 1996, "Blue screen matting"). Faces are drawn and lit from both sides. A renderer serves one
-    object: one that is kept grows with every scene.
+    Each view is drawn `supersample` times as wide and as high, with four samples a pixel, and averaged. The background
+    is transparent black, so an edge pixel is colour times coverage; divided by its alpha, it is right over any
+    background. For translucent meshes pyrender's blending gives a wrong alpha, so they are drawn over black and over
+    white, and the difference gives alpha (Smith and Blinn 1996, "Blue screen matting"). Faces are drawn and lit from
+    both sides. Each call makes its own renderer, because a renderer grows with every scene.
 
     Raises:
         ObjectError: the mesh reaches beyond the frame of a view.
@@ -63,7 +61,7 @@ def render(
     nodes = []
     for viewmat, K in zip(viewmats, Ks, strict=True):
         distance = np.linalg.norm(viewmat[:3, 3])
-        near = max(distance - 1.0, 0.01)  # the mesh lies within 0.87 of the origin
+        near = max(distance - 1.0, 0.01)  # the mesh is within 0.87 of the origin
         camera = pyrender.IntrinsicsCamera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], znear=near, zfar=distance + 1.0)
         nodes.append(scene.add(camera, pose=np.linalg.inv(viewmat) @ _OPENGL_CAMERA))
 
@@ -89,13 +87,13 @@ def render(
 def check(
     rgba: np.ndarray,  # [V, H, W, 4] uint8
 ) -> None:
-    """Holds views against what a fit can learn from.
+    """Checks that a fit can learn from the views.
 
-    A corner may touch the frame: at the canonical distance a cube's does. What goes on beyond it lies along
-    the edge.
+    A corner of the object may touch the edge of the frame, as a cube's does at the canonical distance. A longer run of
+    pixels along the edge means that the object is cut off.
 
     Raises:
-        ObjectError: the object is invisible in all of them, or one of them is blank or cut off by the frame.
+        ObjectError: the object is invisible in all views, or a view is blank or cut off by the frame.
     """
     alpha = rgba[..., 3]
     if alpha.max(initial=0) < _VISIBLE_ALPHA:
@@ -108,17 +106,12 @@ def check(
             raise ObjectError(f"view {index} is cut off by the edge of the frame")
 
 
-def _check_inside(
-    mesh: Mesh,
-    viewmats: np.ndarray,  # [V, 4, 4]
-    Ks: np.ndarray,  # [V, 3, 3]
-    pixels: int,
-) -> None:
+def _check_inside(mesh: Mesh, viewmats: np.ndarray, Ks: np.ndarray, pixels: int) -> None:
     vertices = np.concatenate([part.vertices for part in mesh.parts]).astype(np.float64)
     box = np.stack([vertices.min(axis=0), vertices.max(axis=0)])
     corners = np.stack(np.meshgrid(*box.T), axis=-1).reshape(-1, 3)
     for index, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
-        # The box first: it nearly always fits, and has eight points.
+        # The corners of the box first: they nearly always fit.
         if not (_inside(corners, viewmat, K, pixels) or _inside(vertices, viewmat, K, pixels)):
             raise ObjectError(f"view {index} is cut off by the edge of the frame")
 
@@ -132,7 +125,7 @@ def _inside(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, pixels: int)
 
 
 def _add_part(pyrender: ModuleType, scene: Any, part: Part) -> None:
-    # pyrender draws translucent parts from far to near by where their nodes stand.
+    # pyrender draws translucent parts from far to near by the positions of their nodes.
     middle = (part.vertices.min(axis=0) + part.vertices.max(axis=0)) / 2
     primitive = pyrender.Primitive(
         positions=part.vertices - middle,
@@ -140,7 +133,7 @@ def _add_part(pyrender: ModuleType, scene: Any, part: Part) -> None:
         texcoord_0=None if part.uv is None else part.uv * (1, -1) + (0, 1),  # pyrender has uv (0, 0) at the lower left
         color_0=part.colors,
         indices=part.faces,
-        material=render_material(part),
+        material=render_material(pyrender, part),
         mode=4,
     )
     pose = np.eye(4)
@@ -149,7 +142,7 @@ def _add_part(pyrender: ModuleType, scene: Any, part: Part) -> None:
 
 
 def _programs(pyrender: ModuleType, mesh: Mesh) -> Any:
-    """This package's shader, in the place of pyrender's own."""
+    """A cache of this package's shader, which replaces pyrender's own."""
     cache = pyrender.shader_program.ShaderProgramCache(str(_SHADERS))
     if any(part.alpha_mode != "OPAQUE" for part in mesh.parts):
         plain = cache.get_program
@@ -162,7 +155,7 @@ def _programs(pyrender: ModuleType, mesh: Mesh) -> Any:
 
 
 def _shining_from(direction: Sequence[float]) -> np.ndarray:
-    """Pose of a light, whose -Z is where it shines to."""
+    """Pose of a light, which shines along its -Z."""
     backward = np.asarray(direction, np.float64) / np.linalg.norm(direction)
     right = np.cross([0.0, 0.0, 1.0] if abs(backward[1]) > 0.9 else [0.0, 1.0, 0.0], backward)
     right /= np.linalg.norm(right)
@@ -171,9 +164,9 @@ def _shining_from(direction: Sequence[float]) -> np.ndarray:
     return pose
 
 
-def _draw(pyrender: ModuleType, renderer: Any, scene: Any, ground: float, supersample: int) -> np.ndarray:
-    """The scene over a plain ground, colour times coverage: float32 [H, W, 4] in 0..255."""
-    scene.bg_color = np.array([ground, ground, ground, 0.0])
+def _draw(pyrender: ModuleType, renderer: Any, scene: Any, background: float, supersample: int) -> np.ndarray:
+    """The scene over a grey background, colour times coverage: float32 [H, W, 4] in 0..255."""
+    scene.bg_color = np.array([background, background, background, 0.0])
     drawn = renderer.render(scene, flags=pyrender.RenderFlags.RGBA)[0]
     height, width = (side // supersample for side in drawn.shape[:2])
     total = np.zeros((height, width, 4), np.uint16)
@@ -187,7 +180,7 @@ def _straight(
     premultiplied: np.ndarray,  # [H, W, 3] float32 in 0..255
     alpha: np.ndarray,  # [H, W] float32 in 0..255
 ) -> np.ndarray:
-    """Straight alpha, uint8 [H, W, 4]; black where nothing is."""
+    """Colour with straight alpha, uint8 [H, W, 4]; black where alpha is 0."""
     rounded = np.rint(alpha)
     color = premultiplied * (255 / np.maximum(alpha, 1e-3))[..., None]
     color = np.rint(color).clip(0, 255) * (rounded > 0)[..., None]

@@ -1,7 +1,7 @@
-"""What annotated sources share: every object's annotation, read once into one table in the cache, and curated.
+"""The common part of annotated sources: all objects' annotations, curated, as one table in the cache.
 
-The table is made again when a file that it was made of has another size or time, or when a setting changes that
-decides on objects. Snakemake asks `state` whenever it parses: that looks at sizes and times and reads nothing.
+The table is made again when an input file has another size or time, or when a setting changes that decides on objects.
+Snakemake asks for `state` whenever it parses; that compares sizes and times, and reads no annotations.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,51 +24,32 @@ from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sidecar, whole
+from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, unit_hash
 
 log = logging.getLogger(__name__)
 
-TABLE_VERSION = 1  # raised when a table that is read in the same way would hold something else
-LABELS = LABEL_COLUMNS[1:]
-_SKETCHFAB = "https://sketchfab.com/3d-models/"
+TABLE_VERSION = 1  # raised when the same inputs and settings give another table
 _CANNOT_BE_READ = (OSError, EOFError, ValueError, zlib.error)  # cut, not gzip, not JSON, not UTF-8
 
-# Rows of the table, sorted by locator. `category` is the LVIS category; `lvis` is also true of a file that has the
-# bytes of an LVIS object; `refused` is the rule that leaves the object out, else null. A subclass gives `label_hash`
-# of the other labels, that of the category is mixed in; and `lvis`, where it knows of more than its rows show.
-_COLUMNS = {
-    "locator": "string",
-    "uid": "string",
-    "file_identifier": "string",
-    "sha256": "string",
-    "note": "string",
-    "category": "string",
-    "text": "string",
-    "license": "string",
-    "credit": "string",
-    "page": "string",
-    "faces": "int64",
-    "vertices": "int64",
-    "bytes": "int64",
-    "textures": "int64",
-    "animations": "int64",
-    "license_name": "string",
-    "lvis": "bool",
-    "refused": "string",
-    "label_hash": "uint64",
-}
+# Rows of the table, sorted by locator. `category` is the LVIS category; `lvis` is also true for a file with the bytes
+# of an LVIS object; `refused` is the rule that leaves the object out, else null. A subclass gives `label_hash` for the
+# other labels, to which the category's is added here, and `lvis` if its files list more LVIS shapes than its rows.
+_TEXTS = ("locator", "uid", "file_identifier", "sha256", "note", *LABEL_COLUMNS[1:], "license_name", "refused")
+_NUMBERS = ("faces", "vertices", "bytes", "textures", "animations")
+_COLUMNS = dict.fromkeys(_TEXTS, "string") | dict.fromkeys(_NUMBERS, "int64") | {"lvis": "bool", "label_hash": "uint64"}
 
 
 def page_of(uid: str) -> str:
-    """Where an Objaverse 1.0 object is shown; Objaverse-XL names it so."""
-    return _SKETCHFAB + uid
+    """The page of an Objaverse 1.0 object, which is also its name in Objaverse-XL."""
+    return f"https://sketchfab.com/3d-models/{uid}"
 
 
 class AnnotationFiles:
-    """The annotation files of Objaverse 1.0: of the objaverse package's cache, else downloaded into our own.
+    """The annotation files of Objaverse 1.0, from the cache of the objaverse package or downloaded into our cache.
 
-    The package downloads without a check, straight to the final name, so a file of its cache may be cut: such a one is
-    passed over.
+    The package downloads without a check, straight to the final name. So a file in its cache may be cut, and is then
+    ignored.
     """
 
     BASE = "https://huggingface.co/datasets/allenai/objaverse/resolve/main/"
@@ -79,13 +61,13 @@ class AnnotationFiles:
         self._own = self.cache / "annotations" / mirror
         self.package = Path(config.catalog.objaverse.root).expanduser()
         self._settings = config.catalog.downloads
-        self._passed_over: set[Path] = set()
+        self._ignored: set[Path] = set()  # damaged files in the package's cache
         self._lock = threading.Lock()
         self._downloader: Any = None
 
     @property
     def downloader(self) -> Any:
-        """One for all threads, so that they share its pace."""
+        """One `Downloader` for all threads, so that they share its rate limit."""
         from clipgs.catalog.downloads import Downloader
 
         with self._lock:
@@ -94,75 +76,75 @@ class AnnotationFiles:
             return self._downloader
 
     def get(self, name: str) -> Path:
-        """The file of that name, downloaded if need be.
+        """The annotation file `name`, downloaded if it is in no cache.
 
         Raises:
-            ClipgsError: it cannot be had.
+            ClipgsError: the download failed.
         """
         own, theirs = self._own / name, self.package / "hf-objaverse-v1" / name
-        if not own.exists() and theirs.exists() and theirs not in self._passed_over:
-            return theirs
-        return self.download(self.downloader.resolve(self.BASE, name), own, token=True)
+        return self._cached(own, theirs) or self._download(self.downloader.resolve(self.BASE, name), own, token=True)
 
     def get_all(self, names: list[str]) -> list[Path]:
-        """As `get`, several at once."""
-        from clipgs.core.runner import Progress
-
-        progress = Progress("annotations of Objaverse", len(names), "file")
-        try:
-            with ThreadPoolExecutor(self._settings.parallel) as pool:
-                paths = []
-                for path in pool.map(self.get, names):
-                    paths.append(path)
-                    progress.step()
-                return paths
-        finally:
-            progress.close()
+        """As `get`, for several files at once."""
+        paths = []
+        with (
+            closing(Progress("annotations of Objaverse", len(names), "file")) as progress,
+            ThreadPoolExecutor(self._settings.parallel) as pool,
+        ):
+            for path in pool.map(self.get, names):
+                paths.append(path)
+                progress.step()
+        return paths
 
     def linked(self, place: str) -> Path:
-        """A table that the configuration names by URL or by path."""
+        """A table that the configuration names by URL or by path.
+
+        Raises:
+            UsageError: the path is not a file.
+            ClipgsError: the download failed.
+        """
         if "://" not in place:
             path = Path(place).expanduser()
             if not path.is_file():
                 raise UsageError(f"config: {place} is not a file")
             return path
         base, _, name = place.rpartition("/")
-        theirs = self.package / Path(name).stem / name  # where the objaverse package keeps Objaverse-XL's tables
+        theirs = self.package / Path(name).stem / name  # the place of Objaverse-XL's tables in the package's cache
         own = self._own / f"{hashlib.sha256(place.encode()).hexdigest()[:8]}-{name}"
-        if not own.exists() and theirs.exists() and theirs not in self._passed_over:
-            return theirs
+        if found := self._cached(own, theirs):
+            return found
         url = self.downloader.resolve(base + "/", name)
-        # A table may lie anywhere: the token is for the endpoint that the user chose, or for the hub's own host.
-        return self.download(
-            url,
-            own,
-            token=self._settings.endpoint is not None or urlsplit(url).hostname == urlsplit(self.BASE).hostname,
-        )
+        # A table may be on any host: the token is only for the endpoint that the user chose, or for the hub.
+        trusted = self._settings.endpoint is not None or urlsplit(url).hostname == urlsplit(self.BASE).hostname
+        return self._download(url, own, token=trusted)
 
-    def download(self, url: str, path: Path, **checks: Any) -> Path:
-        """Downloads a file that the whole run needs."""
+    def _cached(self, own: Path, theirs: Path) -> Path | None:
+        """The file in the package's cache, if it is usable and ours does not exist."""
+        return theirs if not own.exists() and theirs.exists() and theirs not in self._ignored else None
+
+    def _download(self, url: str, path: Path, *, token: bool) -> Path:
         try:
-            return self.downloader.get(url, path, **checks)
+            return self.downloader.get(url, path, token=token)
         except ObjectError as error:
-            raise ClipgsError(f"the annotations cannot be had: {error}") from None
+            raise ClipgsError(f"the annotations could not be downloaded: {error}") from None
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The names and values that a .json.gz file holds."""
+        """The object in the annotation file `name` (.json.gz); raises as `read`."""
         return self.read(self.get, name, _load_json)
 
     def read(self, get: Callable[[str], Path], name: str, load: Callable[[Path], Any]) -> Any:
-        """Loads a file; one of the package's cache that cannot be loaded is passed over for a download.
+        """Loads the file `get(name)`; if one in the package's cache cannot be loaded, it is downloaded instead.
 
         Raises:
-            ClipgsError: the file is cut or damaged. Ours is removed, so that the next run downloads it again.
+            ClipgsError: the file is cut or damaged. If it is ours, it is removed, so that the next run downloads it.
         """
         path = get(name)
         try:
             return load(path)
         except _CANNOT_BE_READ as error:
-            if path.is_relative_to(self.package) and path not in self._passed_over:
+            if path.is_relative_to(self.package) and path not in self._ignored:
                 log.warning("%s is cut or damaged (%s); it is downloaded again into %s", path, error, self._own)
-                self._passed_over.add(path)
+                self._ignored.add(path)
                 return self.read(get, name, load)
             again = ""
             if path.is_relative_to(self._own):
@@ -181,7 +163,11 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 def lvis_categories(files: AnnotationFiles) -> dict[str, str]:
-    """Uid to LVIS category; of an object in several categories, to the first by name."""
+    """Uid to LVIS category; for an object in several categories, the first by name.
+
+    Raises:
+        ClipgsError: the file is not available, or holds something else.
+    """
     listed = files.read_json("lvis-annotations.json.gz")
     if not all(isinstance(uids, list) and all(isinstance(uid, str) for uid in uids) for uids in listed.values()):
         raise ClipgsError("lvis-annotations.json.gz does not hold categories and lists of uids")
@@ -189,7 +175,7 @@ def lvis_categories(files: AnnotationFiles) -> dict[str, str]:
 
 
 class AnnotatedSource:
-    """What Objaverse 1.0 and XL have in common; see `Source`. A subclass gathers files and reads rows of them."""
+    """The common part of Objaverse 1.0 and XL; see `Source`. A subclass gathers files and reads rows from them."""
 
     name: str
     remote = True
@@ -197,17 +183,29 @@ class AnnotatedSource:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.files = AnnotationFiles(config)
-        self._outside: tuple[set[str], Any] = (set(), None)  # what was looked up outside the table, and was found
-        self.max_bytes = config.meshes.max_file_mb * 1_000_000  # what is larger is not downloaded
+        self._outside: tuple[set[str], Any] = (set(), None)  # locators that `outside` was asked for, and its rows
+        self.max_bytes = config.meshes.max_file_mb * 1_000_000  # larger files are not downloaded
 
-    # --- of the subclass ---
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        """Uid to the path of its GLB in the dataset of Objaverse 1.0."""
+        paths = self.files.read_json("object-paths.json.gz")
+        if not all(isinstance(path, str) for path in paths.values()):
+            raise ClipgsError("object-paths.json.gz does not hold uids and paths")
+        return paths
+
+    @cached_property
+    def _lvis(self) -> dict[str, str]:
+        return lvis_categories(self.files)
+
+    # --- for subclasses ---
 
     def given(self) -> list[Path]:
-        """Files that the user wrote and that decide on objects."""
+        """The user's own files that decide on objects."""
         raise NotImplementedError
 
     def gather(self) -> list[Path]:
-        """Makes the annotation files lie on disk."""
+        """Downloads or locates the annotation files."""
         raise NotImplementedError
 
     def read(self) -> Any:
@@ -215,16 +213,16 @@ class AnnotatedSource:
         raise NotImplementedError
 
     def outside(self, locators: list[str]) -> Any:
-        """Those of these that are in the annotations and not in `read`: another subset of them was frozen."""
+        """Rows of those locators that are in the annotations but not in `read`: another subset of them was frozen."""
         import pyarrow as pa
 
-        del locators
         return pa.table({"locator": pa.array([], pa.string())})
 
     # --- the table ---
 
     @cached_property
-    def _state(self) -> str:
+    def state(self) -> str:
+        """Changes whenever the answers of this source may have changed. Compares sizes and times of files only."""
         table = self.config.catalog.curation.table
         try:
             given = [_stat(path.expanduser()) for path in [*self.given(), *([Path(table)] if table else [])]]
@@ -240,47 +238,41 @@ class AnnotatedSource:
         key = hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:16]
         manifest = self.files.cache / "tables" / f"{key}.json"
         try:
-            known = json.loads(manifest.read_text())
-            if known and all(_stat(Path(entry[0])) == entry for entry in known):
-                return _state_of(key, known)
+            inputs = json.loads(manifest.read_text())
+            unchanged = inputs and all(_stat(Path(entry[0])) == entry for entry in inputs)
         except (OSError, ValueError, TypeError, IndexError):
-            pass  # not made yet, not whole, or a file has gone
-        inputs = [_stat(path) for path in self.gather()]
-        with whole(manifest) as temporary:
-            temporary.write_text(canonical_json(inputs))
-        return _state_of(key, inputs)
-
-    def state(self) -> str:
-        """Changes whenever anything that this source says may have changed."""
-        return self._state
+            unchanged = False  # not made yet, not whole, or a file is missing
+        if not unchanged:
+            inputs = [_stat(path) for path in self.gather()]
+            with whole(manifest) as temporary:
+                temporary.write_text(canonical_json(inputs))
+        return f"{key}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]}"
 
     @cached_property
     def table(self) -> Any:
-        """All objects, a `pyarrow.Table` over the mapped file."""
+        """All objects, as a `pyarrow.Table` over the memory-mapped file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.files.cache / "tables" / f"{self._state}.parquet"
+        path = self.files.cache / "tables" / f"{self.state}.parquet"
         try:
             return pq.read_table(path, memory_map=True)
         except FileNotFoundError:
             pass
         except (OSError, pa.ArrowInvalid):
             log.warning("%s is damaged and is made again", path)
-        table = self._curated(self.read())
+        table = self._completed(self.read().sort_by("locator"))
+        refused = curate(table, self.config.catalog)
+        table = table.set_column(table.column_names.index("refused"), "refused", refused)
         with whole(path) as temporary:
             pq.write_table(table, temporary, compression="lz4", use_dictionary=False, write_statistics=False)
         for older in path.parent.glob(f"{path.stem.split('-')[0]}-*.parquet"):
             if older != path:
-                older.unlink(missing_ok=True)  # the same settings over files that are no more
+                older.unlink(missing_ok=True)  # the same settings with older inputs
         return table
 
-    def _curated(self, rows: Any) -> Any:
-        table = self._completed(rows.sort_by("locator"))
-        return table.set_column(table.column_names.index("refused"), "refused", curate(table, self.config.catalog))
-
     def _completed(self, rows: Any) -> Any:
-        """All columns of this module, of those that a subclass gives."""
+        """The rows with all columns of this module."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -296,7 +288,7 @@ class AnnotatedSource:
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
-        """Where each taken object stands; a table may hold far more that are refused."""
+        """Locator to row, of the taken objects only: a table may hold far more refused objects."""
         import numpy as np
         import pyarrow.compute as pc
 
@@ -309,13 +301,12 @@ class AnnotatedSource:
 
     def _rows(self, locators: list[str]) -> list[int | None]:
         rows = list(map(self._row_of.get, locators))
-        for place, row in enumerate(rows) if None in rows else ():
-            if row is None:  # frozen under rules that were less strict
-                rows[place] = self._row_of_any.get(locators[place])
+        if None in rows:  # frozen when the rules were less strict
+            rows = list(map(self._row_of_any.get, locators))
         return rows
 
     def _rows_outside(self, locators: list[str]) -> Any:
-        """Rows of frozen objects that the table does not hold, all looked up at once where `gone` asked for all."""
+        """Rows of frozen objects that are not in the table; each is looked up once."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -328,7 +319,7 @@ class AnnotatedSource:
         return table.filter(pc.is_in(table["locator"], value_set=pa.array(locators, pa.string())))
 
     def _labelled(self, locators: list[str], columns: tuple[str, ...]) -> Any:
-        """These columns, a row for each locator; of an object that is no more all null."""
+        """These columns, a row for each locator; all null for an object that no longer exists."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -345,7 +336,7 @@ class AnnotatedSource:
     def _frozen_columns(self) -> list[Any]:
         return [self.table[name].combine_chunks() for name in ("uid", "sha256", "note", "lvis")]
 
-    # --- what the catalog asks ---
+    # --- methods of `Source` ---
 
     def locators(self) -> list[str]:
         import pyarrow.compute as pc
@@ -365,28 +356,28 @@ class AnnotatedSource:
         return [locator for locator in missing if locator not in found]
 
     def identify(self, locator: str) -> dict[str, Any]:
-        row = self._row_of[locator]  # only what `locators` names is frozen
+        row = self._row_of[locator]  # only taken objects are frozen
         uid, digest, note, lvis = (column[row].as_py() for column in self._frozen_columns)
         group = digest[:16] if digest else uid
         return {"uid": uid, "sha256": digest, "group": group, "split": self._split(group, lvis), "note": note}
 
     def _split(self, group: str, lvis: bool) -> str | None:
         if self.config.catalog.objaverse.lvis == "train":
-            return None  # by hash, as of any source
+            return None  # by hash, as in other sources
         if lvis:
             return "test"
         position = unit_hash(group)
         return "validation" if position < self.config.catalog.validation_fraction else "train"
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        return self._labelled(locators, LABELS).to_pylist()
+        return self._labelled(locators, LABEL_COLUMNS[1:]).to_pylist()
 
     def label_digest(self, locators: list[str]) -> str:
         hashes = self._labelled(locators, ("label_hash",))["label_hash"].fill_null(0)
         return hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest()[:16]
 
     def refusals(self) -> dict[str, int]:
-        """Rule to the number of objects that it left out; an object counts for the first rule that refused it."""
+        """Rule to the number of objects that it leaves out; an object counts for the first rule that refuses it."""
         import pyarrow.compute as pc
 
         counts = pc.value_counts(pc.drop_null(self.table["refused"])).to_pylist()
@@ -407,24 +398,25 @@ class AnnotatedSource:
         notes = [f"{count} of {len(self.table)} objects are taken"]
         notes += [f"catalog.curation refuses {left_out}: {rule}" for rule, left_out in refused.items()]
         if lvis and self.config.catalog.objaverse.lvis == "test":
-            notes.append(f"{count - lvis} objects are to train and validate on; {lvis} are LVIS shapes, to test on")
+            notes.append(
+                f"{count - lvis} objects are for training and validation; {lvis} are LVIS shapes, for the test split"
+            )
         elif lvis:
             notes.append(f"{lvis} objects are LVIS shapes, and may be trained on (catalog.objaverse.lvis: train)")
-        unknown = pc.sum(pc.and_(taken, pc.is_valid(self.table["note"]))).as_py() or 0
-        if unknown:
-            first = pc.filter(self.table["note"], pc.and_(taken, pc.is_valid(self.table["note"])))[0].as_py()
-            notes.append(f"{unknown} objects cannot be had and become failed rows; the first: {first}")
+        missing = pc.drop_null(pc.filter(self.table["note"], taken))
+        if len(missing):
+            notes.append(f"{len(missing)} objects are not available and become failed rows; the first: {missing[0]}")
         return notes
 
 
 def label_hash(*labels: str | None) -> int:
-    """64 bits that change with the labels."""
+    """A 64-bit hash of labels."""
     text = "\x1f".join("\x00" if label is None else label for label in labels)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _with_category(hashes: Any, categories: Any) -> Any:
-    """The hashes of an object's other labels, mixed with that of its category."""
+    """The hashes of other labels, combined with those of the categories."""
     import numpy as np
 
     encoded = categories.combine_chunks().dictionary_encode()
@@ -437,33 +429,21 @@ def _stat(path: Path) -> list[Any]:
     return [str(path), found.st_size, found.st_mtime_ns]
 
 
-def _state_of(key: str, inputs: list[list[Any]]) -> str:
-    return f"{key}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]}"
-
-
 def read_xl_table(path: Path, columns: list[str]) -> Any:
-    """Columns of an annotation table of Objaverse-XL, all text.
+    """Columns of an annotation table of Objaverse-XL (parquet or CSV), all text.
 
     Raises:
-        UsageError: it has not these columns.
-        OSError, ValueError: it cannot be read.
+        UsageError: a column is missing.
+        OSError, ValueError: the file cannot be read.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow import csv
+    from pyarrow import csv, dataset
 
-    types = dict.fromkeys(columns, pa.string())
-    if path.suffix == ".parquet":
-        names = pq.read_schema(path).names
-    else:
-        with csv.open_csv(path) as reader:
-            names = reader.schema.names
-    missing = [name for name in columns if name not in names]
+    text = pa.schema([(name, pa.string()) for name in columns])
+    options = csv.ConvertOptions(column_types=text)
+    as_csv = dataset.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    table = dataset.dataset(path, format="parquet" if path.suffix == ".parquet" else as_csv)
+    missing = [name for name in columns if name not in table.schema.names]
     if missing:
-        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(names)})")
-    if path.suffix == ".parquet":
-        table = pq.read_table(path, columns=columns)
-    else:
-        options = csv.ConvertOptions(include_columns=columns, column_types=types)
-        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
-    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
+        raise UsageError(f"{path} has no column {', '.join(missing)} (it has {', '.join(table.schema.names)})")
+    return table.to_table(columns).cast(text)

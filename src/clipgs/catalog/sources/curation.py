@@ -1,4 +1,4 @@
-"""Curation: which annotated objects are taken, by rules over their annotations and over a table of the user's."""
+"""Curation: rules over annotations, and over a table of the user's, that choose objects."""
 
 import difflib
 import hashlib
@@ -11,6 +11,8 @@ from clipgs.config import WHERE_PATTERN, Catalog, Curation
 from clipgs.core.errors import UsageError
 
 _MB = 1_000_000
+# Operators of `where` to functions of pyarrow.compute.
+_FUNCTIONS = {"=": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
 
 
 def curate(
@@ -19,12 +21,12 @@ def curate(
 ) -> Any:
     """For each object the rule that leaves it out, else null: a string array as long as the table.
 
-    A rule that the source has set already, in `refused`, stands. The rules of `catalog.curation` follow in the order
-    of the configuration; then of several objects with the same bytes one is kept, an LVIS object before others; then
-    `max_objects`, which counts no LVIS test objects.
+    The rules that the source has set in `refused` come first, then those of `catalog.curation` in the order of the
+    configuration. Then one of several objects with the same bytes is kept, an LVIS object before others. `max_objects`
+    comes last; it does not count LVIS test objects.
 
     Raises:
-        UsageError: the table cannot be read, or a rule does not fit it.
+        UsageError: the table cannot be read, or a rule does not match its columns.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -33,7 +35,7 @@ def curate(
     for rule, allowed in _rules(objects, catalog.curation):
         left_out = pc.and_(pc.is_null(refused), pc.invert(allowed))
         refused = pc.if_else(left_out, pa.scalar(rule), refused)
-    refused = pc.if_else(_doubles(objects, pc.is_null(refused)), pa.scalar("same bytes as another object"), refused)
+    refused = pc.if_else(_duplicates(objects, pc.is_null(refused)), pa.scalar("same bytes as another object"), refused)
     limit = catalog.curation.max_objects
     if limit is not None:
         counted = pc.is_null(refused)
@@ -52,7 +54,7 @@ def _rules(objects: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         return objects[name].combine_chunks()
 
     def known(passes: Any) -> Any:
-        return pc.fill_null(passes, True)  # what the annotation does not say refuses nothing
+        return pc.fill_null(passes, True)  # an unknown value refuses nothing
 
     if settings.licenses:
         allowed = pa.array([name.lower() for name in settings.licenses])
@@ -63,17 +65,15 @@ def _rules(objects: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         yield "max_faces", known(pc.less_equal(column("faces"), settings.max_faces))
     if settings.max_file_mb is not None:
         yield "max_file_mb", known(pc.less_equal(column("bytes"), int(settings.max_file_mb * _MB)))
-    for name, wanted, count in (
-        ("animated", settings.animated, "animations"),
-        ("textured", settings.textured, "textures"),
-    ):
+    counts = (("animated", settings.animated, "animations"), ("textured", settings.textured, "textures"))
+    for name, wanted, count in counts:
         if wanted != "any":
             has = pc.greater(column(count), 0)
             yield name, known(has if wanted == "only" else pc.invert(has))
     if settings.table is not None:
         yield from _table_rules(column(settings.key), settings)
     elif settings.where:
-        raise UsageError("config: catalog.curation.where holds rules, and catalog.curation.table names no table")
+        raise UsageError("config: catalog.curation.where has rules, but catalog.curation.table names no table")
 
 
 def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
@@ -88,11 +88,9 @@ def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         name, operator, value = match[1], match[2].strip(), match[3]
         if name not in table.column_names:
             near = difflib.get_close_matches(name, table.column_names, n=1)
-            raise UsageError(
-                f"config: catalog.curation.where: {settings.table} has no column {name}"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + f" (it has {', '.join(table.column_names)})"
-            )
+            hint = f"; did you mean {near[0]}?" if near else ""
+            listed = f"(it has {', '.join(table.column_names)})"
+            raise UsageError(f"config: catalog.curation.where: {settings.table} has no column {name}{hint} {listed}")
         passes = _compare(rule, table[name].combine_chunks(), operator, value)
         yield rule, pc.fill_null(pc.take(passes, places), False)
 
@@ -103,17 +101,13 @@ def _read_table(path: Path, key: str) -> Any:
     from pyarrow import csv
 
     try:
-        table = csv.read_csv(
-            path,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types={key: pa.string()}),
-        )
+        options = csv.ConvertOptions(column_types={key: pa.string()})
+        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"config: catalog.curation.table: {path}: {' '.join(str(error).split())}") from None
     if key not in table.column_names:
-        raise UsageError(
-            f"config: catalog.curation.key = {key}: {path} has no such column (it has {', '.join(table.column_names)})"
-        )
+        listed = ", ".join(table.column_names)
+        raise UsageError(f"config: catalog.curation.key = {key}: {path} has no such column (it has {listed})")
     if pc.count_distinct(table[key]).as_py() != len(table):
         counts = table.group_by(key).aggregate([([], "count_all")])
         twice = counts.filter(pc.greater(counts["count_all"], 1))[key][0]
@@ -140,15 +134,7 @@ def _compare(rule: str, column: Any, operator: str, value: str) -> Any:
         return pc.and_(pc.is_in(column, value_set=pa.array(parsed)), pc.is_valid(column))
     if operator not in ("=", "!=") and holds != "numbers":
         raise UsageError(f"config: catalog.curation.where: {rule}: the column holds {holds}: use =, != or in")
-    functions = {
-        "=": pc.equal,
-        "!=": pc.not_equal,
-        "<": pc.less,
-        "<=": pc.less_equal,
-        ">": pc.greater,
-        ">=": pc.greater_equal,
-    }
-    return functions[operator](column, parsed[0])
+    return getattr(pc, _FUNCTIONS[operator])(column, parsed[0])
 
 
 def _number(text: str) -> float | None:
@@ -158,26 +144,25 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _doubles(objects: Any, taken: Any) -> Any:
-    """True of all but one of the taken objects that have the same SHA-256."""
+def _duplicates(objects: Any, taken: Any) -> Any:
+    """True for all but one of the taken objects with the same SHA-256."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    doubled = np.zeros(len(objects), bool)
-    rows = np.flatnonzero(
-        pc.and_(taken, pc.is_valid(objects["sha256"].combine_chunks())).to_numpy(zero_copy_only=False)
-    )
-    codes = objects["sha256"].combine_chunks().take(rows).dictionary_encode().indices.to_numpy()
-    in_category = pc.is_valid(objects["category"].combine_chunks()).to_numpy(zero_copy_only=False)[rows]
+    duplicate = np.zeros(len(objects), bool)
+    hashes = objects["sha256"].combine_chunks()
+    rows = np.flatnonzero(pc.and_(taken, pc.is_valid(hashes)).to_numpy(zero_copy_only=False))
+    codes = hashes.take(rows).dictionary_encode().indices.to_numpy()
+    in_category = pc.is_valid(objects["category"]).to_numpy()[rows]
     order = np.lexsort((rows, ~in_category, codes))
     same_as_before = codes[order][1:] == codes[order][:-1]
-    doubled[rows[order[1:][same_as_before]]] = True
-    return pa.array(doubled)
+    duplicate[rows[order[1:][same_as_before]]] = True
+    return pa.array(duplicate)
 
 
 def _beyond(objects: Any, counted: Any, limit: int) -> Any:
-    """True of the counted objects that are not among the `limit` with the lowest hash of their uid."""
+    """True for the counted objects that are not among the `limit` with the lowest hash of their uid."""
     import numpy as np
     import pyarrow as pa
 

@@ -8,26 +8,27 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from clipgs.catalog.records import UID_PATTERN, UpAxis
+from clipgs.catalog.records import LABEL_COLUMNS, UID_PATTERN, UpAxis
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.core.seeds import canonical_json
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
-# Other spellings, tried in this order where neither our name nor `columns:` names one.
+# Other names of columns, tried in this order if the manifest has not ours and `columns:` names none.
 _ALIASES = {
     "text": ("caption", "description", "name"),
     "license": ("licence",),
     "credit": ("author", "attribution"),
     "page": ("url",),
 }
-_NEVER_LOST = re.compile(r"licen[cs]e|credit|author|attribution|copyright", re.IGNORECASE)
-_NAMED_FILE_LIMIT_BYTES = 64 << 20  # a .gltf or .obj is text; a larger one is hashed without the files it names
+_CREDITS = re.compile(r"licen[cs]e|credit|author|attribution|copyright", re.IGNORECASE)
+_NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 
 
 class FolderSource:
@@ -47,27 +48,21 @@ class FolderSource:
 
     @cached_property
     def root(self) -> Path:
-        """The folder that locators are relative to: of a glob, the part before the first wildcard."""
-        path = Path(str(self._settings.path)).expanduser()
-        if path.is_dir() or not glob.has_magic(str(path)):
-            return path
-        fixed = [part for part in path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))]]
-        return Path(*fixed) if fixed else Path(".")
+        """The folder that locators are relative to; for a glob, the part before the first wildcard."""
+        path = Path(self._settings.path).expanduser()
+        return path if path.is_dir() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
 
     @cached_property
     def _files(self) -> list[str]:
-        pattern = Path(str(self._settings.path)).expanduser()
+        pattern = Path(self._settings.path).expanduser()
         if pattern.is_dir():
             found = _walk(pattern)
         elif glob.has_magic(str(pattern)):
             found = (Path(name) for name in glob.glob(str(pattern), recursive=True))
         else:
             raise UsageError(f"catalog.{self.name}.path: {pattern} is not a folder")
-        return sorted(
-            _text(path.relative_to(self.root))
-            for path in found
-            if path.suffix.lower() in self.suffixes and not path.is_dir()
-        )
+        files = (path for path in found if path.suffix.lower() in self.suffixes and not path.is_dir())
+        return sorted(_text(path.relative_to(self.root)) for path in files)
 
     def locators(self) -> list[str]:
         if self._manifest is not None:
@@ -81,30 +76,27 @@ class FolderSource:
         return [locator for locator in known if locator not in here]
 
     def notes(self) -> list[str]:
+        if self._manifest is None:
+            return []
         notes = []
-        if self._manifest is not None:
-            unlisted = len(set(self._files) - set(self._manifest))
-            if unlisted:
-                notes.append(f"{unlisted} files in the folder are not in the manifest and are left out")
-            if self._unused:
-                notes.append(f"columns of the manifest that are not used: {', '.join(self._unused)}")
+        if unlisted := len(set(self._files) - set(self._manifest)):
+            notes.append(f"{unlisted} files in the folder are not in the manifest and are left out")
+        if unused := self._columns[2]:
+            notes.append(f"columns of the manifest that are not used: {', '.join(unused)}")
         return notes
 
     # --- manifest ---
 
     @cached_property
     def _columns(self) -> tuple[dict[str, str], list[str], list[str]]:
-        """Our name: the manifest's; columns kept with the credit; columns not used."""
-        header = self._header
-        mapped = {}
+        """Our name to the manifest's; columns that are added to the credit; columns not used."""
+        header, mapped = self._table[0], {}
         for ours, theirs in self._settings.columns.items():
+            key, manifest = f"config: catalog.{self.name}.columns.{ours}", self._settings.manifest
             if ours not in COLUMNS:
-                raise UsageError(f"config: catalog.{self.name}.columns.{ours} is not one of {', '.join(COLUMNS)}")
+                raise UsageError(f"{key} is not one of {', '.join(COLUMNS)}")
             if theirs not in header:
-                raise UsageError(
-                    f"config: catalog.{self.name}.columns.{ours} = {theirs}: {self._settings.manifest} has no such"
-                    f" column (it has {', '.join(header)})"
-                )
+                raise UsageError(f"{key} = {theirs}: {manifest} has no such column (it has {', '.join(header)})")
             mapped[ours] = theirs
         for ours in COLUMNS:
             for theirs in (ours, *_ALIASES.get(ours, ())):
@@ -113,12 +105,13 @@ class FolderSource:
         if "file" not in mapped:
             raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.{self.name}.columns")
         rest = [column for column in header if column not in mapped.values()]
-        kept = [column for column in rest if _NEVER_LOST.search(column)]
-        return mapped, kept, [column for column in rest if column not in kept]
+        credits = [column for column in rest if _CREDITS.search(column)]
+        return mapped, credits, [column for column in rest if column not in credits]
 
     @cached_property
     def _table(self) -> tuple[list[str], list[dict[str, str]]]:
-        path = Path(str(self._settings.manifest)).expanduser()
+        """Header and rows of the manifest."""
+        path = Path(self._settings.manifest).expanduser()
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, restkey="")
@@ -127,37 +120,26 @@ class FolderSource:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"catalog.{self.name}.manifest: {path}: {error}") from None
 
-    @property
-    def _header(self) -> list[str]:
-        return self._table[0]
-
-    @property
-    def _unused(self) -> list[str]:
-        return self._columns[2]
-
     @cached_property
     def _manifest(self) -> dict[str, dict[str, str | None]] | None:
         """Locator to our columns; None where there is no manifest."""
         if self._settings.manifest is None:
             return None
-        mapped, kept, _ = self._columns
+        mapped, credits, _ = self._columns
         entries: dict[str, dict[str, str | None]] = {}
         for line, row in enumerate(self._table[1], start=2):
             entry = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in mapped.items()}
-            extra = [f"{column}: {row[column].strip()}" for column in kept if (row.get(column) or "").strip()]
+            extra = [f"{column}: {row[column].strip()}" for column in credits if (row.get(column) or "").strip()]
             if extra:
-                credit = entry.get("credit")
-                entry["credit"] = "; ".join([credit, *extra] if credit else extra)
+                entry["credit"] = "; ".join(filter(None, [entry.get("credit"), *extra]))
+            place = f"{self._settings.manifest}, line {line}"
             if entry["file"] is None:
-                raise UsageError(f"{self._settings.manifest}, line {line}: no file is named")
+                raise UsageError(f"{place}: no file is named")
             if entry.get("split") not in (None, "train", "validation", "test"):
-                raise UsageError(
-                    f"{self._settings.manifest}, line {line}: split is {entry['split']!r}; "
-                    "allowed: train, validation, test"
-                )
-            locator = os.path.normpath(entry["file"]).replace(os.sep, "/")
+                raise UsageError(f"{place}: split is {entry['split']!r}; allowed: train, validation, test")
+            locator = os.path.normpath(entry["file"])
             if locator in entries:
-                raise UsageError(f"{self._settings.manifest}, line {line}: {locator} is listed twice")
+                raise UsageError(f"{place}: {locator} is listed twice")
             entries[locator] = entry
         if not entries:
             raise UsageError(f"{self._settings.manifest} lists no file")
@@ -179,7 +161,7 @@ class FolderSource:
         return {"uid": uid, "sha256": digest, "group": entry.get("group"), "split": entry.get("split"), "note": note}
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        names = ("category", "text", "license", "credit", "page")
+        names = LABEL_COLUMNS[1:]
         if self._manifest is None:
             return [dict.fromkeys(names) | _labels_of_names(locator) for locator in locators]
         return [{name: self._manifest.get(locator, {}).get(name) for name in names} for locator in locators]
@@ -193,7 +175,7 @@ class FolderSource:
         path = self._locate(row["locator"])
         if _hash_with_named_files(path) != row["sha256"]:
             raise ObjectError(
-                f"{row['locator']} has other bytes than when it was frozen; give the new file a name of its own"
+                f"{row['locator']} has other bytes than when it was frozen; give the new file another name"
             )
         return path
 
@@ -204,19 +186,18 @@ class FolderSource:
         return "y" if row["locator"].lower().endswith((".glb", ".gltf")) else self._settings.up_axis
 
     def _locate(self, locator: str) -> Path:
-        path = self.root / locator
         if locator.startswith(("../", "/")) or "\0" in locator:  # locators are normalised
             raise ObjectError(f"{locator} leads out of the folder")
-        return path
+        return self.root / locator
 
 
 def path_uid(locator: str) -> str:
-    """The uid of a file that cannot be told by its bytes: marked, and never that of another file."""
+    """A unique uid, marked as made from the locator, for a file whose bytes give none."""
     return "path-" + hashlib.sha256(locator.encode()).hexdigest()[:16]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()  # a link to a folder above would be walked for ever
+    seen = set()  # a link to a parent folder would cause an endless loop
     for parent, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))
         folders[:] = [
@@ -226,7 +207,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _labels_of_names(locator: str) -> dict[str, str | None]:
-    """What the names say where nothing else does: the folder's is the category, else the file's is the text."""
+    """Labels without a manifest: the folder's name is the category, else the file's name is the text."""
     path = Path(locator)
     category, text = (" ".join(re.split(r"[\s_.-]+", name)).strip() for name in (path.parent.name, path.stem))
     if any(character.isalpha() for character in category):
@@ -235,12 +216,12 @@ def _labels_of_names(locator: str) -> dict[str, str | None]:
 
 
 def _text(path: Path) -> str:
-    # A name that is not UTF-8 cannot stand in a table; its escaped form is not found on disk and becomes a failed row.
+    # A table cannot hold a name that is not UTF-8. Its escaped form is not found on disk, so it becomes a failed row.
     return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _hash_with_named_files(path: Path) -> str:
-    """Hash of the file or, where a .gltf or .obj names files beside it, of all their hashes."""
+    """Hash of the file or, if it is a .gltf or .obj that names other files, of all their hashes."""
     digests: dict[Path, bytes] = {}
     pending = [path]
     while pending:
@@ -253,7 +234,7 @@ def _hash_with_named_files(path: Path) -> str:
         except OSError as error:
             if current == path:
                 raise ObjectError(f"{error.strerror or error}") from None
-            digests[current] = b"missing"  # the loader says what that means for the object
+            digests[current] = b"missing"  # the loader decides whether the object needs it
             continue
         pending += _named_files(current)
     if len(digests) == 1:
@@ -276,16 +257,9 @@ def _named_files(path: Path) -> list[Path]:
     elif suffix in (".obj", ".mtl"):
         keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
         text = path.read_text(encoding="utf-8", errors="replace")
-        names = [
-            match.split()[-1] if suffix == ".mtl" else match
-            for match in re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
-        ]
+        names = re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
+        if suffix == ".mtl":
+            names = [name.split()[-1] for name in names]  # the options of a texture come before its name
     folder = path.parent.resolve()
-    found = []
-    for name in names:
-        if name.startswith("data:") or "://" in name or "\0" in name:
-            continue
-        candidate = (folder / name).resolve()
-        if candidate.is_relative_to(folder):
-            found.append(candidate)
-    return found
+    local = (name for name in names if not name.startswith("data:") and "://" not in name and "\0" not in name)
+    return [file for file in ((folder / name).resolve() for name in local) if file.is_relative_to(folder)]

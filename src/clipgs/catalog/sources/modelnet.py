@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
@@ -27,27 +27,19 @@ _LOCATOR = re.compile(r"([A-Za-z0-9_-]+)/(train|test)/([A-Za-z0-9_-]{1,50})\.off
 _BLOCK_BYTES = 1 << 20
 
 
-class _Archive(NamedTuple):
-    """A zip with the members that are objects, by locator."""
-
-    bundle: zipfile.ZipFile
-    members: dict[str, zipfile.ZipInfo]
-    others: int  # OFF files that stand elsewhere
-
-
 class ModelNet40Source:
     """See `Source`. A locator is `CLASS/train/NAME.off` or `CLASS/test/NAME.off`, as in the archive.
 
-    The archive's split stands; a share of `train` becomes `validation`, chosen by a hash of the object. Files that are
-    equal are no doubles here: a benchmark's results are over all its objects. So their hashes are not frozen; a member
-    of the archive is held against the archive's own checksum.
+    The archive's split is kept, but a share of `train` becomes `validation`, by a hash of the object. Equal files are
+    not duplicates, because the benchmark counts all its objects. So hashes are not frozen; an unpacked file is checked
+    against the archive's checksum.
     """
 
     name = "modelnet40"
     title = "ModelNet40"
     url = "https://modelnet.cs.princeton.edu/ModelNet40.zip"
     objects = 12_311
-    remote = True  # unpacking waits for the disk: threads that share one open archive do it
+    remote = True  # unpacking waits for the disk, and threads can share one open archive
 
     def __init__(self, config: Config) -> None:
         self._place = config.catalog.modelnet.path or self.url
@@ -60,71 +52,65 @@ class ModelNet40Source:
     # --- listing ---
 
     def locators(self) -> list[str]:
-        if not self._files:
-            raise UsageError(
-                f"catalog.modelnet.path: {self._place} holds no CLASS/train/NAME.off or CLASS/test/NAME.off; "
-                f"is it {self.title}?"
-            )
-        return self._files
+        if not self._members:
+            forms = "CLASS/train/NAME.off or CLASS/test/NAME.off"
+            raise UsageError(f"catalog.modelnet.path: {self._place} holds no {forms}; is it {self.title}?")
+        return sorted(self._members)
 
     def gone(self, known: list[str]) -> list[str]:
-        here = set(self._files)
-        return [locator for locator in known if locator not in here]
+        return [locator for locator in known if locator not in self._members]
 
     def notes(self) -> list[str]:
         notes = []
-        if len(self._files) != self.objects:
-            notes.append(f"{self._place} holds {len(self._files)} objects; {self.title} has {self.objects}")
-        if self._others:
-            notes.append(f"{self._others} OFF files do not stand as CLASS/train/NAME.off and are left out")
+        if len(self._members) != self.objects:
+            notes.append(f"{self._place} holds {len(self._members)} objects; {self.title} has {self.objects}")
+        if others := self._listing[1]:
+            notes.append(f"{others} OFF files have other names than CLASS/train/NAME.off and are left out")
         return notes
 
     @cached_property
     def _folder(self) -> Path | None:
-        """The folder of classes; None where there is an archive."""
+        """The folder of classes; None if `path` is an archive."""
         path = Path(self._place).expanduser()
         if "://" in self._place or not path.is_dir():
             return None
         return path / self.title if (path / self.title).is_dir() else path
 
     @cached_property
-    def _listing(self) -> tuple[list[str], int]:
-        """Locators, and how many OFF files are none."""
+    def _listing(self) -> tuple[dict[str, zipfile.ZipInfo | None], int]:
+        """Locator to member of the archive (in a folder None), and the number of other OFF files."""
+        files: list[tuple[str, zipfile.ZipInfo | None]]
         if self._folder is None:
-            return sorted(self._archive.members), self._archive.others
-        names = [path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*.off")]
-        found = sorted(name for name in names if _LOCATOR.fullmatch(name))
-        return found, sum(not name.rpartition("/")[2].startswith("._") for name in names) - len(found)
-
-    @property
-    def _files(self) -> list[str]:
-        return self._listing[0]
-
-    @property
-    def _others(self) -> int:
-        return self._listing[1]
-
-    @cached_property
-    def _archive(self) -> _Archive:
-        path = self._archive_path()
-        try:
-            bundle = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise UsageError(f"catalog.modelnet.path: {path} is not there") from None
-        except zipfile.BadZipFile as error:
-            raise ClipgsError(f"{path} is no whole zip archive ({error}); delete it and run again") from None
-        members, others = {}, 0
-        for info in bundle.infolist():
-            parts = info.filename.split("/")
-            locator = "/".join(parts[-3:])
-            # A Mac left a shadow of every file in the published archive.
+            files, deepest = [(info.filename, info) for info in self._archive.infolist()], 4
+        else:
+            files, deepest = [(str(path.relative_to(self._folder)), None) for path in self._folder.rglob("*.off")], 3
+        members: dict[str, zipfile.ZipInfo | None] = {}
+        others = 0
+        for name, info in files:
+            parts = name.split("/")
+            # The published archive has macOS's shadow of every file.
             if parts[0] == "__MACOSX" or not parts[-1].endswith(".off") or parts[-1].startswith("._"):
                 continue
-            if len(parts) in (3, 4) and _LOCATOR.fullmatch(locator) and locator not in members:
+            locator = "/".join(parts[-3:])
+            if 3 <= len(parts) <= deepest and _LOCATOR.fullmatch(locator) and locator not in members:
                 members[locator] = info
             else:
                 others += 1
-        return _Archive(bundle, members, others)
+        return members, others
+
+    @property
+    def _members(self) -> dict[str, zipfile.ZipInfo | None]:
+        return self._listing[0]
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        path = self._archive_path()
+        try:
+            return zipfile.ZipFile(path)
+        except FileNotFoundError:
+            raise UsageError(f"catalog.modelnet.path: {path} does not exist") from None
+        except zipfile.BadZipFile as error:
+            raise ClipgsError(f"{path} is not a whole zip archive ({error}); delete it and run again") from None
 
     def _archive_path(self) -> Path:
         if "://" not in self._place:
@@ -132,7 +118,7 @@ class ModelNet40Source:
         from clipgs.catalog.downloads import Downloader
 
         path = self._cache / f"{self.title}.zip"
-        if path.exists():  # so it is whole; its members have checksums, and hashing 2 GB would slow every job
+        if path.exists():  # it is whole, and hashing 2 GB would slow every job
             return path
         downloader = Downloader(self._downloads)
         base, _, file = self.url.rpartition("/")
@@ -164,28 +150,26 @@ class ModelNet40Source:
         path = self.path(row)
         if self._folder is not None:
             if not path.is_file():
-                raise ObjectError(f"{row['locator']} has gone from {self._folder}")
+                raise ObjectError(f"{row['locator']} is no longer in {self._folder}")
             return path
         with self._opening:  # one thread lists the archive for all
-            bundle, members, _ = self._archive
-        member = members.get(row["locator"])
+            member = self._members.get(row["locator"])
         if member is None:
-            raise ObjectError(f"{row['locator']} has gone from the archive")
+            raise ObjectError(f"{row['locator']} is no longer in the archive")
         if member.file_size > self._max_bytes:
-            raise ObjectError(
-                f"the file has {member.file_size / 1e6:.0f} MB, meshes.max_file_mb is {self._max_bytes / 1e6:.0f}"
-            )
+            megabytes = f"{member.file_size / 1e6:.0f} MB"
+            raise ObjectError(f"the file has {megabytes}, meshes.max_file_mb is {self._max_bytes / 1e6:.0f}")
         if _checksum(path) == (member.file_size, member.CRC):
             return path
         try:
-            with whole(path) as temporary, bundle.open(member) as packed, open(temporary, "wb") as file:
+            with whole(path) as temporary, self._archive.open(member) as packed, open(temporary, "wb") as file:
                 shutil.copyfileobj(packed, file, _BLOCK_BYTES)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise ObjectError(f"{row['locator']} is damaged in the archive: {error}") from None
         return path
 
     def path(self, row: dict[str, Any]) -> Path:
-        self._parts(row["locator"])  # leads nowhere else
+        self._parts(row["locator"])  # raises unless it is inside the folder
         return (self._cache if self._folder is None else self._folder) / row["locator"]
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
@@ -201,7 +185,7 @@ class ModelNet40Source:
 
 
 class ModelNet10Source(ModelNet40Source):
-    """The ten classes whose objects all face one way: its files are not those of ModelNet40."""
+    """Ten classes whose objects all have the same orientation; its files differ from ModelNet40's."""
 
     name = "modelnet10"
     title = "ModelNet10"
@@ -210,7 +194,7 @@ class ModelNet10Source(ModelNet40Source):
 
 
 def _checksum(path: Path) -> tuple[int, int] | None:
-    """Bytes and CRC-32 of a file, as a zip states them; None where there is none."""
+    """Size in bytes and CRC-32 of a file, as in a zip; None if there is no file."""
     size = crc = 0
     try:
         with open(path, "rb") as file:

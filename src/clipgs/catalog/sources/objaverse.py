@@ -1,47 +1,34 @@
 """Objaverse 1.0: all of it, its LVIS subset, or a list of uids.
 
-The objaverse package is not needed: it has no retry, timeout, checksum or endpoint. Its cache is used where there is
-one: annotations and GLB files in `objaverse.root` are read in place where they are whole, and never written.
+The objaverse package is not used: it has no retry, timeout, checksum or endpoint. But whole files in its cache
+(`objaverse.root`) are read in place, and never written.
 """
 
 import csv
 import difflib
 import hashlib
 import re
-from functools import cached_property
+from contextlib import closing
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from clipgs.catalog.records import UID_PATTERN, UpAxis
-from clipgs.catalog.sources.annotations import (
-    AnnotatedSource,
-    AnnotationFiles,
-    label_hash,
-    lvis_categories,
-    page_of,
-    read_xl_table,
-)
+from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, page_of, read_xl_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sha256_of, whole
+from clipgs.core.runner import Progress
 
-PART_VERSION = 1  # raised when other things are read of an annotation
-# As Objaverse writes licences, and their names elsewhere.
-LICENSES = {
-    "by": "CC-BY-4.0",
-    "by-sa": "CC-BY-SA-4.0",
-    "by-nd": "CC-BY-ND-4.0",
-    "by-nc": "CC-BY-NC-4.0",
-    "by-nc-sa": "CC-BY-NC-SA-4.0",
-    "by-nc-nd": "CC-BY-NC-ND-4.0",
-    "cc0": "CC0-1.0",
-}
-_NOWHERE = "unknown"  # the folder in the locator of a listed uid that Objaverse does not have
+PART_VERSION = 1  # raised when other values are read from an annotation
+_BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")
+LICENSES = {name: f"CC-{name.upper()}-4.0" for name in _BY} | {"cc0": "CC0-1.0"}  # Objaverse's names to SPDX's
+_NOWHERE = "unknown"  # the folder in the locator of a listed uid that is not in Objaverse
 _FOLDER = "^[0-9]{3}-[0-9]{3}$"
 _PATH = rf"^glbs/(?P<locator>{_FOLDER[1:-1]}/(?P<uid>[A-Za-z0-9_-]{{1,64}}))\.glb$"
 
 
 class ObjaverseSource(AnnotatedSource):
-    """See `Source`. A locator is FOLDER/UID, as the GLB lies in the dataset: glbs/FOLDER/UID.glb."""
+    """See `Source`. A locator is FOLDER/UID, where the GLB is glbs/FOLDER/UID.glb in the dataset."""
 
     name = "objaverse"
 
@@ -52,15 +39,6 @@ class ObjaverseSource(AnnotatedSource):
         if settings.uids is None:
             raise UsageError("config: catalog.objaverse.subset = list: name a file with one uid a line in `uids`")
         return [Path(settings.uids)]
-
-    @cached_property
-    def _paths(self) -> dict[str, str]:
-        """Uid to its file in the dataset."""
-        return read_paths(self.files)
-
-    @cached_property
-    def _lvis(self) -> dict[str, str]:
-        return lvis_categories(self.files)
 
     @cached_property
     def _wanted(self) -> list[str]:
@@ -75,10 +53,8 @@ class ObjaverseSource(AnnotatedSource):
         for category in settings.categories:
             if category not in known:
                 near = difflib.get_close_matches(category, known, n=1)
-                raise UsageError(
-                    f"config: catalog.objaverse.categories: LVIS has no category {category}"
-                    + (f"; did you mean {near[0]}?" if near else "")
-                )
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"config: catalog.objaverse.categories: LVIS has no category {category}{hint}")
         chosen = set(settings.categories) or known
         return [uid for uid, category in self._lvis.items() if category in chosen]
 
@@ -94,21 +70,17 @@ class ObjaverseSource(AnnotatedSource):
         uids = pa.array(wanted, pa.string())
         paths = pa.array([self._paths.get(uid) for uid in wanted], pa.string())
         folders = pc.utf8_slice_codeunits(paths, len("glbs/"), len("glbs/") + len(_NOWHERE))
-        of_a_kind = pc.match_substring_regex(folders.unique(), _FOLDER)
-        right = pc.and_(
-            pc.and_(
-                pc.is_in(folders, value_set=folders.unique().filter(of_a_kind)),
-                pc.match_substring_regex(uids, f"^{UID_PATTERN.pattern}$"),
-            ),
-            pc.equal(paths, pc.binary_join_element_wise("glbs/", folders, "/", uids, ".glb", "")),
-        )
+        valid_folders = folders.unique().filter(pc.match_substring_regex(folders.unique(), _FOLDER))
+        named_right = pc.equal(paths, pc.binary_join_element_wise("glbs/", folders, "/", uids, ".glb", ""))
+        right = pc.and_(named_right, pc.is_in(folders, value_set=valid_folders))
+        right = pc.and_(right, pc.match_substring_regex(uids, f"^{UID_PATTERN.pattern}$"))
         wrong = pc.and_(pc.is_valid(paths), pc.invert(pc.fill_null(right, False)))
         for uid, path in zip(uids.filter(wrong).to_pylist(), paths.filter(wrong).to_pylist(), strict=True):
             locator_of(uid, path)  # raises
         return pc.binary_join_element_wise(pc.fill_null(folders, _NOWHERE), uids, "/")
 
     def gather(self) -> list[Path]:
-        folders = _folders(self._wanted_locators)  # reads the two lists, and finds out whether they are whole
+        folders = _folders(self._wanted_locators)  # reads both lists, so that a cut one is found now
         files = [self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
         files += self.files.get_all([f"metadata/{folder}.json.gz" for folder in folders])
         if self.config.catalog.objaverse.hashes:
@@ -140,35 +112,27 @@ class ObjaverseSource(AnnotatedSource):
             "note": pc.if_else(pc.starts_with(locators, f"{_NOWHERE}/"), nowhere, pa.scalar(None, pa.string())),
             "category": pa.array(list(lvis.values()), pa.string()).take(category),
         }
-        hashes = self._hashes()
-        if hashes is not None:
+        if place := self.config.catalog.objaverse.hashes:
+            read = partial(read_xl_table, columns=["fileIdentifier", "sha256"])
+            hashes = self.files.read(self.files.linked, place, read)
             columns["sha256"] = _looked_up(hashes, columns["file_identifier"])
-            in_lvis = _looked_up(hashes, pa.array([page_of(uid) for uid in lvis]))  # whatever the subset
+            in_lvis = _looked_up(hashes, pa.array([page_of(uid) for uid in lvis]))  # of any subset
             columns["lvis"] = pc.is_in(columns["sha256"], value_set=pc.drop_null(in_lvis))
         return pa.table(columns)
 
-    def _hashes(self) -> Any:
-        place = self.config.catalog.objaverse.hashes
-        if place is None:
-            return None
-        return self.files.read(self.files.linked, place, lambda path: read_xl_table(path, ["fileIdentifier", "sha256"]))
-
     def _annotations(self, folders: list[str]) -> Any:
-        """The wanted columns of these annotation files."""
+        """The rows of these annotation files, with the columns of `_part_schema`."""
         import pyarrow as pa
 
-        from clipgs.core.runner import Progress
-
-        progress = Progress("reading annotations of Objaverse", len(folders), "file")
         parts = []
-        for folder in folders:
-            parts.append(self._part(folder))
-            progress.step()
-        progress.close()
+        with closing(Progress("reading annotations of Objaverse", len(folders), "file")) as progress:
+            for folder in folders:
+                parts.append(self._part(folder))
+                progress.step()
         return pa.concat_tables(parts) if parts else pa.Table.from_pylist([], _part_schema())
 
     def _part(self, folder: str) -> Any:
-        """One annotation file's columns: of the cache, where they were read before."""
+        """The rows of one annotation file, from the cache if it was read before."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -218,18 +182,20 @@ def _looked_up(hashes: Any, identifiers: Any) -> Any:
 
 
 def _folders(locators: Any) -> list[str]:
-    """The annotation files of these objects, by name."""
+    """The names of the annotation files of these objects."""
     import pyarrow.compute as pc
 
-    folders = pc.utf8_slice_codeunits(locators, 0, len(_NOWHERE)).unique().to_pylist()  # as long as 000-023
+    folders = (
+        pc.utf8_slice_codeunits(locators, 0, len(_NOWHERE)).unique().to_pylist()
+    )  # "unknown" is as long as 000-023
     return sorted(set(folders) - {_NOWHERE})
 
 
 def read_uids(path: Path) -> list[str]:
-    """The first column of a text or CSV file, sorted and without doubles; a heading `uid` and empty lines are left out.
+    """The first column of a text or CSV file, sorted and unique, without a header `uid` and empty lines.
 
     Raises:
-        UsageError: the file cannot be read, holds no uid, or holds what no uid can be.
+        UsageError: the file cannot be read, has no uid, or has text that is not a uid.
     """
     uids = set()
     try:
@@ -248,32 +214,20 @@ def read_uids(path: Path) -> list[str]:
     return sorted(uids)
 
 
-def read_paths(files: AnnotationFiles) -> dict[str, str]:
-    """Uid to its file in the dataset.
-
-    Raises:
-        ClipgsError: the list cannot be had or holds something else.
-    """
-    paths = files.read_json("object-paths.json.gz")
-    if not all(isinstance(path, str) for path in paths.values()):
-        raise ClipgsError("object-paths.json.gz does not hold uids and paths")
-    return paths
-
-
 def locator_of(uid: str, path: str) -> str:
     """FOLDER/UID of glbs/FOLDER/UID.glb. The folder also names the annotation file.
 
     Raises:
-        ClipgsError: the list of paths holds something else.
+        ClipgsError: the path has another form.
     """
     match = re.fullmatch(_PATH, path)
     if match is None or match["uid"] != uid:
-        raise ClipgsError(f"object-paths.json.gz gives {uid!r} the file {path!r}, which no file of Objaverse 1.0 is")
+        raise ClipgsError(f"object-paths.json.gz gives {uid!r} the path {path!r}, which is not glbs/FOLDER/UID.glb")
     return match["locator"]
 
 
 def glb_path(files: AnnotationFiles, locator: str) -> Path:
-    """Where the GLB lies: our cache, else the objaverse package's, else (not fetched yet) ours again."""
+    """The path of the GLB in our cache, or in the objaverse package's if it is only there."""
     own, theirs = _glb_places(files, locator)
     return theirs if not own.exists() and theirs.exists() else own
 
@@ -284,10 +238,10 @@ def _glb_places(files: AnnotationFiles, locator: str) -> tuple[Path, Path]:
 
 
 def fetch_glb(files: AnnotationFiles, locator: str, sha256: str | None, max_bytes: int) -> Path:
-    """Makes an Objaverse 1.0 file lie on disk: the package's copy where it is right, else a download.
+    """The path of an Objaverse 1.0 GLB: the package's copy if it is right, else a download into our cache.
 
     Raises:
-        ObjectError: it cannot be had, is cut, is too large, or has another hash.
+        ObjectError: the file is not available, is cut, is too large, or has another hash.
     """
     own, theirs = _glb_places(files, locator)
     if not own.exists() and theirs.exists() and _is_right(theirs, sha256):
@@ -300,7 +254,7 @@ def fetch_glb(files: AnnotationFiles, locator: str, sha256: str | None, max_byte
 
 
 def _is_right(path: Path, sha256: str | None) -> bool:
-    """Whether the file has its hash or, where none is known, is a GLB as long as its header says."""
+    """Whether the file has that hash or, if it is None, is a GLB of the length in its header."""
     if sha256 is not None:
         return sha256_of(path) == sha256
     with open(path, "rb") as file:
@@ -308,23 +262,19 @@ def _is_right(path: Path, sha256: str | None) -> bool:
     return header[:4] == b"glTF" and int.from_bytes(header[8:12], "little") == path.stat().st_size
 
 
-# --- one annotation ---------------------------------------------------------------------------------------------------
+# --- one annotation ---
 
 
 def _part_schema() -> Any:
     import pyarrow as pa
 
-    texts = ("uid", "text", "license", "license_name", "credit", "page")
-    numbers = ("faces", "vertices", "bytes", "textures", "animations")
-    return pa.schema(
-        [(name, pa.string()) for name in texts]
-        + [(name, pa.int64()) for name in numbers]
-        + [("label_hash", pa.uint64())]
-    )
+    texts = dict.fromkeys(("uid", "text", "license", "license_name", "credit", "page"), pa.string())
+    numbers = dict.fromkeys(("faces", "vertices", "bytes", "textures", "animations"), pa.int64())
+    return pa.schema(texts | numbers | {"label_hash": pa.uint64()})
 
 
 def _annotation(uid: str, entry: Any) -> dict[str, Any]:
-    """What is kept of one annotation. The text is the object's name; what is not of its type is not known."""
+    """The row of one annotation. The text is the object's name; values of a wrong type become null."""
     entry = _mapping(entry)
     glb = _mapping(_mapping(entry.get("archives")).get("glb"))
     user = _mapping(entry.get("user"))
@@ -354,7 +304,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _text(value: Any) -> str | None:
     if not isinstance(value, str):
         return None
-    # A name cut inside an emoji is a lone surrogate, which no file of ours can hold.
+    # A name that is cut inside an emoji has a lone surrogate, which UTF-8 cannot encode.
     return value.encode("utf-8", "replace").decode().strip() or None
 
 

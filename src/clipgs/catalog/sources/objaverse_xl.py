@@ -1,24 +1,23 @@
-"""Objaverse-XL, from its annotation tables: Objaverse 1.0's files, single files of GitHub, and Smithsonian's.
+"""Objaverse-XL, from its annotation tables: files of Objaverse 1.0, single files on GitHub, and the Smithsonian's.
 
-Every file has its SHA-256 in the table, and one with another hash is refused. A uid is Objaverse's own for Objaverse
-1.0, else the file's whole SHA-256, by which Cap3D and others name these objects too.
+The tables have the SHA-256 of every file, and a file with another hash is refused. The uid is Objaverse's own for
+Objaverse 1.0, else the file's SHA-256, which Cap3D and others also use as the name.
 """
 
 import re
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from clipgs.catalog.records import UpAxis
-from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, lvis_categories, read_xl_table
+from clipgs.catalog.records import LABEL_COLUMNS, UpAxis
+from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, read_xl_table
 from clipgs.catalog.sources.folder import SUFFIXES
-from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of, read_paths
+from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of
 from clipgs.core.errors import ObjectError, UsageError
 
-_COLUMNS = ("fileIdentifier", "source", "license", "sha256")
-_OURS = ("locator", "uid", "file_identifier", "sha256", "category", "license_name", "refused",
-         "text", "license", "credit", "page", "label_hash")  # fmt: skip
+_COLUMNS = ["fileIdentifier", "source", "license", "sha256"]
+_TEXTS = ("locator", "uid", "file_identifier", "sha256", "category", "license_name", "refused", *LABEL_COLUMNS[2:])
 _BATCH_ROWS = 1 << 16
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)/blob/([0-9a-f]{40})/(.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -27,7 +26,7 @@ _SKETCHFAB = "sketchfab:"  # before the FOLDER/UID of an Objaverse 1.0 file
 
 
 class ObjaverseXLSource(AnnotatedSource):
-    """See `Source`. A locator is the table's fileIdentifier or, of an Objaverse 1.0 file, sketchfab:FOLDER/UID."""
+    """See `Source`. A locator is the table's fileIdentifier or, for an Objaverse 1.0 file, sketchfab:FOLDER/UID."""
 
     name = "objaverse_xl"
 
@@ -38,17 +37,8 @@ class ObjaverseXLSource(AnnotatedSource):
 
     def gather(self) -> list[Path]:
         tables = [self.files.linked(place) for place in self.config.catalog.objaverse_xl.tables]
-        assert isinstance(self._lvis, dict)  # read here, so that a cut file is found before it is written down
-        assert isinstance(self._paths, dict)
+        _ = self._lvis, self._paths  # read now, so that a cut file is found
         return [*tables, self.files.get("object-paths.json.gz"), self.files.get("lvis-annotations.json.gz")]
-
-    @cached_property
-    def _paths(self) -> dict[str, str]:
-        return read_paths(self.files)
-
-    @cached_property
-    def _lvis(self) -> dict[str, str]:
-        return lvis_categories(self.files)
 
     def read(self) -> Any:
         import numpy as np
@@ -56,20 +46,20 @@ class ObjaverseXLSource(AnnotatedSource):
 
         parts = []
         for place in self.config.catalog.objaverse_xl.tables:
-            table = self.files.read(self.files.linked, place, lambda path: read_xl_table(path, list(_COLUMNS)))
+            table = self.files.read(self.files.linked, place, partial(read_xl_table, columns=_COLUMNS))
             parts += [self._part(batch) for batch in table.to_batches(max_chunksize=_BATCH_ROWS)]
         rows = pa.concat_tables(parts) if parts else None
         if not rows:
-            raise UsageError("config: catalog.objaverse_xl.tables hold no object")
+            raise UsageError("config: the files in catalog.objaverse_xl.tables list no object")
         codes = rows["locator"].combine_chunks().dictionary_encode().indices.to_numpy()
-        _, first = np.unique(codes, return_index=True)  # a locator that is listed again says nothing new
+        _, first = np.unique(codes, return_index=True)  # the first row of each locator
         return rows.take(np.sort(first))
 
     def _part(self, batch: Any) -> Any:
-        """Some rows of an annotation table, in our columns."""
+        """Rows of an annotation table, with the columns `_TEXTS` and `label_hash`."""
         import pyarrow as pa
 
-        columns: dict[str, list[Any]] = {name: [] for name in _OURS}
+        rows = []
         for identifier, source, license_name, digest in zip(*batch.to_pydict().values(), strict=True):
             if not identifier:
                 continue
@@ -77,15 +67,12 @@ class ObjaverseXLSource(AnnotatedSource):
             locator, uid, refused = self._place(identifier, source or "", digest)
             category = self._lvis.get(uid) if locator.startswith(_SKETCHFAB) else None
             labels = (_name(identifier), license_name or None, _credit(identifier), identifier)
-            hashed = label_hash(*labels)
-            row = (locator, uid, identifier, digest or None, category, labels[1], refused, *labels, hashed)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-        kinds = {name: pa.uint64() if name == "label_hash" else pa.string() for name in _OURS}
-        return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
+            own = (locator, uid, identifier, digest or None, category, license_name or None, refused)
+            rows.append(dict(zip(_TEXTS, own + labels, strict=True)) | {"label_hash": label_hash(*labels)})
+        return pa.Table.from_pylist(rows, pa.schema(dict.fromkeys(_TEXTS, pa.string()) | {"label_hash": pa.uint64()}))
 
     def _place(self, identifier: str, source: str, digest: str) -> tuple[str, str, str | None]:
-        """Locator, uid, and why the object cannot be taken, else None."""
+        """Locator, uid, and the reason to refuse the object, else None."""
         if not _SHA256.fullmatch(digest):
             return identifier, "", "no SHA-256 in the table"
         if source == "sketchfab":
@@ -107,7 +94,7 @@ class ObjaverseXLSource(AnnotatedSource):
     def notes(self) -> list[str]:
         if self.table["category"].null_count < len(self.table):
             return super().notes()
-        return [*super().notes(), "no table lists Objaverse 1.0, so copies of LVIS objects are not known as such"]
+        return [*super().notes(), "no table lists Objaverse 1.0, so copies of LVIS objects are not recognised"]
 
     # --- files ---
 
@@ -133,7 +120,7 @@ class ObjaverseXLSource(AnnotatedSource):
         return self.config.cache_path / self.name / digest[:2] / f"{digest}{_suffix(locator)}"
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
-        return "z" if self.path(row).suffix == ".stl" else "y"  # STL is the format of printers, whose bed is flat
+        return "z" if self.path(row).suffix == ".stl" else "y"  # STL is for 3D printers, whose Z is up
 
 
 def _suffix(identifier: str) -> str:
@@ -150,7 +137,7 @@ def _credit(identifier: str) -> str | None:
 
 
 def _name(identifier: str) -> str | None:
-    """A GitHub file's name in words; the other sources' addresses hold none."""
+    """A GitHub file's name in words; addresses of other sources have no name."""
     github = _GITHUB.fullmatch(identifier)
     if not github:
         return None

@@ -1,13 +1,12 @@
-"""The built-in source: any number of parametric objects as GLB files, each with a caption that is true of it.
+"""The built-in source: any number of parametric objects as GLB files, each with a caption that describes it.
 
-An object is a function of its category, its number and a seed: nothing is downloaded or kept.
+An object is a function of its category, its number and a seed, so nothing is downloaded.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
@@ -17,51 +16,35 @@ from clipgs.shapes.design import Design, Dice
 from clipgs.shapes.glb import write_glb
 from clipgs.stages import STAGES
 
-DESIGNS: dict[str, Callable[[Dice], Design]] = {
-    "chair": furniture.chair,
-    "lamp": furniture.lamp,
-    "table": furniture.table,
-    "bookshelf": furniture.bookshelf,
-    "sofa": furniture.sofa,
-    "bed": furniture.bed,
-    "mug": things.mug,
-    "bottle": things.bottle,
-    "teapot": things.teapot,
-    "umbrella": things.umbrella,
-    "guitar": things.guitar,
-    "cake": things.cake,
-    "robot": things.robot,
-    "house": outdoors.house,
-    "windmill": outdoors.windmill,
-    "lighthouse": outdoors.lighthouse,
-    "tree": outdoors.tree,
-    "cactus": outdoors.cactus,
-    "mushroom": outdoors.mushroom,
-    "car": vehicles.car,
-    "bus": vehicles.bus,
-    "airplane": vehicles.airplane,
-    "boat": vehicles.boat,
-    "rocket": vehicles.rocket,
-}
-CATEGORIES: tuple[str, ...] = tuple(DESIGNS)
+# The categories in the order of the sequence, each with the name of its function.
+_FUNCTIONS: list[Callable[[Dice], Design]]
+_FUNCTIONS = [furniture.chair, furniture.lamp, furniture.table, furniture.bookshelf, furniture.sofa, furniture.bed]
+_FUNCTIONS += [things.mug, things.bottle, things.teapot, things.umbrella, things.guitar, things.cake, things.robot]
+_FUNCTIONS += [
+    outdoors.house,
+    outdoors.windmill,
+    outdoors.lighthouse,
+    outdoors.tree,
+    outdoors.cactus,
+    outdoors.mushroom,
+]
+_FUNCTIONS += [vehicles.car, vehicles.bus, vehicles.airplane, vehicles.boat, vehicles.rocket]
+DESIGNS = {function.__name__: function for function in _FUNCTIONS}
+CATEGORIES = tuple(DESIGNS)
 
 
-@dataclass(frozen=True)
-class Description:
-    """What the catalog keeps of an object; `group` is the uid, since no two objects are one shape."""
+class Description(NamedTuple):
+    """An object's uid (which is also its group, since no two objects have the same shape), category and caption."""
 
     uid: str
     category: str
     text: str
-    group: str
-    license: str = "CC0-1.0"
-    credit: str = "clipgs procedural"
 
 
 def locator(index: int, seed: int) -> str:
-    """Names the object at a place of the endless sequence of a seed: "chair/17/0" is category/number/seed.
+    """The locator category/number/seed, such as "chair/17/0", of an object in the endless sequence of a seed.
 
-    The categories take turns, so that any n objects in a row hold each as often as another, to one.
+    The categories alternate, so in any run of objects their counts differ by one at most.
     """
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed are 0 or more, not {index} and {seed}")
@@ -69,10 +52,13 @@ def locator(index: int, seed: int) -> str:
 
 
 def describe(locator: str) -> Description:
-    """The object's row, without building it. Raises ValueError for what `locator` does not give."""
+    """The description of an object, without building it.
+
+    Raises:
+        ValueError: `locator` is not one of the function `locator`.
+    """
     category, number, seed = parse(locator)
-    uid = f"{category}-{seed}-{number:05d}"
-    return Description(uid=uid, category=category, text=design(locator).caption, group=uid)
+    return Description(f"{category}-{seed}-{number:05d}", category, design(locator).caption)
 
 
 def build(locator: str) -> bytes:
@@ -81,8 +67,7 @@ def build(locator: str) -> bytes:
 
 
 def design(locator: str) -> Design:
-    category, _, _ = parse(locator)
-    return DESIGNS[category](Dice(locator))
+    return DESIGNS[parse(locator)[0]](Dice(locator))
 
 
 def parse(locator: str) -> tuple[str, int, int]:
@@ -94,37 +79,29 @@ def parse(locator: str) -> tuple[str, int, int]:
 
 
 class ProceduralSource:
-    """See `Source`. Objects are made when they are fetched, into the cache."""
+    """See `Source`. `fetch` builds an object's file in the cache."""
 
     name = "procedural"
     remote = False
 
     def __init__(self, config: Config) -> None:
         self._count, self._seed = config.catalog.procedural.objects, config.seed
-        # The cache is shared: what another version of the designs made has another place.
+        # The cache is shared with other versions of the designs.
         self._folder = config.cache_path / self.name / f"version-{STAGES['fetch'].version}"
 
     def locators(self) -> list[str]:
         return [locator(index, self._seed) for index in range(self._count)]
 
     def gone(self, known: list[str]) -> list[str]:
-        return []  # what can be made is always there
+        return []
 
     def identify(self, locator: str) -> dict[str, Any]:
-        about = describe(locator)
-        return {"uid": about.uid, "sha256": None, "group": about.group, "split": None, "note": None}
+        uid = describe(locator).uid
+        return {"uid": uid, "sha256": None, "group": uid, "split": None, "note": None}
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        return [
-            {
-                "category": about.category,
-                "text": about.text,
-                "license": about.license,
-                "credit": about.credit,
-                "page": None,
-            }
-            for about in map(describe, locators)
-        ]
+        terms = {"license": "CC0-1.0", "credit": "clipgs procedural", "page": None}
+        return [{"category": about.category, "text": about.text, **terms} for about in map(describe, locators)]
 
     def label_digest(self, locators: list[str]) -> str:
         return ""

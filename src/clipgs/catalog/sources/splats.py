@@ -1,11 +1,10 @@
-"""A folder of ready splats, made by any program: they enter the workflow after `fit`."""
+"""A folder of ready splats from any program, which enter the workflow after `fit`."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.catalog.records import UpAxis
 from clipgs.catalog.sources.folder import FolderSource
-from clipgs.config import Config
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
 
@@ -15,7 +14,7 @@ _NEEDED |= {"rot_0", "rot_1", "rot_2", "rot_3"}
 
 
 class SplatHeader(NamedTuple):
-    """What a PLY's header says of its splat."""
+    """The counts in the PLY header of a splat."""
 
     gaussians: int
     harmonics: int  # coefficients above degree 0
@@ -28,15 +27,13 @@ class SplatSource(FolderSource):
     what = "splat"
     suffixes = (".ply",)
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._max_gaussians = config.catalog.splats.max_gaussians
-
     def fetch(self, row: dict[str, Any]) -> Path:
         path = super().fetch(row)
         count = read_header(path).gaussians
-        if count > self._max_gaussians:
-            raise ObjectError(f"it has {count} Gaussians, catalog.splats.max_gaussians is {self._max_gaussians}")
+        if count > self._settings.max_gaussians:
+            raise ObjectError(
+                f"it has {count} Gaussians, catalog.splats.max_gaussians is {self._settings.max_gaussians}"
+            )
         return path
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
@@ -44,10 +41,10 @@ class SplatSource(FolderSource):
 
 
 def read_header(path: Path) -> SplatHeader:
-    """Reads the header alone, so that a file of any size can be refused before it is loaded.
+    """Reads the header only, so that a file of any size can be refused before it is loaded.
 
     Raises:
-        ObjectError: it is no PLY, or its vertices are no Gaussians.
+        ObjectError: the file is not a PLY, or its vertices are not Gaussians.
     """
     with open(path, "rb") as file:
         head, end, _ = file.read(_HEADER_BYTES).partition(END)

@@ -1,8 +1,8 @@
 #version 330 core
 
-// A matt surface under lights that are fixed in the world: its colour is the same from every side it is seen from,
-// which is what Gaussians without spherical harmonics can hold. pyrender's own shader adds gloss, lights the back of a
-// face from the wrong side, knows no alpha cutoff and encodes with a gamma of 2.2 instead of sRGB.
+// A matt surface under lights that are fixed in the world: its colour is the same in every view, as that of Gaussians
+// without spherical harmonics. pyrender's own shader adds gloss, lights the back of a face from the wrong side, has no
+// alpha cutoff and encodes with a gamma of 2.2 instead of sRGB.
 
 struct DirectionalLight {
     vec3 color;
@@ -68,7 +68,7 @@ void main()
     emitted *= srgb_to_linear(texture(material.emissive_texture, uv_0).rgb);
 #endif
 
-    // Both sides of a face are lit as the side that is looked at, whatever its winding.
+    // Both sides of a face are lit as the visible side, whatever the winding.
     vec3 face_normal = normalize(cross(dFdx(frag_position), dFdy(frag_position)));
     face_normal = dot(face_normal, cam_pos - frag_position) < 0.0 ? -face_normal : face_normal;
     vec3 n = face_normal;
@@ -79,7 +79,7 @@ void main()
     }
 #endif
 #ifdef CUTS_ALPHA
-    // Not where all is solid: a shader that may discard tests depth only after it has run, a fifth of its time.
+    // Not for opaque meshes: with a discard the depth test comes after the shader, which takes a fifth more time.
     if (base.a < material.roughness_factor) discard;
 #endif
 

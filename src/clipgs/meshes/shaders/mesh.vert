@@ -1,6 +1,6 @@
 #version 330 core
 
-// pyrender's model matrix is a shift alone (it sorts the translucent parts), so normals stay as they are.
+// The model matrix is only a translation (pyrender sorts translucent parts by it), so normals need no transform.
 layout(location = 0) in vec3 position;
 #ifdef NORMAL_LOC
 layout(location = NORMAL_LOC) in vec3 normal;
