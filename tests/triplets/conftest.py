@@ -10,7 +10,7 @@ from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.runner import stage_schema
 from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.render import to_webp
+from clipgs.splats.pictures import to_webp
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 32

@@ -16,7 +16,7 @@ from clipgs.encoder import MODEL
 from clipgs.encoder.trained import load
 from clipgs.evaluation.embeddings import Embeddings, embed, read_embeddings
 from clipgs.meshes.cameras import showing
-from clipgs.splats.render import from_image
+from clipgs.splats.pictures import from_image
 from clipgs.triplets.contact_sheet import FAINT, FRAME, GROUND, TEXT, font, wrap
 from clipgs.triplets.dataset import TripletDataset
 

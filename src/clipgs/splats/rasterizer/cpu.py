@@ -16,10 +16,9 @@ def padded(gaussians: int) -> int:
 class Rasterizer:
     """Draws a set of Gaussians from one camera at a time, in buffers made once.
 
-    S is N rounded up to whole vectors. `frame` [H, 4, stride] is what was drawn: transmittance (negative where a
-    pixel finished early; its magnitude counts), then red, green, blue over no ground. `pixel_gradients`
-    [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; what lies right of the last column must
-    stay 0.
+    S is N rounded up to whole vectors. `frame` [H, 4, stride] is the image without a background: transmittance
+    (negative where a pixel finished early; its magnitude counts), then red, green, blue. `pixel_gradients`
+    [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; it must stay 0 right of the last column.
     """
 
     def __init__(self, gaussians: int, width: int, height: int, antialiased: bool = False):
@@ -40,21 +39,12 @@ class Rasterizer:
 
     def project(
         self,
-        params: np.ndarray,  # [14 * S], one row a number: means, quats, scales, opacities, colours
-        camera: np.ndarray,  # [16]: rows 0 to 2 of the view matrix, fx, fy, cx, cy
+        params: np.ndarray,  # [14 * S]: means, quats, scales, opacities, colours
+        camera: np.ndarray,  # [16], from `camera_row`
     ) -> None:
-        """Prepare what `draw` and `backward` need."""
-        self._count = kernels.project(
-            params,
-            camera,
-            self.width,
-            self.height,
-            self.antialiased,
-            self._records,
-            self._drawn,
-            self._depths[0],
-            self._ids[0],
-        )
+        """Project the Gaussians and sort them by depth, for `draw` and `backward`."""
+        out = (self._records, self._drawn, self._depths[0], self._ids[0])
+        self._count = kernels.project(params, camera, self.width, self.height, self.antialiased, *out)
         bits = self._depths.view(np.uint32)
         self._order = kernels.sort_by_depth(bits[0], self._ids[0], self._count, bits[1], self._ids[1])
 
@@ -69,29 +59,12 @@ class Rasterizer:
         params: np.ndarray,  # [14 * S]
         camera: np.ndarray,  # [16]
     ) -> np.ndarray:  # [14 * S]
-        """The gradient of the parameters last projected, from `frame` and `pixel_gradients`, which it uses up."""
+        """The gradient of the parameters last projected, from `frame` and `pixel_gradients`; overwrites the latter."""
         pixels = self.pixel_gradients.reshape(-1)
         kernels.begin_gradients(self.frame.reshape(-1), pixels, self.stride, self.height)
-        kernels.differentiate(
-            self._order,
-            self._count,
-            self._records,
-            pixels,
-            self.stride,
-            self.width,
-            self.height,
-            self._moments,
-        )
-        kernels.project_gradients(
-            params,
-            camera,
-            self.width,
-            self.height,
-            self.antialiased,
-            self._drawn,
-            self._moments,
-            self.gradients,
-        )
+        size = (self.width, self.height)
+        kernels.differentiate(self._order, self._count, self._records, pixels, self.stride, *size, self._moments)
+        kernels.project_gradients(params, camera, *size, self.antialiased, self._drawn, self._moments, self.gradients)
         return self.gradients
 
 
@@ -118,7 +91,7 @@ def camera_row(
 
 
 class _Rasterize(torch.autograd.Function):
-    """All tensors float32 on the CPU with one leading axis B."""
+    """The CPU engine of `clipgs.splats.rasterizer`: all tensors float32 on the CPU, with one leading axis B."""
 
     @staticmethod
     def forward(
@@ -161,7 +134,7 @@ class _Rasterize(torch.autograd.Function):
         backgrounds, through = ctx.saved_tensors
         rasterizer = ctx.rasterizer
         objects, views = d_images.shape[:2]
-        # The ground shines through: it makes alpha matter as much as the picture does.
+        # The background shows through, so the image's gradient reaches alpha too.
         d_alphas = d_alphas[..., 0] - (d_images * backgrounds[:, :, None, None]).sum(-1)
         sums = np.zeros((objects, kernels.PARAMETERS, rasterizer.size), np.float32)
         pixels = rasterizer.pixel_gradients[:, 2:, : rasterizer.width]
@@ -178,20 +151,4 @@ class _Rasterize(torch.autograd.Function):
         return means, quats, scales, opacities[..., 0], colors, d_backgrounds, *[None] * 5
 
 
-def rasterize(
-    means: Tensor,  # [B, N, 3]
-    quats_wxyz: Tensor,  # [B, N, 4]
-    scales: Tensor,  # [B, N, 3]
-    opacities: Tensor,  # [B, N]
-    colors: Tensor,  # [B, N, 3]
-    backgrounds: Tensor,  # [B, V, 3]
-    viewmats: Tensor,  # [B, V, 4, 4]
-    Ks: Tensor,  # [B, V, 3, 3]
-    width: int,
-    height: int,
-    antialiased: bool,
-) -> tuple[Tensor, Tensor]:
-    """The CPU engine of `clipgs.splats.rasterizer`, for one leading axis."""
-    return _Rasterize.apply(
-        means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks, width, height, antialiased
-    )
+rasterize = _Rasterize.apply
