@@ -182,9 +182,9 @@ def test_kernels_of_other_numbers_are_others_in_the_cache(monkeypatch, tmp_path)
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
-    with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, and this one has 7\.5"):
+    with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, but this one has 7\.5"):
         fit_cuda.library.__wrapped__((7, 5), 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(fit_cuda, "find_nvcc", lambda: None)
-    with pytest.raises(ClipgsError, match=r"no nvcc.*CUDA_HOME.*device: cpu"):
+    with pytest.raises(ClipgsError, match=r"nvcc, which was not found.*CUDA_HOME.*device: cpu"):
         fit_cuda.library.__wrapped__((9, 0), 0)
