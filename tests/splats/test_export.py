@@ -122,7 +122,7 @@ def test_the_same_splat_gives_the_same_bytes(splat):
 
 def test_a_batch_is_refused(splat):
     for encode in (to_glb, to_splat):
-        with pytest.raises(ValueError, match="one object"):
+        with pytest.raises(ValueError, match="Only one object"):
             encode(Gaussians.stack([splat, splat]))
 
 
@@ -167,7 +167,7 @@ def test_wrong_inputs_are_one_line(triplets, tmp_path, splat):
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 100)
     for inputs, uids, words in [
-        ([tmp_path / "nowhere"], (), "nowhere is not there"),
+        ([tmp_path / "nowhere"], (), "nowhere does not exist"),
         ([tmp_path / "empty"], (), "no input holds a splat"),
         ([triplets], ["a", "z"], "no input holds z"),
         ([triplets, tmp_path / "a.ply"], (), "export them to two folders"),

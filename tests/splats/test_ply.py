@@ -139,7 +139,7 @@ def damaged(splat: Gaussians) -> dict[str, tuple[bytes, str]]:
         "compressed": (of(packed), "compressed"),
         "nan": (of(nan), "scale_1 of row 4 is not a finite number"),
         "too large": (of(huge), "x of row 1 is not a finite"),
-        "zero rotation": (of(zero), "rotation is all zeros"),
+        "zero rotation": (of(zero), "quaternion of a Gaussian is all zeros"),
         "list": (listed, "cannot be read"),
     }
 
