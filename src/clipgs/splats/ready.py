@@ -1,7 +1,6 @@
 """Ready splats: the stage `fit` moves objects that come as splats into the canonical frame instead of fitting them."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
-from clipgs.core.runner import Compute, Files, Row, Task, good, in_workers
+from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.stages import table
@@ -51,7 +50,7 @@ def beside(fit: Compute, config: Config, threads: int) -> Compute:
     """A `compute` that gives ready splats to workers, and all other tasks to `fit`."""
     place_all = in_workers(_place, threads, config.workers.fit_limits)
 
-    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    def compute(tasks: list[Task]) -> Results:
         ready = [task for task in tasks if isinstance(task.payload, ReadySplat)]
         others = [task for task in tasks if not isinstance(task.payload, ReadySplat)]
         yield from place_all(ready)
