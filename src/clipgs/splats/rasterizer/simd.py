@@ -1,12 +1,12 @@
 """Eight float32 numbers as one value inside numba functions.
 
-The rasteriser's loops are seven or eight pixels long, too short for a compiler's vectoriser to pay off. Here eight
-lanes are a type of their own: `+ - * /`, comparisons, `&` and the functions below become single LLVM vector
-instructions, which LLVM maps onto whatever the processor has (AVX-512, AVX2, NEON). A float beside a vector is
-repeated in all lanes. Values of these types live only inside compiled functions.
+The rasteriser's loops are seven or eight pixels long, too short for a compiler's vectoriser. Here eight lanes are a
+type: `+ - * /`, comparisons, `&` and the functions below become single LLVM vector instructions, which LLVM maps onto
+the processor's (AVX-512, AVX2, NEON). A float in an operation with a vector is repeated in all lanes. Values of these
+types exist only inside compiled functions.
 
-Numba keys its cache of compiled functions on the file they stand in: after a change here, touch the files that import
-it, or the old code goes on running.
+Numba's cache looks only at the file of a compiled function: after a change here, touch the files that import it, or
+they keep the old code.
 """
 
 import operator
