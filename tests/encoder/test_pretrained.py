@@ -100,7 +100,7 @@ def test_a_class_that_is_not_known_to_be_harmless_is_named_and_never_made(conten
 def test_a_key_that_is_not_known_is_named(content, tmp_path):
     content["module"]["point_encoder.visual.blocks.0.surprise"] = torch.zeros(1)
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ClipgsError, match=r"not known here: point_encoder\.visual\.blocks\.0\.surprise"):
+    with pytest.raises(ClipgsError, match=r"unknown weights: point_encoder\.visual\.blocks\.0\.surprise"):
         pretrained.load(tmp_path / "model.pt")
 
 
@@ -124,12 +124,12 @@ def test_dead_keys_may_be_missing_and_change_nothing(content, tmp_path, key):
 @pytest.mark.parametrize(
     ("write", "error", "words"),
     [
-        (None, UsageError, "is not there"),
+        (None, UsageError, "does not exist"),
         (lambda path: path.write_bytes(b"not a checkpoint"), ClipgsError, "model.pt"),
         (lambda path: path.write_bytes(b""), ClipgsError, "cannot be read"),
         (lambda path: torch.save({"epoch": 3}, path), ClipgsError, "holds no weights"),
         (lambda path: torch.save([1, 2], path), ClipgsError, "holds no weights"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), ClipgsError, "no checkpoint of Uni3D"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), ClipgsError, "not a checkpoint of Uni3D"),
     ],
 )
 def test_another_file_is_one_line(tmp_path, write, error, words):
