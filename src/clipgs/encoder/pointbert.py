@@ -1,4 +1,4 @@
-"""The two PointBERTs that CLIP-GS is compared with, ULIP-2's and OpenShape's.
+"""The two PointBERTs that CLIP-GS is compared with: ULIP-2's and OpenShape's.
 
 B objects, P points, g patches of n points, W channels of the transformer, D embedding.
 """
@@ -66,7 +66,7 @@ class Ulip2(nn.Module):
 
 
 class OpenShapeSize(NamedTuple):
-    """Patches of one of OpenShape's scalings: they leave no trace in a checkpoint."""
+    """Patches of one of OpenShape's scalings, which a checkpoint does not contain."""
 
     groups: int
     radius: float
@@ -110,7 +110,7 @@ def in_ball(
     radius: float,
     size: int,
 ) -> Tensor:  # [B, g, n] int64
-    """The first n rows within the radius of each centre; where there are fewer, the first again (PointNet++)."""
+    """The first n rows within the radius of each centre; the first one repeats if there are fewer (PointNet++)."""
     rows = torch.arange(xyz.shape[1], device=xyz.device)
     far = (centres[:, :, None] - xyz[:, None]).square().sum(-1) > radius**2
     chosen = rows.expand(far.shape).masked_fill(far, len(rows)).topk(min(size, len(rows)), largest=False).values
@@ -133,7 +133,7 @@ class _OpenShapeLayer(nn.Module):
 
 
 class OpenShape(nn.Module):
-    """OpenShape's PointBERT (Liu et al., 2023). It was trained on positions whose y and z are exchanged."""
+    """OpenShape's PointBERT (Liu et al., 2023). It was trained on positions with y and z exchanged."""
 
     def __init__(
         self,
