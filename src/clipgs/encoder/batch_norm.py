@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Mode = Literal["sync", "local", "frozen"]
 
@@ -112,10 +111,6 @@ def folded(
 ) -> tuple[Tensor, Tensor]:
     """Weight and offset of one linear layer that equals this layer and its norm."""
     return weight * scale[:, None], offset * scale + shift
-
-
-def padded_to(weight: Tensor, channels: int) -> Tensor:  # [C', C] to [C', channels]
-    return F.pad(weight, (0, channels - weight.shape[1]))
 
 
 def _wide(values: Tensor) -> Tensor:

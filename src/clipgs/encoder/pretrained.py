@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from clipgs.encoder.tokenizer import CHANNELS, POINT_FEATURES, PointEncoder
 from clipgs.encoder.transformer import SIZES, TIMM_NAMES, PatchTransformer, Shape
 
 State = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 # Classes besides torch's own in published checkpoints. numpy.core was renamed numpy._core, and files have either name.
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]  # of a private module
@@ -99,12 +101,25 @@ def load(path: Path | str, groups: int | None = None, group_size: int | None = N
         features, dim = weights["project.weight"].shape[1], len(weights["transformer.embed.weight"])
         default = UNI3D_PATCHES if shape in SIZES.values() else SMALL_PATCHES
         model = Uni3D(shape, features, dim, groups or default[0], group_size or default[1])
-        return _filled(model, weights, path)
+        return fill(model, weights, f"{path} does not fit its model").eval()
     shown = ", ".join(sorted(state)[:3])
     raise ClipgsError(f"{path} is not a checkpoint of Uni3D, OpenShape or ULIP-2: its keys are {shown}, ...")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def fill(model: Model, weights: State, failure: str) -> Model:
+    """The model with all these weights.
+
+    Raises:
+        ClipgsError: a weight is missing, unknown or of another shape; the message begins with `failure`.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ClipgsError(f"{failure}: {shorten(str(error).splitlines()[1], 200)}") from None
+    return model
 
 
 def read_state(path: Path) -> State:
@@ -181,20 +196,6 @@ class _Keys:
             shown = ", ".join(self.prefix + key for key in unknown[:3])
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise ClipgsError(f"{self.path} has unknown weights: {shown}{more}")
-
-
-def _filled(model: nn.Module, weights: State, path: Path) -> nn.Module:
-    """The model with all its weights, in evaluation mode."""
-    own = model.state_dict()
-    for key, value in weights.items():
-        if key not in own or own[key].shape != value.shape:
-            expected = list(own[key].shape) if key in own else "none"
-            raise ClipgsError(f"{path} has {list(value.shape)} for {key}, and the model has {expected}")
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise ClipgsError(f"{path} lacks the weights of {', '.join(missing[:3])}")
-    model.load_state_dict(weights, strict=False)
-    return model.eval()
 
 
 def _point_encoder(keys: _Keys, to: str) -> State:
@@ -357,8 +358,9 @@ def _ulip2(path: Path, state: State, groups: int | None, group_size: int | None)
     weights = {name: keys.take(name) for name in ("cls_token", "cls_pos", "pc_projection")}
     for block in range(depth):
         key, to = f"blocks.blocks.{block}", f"blocks.{block}"
-        layers |= {f"{key}.{name}": f"{to}.{name}" for name in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
-        weights[f"{to}.attn.qkv.weight"] = keys.take(f"{key}.attn.qkv.weight")
+        layers |= {f"{key}.norm1": f"{to}.norm1", f"{key}.attn.proj": f"{to}.out", f"{key}.norm2": f"{to}.norm2"}
+        layers |= {f"{key}.mlp.{name}": f"{to}.{name}" for name in ("fc1", "fc2")}
+        weights[f"{to}.qkv.weight"] = keys.take(f"{key}.attn.qkv.weight")
     weights |= _point_encoder(keys, "encoder") | keys.layers(layers)
     keys.end()
     width, features = weights["reduce_dim.weight"].shape
@@ -366,7 +368,7 @@ def _ulip2(path: Path, state: State, groups: int | None, group_size: int | None)
     dim = weights["pc_projection"].shape[1]
     default = ULIP2_PATCHES if (width, depth) == ULIP2_SIZE else SMALL_PATCHES
     model = Ulip2(width, depth, heads, features, dim, groups or default[0], group_size or default[1])
-    return _filled(model, weights, path)
+    return fill(model, weights, f"{path} does not fit its model").eval()
 
 
 def _openshape(path: Path, state: State, groups: int | None, group_size: int | None) -> nn.Module:
@@ -378,12 +380,8 @@ def _openshape(path: Path, state: State, groups: int | None, group_size: int | N
     weights = {"cls_token": keys.take("ppat.cls_token")}
     for layer in range(depth):
         key, to = f"ppat.transformer.layers.{layer}", f"layers.{layer}"
-        layers |= {f"{key}.0.norm": f"{to}.attend_norm", f"{key}.0.fn.to_out.0": f"{to}.out"}
-        layers |= {
-            f"{key}.1.norm": f"{to}.mlp_norm",
-            f"{key}.1.fn.net.0": f"{to}.fc1",
-            f"{key}.1.fn.net.3": f"{to}.fc2",
-        }
+        layers |= {f"{key}.0.norm": f"{to}.norm1", f"{key}.0.fn.to_out.0": f"{to}.out", f"{key}.1.norm": f"{to}.norm2"}
+        layers |= {f"{key}.1.fn.net.0": f"{to}.fc1", f"{key}.1.fn.net.3": f"{to}.fc2"}
         weights[f"{to}.qkv.weight"] = keys.take(f"{key}.0.fn.to_qkv.weight")
     weights |= keys.layers(layers) | keys.layers(norms, *STATISTICS)
     keys.end()
@@ -395,4 +393,4 @@ def _openshape(path: Path, state: State, groups: int | None, group_size: int | N
     size = OpenShapeSize(groups or size.groups, size.radius, group_size or size.group_size)
     heads = len(weights["layers.0.qkv.weight"]) // (3 * OPENSHAPE_HEAD)
     model = OpenShape(width, depth, heads, hidden, features, channels, len(weights["proj.bias"]), size)
-    return _filled(model, weights, path)
+    return fill(model, weights, f"{path} does not fit its model").eval()

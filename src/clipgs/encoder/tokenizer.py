@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clipgs.config import Encoder
 from clipgs.encoder import order
-from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded, padded_to
+from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded
 from clipgs.encoder.fused import patch_max, relu_of_sum
 from clipgs.encoder.groups import centre_rows, nearest, take
 from clipgs.splats.gaussians import Gaussians
@@ -87,19 +87,19 @@ def normed_linear(
     bias = torch.zeros_like(norm.bias) if linear.bias is None else linear.bias
     if not norm.uses_batch:
         weight, offset = folded(linear.weight, bias, *norm.scale_shift())
-        return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
-    if patch_moments is None:
-        patches, mean = centred(patches)
-        patch_moments = Moments(patches), mean
-    moments, taken_off = patch_moments
-    with torch.autocast(patches.device.type, enabled=False):
-        offset = linear.weight @ taken_off[:channels] + bias
-        mean = linear.weight @ moments.mean[:channels] + offset
-        covariance = moments.covariance[:channels, :channels]
-        variance = ((linear.weight @ covariance) * linear.weight).sum(1)
-        scale, shift = norm.scale_shift(mean, variance, moments.rows)
-        weight, offset = folded(linear.weight, offset, scale, shift)
-    return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
+    else:
+        if patch_moments is None:
+            patches, mean = centred(patches)
+            patch_moments = Moments(patches), mean
+        moments, taken_off = patch_moments
+        with torch.autocast(patches.device.type, enabled=False):
+            offset = linear.weight @ taken_off[:channels] + bias
+            mean = linear.weight @ moments.mean[:channels] + offset
+            covariance = moments.covariance[:channels, :channels]
+            variance = ((linear.weight @ covariance) * linear.weight).sum(1)
+            scale, shift = norm.scale_shift(mean, variance, moments.rows)
+            weight, offset = folded(linear.weight, offset, scale, shift)
+    return F.linear(patches, F.pad(weight, (0, patches.shape[-1] - channels)), offset)
 
 
 class _Permute(torch.autograd.Function):

@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +18,7 @@ from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import CONFIG, MODEL
 from clipgs.encoder.groups import prepare
+from clipgs.encoder.pretrained import fill, read_state
 from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets.dataset import TripletDataset
 
@@ -54,15 +53,10 @@ class TrainedEncoder:
         output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
         self.config = read(run / CONFIG).model_copy(update={"output": str(output)})
         self.notes = read_metadata(run / MODEL)
-        tensors = load_file(run / MODEL)
         self.dim: int = self.notes["dim"]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = encoder.ClipGS(self.config.encoder, self.dim)
-        try:
-            self.model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ClipgsError(f"{run / MODEL} does not fit {run / CONFIG}: {shorten(first, 200)}") from None
+        model = encoder.ClipGS(self.config.encoder, self.dim)
+        self.model = fill(model, read_state(run / MODEL), f"{run / MODEL} does not fit {run / CONFIG}")
         self.model.to(self.device).eval()
         self._galleries: dict[Path, tuple[list[str], Tensor]] = {}  # folder of triplets to uids and vectors
 

@@ -29,11 +29,7 @@ def scene(objects: int, height: int, width: int, **changes) -> tuple[torch.Tenso
     """Half-fitted raw parameters [B, 14, N] on the CPU, views, settings."""
     points, views = balls(objects, points=900)
     settings = SETTINGS.model_copy(update={"gaussians": 300, **changes})
-    tables = [
-        start(points.xyz[b].numpy(), points.rgb[b].numpy(), points.normals[b].numpy(), settings, seed=b)
-        for b in range(objects)
-    ]
-    tables = torch.from_numpy(np.stack(tables))
+    tables = torch.from_numpy(np.stack([start(points[b], settings, seed=b) for b in range(objects)]))
     noise = torch.randn(tables.shape, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([0.01] * 3 + [0.3] * 4 + [0.5] * 3 + [1.5] + [0.5] * 3)
     return tables + noise * scale[:, None], crop(views, height, width), settings

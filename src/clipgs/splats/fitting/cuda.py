@@ -40,11 +40,9 @@ MOST_A_BATCH = 128  # of 256 pixels: larger batches gain little
 BATCH_PICTURE_BYTES = 3e9  # on the host, which holds two batches
 GROUP_OBJECTS = 32  # on one stream: while one group waits for its fullest tile, the others draw
 
+_NAMES = ("BLUR", "NEAR", "FIELD_MARGIN", "ALPHA_MIN", "ALPHA_MAX", "TRANSMITTANCE_MIN", "PARAMETERS")
 _SHARED = {
-    **{
-        name: getattr(kernels, name)
-        for name in ("BLUR", "NEAR", "FIELD_MARGIN", "ALPHA_MIN", "ALPHA_MAX", "TRANSMITTANCE_MIN", "PARAMETERS")
-    },
+    **{name: getattr(kernels, name) for name in _NAMES},
     **{"LOG2_ALPHA_MIN": math.log2(kernels.ALPHA_MIN), "ALPHA_MIN_INVERSE": 1 / kernels.ALPHA_MIN},
     **{"BETA_1": BETA_1, "BETA_2": BETA_2, "EPSILON": EPSILON},
 }

@@ -41,14 +41,11 @@ def prepare(
             f"{settings.gaussians} Gaussians (fit.gaussians) need as many points, but an object has {len(points.xyz)} "
             "points (points.count): sample more points or fit fewer Gaussians."
         )
-    raw = start(points.xyz.numpy(), points.rgb.numpy(), points.normals.numpy(), settings, seed)
-    return Prepared(raw, schedule(settings, views, seed))
+    return Prepared(start(points, settings, seed), schedule(settings, views, seed))
 
 
 def start(
-    xyz: np.ndarray,  # [P, 3]
-    rgb: np.ndarray,  # [P, 3] in [0, 1]
-    normals: np.ndarray,  # [P, 3]
+    points: Points,  # [P, ...] on the CPU
     settings: Fit,
     seed: int,
 ) -> np.ndarray:  # [14, N] float32
@@ -60,6 +57,7 @@ def start(
     Raises:
         ObjectError: a number is not finite.
     """
+    xyz, rgb, normals = points.xyz.numpy(), points.rgb.numpy(), points.normals.numpy()
     if not all(np.isfinite(array).all() for array in (xyz, rgb, normals)):
         raise ObjectError("A surface point's position, colour or normal is not finite.")
     count = settings.gaussians

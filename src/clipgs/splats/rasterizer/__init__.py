@@ -6,6 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_SHAPES = {
+    **{"means": ("N", 3), "quats_wxyz": ("N", 4), "scales": ("N", 3), "opacities": ("N",), "colors": ("N", 3)},
+    **{"backgrounds": ("V", 3), "viewmats": ("V", 4, 4), "Ks": ("V", 3, 3)},
+}
+
 
 def rasterize(
     means: Tensor,  # [..., N, 3]
@@ -35,13 +40,6 @@ def rasterize(
         ValueError: an argument of the wrong shape, type, device or value, named.
         RuntimeError: `engine="cuda"` without a CUDA device or without gsplat; the message says what to do.
     """
-    gaussian_inputs = {
-        "means": (means, (3,)),
-        "quats_wxyz": (quats_wxyz, (4,)),
-        "scales": (scales, (3,)),
-        "opacities": (opacities, ()),
-        "colors": (colors, (3,)),
-    }
     if not isinstance(means, Tensor) or means.ndim < 2:
         raise ValueError(f"means must be a tensor [..., N, 3], not {_describe(means)}.")
     if not isinstance(viewmats, Tensor) or viewmats.ndim < 3:
@@ -49,17 +47,16 @@ def rasterize(
     batch, gaussians, views = means.shape[:-2], means.shape[-2], viewmats.shape[-3]
     if backgrounds is None:
         backgrounds = means.new_zeros(*batch, views, 3)
-    camera_inputs = {"viewmats": (viewmats, (4, 4)), "Ks": (Ks, (3, 3)), "backgrounds": (backgrounds, (3,))}
-    for rows, inputs in (("N", gaussian_inputs), ("V", camera_inputs)):
-        for name, (tensor, tail) in inputs.items():
-            expected = (*batch, gaussians if rows == "N" else views, *tail)
-            if not isinstance(tensor, Tensor) or tensor.shape != expected or not tensor.is_floating_point():
-                raise ValueError(
-                    f"{name} must be a floating tensor {_shape('...', rows, *tail)}, "
-                    f"here {_shape(*expected)} as means and viewmats say, not {_describe(tensor)}."
-                )
-            if tensor.device != means.device:
-                raise ValueError(f"{name} is on {tensor.device} but means is on {means.device}: use one device.")
+    tensors = (means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks)
+    for (name, (rows, *tail)), tensor in zip(_SHAPES.items(), tensors, strict=True):
+        expected = (*batch, gaussians if rows == "N" else views, *tail)
+        if not isinstance(tensor, Tensor) or tensor.shape != expected or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} must be a floating tensor {_shape('...', rows, *tail)}, "
+                f"here {_shape(*expected)} as means and viewmats say, not {_describe(tensor)}."
+            )
+        if tensor.device != means.device:
+            raise ValueError(f"{name} is on {tensor.device} but means is on {means.device}: use one device.")
     for name, tensor in (("viewmats", viewmats), ("Ks", Ks)):
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} requires a gradient, and the engines compute none for cameras: detach it.")
@@ -84,7 +81,6 @@ def rasterize(
     def one_axis(tensor: Tensor) -> Tensor:  # [B, ...]
         return tensor.float().reshape(math.prod(batch), *tensor.shape[len(batch) :])
 
-    tensors = (means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks)
     images, alphas = run(*map(one_axis, tensors), int(width), int(height), mode == "antialiased")
     return images.reshape(*batch, *images.shape[1:]), alphas.reshape(*batch, *alphas.shape[1:])
 
