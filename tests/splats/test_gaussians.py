@@ -6,13 +6,7 @@ import torch
 
 from clipgs.splats.gaussians import Gaussians, Views
 from clipgs.splats.order import farthest_point_order
-
-
-def gaussians(rows: int, seed: int = 0) -> Gaussians:
-    generator = torch.Generator().manual_seed(seed)
-    widths = {"means": 3, "quats_wxyz": 4, "log_scales": 3, "colors": 3}
-    tensors = {name: torch.randn(rows, width, generator=generator) for name, width in widths.items()}
-    return Gaussians(**tensors, opacity_logits=torch.randn(rows, generator=generator))
+from tests.splats.balls import random_gaussians as gaussians
 
 
 def slow_farthest_point_order(points: torch.Tensor) -> list[int]:  # [N, 3]

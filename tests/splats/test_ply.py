@@ -11,6 +11,7 @@ from plyfile import PlyData, PlyElement
 from clipgs.splats import ply
 from clipgs.splats.gaussians import PARAMETERS, Gaussians
 from clipgs.splats.order import farthest_point_order
+from tests.splats.balls import random_gaussians
 
 NAMES = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2")
 NAMES += ("rot_0", "rot_1", "rot_2", "rot_3")
@@ -18,9 +19,7 @@ NAMES += ("rot_0", "rot_1", "rot_2", "rot_3")
 
 @pytest.fixture
 def splat() -> Gaussians:
-    generator = torch.Generator().manual_seed(3)
-    tensors = [torch.randn(20, width, generator=generator) for width in (3, 4, 3)]
-    return Gaussians(*tensors, torch.randn(20, generator=generator), torch.rand(20, 3, generator=generator))
+    return random_gaussians(20, seed=3)
 
 
 def vertices(splat: Gaussians, names=NAMES, number="f4") -> np.ndarray:
