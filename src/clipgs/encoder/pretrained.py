@@ -235,8 +235,6 @@ def _eva_blocks(keys: _Keys, prefix: str) -> tuple[State, Shape]:
     depth = keys.depth(f"{prefix}blocks.")
     if depth == 0:
         raise ClipgsError(f"{keys.path} has no {keys.prefix}{prefix}blocks")
-    gated = hidden_norm = False
-    hidden = width = 0
     for block in range(depth):
         key, to = f"{prefix}blocks.{block}", f"transformer.blocks.{block}"
         names = ["norm1", "norm2", "attn.proj", "mlp.fc2"]
@@ -254,12 +252,12 @@ def _eva_blocks(keys: _Keys, prefix: str) -> tuple[State, Shape]:
                 weights[f"{to}.mlp.fc1.{name}"] = torch.cat(parts)
         else:
             names.append("mlp.fc1")
-        hidden_norm = f"{key}.mlp.norm.weight" in keys
-        if hidden_norm:
+        if f"{key}.mlp.norm.weight" in keys:
             names.append("mlp.norm")
         weights |= keys.layers({f"{key}.{name}": f"{to}.{name}" for name in names})
-        width, hidden = weights[f"{to}.mlp.fc2.weight"].shape
-        gated = len(weights[f"{to}.mlp.fc1.weight"]) == 2 * hidden
+    mlp = f"transformer.blocks.{depth - 1}.mlp"
+    width, hidden = weights[f"{mlp}.fc2.weight"].shape
+    gated, hidden_norm = len(weights[f"{mlp}.fc1.weight"]) == 2 * hidden, f"{mlp}.norm.weight" in weights
     weights |= keys.layers({f"{prefix}fc_norm": "transformer.norm"})
     heads = next((shape.heads for shape in SIZES.values() if shape.width == width), width // 64)
     return weights, Shape(width, depth, heads, hidden, gated, hidden_norm)

@@ -68,20 +68,6 @@ class Rasterizer:
         return self.gradients
 
 
-def parameter_table(
-    means: np.ndarray,  # [N, 3]
-    quats_wxyz: np.ndarray,  # [N, 4]
-    scales: np.ndarray,  # [N, 3]
-    opacities: np.ndarray,  # [N]
-    colors: np.ndarray,  # [N, 3]
-) -> np.ndarray:  # [14 * S]
-    """The parameters as the kernels read them, padded by Gaussians of opacity 0, which are never drawn."""
-    table = np.zeros((kernels.PARAMETERS, padded(len(means))), np.float32)
-    rows = np.concatenate([means, quats_wxyz, scales, opacities[:, None], colors], axis=1)
-    table[:, : len(means)] = rows.T
-    return table.reshape(-1)
-
-
 def camera_row(
     viewmat: np.ndarray,  # [4, 4]
     K: np.ndarray,  # [3, 3]
@@ -110,10 +96,10 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         objects, views = viewmats.shape[:2]
         rasterizer = Rasterizer(means.shape[1], width, height, antialiased)
-        tables = [
-            parameter_table(*(tensor[b].numpy() for tensor in (means, quats_wxyz, scales, opacities, colors)))
-            for b in range(objects)
-        ]
+        parameters = torch.cat([means, quats_wxyz, scales, opacities[..., None], colors], dim=-1)  # [B, N, 14]
+        rows = np.zeros((objects, kernels.PARAMETERS, rasterizer.size), np.float32)  # the padding has an opacity of 0
+        rows[..., : means.shape[1]] = parameters.mT.numpy()
+        tables = rows.reshape(objects, -1)
         cameras = [[camera_row(viewmats[b, v].numpy(), Ks[b, v].numpy()) for v in range(views)] for b in range(objects)]
         frames = np.empty((objects, views, *rasterizer.frame.shape), np.float32)
         for b in range(objects):
