@@ -14,7 +14,7 @@ from clipgs.splats.fitting.start import Prepared
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import FrameLoss
 from clipgs.splats.rasterizer import kernels
-from clipgs.splats.rasterizer.cpu import Rasterizer, camera_row, padded
+from clipgs.splats.rasterizer.cpu import Rasterizer, camera_row
 from clipgs.splats.rasterizer.simd import LANES, exp, load, root, store
 
 HIDDEN_LOGIT = -100.0  # of the padding: never drawn
@@ -50,13 +50,12 @@ class CpuFit:
         self.rgba, self.cameras = rgba, cameras
         height, width = rgba.shape[1:3]
         self.gaussians = raw.shape[1]
-        self.size = padded(self.gaussians)
-        self.raw = np.zeros((kernels.PARAMETERS, self.size), np.float32)  # the first N columns are real
+        self.rasterizer = Rasterizer(self.gaussians, width, height)
+        self.raw = np.zeros((kernels.PARAMETERS, self.rasterizer.size), np.float32)  # the first N columns are real
         self.raw[kernels.OPACITIES] = HIDDEN_LOGIT
         self.raw[:, : self.gaussians] = raw
         self.moments = np.zeros((2, *self.raw.shape), np.float32)
         self.params = np.zeros(self.raw.size, np.float32)
-        self.rasterizer = Rasterizer(self.gaussians, width, height)
         self.loss = FrameLoss(width, height, settings.ssim_weight, settings.alpha_weight)
         self.relocate_below = settings.relocate_below
         _activate(self.raw.reshape(-1), self.params)

@@ -8,22 +8,18 @@ from clipgs.splats.rasterizer import kernels
 from clipgs.splats.rasterizer.simd import LANES
 
 
-def padded(gaussians: int) -> int:
-    """The number of Gaussians rounded up to whole vectors, at least one."""
-    return max(1, -(-gaussians // LANES)) * LANES
-
-
 class Rasterizer:
     """Draws a set of Gaussians from one camera at a time, in buffers made once.
 
-    S is N rounded up to whole vectors. `frame` [H, 4, stride] is the image without a background: transmittance
-    (negative where a pixel finished early; its magnitude counts), then red, green, blue. `pixel_gradients`
-    [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; it must stay 0 right of the last column.
+    `size` S is N rounded up to whole vectors, at least one. `frame` [H, 4, stride] is the image without a background:
+    transmittance (negative where a pixel finished early; its magnitude counts), then red, green, blue.
+    `pixel_gradients` [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; it must stay 0 right of the
+    last column.
     """
 
     def __init__(self, gaussians: int, width: int, height: int, antialiased: bool = False):
         self.width, self.height, self.antialiased = width, height, antialiased
-        self.size = size = padded(gaussians)
+        self.size = size = max(1, -(-gaussians // LANES)) * LANES
         # A vector may begin in the last column. The number of vectors is odd, because rows a power of two apart
         # would fall on the same cache sets.
         self.stride = (-(-(width + LANES - 1) // LANES) | 1) * LANES
