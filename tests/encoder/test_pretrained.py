@@ -1,5 +1,6 @@
 import argparse
 import fractions
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from clipgs.config import Encoder
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder import build, pretrained
 from clipgs.encoder.transformer import Shape
-from clipgs.splats.gaussians import Gaussians
+
+from .conftest import random_gaussians
 
 TOLERANCE = 1e-4  # of embeddings of length about 20; the bar is 1e-3
 
@@ -157,21 +159,13 @@ def start(path, **more):
 
 
 def as_gaussians(vectors):
-    """The points of the vectors as splats, in farthest-point order, with attributes that Uni3D does not know."""
+    """The points of the vectors as splats, in farthest-point order, with random values for the other attributes."""
     arrays = np.load(vectors / "uni3d_tiny2.npz")
     xyz, rgb, embedding = inputs(vectors, "uni3d_tiny2")
     B, N, _ = xyz.shape
-    rows = []
-    for first in arrays["fps_indices"]:
-        rows.append([*first, *sorted(set(range(N)) - set(first))])
+    rows = [[*first, *sorted(set(range(N)) - set(first))] for first in arrays["fps_indices"]]
     rows = torch.tensor(np.array(rows))[..., None].expand(-1, -1, 3)
-    splats = Gaussians(
-        means=xyz.gather(1, rows),
-        quats_wxyz=torch.randn(B, N, 4),
-        log_scales=torch.randn(B, N, 3),
-        opacity_logits=torch.randn(B, N),
-        colors=rgb.gather(1, rows),
-    )
+    splats = replace(random_gaussians(B, N), means=xyz.gather(1, rows), colors=rgb.gather(1, rows))
     return splats, torch.nn.functional.normalize(embedding, dim=-1)
 
 
