@@ -10,7 +10,6 @@ it begins anew. Writes benchmarks/results/chaos.json. A small disk of its own ne
 
 import argparse
 import hashlib
-import json
 import logging
 import os
 import random
@@ -27,18 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from record import record, snakemake
+from record import CHECKOUT, record
+
+from clipgs.config import merge
+
+sys.path.append(str(CHECKOUT))  # for the tests
+from tests.workflow.conftest import SETTINGS, Workspace
 
 _log = logging.getLogger(__name__)
-SETTINGS = {
+OVERLAY: dict[str, Any] = {  # over the settings of the tests
     "output": "disk/results",
     "cache": "disk/cache",
-    "device": "cpu",
-    "catalog": {"shard_objects": 3, "validation_fraction": 0.2, "test_fraction": 0.0},
-    "points": {"count": 500},
-    "views": {"pixels": 32, "count": 6, "held_out": 2},
-    "fit": {"gaussians": 100, "steps": 10, "min_psnr": 1.0},
-    "render": {"pixels": 32},
+    "catalog": {"source": "procedural", "shard_objects": 3, "validation_fraction": 0.2, "test_fraction": 0.0},
+    "fit": {"min_psnr": 1.0},
     "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
     "training": {"epochs": 12, "batch": 4, "views": 2},
@@ -49,18 +49,21 @@ DISK_MB = 640  # a tiny encoder, its states and the small teacher take 300
 RUN_SECONDS = 900  # of a run that hangs
 
 
-class Workspace:
+class Disturbed(Workspace):
     """A folder in which Snakemake runs, on a disk of its own where that can be had."""
 
     def __init__(self, folder: Path, objects: int, target: str) -> None:
-        self.folder, self.target = folder, target
-        self.output = folder / "disk" / "results"
+        super().__init__(folder, CHECKOUT)
+        self.target = target
         (folder / "disk").mkdir(parents=True)
-        settings = {**SETTINGS, "catalog": {**SETTINGS["catalog"], "procedural": {"objects": objects}}}  # type: ignore
-        (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+        self.write_config(merge(SETTINGS, OVERLAY, {"catalog": {"procedural": {"objects": objects}}}))
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "disk" / "results"
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        command = [*snakemake(self.folder), "--cores", "2", self.target, *arguments]
+        command = self.command("--cores", "2", self.target, *arguments)
         log = open(self.folder / "run.log", "ab")  # noqa: SIM115 (the child's)
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
@@ -126,7 +129,7 @@ def wait(run: subprocess.Popen) -> int:
     return code
 
 
-def kill_one(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -> str:
+def kill_one(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
     victim = dice.choice(processes(run))
     name = "snakemake" if victim.pid == run.pid else "a process below it"
     with suppress(psutil.NoSuchProcess):
@@ -134,12 +137,12 @@ def kill_one(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -
     return name
 
 
-def kill_all(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -> str:
+def kill_all(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
     os.killpg(run.pid, signal.SIGKILL)
     return "all processes at once"
 
 
-def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -> str:
+def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
     filler = workspace.folder / "disk" / "filler"
     with open(filler, "wb") as file, suppress(OSError):
         while True:
@@ -150,7 +153,7 @@ def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Workspace) 
     return f"the run ended with {code}"
 
 
-def cut_file(run: subprocess.Popen, dice: random.Random, workspace: Workspace) -> str:
+def cut_file(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     kinds = (".tar", ".parquet", ".npz", ".csv", ".json", ".safetensors")
@@ -186,7 +189,7 @@ def main() -> int:
 
 def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     dice = random.Random(arguments.seed)
-    undisturbed = Workspace(folder / "undisturbed", arguments.objects, arguments.target)
+    undisturbed = Disturbed(folder / "undisturbed", arguments.objects, arguments.target)
     start = time.monotonic()
     if wait(undisturbed.start()):
         raise SystemExit((undisturbed.folder / "run.log").read_text()[-3000:])
@@ -194,7 +197,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     expected = undisturbed.digests()
     _log.info("undisturbed: %.0f s, %d files", seconds, len(expected))
 
-    workspace = Workspace(folder / "disturbed", arguments.objects, arguments.target)
+    workspace = Disturbed(folder / "disturbed", arguments.objects, arguments.target)
     table: list[dict[str, Any]] = []
     rounds = runs = 0
     same = True

@@ -29,16 +29,17 @@ from clipgs.core.bundles import read_table
 BAR = 0.9  # of the teacher's own 3D to text R@1, the mean of its pictures
 FULL = "voting"  # the row of the ablation with everything
 SETTINGS: dict[str, Any] = {
+    "recipe": "paper",
     "catalog": {"source": "folder", "shard_objects": 896},
     "views": {"pixels": 256},
-    "fit": {"gaussians": 10_000, "preset": "paper", "steps": None, "lr_factor": None},
+    "fit": {"gaussians": 10_000},
     "render": {"pixels": 256},
     "teacher": {"name": "train", "small": {"steps": 2000, "batch": 256}},
     "encoder": {"size": "tiny", "gaussians": 4096, "groups": 128, "group_size": 32, "refinement_width": 256},
     "training": {"run": "full", "epochs": 60, "batch": 256, "micro_batch": 256, "lr": 1e-3, "validate_epochs": 5},
     "evaluation": {"per": "group", "few_shot": ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot"]},
-    # A small encoder's few hundred steps are over before they would be compiled, and leave room beside them on a GPU.
-    "workers": {"compile": False, "ablations": 6},
+    # A small encoder's few hundred steps are over before they would be compiled.
+    "workers": {"compile": False},
 }
 # As Uni3D-Base sees a splat.
 BASE: dict[str, Any] = {
@@ -49,7 +50,7 @@ BASE: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {
     "views": {"pixels": 64},
-    "fit": {"gaussians": 1000, "preset": "demo", "steps": 100, "min_psnr": 5.0},
+    "fit": {"gaussians": 1000, "steps": 100, "lr_factor": 3.0, "min_psnr": 5.0},
     "render": {"pixels": 64},
     "teacher": {"small": {"steps": 20, "batch": 8}},
     "encoder": {"gaussians": 512, "groups": 32, "group_size": 16},

@@ -78,7 +78,12 @@ def _run(arguments: argparse.Namespace) -> int:
                 row["psnr_over_stock"] = statistics.fmean(mine) - stock["psnr"]
                 row["times_stock"] = row["objects_per_hour"] / stock["objects_per_hour"]
         results = {"rows": [*stocks.values(), *rows], "driver": gpus("name,driver_version")}
-        record("fit", {"fit": Fit().model_dump(mode="json"), "objects": len(files)}, results, arguments.output)
+        record(
+            "fit",
+            {"fit": Fit(gaussians=10_000).model_dump(mode="json"), "objects": len(files)},
+            results,
+            arguments.output,
+        )
 
     specs = [[float(part) for part in spec.split(":")] for spec in arguments.row or ROWS]
     for pixels, gaussians, steps, factor in specs:

@@ -28,7 +28,7 @@ from record import SHARED, commit, gpus, record
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from clipgs.config import Config, Fit
+from clipgs.config import Config, Fit, recipes
 from clipgs.core.processes import usable_cores
 from clipgs.splats.fitting import as_gaussians, fit, prepare, schedule
 from clipgs.splats.fitting.cuda import CudaFit
@@ -43,6 +43,11 @@ COUNT = Config().views.count
 FAR, VISIBLE = 0.03, 0.05  # of the object's longest side; opacity
 PAPERS_STEPS = (1_000, 2_500, 5_000, 10_000, 20_000)
 _log = logging.getLogger(__name__)
+
+
+def fit_of(recipe: str, **more: Any) -> Fit:
+    """The `fit` section of a recipe, with the 10,000 Gaussians that all results here have."""
+    return Fit(**recipes.values(recipe)["fit"] | {"gaussians": 10_000} | more)
 
 
 def main() -> int:
@@ -61,9 +66,9 @@ def main() -> int:
     points, views = load_objects([arguments.data / row["file"] for row in objects], arguments.px)
     views = views.to(DEVICE)
     if DEVICE.type == "cuda":
-        fit(points.to(DEVICE), views[:, :COUNT], Fit(steps=20))  # loads the kernels
+        fit(points.to(DEVICE), views[:, :COUNT], fit_of("paper", steps=20))  # loads the kernels
     results: dict[str, Any] = {"driver": gpus("name,driver_version")}
-    settings = {"objects": len(objects), "px": arguments.px, "fit": Fit().model_dump(mode="json")}
+    settings = {"objects": len(objects), "px": arguments.px, "fit": fit_of("paper").model_dump(mode="json")}
     for name in arguments.only:
         results[name] = []
         for row in EXPERIMENTS[name](points, views):
@@ -80,7 +85,7 @@ def judged(what: str, points: Points, views: Views, gaussians: Gaussians, begin:
     seconds = time.perf_counter() - begin
     rows, far = [], []
     for b in range(len(points.xyz)):
-        one = gaussians[b].prune(Fit().prune_below)
+        one = gaussians[b].prune(fit_of("paper").prune_below)
         rows.append(quality(one, views[b, COUNT:]))
         seen = one.means[one.opacities > VISIBLE]
         nearest = torch.cdist(seen, points.xyz[b].to(DEVICE)).amin(dim=1)
@@ -101,7 +106,7 @@ def judged(what: str, points: Points, views: Views, gaussians: Gaussians, begin:
 
 def ours(what: str, points: Points, views: Views, **changes: Any) -> dict[str, Any]:
     """A fit with some settings changed."""
-    settings = Fit().model_copy(update=changes)
+    settings = fit_of("paper").model_copy(update=changes)
     clouds = points.to(DEVICE)
     _wait()
     begin = time.perf_counter()
@@ -123,8 +128,8 @@ def few_steps(points: Points, views: Views):
 
 
 def around_fast(points: Points, views: Views):
-    """What each setting does to the fast preset at 3DGS' learning rates."""
-    fast = Fit(preset="fast").model_dump() | STOCK_RATES
+    """What each setting does to the recipe `fast` at 3DGS' learning rates."""
+    fast = fit_of("fast").model_dump() | STOCK_RATES
     yield ours("fast", points, views, **fast)
     for name, values in {
         "lr_means": (0.5, 2.0),
@@ -158,20 +163,20 @@ TOGETHER = {
 
 def together(points: Points, views: Views):
     """What helped alone, together: rates of their own for positions, scales, opacities and colours."""
-    for preset, steps in (("fast", 1_250), ("fast", 1_000), ("paper", 5_000)):
-        base = Fit(preset=preset).model_dump() | STOCK_RATES | {"steps": steps}
-        yield ours(f"{preset}, {steps} steps", points, views, **base)
+    for recipe, steps in (("fast", 1_250), ("fast", 1_000), ("paper", 5_000)):
+        base = fit_of(recipe).model_dump() | STOCK_RATES | {"steps": steps}
+        yield ours(f"{recipe}, {steps} steps", points, views, **base)
         for what, factors in TOGETHER.items():
             factors = TOGETHER["A: scales x 2, opacities x 0.5, colours x 2"] | factors
             changes = {name: base[name] * factor for name, factor in factors.items()}
-            yield ours(f"{preset}, {steps} steps, {what}", points, views, **base | changes)
+            yield ours(f"{recipe}, {steps} steps, {what}", points, views, **base | changes)
 
 
 def losses(points: Points, views: Views):
-    """Grounds, schedule, alpha term, relocation: each against the default, with either preset."""
-    for preset in ("fast", "paper"):
-        base = Fit(preset=preset).model_dump()
-        yield ours(preset, points, views, **base)
+    """Grounds, schedule, alpha term, relocation: each against the default, with either recipe."""
+    for recipe in ("fast", "paper"):
+        base = fit_of(recipe).model_dump()
+        yield ours(recipe, points, views, **base)
         changed = {
             "white ground": {"random_ground": False},
             "white ground, no alpha term": {"random_ground": False, "alpha_weight": 0.0},
@@ -180,13 +185,13 @@ def losses(points: Points, views: Views):
             "nothing moved": {"relocate_below": 0.0},
             "L1 alone": {"ssim_weight": 0.0},
         }
-        for what, changes in list(changed.items())[: 3 if preset == "paper" else None]:
-            yield ours(f"{preset}, {what}", points, views, **base | changes)
+        for what, changes in list(changed.items())[: 3 if recipe == "paper" else None]:
+            yield ours(f"{recipe}, {what}", points, views, **base | changes)
 
 
 def resolution(points: Points, views: Views):
     """The first part of the steps at half the pixels."""
-    settings = Fit(preset="fast")
+    settings = fit_of("fast")
     rgba = views.rgba[:, :COUNT].float() / 255
     ink = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).movedim(-1, 2)
     small = avg_pool2d(ink.flatten(0, 1), 2).unflatten(0, ink.shape[:2]).movedim(2, -1)
@@ -226,8 +231,8 @@ def priors(points: Points, views: Views):
 def through_gsplat(
     what: str, points: Points, views: Views, steps: int, count: int, opacity_prior: float = 0, scale_prior: float = 0
 ) -> dict[str, Any]:
-    """A row of `by_autograd` at the fast preset."""
-    settings = Fit(preset="fast").model_copy(update={"steps": steps})
+    """A row of `by_autograd` with the recipe `fast`."""
+    settings = fit_of("fast").model_copy(update={"steps": steps})
     tables, plans = starts(points, settings.model_copy(update={"steps": steps * count}))
     _wait()
     begin = time.perf_counter()
@@ -239,7 +244,7 @@ def papers_steps(points: Points, views: Views):
     """The paper's own table: quality, bytes and seconds by the number of steps."""
     clouds, seen = points.to(DEVICE), views[:, :COUNT]
     for steps in PAPERS_STEPS:
-        settings = Fit(steps=steps)
+        settings = fit_of("paper", steps=steps)
         _wait()
         begin = time.perf_counter()
         gaussians = fit(clouds, seen, settings, seeds=[0] * len(points.xyz))

@@ -97,7 +97,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     row, cloud, rgba, camera_rows = first_object(arguments.data)
-    settings = Fit()
+    settings = Fit(gaussians=10_000)
     rows = []
     for loss, weight in (("L1", 0.0), ("L1 and SSIM", settings.ssim_weight)):
         chosen = settings.model_copy(update={"ssim_weight": weight})

@@ -1,7 +1,7 @@
 """How many objects an hour go from mesh to packed triplet, through the workflow, and what each stage does.
 
     python benchmarks/triplets.py                      # 1,000 objects; needs a CUDA GPU
-    python benchmarks/triplets.py --objects 40 --shard 20 --device cpu --gaussians 2000 --preset demo   # on a CPU
+    python benchmarks/triplets.py --objects 40 --shard 20 --device cpu --gaussians 2000 --recipe demo   # on a CPU
 
 Writes benchmarks/results/triplets.json: the whole, and for each stage the seconds of its jobs and the objects an hour
 that it would make alone.
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--shard", type=int, default=250, help="objects a shard")
     parser.add_argument("--gaussians", type=int, default=16_000)
     parser.add_argument("--pixels", type=int, default=256)
-    parser.add_argument("--preset", default="paper", choices=["paper", "fast", "demo"])
+    parser.add_argument("--recipe", default="paper", choices=["paper", "fast", "demo"])
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--output", type=Path, help="of the JSON (default: benchmarks/results/triplets.json)")
     parser.add_argument("--keep", type=Path, help="keep the run's files there (default: a temporary folder)")
@@ -45,10 +45,11 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
     settings: dict[str, Any] = {
+        "recipe": arguments.recipe,
         "device": arguments.device,
         "catalog": {"shard_objects": arguments.shard},
         "views": {"pixels": arguments.pixels},
-        "fit": {"gaussians": arguments.gaussians, "preset": arguments.preset, "steps": None, "lr_factor": None},
+        "fit": {"gaussians": arguments.gaussians},
         "render": {"pixels": arguments.pixels},
     }
     objects, seconds = make_triplets(arguments.data, arguments.objects, settings, folder)

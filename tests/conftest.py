@@ -23,6 +23,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vectors() -> Path:
+    """Outputs of other people's code that the repository holds: tests/vectors/README.md says whose."""
+    return CHECKOUT / "tests" / "vectors"
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A teacher of a million parameters with weights at random, as open_clip loads it from a folder."""
     from tests.packed_world import save_model

@@ -1,6 +1,8 @@
-"""A small output with packed triplets, and models of open_clip with weights at random."""
+"""Small outputs with packed triplets, and models of open_clip with weights at random."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -29,6 +31,65 @@ TINY_COCA = {
                        "attn_pooler_heads": 2},
 }  # fmt: skip
 OK = {"status": "ok", "error": None}
+QUALITY = {"psnr": 35.5, "psnr_foreground": 30.25, "ssim": 0.98, "alpha_iou": 0.99}
+
+
+@dataclass
+class Shard:
+    """What the stages before packing hand over: the arguments of `pack_shard`, to be changed before `pack`."""
+
+    folder: Path
+    name: str
+    inputs: dict
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / "triplets" / f"{self.name}.tar"
+
+    @property
+    def table(self) -> Path:
+        return self.tar.with_suffix(".parquet")
+
+    @property
+    def views(self) -> Path:
+        return self.folder / "views" / f"{self.name}.parquet"
+
+    def pack(self) -> list[dict]:
+        return pack_shard(self.tar, self.table, shard=self.name, **self.inputs)
+
+
+def hand_over(output: Path, name: str, splats: dict[str, Gaussians], pictures: dict[str, list[bytes]]) -> Shard:
+    """Writes splats and renders of a shard, and says of each object that nothing failed: uid to splat, to pictures."""
+    for folder in ("splats", "renders"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    with TarWriter(output / "splats" / f"{name}.tar") as tar:
+        for uid, gaussians in splats.items():
+            tar.add(f"{uid}.ply", gaussians.to_ply())
+    with TarWriter(output / "renders" / f"{name}.tar") as tar:
+        for uid, files in pictures.items():
+            for view, data in enumerate(files):
+                tar.add(f"{uid}/{view:02d}.webp", data)
+    frozen = {"split": "train", "source": "folder", "sha256": 64 * "a", "note": None}
+    stages = {
+        "fetch": [{"uid": uid, **OK} for uid in splats],
+        "fit": [{"uid": uid, **OK, **QUALITY, "gaussians": len(gaussians)} for uid, gaussians in splats.items()],
+        "caption": [{"uid": uid, **OK, "caption": f"a {uid}", "source": "catalog text"} for uid in splats],
+    }
+    inputs = {
+        "objects": [{"uid": uid, "group": uid, **frozen} for uid in splats],
+        "labels": [{"uid": uid} for uid in splats],
+        "stages": stages,
+        "splats": output / "splats" / f"{name}.tar",
+        "renders": output / "renders" / f"{name}.tar",
+        "mesh_to_splat": dict.fromkeys(splats, MeshToSplat([0.0, 0.0, 0.0], 1.0)),
+        "cameras": Cameras(*(np.tile(np.eye(n, dtype=np.float32), (VIEWS, 1, 1)) for n in (4, 3)), PIXELS),
+    }
+    return Shard(output, name, inputs)
+
+
+def write_index(output: Path) -> None:
+    """The index of all shards that are packed."""
+    merge_index(sorted((output / "triplets").glob("[0-9]*.parquet")), output / "triplets" / "index.parquet")
 
 
 def picture(seed: int) -> np.ndarray:
@@ -80,44 +141,14 @@ class World:
             uid: pictures.get(uid) or [to_webp(picture(100 * i + v), 90) for v in range(VIEWS)]
             for i, uid in enumerate(uids)
         }
-        for folder in ("splats", "renders"):
-            (self.output / folder).mkdir(parents=True, exist_ok=True)
-        with TarWriter(self.output / "renders" / f"{shard}.tar") as tar:
-            for uid, files in seen.items():
-                for view, data in enumerate(files):
-                    tar.add(f"{uid}/{view:02d}.webp", data)
+        tensors = [torch.zeros(2, width) for width in (3, 4, 3)]
+        splats = dict.fromkeys(uids, Gaussians(*tensors, torch.ones(2), torch.zeros(2, 3)))
+        made = hand_over(self.output, shard, splats, seen)
         write_table(self.output / "renders" / f"{shard}.parquet", [{"uid": uid, **OK} for uid in uids], stage_schema())
-        with TarWriter(self.output / "splats" / f"{shard}.tar") as tar:
-            for uid in uids:
-                tensors = [torch.zeros(2, width) for width in (3, 4, 3)]
-                tar.add(f"{uid}.ply", Gaussians(*tensors, torch.ones(2), torch.zeros(2, 3)).to_ply())
-        quality = dict.fromkeys(("psnr", "psnr_foreground", "ssim", "alpha_iou"), 30.0) | {"gaussians": 2}
-        rows = {
-            "fit": [{"uid": uid, **OK, **quality} for uid in uids],
-            "render": [{"uid": uid, **OK} for uid in uids],
-            "caption": [
-                {"uid": uid, **OK, "caption": text, "source": "catalog text"}
-                if text is not None
-                else {"uid": uid, "status": "failed", "error": "no text"}
-                for uid, text in captions.items()
-            ],
-        }
-        objects = [
-            {"uid": uid, "group": uid, "split": "test" if uid.startswith("test") else "train", "source": "folder",
-             "sha256": 64 * "a", "note": None} for uid in uids
-        ]  # fmt: skip
-        viewmats = np.tile(np.eye(4, dtype=np.float32), (VIEWS, 1, 1))
-        pack_shard(
-            self.output / "triplets" / f"{shard}.tar",
-            self.output / "triplets" / f"{shard}.parquet",
-            shard=shard,
-            objects=objects,
-            labels=[{"uid": uid} for uid in uids],
-            stages=rows,
-            splats=self.output / "splats" / f"{shard}.tar",
-            renders=self.output / "renders" / f"{shard}.tar",
-            mesh_to_splat=dict.fromkeys(uids, MeshToSplat([0.0, 0.0, 0.0], 1.0)),
-            cameras=Cameras(viewmats, np.tile(np.eye(3, dtype=np.float32), (VIEWS, 1, 1)), PIXELS),
-        )
-        tables = sorted((self.output / "triplets").glob("[0-9]*.parquet"))
-        merge_index(tables, self.output / "triplets" / "index.parquet")
+        for row in made.inputs["objects"]:
+            row["split"] = "test" if row["uid"].startswith("test") else "train"
+        for row in made.inputs["stages"]["caption"]:
+            text = captions[row["uid"]]
+            row |= {"caption": text} if text is not None else {"status": "failed", "error": "no text"}
+        made.pack()
+        write_index(self.output)

@@ -6,6 +6,7 @@ Snakemake reads the workflow in every job, so nothing here imports torch.
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
-from clipgs.stages import STAGES, runtime_settings, stage_settings
+from clipgs.stages import runtime_settings, stage_settings
 from clipgs.training.runs import run_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -81,7 +82,8 @@ class Run:
         self._excluded = excluded_digests(config)
         self._retries = retries(config)
         self._lock: OutputLock | None = None
-        self.arguments: list[str] = []
+        self.files: list[str] = []  # overlays, and single values, that gave Snakemake the configuration
+        self.values: dict[str, Any] = {}
 
     # --- settings ---
 
@@ -204,7 +206,7 @@ class Run:
         """Refuses to run beside another run over the same output, from whatever folder or host; notes the start."""
         with fatal(1):
             self._lock = OutputLock(self.config.output_path)
-            started.write(self.config, self.arguments)
+            started.write(self.config, self.files, self.values)
 
     def release(self) -> None:
         """Gives the output back."""
@@ -245,8 +247,8 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     config = run.config
     if main:
         settings = workflow.config_settings
-        run.arguments = started.arguments_of([_shown(file) for file in settings.configfiles], settings.config)
-        os.environ[RUN_ARGUMENTS] = " ".join(run.arguments)
+        run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)
+        os.environ[RUN_ARGUMENTS] = shlex.join(started.arguments_of(run.files, run.values))
         for note in (*run.plan.notes, *notes(config)):
             sys.stderr.write(f"clipgs: note: {note}\n")
     os.environ |= {
@@ -305,6 +307,3 @@ def _resources(workflow: Any, config: Config, shards: int) -> Resources:
         workflow.register_resource("gpu", len(gpus))
     cores = config.workers.threads or workflow._cores or 1
     return share(cores, shards, len(gpus), on_cluster=config.device == "cuda" and not local)
-
-
-__all__ = ["STAGES", "Resources", "Run", "fatal", "model_files", "notes", "share", "start"]

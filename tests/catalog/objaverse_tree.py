@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -44,12 +45,20 @@ def write_gz(path: Path, value) -> None:
 
 
 def write_objaverse(
-    root: Path, objects: int, *, per_file: int = 5, lvis=None, glbs: bool = True, **changes
+    root: Path,
+    objects: int,
+    *,
+    per_file: int = 5,
+    lvis: dict[str, list[int]] | None = None,
+    body: Callable[[int], bytes] | None = glb_of,
+    **changes,
 ) -> list[str]:
     """Writes a tree under `root` and returns its uids in order.
 
     Args:
+        per_file: objects of one annotation file, and of one folder of GLBs.
         lvis: category to indices; default: a mug of object 1, a chair of 2 and 3.
+        body: gives the bytes of each object's GLB; None writes none.
         changes: `object_3={"license": "by"}` changes single annotations.
     """
     uids = [uid_of(index) for index in range(objects)]
@@ -58,10 +67,10 @@ def write_objaverse(
         folder = f"000-{index // per_file:03d}"
         paths[uid] = f"glbs/{folder}/{uid}.glb"
         files.setdefault(folder, {})[uid] = annotation(index, **changes.get(f"object_{index}", {}))
-        if glbs:
+        if body:
             path = root / paths[uid]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(glb_of(index))
+            path.write_bytes(body(index))
     write_gz(root / "object-paths.json.gz", paths)
     for folder, entries in files.items():
         if not (root / f"metadata/{folder}.json.gz").exists():

@@ -1,8 +1,6 @@
 """A web server on loopback that serves a folder, and misbehaves on demand; and a small Objaverse for it to serve."""
 
-import gzip
 import hashlib
-import json
 import random
 import re
 import socket
@@ -16,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+from tests.catalog.objaverse_tree import write_objaverse
 
 OBJAVERSE = "datasets/allenai/objaverse/resolve/main"  # below the server's or endpoint's root
 
@@ -206,8 +206,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 # --- a small Objaverse -----------------------------------------------------------------------------------------------
 
-_LICENSES = ("by", "by-sa", "by-nc", "by-nc-sa", "cc0")
-
 
 def make_objaverse(
     folder: Path,
@@ -224,64 +222,15 @@ def make_objaverse(
     """
     from clipgs.catalog.sources import procedural
 
-    root = folder / OBJAVERSE
-    uids = [hashlib.md5(f"object {index}".encode()).hexdigest() for index in range(objects)]
-    paths, lvis = {}, defaultdict(list)
-    metadata: dict[str, dict[str, Any]] = defaultdict(dict)
-    for index, uid in enumerate(uids):
-        locator = procedural.locator(index, 0)
-        about = procedural.describe(locator)
-        place = f"000-{index // objects_a_folder:03d}"
-        data = body(index) if body else procedural.build(locator)
-        paths[uid] = f"glbs/{place}/{uid}.glb"
-        _write(root / paths[uid], data)
-        metadata[place][uid] = _annotation(uid, index, about.category, about.text, len(data))
+    lvis, changes = defaultdict(list), {}
+    for index in range(objects):
+        about = procedural.describe(procedural.locator(index, 0))
+        changes[f"object_{index}"] = {"name": f"{about.category} {index}", "description": about.text}
         if index % lvis_every == 0:
-            lvis[about.category].append(uid)
-    for place, annotations in metadata.items():
-        _write_json(root / "metadata" / f"{place}.json.gz", annotations)
-    _write_json(root / "object-paths.json.gz", paths)
-    _write_json(root / "lvis-annotations.json.gz", lvis)
-    return uids
+            lvis[about.category].append(index)
 
+    def built(index: int) -> bytes:
+        return procedural.build(procedural.locator(index, 0))
 
-def _annotation(uid: str, index: int, name: str, description: str, size: int) -> dict[str, Any]:
-    author = f"author{index % 7}"
-    glb = {"faceCount": 100 + index, "vertexCount": 80 + index, "textureCount": index % 3, "size": size}
-    return {
-        "uri": f"https://api.sketchfab.com/v3/models/{uid}",
-        "uid": uid,
-        "name": f"{name} {index}",
-        "description": description,
-        "license": _LICENSES[index % len(_LICENSES)],
-        "animationCount": index % 5 // 4,
-        "faceCount": 100 + index,
-        "vertexCount": 80 + index,
-        "isAgeRestricted": False,
-        "isDownloadable": True,
-        "viewCount": 10 * index,
-        "likeCount": index,
-        "createdAt": "2020-01-01T00:00:00.000000",
-        "publishedAt": "2020-01-02T00:00:00.000000",
-        "viewerUrl": f"https://sketchfab.com/3d-models/{uid}",
-        "embedUrl": f"https://sketchfab.com/models/{uid}/embed",
-        "tags": [{"name": name, "slug": name, "uri": f"https://api.sketchfab.com/v3/tags/{name}"}],
-        "categories": [{"name": "furniture-home"}],
-        "user": {
-            "uid": hashlib.md5(author.encode()).hexdigest(),
-            "username": author,
-            "displayName": author.title(),
-            "profileUrl": f"https://sketchfab.com/{author}",
-            "account": "basic",
-        },
-        "archives": {"glb": {**glb, "type": "glb", "textureMaxResolution": 256}},
-    }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write(path, gzip.compress(json.dumps(value).encode(), mtime=0))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    root = folder / OBJAVERSE
+    return write_objaverse(root, objects, per_file=objects_a_folder, lvis=lvis, body=body or built, **changes)

@@ -18,7 +18,7 @@ def package(tmp_path):
     # Faces 100 to 1000; licences by, by-nc-sa and cc0 in turn; every other one textured; two are animated.
     changes = {"object_4": {"animationCount": 2}, "object_9": {"animationCount": 1}}
     unknown = {"object_7": {"faceCount": None, "license": None, "archives": {}}}
-    write_objaverse(tmp_path / "package/hf-objaverse-v1", 10, glbs=False, **changes, **unknown)
+    write_objaverse(tmp_path / "package/hf-objaverse-v1", 10, body=None, **changes, **unknown)
     return tmp_path / "package"
 
 
@@ -171,7 +171,7 @@ def test_the_240k_rules_take_their_limit_and_the_lvis_objects_that_pass_on_top(t
     # One object of each kind is an LVIS shape, which no limit saves; of the ten LVIS shapes six pass.
     changes = {f"object_{i}": change for i, change in enumerate([*refused.values()] * 2)}
     lvis = {"mug": list(range(4)), "chair": list(range(50, 56))}
-    write_objaverse(tmp_path / "package/hf-objaverse-v1", 60, lvis=lvis, glbs=False, **changes)
+    write_objaverse(tmp_path / "package/hf-objaverse-v1", 60, lvis=lvis, body=None, **changes)
     overlay = {
         "output": str(tmp_path / "out"),
         "cache": str(tmp_path / "cache"),

@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipgs.catalog import shards
+from clipgs.catalog import shards, stages
 from clipgs.catalog.records import UID_PATTERN
 from clipgs.catalog.sources import source
 from clipgs.config import check
@@ -101,8 +101,8 @@ def test_objects_are_frozen_with_the_published_split(archive, tmp_path):
     settings = {"cache": str(tmp_path / "cache"), "output": str(tmp_path / "out")}
     config = check({**settings, "catalog": {"source": "modelnet40", "modelnet": {"path": str(archive)}}})
     assert shards.plan(config).pending == ("00000",)
-    shards.freeze(config, ["00000"])
-    shards.label(config, "00000")
+    stages.freeze(config, ["00000"])
+    stages.label(config, "00000")
     rows = read_table(shards.shard_path(config, "00000"))
     assert [row["note"] for row in rows] == [None] * 3  # equal files are no doubles in a benchmark
     assert {row["uid"]: row["split"] for row in rows}["modelnet40-chair_0890"] == "test"

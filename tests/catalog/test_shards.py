@@ -1,14 +1,18 @@
+import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
-from clipgs.catalog.shards import frozen_shards, plan, shard_path
+from clipgs.catalog import shards
+from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, plan, shard_path
+from clipgs.catalog.sources.folder import path_uid
 from clipgs.catalog.stages import freeze, label, objects
 from clipgs.config import check
 from clipgs.core.bundles import read_table
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, ObjectError
 
 
 @pytest.fixture
@@ -86,7 +90,24 @@ def test_a_folder_that_is_not_mounted_stops_the_run(tmp_path, meshes):
     freeze_all(config)
     for name in "ab":
         (meshes / f"{name}.obj").unlink()
-    with pytest.raises(ClipgsError, match=r"2 of 5 known objects have gone .* is it mounted\?"):
+    with pytest.raises(ClipgsError) as error:
+        plan(config)
+    assert str(error.value) == (
+        "2 of 5 known objects have gone from the source (the first: b.obj); "
+        "is it mounted? To go on without them, use another `output`"
+    )
+
+
+def test_a_few_objects_may_go(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    for i in range(21):
+        (tmp_path / "meshes" / f"{i:02d}.obj").write_text(str(i))
+    config = config_of(tmp_path, shard_objects=20)
+    freeze_all(config)
+    (tmp_path / "meshes" / "03.obj").unlink()
+    assert plan(config).objects == 21  # one of 21 is less than 5 %
+    (tmp_path / "meshes" / "04.obj").unlink()
+    with pytest.raises(ClipgsError, match="2 of 21"):
         plan(config)
 
 
@@ -94,7 +115,9 @@ def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, meshes):
     config = config_of(tmp_path)
     for path in list(meshes.iterdir())[:3]:
         path.unlink()
-    with pytest.raises(ClipgsError, match="run the same command again"):
+    with pytest.raises(
+        ClipgsError, match=r"^the source changed while shards were planned; run the same command again$"
+    ):
         freeze(config, ["00000", "00001", "00002"])
     assert not (tmp_path / "out").exists()
 
@@ -103,6 +126,150 @@ def manifest(tmp_path, rows):
     header = "file,category,group,split\n"
     (tmp_path / "m.csv").write_text(header + "".join(",".join(row) + "\n" for row in rows))
     return {"path": str(tmp_path / "meshes"), "manifest": str(tmp_path / "m.csv")}
+
+
+def test_files_lie_where_the_formats_say(tmp_path):
+    config = config_of(tmp_path)
+    catalog = tmp_path / "out" / "catalog"
+    assert shard_path(config, "00007") == catalog / "shards" / "00007.parquet"
+    assert labels_path(config, "00007") == catalog / "labels" / "00007.parquet"
+    assert curation_path(config) == catalog / "curation.json"
+
+
+def test_a_source_without_annotations_refuses_nothing(tmp_path, meshes):
+    expected = {"source": "folder", "refused": {}, "rules": {}, "taken": 5}
+    assert curation(config_of(tmp_path)) == expected
+    objects(config_of(tmp_path))
+    assert json.loads(curation_path(config_of(tmp_path)).read_text()) == expected
+
+
+def test_what_a_plan_holds(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze(config, ["00000", "00001"])
+    made = plan(config)
+    assert (made.frozen, made.pending, made.objects) == (("00000", "00001"), ("00002",), 5)
+    assert made.shards == ("00000", "00001", "00002")
+    assert list(made.label_digests) == ["00000", "00001", "00002"]
+    assert made.notes == ()
+    assert not (tmp_path / "out" / "catalog" / "shards" / "00002.parquet").exists()
+    rows = rows_of(config)
+    assert [row["source"] for row in rows] == ["folder"] * 4
+    for row in rows:
+        data = (meshes / row["locator"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["uid"] == row["group"] == row["sha256"][:16]
+        assert row["note"] is None
+
+
+class Fake:
+    """A source whose objects are what a test says."""
+
+    name = "fake"
+
+    def __init__(self, found):
+        self.found = found
+
+    def identify(self, locator):
+        if isinstance(self.found, Exception):
+            raise self.found
+        return dict(self.found)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"uid": "a", "sha256": "1"}, {"uid": "a", "sha256": "1", "group": "a"}),
+        ({"uid": "a", "sha256": "1", "group": "g"}, {"uid": "a", "sha256": "1", "group": "g"}),
+        ({"uid": "a", "sha256": None}, {"uid": "a", "sha256": None, "group": "a"}),
+        (
+            {"uid": "a", "sha256": "known"},
+            {"uid": "a", "sha256": "known", "group": "a", "note": "duplicate of owner"},
+        ),
+        (
+            {"uid": "taken", "sha256": "known"},
+            {"uid": path_uid("x.obj"), "sha256": "known", "group": path_uid("x.obj"), "note": "duplicate of owner"},
+        ),
+        (
+            {"uid": "taken", "sha256": "1"},
+            {"uid": path_uid("x.obj"), "sha256": "1", "group": path_uid("x.obj"),
+             "note": "another object has the uid taken"},
+        ),
+        (
+            {"uid": "taken", "sha256": "1", "note": "its own"},
+            {"uid": path_uid("x.obj"), "sha256": "1", "group": path_uid("x.obj"), "note": "its own"},
+        ),
+        (
+            ObjectError("it is gone"),
+            {"uid": path_uid("x.obj"), "group": path_uid("x.obj"), "note": "unreadable: it is gone"},
+        ),
+    ],
+)  # fmt: skip
+def test_a_frozen_row(found, expected):
+    owner, taken = {"known": "owner"}, {"taken", "owner"}
+    row = shards._freeze_row(Fake(found), "x.obj", owner, taken)
+    assert {key: value for key, value in row.items() if key != "note" or value} == {
+        "source": "fake", "locator": "x.obj", **expected}  # fmt: skip
+    assert taken == {"taken", "owner", expected["uid"]}
+    new = {"1": expected["uid"]} if expected.get("sha256") == "1" and "note" not in expected else {}
+    assert owner == {"known": "owner", **new}
+
+
+def plain_hash(group):
+    return int(hashlib.sha256(group.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def test_without_a_category_a_split_is_a_hash_of_the_group(tmp_path):
+    config = config_of(tmp_path, test_fraction=0.3, validation_fraction=0.2)
+    rows = [{"group": f"g{i}"} for i in range(200)]
+    shards._Splits(config, []).assign(rows, [None] * 200)
+    for row in rows:
+        place = plain_hash(row["group"])
+        assert row["split"] == ("test" if place < 0.3 else "validation" if place < 0.5 else "train")
+    assert Counter(row["split"] for row in rows).keys() == {"train", "test", "validation"}
+
+
+@pytest.mark.parametrize("already", [0, 5])
+def test_in_a_category_the_split_that_lacks_most_is_next(tmp_path, already):
+    """In whole numbers of tenths, with the groups in the order of their hashes; of equal lacks the test split's."""
+    config = config_of(tmp_path, test_fraction=0.3, validation_fraction=0.2)
+    counts = {"test": 0, "train": already, "validation": 0}
+    splits = shards._Splits(config, [])
+    splits._counts["chair"].update(counts)
+    rows = [{"group": f"g{i}"} for i in range(41)]
+    splits.assign(rows, ["chair"] * 41)
+    tenths = {"test": 3, "train": 5, "validation": 2}
+    found = {row["group"]: row["split"] for row in rows}
+    for group in sorted(found, key=lambda group: hashlib.sha256(group.encode()).hexdigest()):
+        total = sum(counts.values()) + 1
+        lacks = {split: tenths[split] * total - 10 * counts[split] for split in counts}
+        assert found[group] == max(lacks, key=lacks.get)
+        counts[found[group]] += 1
+
+
+@pytest.mark.parametrize(("groups", "already", "evenly"), [(2, 0, False), (3, 0, True), (2, 1, True), (1, 1, False)])
+def test_a_category_of_three_groups_is_split_evenly(tmp_path, groups, already, evenly):
+    config = config_of(tmp_path, test_fraction=0.0, validation_fraction=0.0)
+    splits = shards._Splits(config, [])
+    splits._fractions = {"train": 0.0, "test": 0.0, "validation": 1.0}  # the hash would give all to validation
+    splits._counts["chair"]["validation"] = already
+    splits._by_hash = lambda group: "by hash"
+    rows = [{"group": f"g{i}"} for i in range(groups)]
+    splits.assign(rows, ["chair"] * groups)
+    assert {row["split"] for row in rows} == ({"validation"} if evenly else {"by hash"})
+
+
+def test_groups_and_labels_of_frozen_shards_count(tmp_path, meshes):
+    (tmp_path / "m.csv").write_text("file,category,split\n" + "".join(f"{n}.obj,chair,train\n" for n in "abcde"))
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    freeze_all(config)
+    label(config, "00000")
+    label(config, "00001")  # the third has no labels yet
+    splits = shards._Splits(config, rows_of(config))
+    assert splits._counts == {"chair": {"train": 4}}
+    assert splits._of_group == {row["group"]: "train" for row in rows_of(config)}
+    known = [{"group": rows_of(config)[0]["group"], "split": "test"}, {"group": "new", "split": "validation"}]
+    splits.assign(known, ["chair", "chair"])
+    assert [row["split"] for row in known] == ["train", "validation"]
 
 
 def test_splits_hold_groups_together_and_stay(tmp_path):

@@ -3,13 +3,12 @@
 import csv
 import json
 import math
-from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
-from clipgs.catalog import shards
+from clipgs.catalog import shards, stages
 from clipgs.catalog.sources import procedural
 from clipgs.catalog.sources.splats import SplatSource, read_header
 from clipgs.config import check, merge
@@ -19,11 +18,9 @@ from clipgs.splats import ready
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.splats.render import render
+from clipgs.stages import STAGES
 
-STAGES = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
-MODULES = {"label": "clipgs.catalog.shards", "fit": "clipgs.splats.stages", "render": "clipgs.splats.stages"}
-MODULES |= dict.fromkeys(("fetch", "sample", "view"), "clipgs.meshes.stages")
-MODULES |= dict.fromkeys(("caption", "pack"), "clipgs.triplets.stages")
+ORDER = ("label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
 
 
 def splat(rows=400, seed=0) -> Gaussians:
@@ -205,11 +202,11 @@ def mixed(tmp_path_factory):
     for name, shard in (("folder", "00000"), ("splats", "00001")):
         config = check(merge(SETTINGS, places, {"catalog": {"source": name}}))
         assert shards.plan(config).pending == (shard,)
-        shards.freeze(config, [shard])
-        for stage in STAGES:
-            getattr(import_module(MODULES[stage]), stage)(config, shard, 1)
-    shards.objects(config)
-    import_module("clipgs.triplets.stages").index(config)
+        stages.freeze(config, [shard])
+        for stage in ORDER:
+            STAGES[stage].function(config, shard, 1)
+    stages.objects(config)
+    STAGES["index"].function(config)
     return config
 
 
@@ -271,14 +268,14 @@ def test_it_is_pictured_upright(mixed):
     assert (again.int() - item["images"].int()).abs().float().mean() < 4  # the WebP is lossy
 
 
-def test_card_index_and_summary_take_both_kinds(mixed):
-    from clipgs.triplets.stages import summary
+def test_card_index_and_status_take_both_kinds(mixed):
+    from clipgs.operate.status import packed
 
     index = {row["uid"]: row for row in read_table(mixed.output_path / "triplets" / "index.parquet")}
     assert {row["source"] for row in index.values()} == {"folder", "splats"}
     card = (mixed.output_path / "triplets" / "README.md").read_text()
     assert "A. Maker" in card
-    assert "triplets   2" in summary(mixed)
+    assert packed(mixed)[0].startswith("objects: 2 packed, 4 failed, PSNR")
 
 
 def test_another_source_in_the_output_leaves_older_labels_as_they_were(mixed):
@@ -288,7 +285,7 @@ def test_another_source_in_the_output_leaves_older_labels_as_they_were(mixed):
     assert before.keys() == {"00000", "00001"}
     other = mixed.model_copy(update={"catalog": mixed.catalog.model_copy(update={"source": "folder"})})
     assert shards.plan(other).label_digests == before
-    shards.label(mixed, "00000")
+    stages.label(mixed, "00000")
     assert read_table(shards.labels_path(mixed, "00000")) == labels
 
 
@@ -299,7 +296,7 @@ def test_the_same_splat_gives_the_same_bytes(mixed, tmp_path):
             target = tmp_path / file.relative_to(mixed.output_path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
-    import_module("clipgs.splats.stages").fit(config, "00001", 2)
+    STAGES["fit"].function(config, "00001", 2)
     tar = "splats/00001.tar"
     assert (tmp_path / tar).read_bytes() == (mixed.output_path / tar).read_bytes()
 

@@ -114,3 +114,21 @@ def test_a_stage_that_runs_is_marked(config):
     with pytest.raises(ClipgsError):
         fails()
     assert (state()["state"], state()["error"]) == ("failed", "the GPU is gone")
+
+
+MANY = [Task(f"{i:03d}", f"inputs of {i}", f"{i:03d}") for i in range(100)]
+
+
+def test_a_shard_of_which_too_many_objects_fail_fails_as_a_whole(tmp_path):
+    config = configuration.check({"output": str(tmp_path), "workers": {"max_failed_fraction": 0.3}})
+    with pytest.raises(ClipgsError, match=r"^view 00000: 31 of 100 objects failed: 31 x Error: it did not work$"):
+        run(config, MANY, failing={task.uid for task in MANY[:31]})
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert json.loads(job(config, "view", "00000").mark.read_text())["state"] == "failed"
+    assert len(run(config, MANY, failing={task.uid for task in MANY[:30]})) == 31  # the 69 that were made are kept
+    assert sum(row["status"] == "failed" for row in table(config, "views", "00000")) == 30
+
+
+def test_in_a_small_shard_many_failures_may_be_chance(config):
+    run(config, MANY[:99], failing={task.uid for task in MANY})
+    assert {row["status"] for row in table(config, "views", "00000")} == {"failed"}

@@ -57,6 +57,26 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin", "a.bin.check"]
 
 
+def test_a_kill_between_the_two_renames_is_seen(tmp_path, monkeypatch):
+    """The older sidecar goes before the newer file stands, so that it is never taken for that one's."""
+    path, replace = tmp_path / "a.bin", os.replace
+    write_bytes(path, b"older")
+
+    def killed(source, target):
+        if str(target).endswith(".check"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_bytes(path, b"newer")
+    assert path.read_bytes() == b"newer"
+    assert not (tmp_path / "a.bin.check").exists()
+    with pytest.raises(ClipgsError, match="may be unfinished"):
+        check(path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "no sidecar", "bad sidecar"])
 def test_a_damaged_file_is_set_aside(tmp_path, damage):
     path = tmp_path / "a.bin"

@@ -117,10 +117,16 @@ def test_a_key_that_is_missing_is_named(content, tmp_path, key):
 
 
 @pytest.mark.parametrize("key", sorted(pretrained.UNI3D_DEAD))
-def test_dead_keys_may_be_missing_and_change_nothing(content, tmp_path, key):
-    content["module"].pop(f"point_encoder.{key}", None)
-    torch.save(content, tmp_path / "model.pt")
-    pretrained.load(tmp_path / "model.pt")
+@torch.no_grad()
+def test_dead_keys_may_be_missing_and_change_nothing(vectors, content, tmp_path, key):
+    xyz, rgb, _ = inputs(vectors, "uni3d_tiny2")
+    expected = pretrained.load(vectors / "uni3d_tiny2.pt")(xyz, rgb)
+    old = content["module"].pop(f"point_encoder.{key}", None)
+    torch.save(content, tmp_path / "missing.pt")
+    assert torch.equal(pretrained.load(tmp_path / "missing.pt")(xyz, rgb), expected)
+    content["module"][f"point_encoder.{key}"] = torch.full_like(old, 7) if old is not None else torch.full((3,), 7.0)
+    torch.save(content, tmp_path / "other.pt")
+    assert torch.equal(pretrained.load(tmp_path / "other.pt")(xyz, rgb), expected)
 
 
 @pytest.mark.parametrize(

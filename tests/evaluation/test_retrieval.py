@@ -56,6 +56,19 @@ def test_equals_a_double_loop_over_all_orders_of_the_ties(kind):
             assert found["median_rank"] == pytest.approx(median, abs=1e-12)
 
 
+def test_whole_numbers_are_scored_as_what_they_are():
+    rng = np.random.default_rng(6)
+    gallery, queries = rng.integers(-3, 4, (40, 5)), rng.integers(1, 4, (9, 5))
+    relevant = [[i] for i in range(9)]
+    as_floats = ranks(queries.astype(float), gallery.astype(float), relevant)
+    assert all(map(np.array_equal, ranks(queries, gallery, relevant), as_floats))
+    scores, rows = nearest(queries, torch.from_numpy(gallery), 3)
+    again = nearest(queries.astype(float), gallery.astype(float), 3)
+    assert np.array_equal(scores, again[0])
+    assert np.array_equal(rows, again[1])
+    assert scores.dtype == np.float64
+
+
 def test_equals_scikit_learn_where_nothing_ties():
     rng = np.random.default_rng(0)
     gallery = unit(rng, 50, 16)
@@ -85,6 +98,21 @@ def test_blocks_and_float32_change_nothing(monkeypatch):
     apart = np.abs(scores - best[:, None])
     assert (found.better == ((scores > best[:, None]) & (apart > module.TIE)).sum(1)).all()
     assert (found.wrong + 1 == (apart <= module.TIE).sum(1)).all()
+
+
+def test_rows_that_are_better_are_counted_over_all_blocks(monkeypatch):
+    rng = np.random.default_rng(5)
+    gallery, queries = unit(rng, 200, 8), unit(rng, 40, 8)
+    relevant = [rng.choice(200, 3, replace=False).tolist() for _ in range(40)]
+    monkeypatch.setattr(module, "_GALLERY_ROWS", 33)
+    monkeypatch.setattr(module, "_QUERY_ROWS", 7)
+    found, scores = ranks(queries, gallery, relevant), queries @ gallery.T
+    best = np.array([row[answers].max() for row, answers in zip(scores, relevant, strict=True)])
+    assert (found.better == (scores > best[:, None]).sum(1)).all()
+    assert (found.wrong == 0).all()
+    assert (found.right == 1).all()
+    assert (found.relevant == 3).all()
+    assert found.gallery == 200
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0, 0.1])
@@ -146,6 +174,98 @@ def test_intervals_resample_groups_not_queries():
     assert naive[1] - naive[0] < 0.7 * (high - low)
 
 
+def plain_interval(values, groups, resamples, seed, median):
+    """The groups that are drawn, written out one after the other."""
+    generator, count = np.random.default_rng(seed), groups.max() + 1
+    drawn = []
+    for _ in range(resamples):
+        chosen = np.concatenate([values[groups == group] for group in generator.integers(0, count, count)])
+        drawn.append(np.median(chosen) if median else np.mean(chosen))
+    return np.percentile(drawn, (2.5, 97.5))
+
+
+@pytest.mark.parametrize("median", [False, True])
+def test_an_interval_is_that_of_groups_drawn_again(median):
+    rng = np.random.default_rng(0)
+    values, groups = rng.standard_normal(60), np.concatenate([np.arange(7), rng.integers(0, 7, 53)])
+    found = module.interval(values, groups, resamples=40, seed=3, median=median)
+    np.testing.assert_allclose(found, plain_interval(values, groups, 40, 3, median), atol=1e-12)
+    assert module.interval(values, groups, median=median) == module.interval(
+        values, groups, resamples=1000, seed=0, median=median
+    )
+
+
+def test_every_number_by_its_name():
+    rng = np.random.default_rng(4)
+    gallery, queries = unit(rng, 30, 5), unit(rng, 12, 5)
+    relevant, names = [[i, i + 3] for i in range(12)], ["a", "c", "c", "b"] * 3
+    of = np.array([0, 2, 2, 1] * 3)
+    ranked = ranks(queries, gallery, relevant)
+    hits = {f"R@{k}": ranked.hits(k) for k in (1, 4)}
+    chance = ranked.chance()
+    bounds = {name: plain_interval(values, of, 30, 7, False) for name, values in hits.items()}
+    bounds["median_rank"] = plain_interval(ranked.expected, of, 30, 7, True)
+    found = retrieval(queries, gallery, relevant, groups=names, ks=(1, 4), resamples=30, seed=7)
+    assert found.pop("interval") == {name: pytest.approx(list(values)) for name, values in bounds.items()}
+    assert found == {
+        **{name: pytest.approx(values.mean()) for name, values in hits.items()},
+        "median_rank": np.median(ranked.expected),
+        "chance": {
+            **{f"R@{k}": pytest.approx(chance.hits(k).mean()) for k in (1, 4)},
+            "median_rank": np.median(chance.expected),
+        },
+        "queries": 12,
+        "gallery": 30,
+        "groups": 3,
+        "confidence": 0.95,
+        "resamples": 30,
+        "seed": 7,
+    }
+    assert retrieval(queries, gallery, relevant) == module.summarise(ranked, ks=(1, 5, 10), resamples=1000, seed=0)
+    assert module.summarise(ranked) == module.summarise(ranked, groups=[f"{i:02d}" for i in range(12)])
+
+
+def test_chance_of_chance_is_the_same():
+    found = ranks(np.eye(4), np.eye(4), [[0], [1, 2], [2], [3]])
+    once, again = found.chance(), found.chance().chance()
+    assert all(np.array_equal(one, other) for one, other in zip(once, again, strict=True))
+    assert once.gallery == 4
+
+
+def test_what_a_flat_encoder_makes_near_is_settled_as_it_comes(monkeypatch):
+    """All rows are as near: they are not held all at once."""
+    best, most = module._best, []
+
+    def spy(query, row, score, k):
+        most.append(len(query))
+        return best(query, row, score, k)
+
+    monkeypatch.setattr(module, "_best", spy)
+    monkeypatch.setattr(module, "_GALLERY_ROWS", 10)
+    monkeypatch.setattr(module, "_MAX_CANDIDATES", 100)
+    scores, rows = nearest(np.ones((4, 3)), np.ones((400, 3)), 2)
+    assert rows.tolist() == [[0, 1]] * 4
+    np.testing.assert_allclose(scores, 1, atol=1e-12)
+    assert max(most) <= 100 + 4 * 10  # of the 1,600 pairs
+
+
+def test_most_of_a_spread_gallery_is_never_looked_at_twice(monkeypatch):
+    """Only what float32 cannot tell from the k-th best is computed again."""
+    exact, looked = module._exact, []
+
+    def spy(queries, gallery, query, row):
+        looked.append(len(query))
+        return exact(queries, gallery, query, row)
+
+    monkeypatch.setattr(module, "_exact", spy)
+    rng = np.random.default_rng(0)
+    nearest(unit(rng, 20, 16), unit(rng, 3000, 16), 5)
+    assert sum(looked) <= 20 * 6
+    looked.clear()
+    ranks(unit(rng, 20, 16), unit(rng, 3000, 16), [[i] for i in range(20)])
+    assert sum(looked) <= 20 * 3
+
+
 def test_weighted_median_is_that_of_repeated_values():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -187,14 +307,21 @@ def test_lengths_whose_squares_float32_does_not_hold_change_nothing():
 @pytest.mark.parametrize(
     ("queries", "gallery", "relevant", "words"),
     [
-        (np.ones((2, 3)), np.ones((4, 5)), [[0], [0]], "3 dimensions"),
-        (np.ones((2, 3)), np.ones((4, 3)), [[0]], "2 queries and 1 lists"),
-        (np.ones((2, 3)), np.ones((4, 3)), [[0], []], "at least one relevant"),
-        (np.ones((2, 3)), np.ones((4, 3)), [[0], [4]], "outside the gallery"),
-        (np.ones((2, 3)), np.full((4, 3), np.nan), [[0], [1]], "not finite"),
-        (np.ones(3), np.ones((4, 3)), [[0]], "rows, dimensions"),
+        (np.ones((2, 3)), np.ones((4, 5)), [[0], [0]], "queries have 3 dimensions and the gallery has 5"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0]], "there are 2 queries and 1 lists of relevant rows"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0], []], "every query needs at least one relevant row"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0], [4]], "a relevant row is outside the gallery of 4 rows"),
+        (np.ones((2, 3)), np.ones((4, 3)), [[0], [-1]], "a relevant row is outside the gallery of 4 rows"),
+        (np.ones((2, 3)), np.full((4, 3), np.nan), [[0], [1]], "an embedding holds a value that is not finite"),
+        (np.ones(3), np.ones((4, 3)), [[0]], "queries must be [rows, dimensions], not [3]"),
+        (np.ones((2, 3)), np.ones((0, 3)), [[0], [0]], "gallery must be [rows, dimensions], not [0, 3]"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(queries, gallery, relevant, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the text is compared)
         retrieval(queries, gallery, relevant)
+    assert str(error.value) == words
+    if queries.ndim != 2 or not len(gallery):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            nearest(queries, gallery, 1)
+        assert str(error.value) == words

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from clipgs.meshes.materials import (
     Part,
     Texture,
     linear_to_srgb,
+    render_material,
     sample_texture,
     srgb_to_linear,
     surface_rgba,
@@ -91,6 +94,108 @@ def test_transfer_curves_are_inverse():
     values = np.linspace(0, 1, 1001)
     np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-9)
     assert srgb_to_linear(0.5) == pytest.approx(0.21404114)
+
+
+def test_transfer_curves_are_those_of_the_standard():
+    """IEC 61966-2-1, with plain numbers; both curves join at 0.04045 and 0.0031308."""
+    for value in (0.0, 0.01, 0.04045, 0.0405, 0.2, 1.0):
+        plain = value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        assert srgb_to_linear(value) == pytest.approx(plain, abs=1e-15)
+    for value in (0.0, 0.001, 0.0031308, 0.0032, 0.2, 1.0):
+        plain = 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055
+        assert linear_to_srgb(value) == pytest.approx(plain, abs=1e-15)
+    assert linear_to_srgb(np.array([-1.0, 7.0])) == pytest.approx([0, 1])
+    assert srgb_to_linear([0, 1]).tolist() == [0, 1]
+
+
+def plain_texel(texture: Texture, u: float, v: float) -> np.ndarray:
+    """The four texels around a point, one at a time."""
+    height, width, channels = texture.pixels.shape
+    total = np.zeros(4)
+    x, y = u * width - 0.5, v * height - 0.5
+    for column, along in ((math.floor(x), 1 - x % 1), (math.floor(x) + 1, x % 1)):
+        for row, down in ((math.floor(y), 1 - y % 1), (math.floor(y) + 1, y % 1)):
+            place = []
+            for index, size, wrap in ((row, height, texture.wrap_v), (column, width, texture.wrap_u)):
+                folded = index % (2 * size)
+                mirrored = folded if folded < size else 2 * size - 1 - folded
+                clamped = min(max(index, 0), size - 1)
+                place.append({"repeat": index % size, "mirror": mirrored, "clamp": clamped}[wrap])
+            texel = np.full(4, 255.0)
+            texel[:channels] = texture.pixels[tuple(place)]
+            total += along * down * texel / 255
+    return total
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(("wrap_u", "wrap_v"), [("repeat", "mirror"), ("mirror", "clamp"), ("clamp", "repeat")])
+def test_a_texture_is_read_as_texel_by_texel(channels, wrap_u, wrap_v):
+    rng = np.random.default_rng(0)
+    texture = Texture(rng.integers(0, 256, (5, 3, channels), dtype=np.uint8), wrap_u, wrap_v)
+    uv = np.concatenate([rng.uniform(-3, 3, (300, 2)), [[0, 0], [1, 1], [2, 2], [-1, 3], [0.5, 0.5]]])
+    expected = [plain_texel(texture, u, v) for u, v in uv]
+    np.testing.assert_allclose(sample_texture(texture, uv), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
+@pytest.mark.parametrize("lacks", ["nothing", "uv", "colors", "textures"])
+def test_a_points_colour_is_factor_times_texture_times_vertex_or_its_glow(mode, lacks):
+    rng = np.random.default_rng(1)
+    textures = {}
+    if lacks != "textures":
+        base, glow = (Texture(rng.integers(0, 256, (4, 4, 4), dtype=np.uint8)) for _ in range(2))
+        textures = {"base_color_texture": base, "emissive_texture": glow}
+    emissive = (0.05, 0.4, 0.02)
+    material = Material((0.9, 0.7, 0.8, 0.9), emissive_factor=emissive, alpha_mode=mode, alpha_cutoff=0.3, **textures)
+    uv = None if lacks == "uv" else rng.random((4, 2)).astype(np.float32)
+    colors = None if lacks == "colors" else rng.random((4, 4)).astype(np.float32)
+    part = Part(QUAD, QUAD_FACES.astype(np.int32), None, uv, colors, material)
+    faces, barycentric = rng.integers(0, 2, 40), rng.dirichlet((1, 1, 1), 40)
+    found = surface_rgba(part, faces, barycentric)
+    assert found.dtype == np.float32
+    for colour, face, weights in zip(found, faces, barycentric, strict=True):
+        corners = part.faces[face]
+        rgba, glow = np.array(material.base_color_factor), np.array(emissive)
+        if uv is not None and textures:
+            place = weights @ uv[corners].astype(float)
+            texel = plain_texel(textures["base_color_texture"], *place)
+            rgba = rgba * [*srgb_to_linear(texel[:3]), texel[3]]
+            glow = glow * srgb_to_linear(plain_texel(textures["emissive_texture"], *place)[:3])
+        if colors is not None:
+            rgba = rgba * (weights @ colors[corners].astype(float))
+        alpha = {"OPAQUE": 1, "MASK": float(rgba[3] >= 0.3), "BLEND": rgba[3]}[mode]
+        np.testing.assert_allclose(colour, [*linear_to_srgb(np.maximum(rgba[:3], glow)), alpha], atol=1e-6)
+
+
+def test_a_mask_keeps_what_is_exactly_at_the_cutoff():
+    part = quad(Material((1, 1, 1, 0.5), alpha_mode="MASK", alpha_cutoff=0.5))
+    assert surface_rgba(part, np.array([0]), CORNER)[0, 3] == 1
+
+
+def test_what_the_shader_is_told():
+    """Metalness says whether alpha is written, roughness below which alpha nothing is drawn."""
+    texture = Texture(np.uint8([[[1, 2, 3, 4], [5, 6, 7, 8]]]), "mirror", "clamp")
+    glow = Texture(np.uint8([[[9, 9, 9, 0]]]))
+    factors = {"base_color_factor": (0.1, 0.2, 0.3, 0.4), "emissive_factor": (0.5, 0.6, 0.7), "alpha_cutoff": 0.25}
+    textures = {"base_color_texture": texture, "emissive_texture": glow}
+    expected = {"OPAQUE": ("OPAQUE", 0, 0), "MASK": ("OPAQUE", 0, 0.25), "BLEND": ("BLEND", 1, 1 / 255)}
+    for mode, (drawn, writes_alpha, least_alpha) in expected.items():
+        made = render_material(quad(Material(alpha_mode=mode, **factors, **textures)))
+        assert (made.alphaMode, made.metallicFactor) == (drawn, writes_alpha)
+        assert made.roughnessFactor == pytest.approx(least_alpha)
+        assert made.doubleSided is True
+        np.testing.assert_allclose(made.baseColorFactor, [0.1, 0.2, 0.3, 0.4], atol=1e-7)
+        np.testing.assert_allclose(made.emissiveFactor, [0.5, 0.6, 0.7], atol=1e-7)
+        base = made.baseColorTexture
+        assert (base.source_channels, base.sampler.wrapS, base.sampler.wrapT) == ("RGBA", 33648, 33071)
+        alpha = [255, 255] if mode == "OPAQUE" else [4, 8]
+        assert base.source.tolist() == [[[1, 2, 3, alpha[0]], [5, 6, 7, alpha[1]]]]
+        assert base.source.dtype == np.uint8
+        assert made.emissiveTexture.source.tolist() == [[[9, 9, 9, 255]]]  # its alpha means nothing
+        assert (made.emissiveTexture.sampler.wrapS, made.emissiveTexture.sampler.wrapT) == (10497, 10497)
+    bare = render_material(quad(Material(alpha_mode="MASK", **factors, **textures), uv=None))
+    assert bare.baseColorTexture is None
+    assert bare.emissiveTexture is None
 
 
 SEE_THROUGH = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.uint8([[0, 0, 255, 255]] * 4)])

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import re
 import shutil
@@ -13,12 +14,13 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, write_bytes
 from clipgs.report.sections import principal_plane
 from clipgs.report.stages import report
+from clipgs.splats.export import SPLAT_ROW
 from clipgs.triplets.pack import schema
 
 from .conftest import NASTY
 
 VOID = {"meta", "link", "img", "br", "input"}
-WAYS_OUT = (
+WAYS_OUT = [
     "http:",
     "https:",
     "//",
@@ -29,7 +31,7 @@ WAYS_OUT = (
     "XMLHttpRequest",
     "WebSocket",
     "javascript:",
-)
+]
 
 
 class Page(HTMLParser):
@@ -68,6 +70,9 @@ class Page(HTMLParser):
             self.texts.append(data)
         if self.open and self.open[-1] == "title":
             self.titles[-1][1] += data
+
+    def said(self):
+        return " ".join(" ".join(self.texts).split())
 
 
 def made(output):
@@ -112,8 +117,6 @@ def test_texts_from_the_data_are_only_text(text):
 
 
 def test_the_policy_allows_just_what_is_in_the_page(text):
-    import hashlib
-
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     blocks = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
     for kind, block in zip(("style", "script"), blocks, strict=True):
@@ -123,8 +126,8 @@ def test_the_policy_allows_just_what_is_in_the_page(text):
     assert "unsafe" not in policy
 
 
-def test_counts_failures_and_quality_are_told(output):
-    said = " ".join(" ".join(Page(made(output)).texts).split())
+def test_the_page_shows_counts_failures_and_quality(output):
+    said = Page(made(output)).said()
     assert "3 triplets 2 of 5 objects failed" in said
     assert "duplicate of b-mug" in said
     assert f"ObjectError: {' '.join(NASTY.split())}" in said
@@ -134,14 +137,14 @@ def test_counts_failures_and_quality_are_told(output):
 def test_a_run_adds_its_sections(evaluated):
     page = Page(made(evaluated))
     assert {"training", "retrieval", "zero-shot", "few-shot", "baselines", "ablations", "embedding"} <= set(page.ids)
-    said = " ".join(" ".join(page.texts).split())
+    said = page.said()
     for words in ("10.0 to 50.0", "chance 33", "50.0 \N{PLUS-MINUS SIGN} 10.0", "+10.0", "gallery aaaaaaaaaaaa"):
         assert words in said
     assert "94.8" in said  # published, of few shots
 
 
 def test_a_difference_to_another_row_than_the_one_above_names_it(evaluated):
-    said = " ".join(" ".join(Page(made(evaluated)).texts).split())
+    said = Page(made(evaluated)).said()
     assert "+10.0 \N{MINUS SIGN}10.0 to +20.0 last" in said
     assert f"\N{MINUS SIGN}25.0 \N{MINUS SIGN}30.0 to +0.0, to: {' '.join(NASTY.split())}" in said
 
@@ -154,8 +157,6 @@ def test_cells_of_a_wide_table_say_their_column(evaluated):
 
 
 def test_the_splats_are_whole(output):
-    from clipgs.splats.export import SPLAT_ROW
-
     text = made(output)
     blocks = re.findall(r'<script type="text/plain" id="splat-\d">([^<]*)</script>', text)
     assert [len(base64.b64decode(block)) // SPLAT_ROW.itemsize for block in blocks] == [6, 5, 7]  # by uid
@@ -170,7 +171,7 @@ def test_figures_under_the_small_teacher_are_marked_as_such(evaluated):
     assert not any(words in text for text in Page(made(evaluated)).texts)
 
 
-def test_runs_of_an_ablation_stand_in_its_table_alone(evaluated):
+def test_runs_of_an_ablation_are_only_in_its_table(evaluated):
     before = made(evaluated)
     for folder in ("evaluation", "runs"):
         base = evaluated.folder / folder / "base"
@@ -194,7 +195,7 @@ def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
     write_table(file, [row | {"status": "failed", "stage": row["stage"] or "fit"} for row in rows], schema())
     page = Page(made(output))
     assert page.problems == []
-    said = " ".join(" ".join(page.texts).split())
+    said = page.said()
     assert "0 triplets 5 of 5 objects failed" in said
     assert "No object is packed." in said
     assert {"splats", "credit"}.isdisjoint(page.ids)
@@ -203,7 +204,7 @@ def test_a_page_is_made_of_an_output_in_which_every_object_failed(output):
 def test_of_ready_splats_no_quality_is_known(output):
     file = output.folder / "triplets" / "00000.parquet"
     write_table(file, [row | {"psnr": None} for row in read_table(file)], schema())
-    assert "Not known: all are ready splats" in " ".join(Page(made(output)).texts)
+    assert "Not known: all objects are ready splats" in " ".join(Page(made(output)).texts)
 
 
 def test_without_triplets_it_says_what_to_do(tmp_path):

@@ -1,10 +1,11 @@
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from clipgs.splats.gaussians import Gaussians, Views
+from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.order import farthest_point_order
 from tests.splats.balls import random_gaussians as gaussians
 
@@ -44,26 +45,62 @@ def test_stack_of_equal_sizes_has_no_count():
 
 
 def test_stack_of_what_cannot_be_stacked():
-    with pytest.raises(ValueError, match="no objects"):
+    with pytest.raises(ValueError, match=r"^There are no objects to stack\.$"):
         Gaussians.stack([])
-    with pytest.raises(ValueError, match="at least one Gaussian"):
+    with pytest.raises(ValueError, match=r"^Only single objects with at least one Gaussian can be stacked\.$"):
         Gaussians.stack([gaussians(3), gaussians(0)])
     with pytest.raises(ValueError, match="single objects"):
         Gaussians.stack([Gaussians.stack([gaussians(3)])])
 
 
+def test_one_missing_row_is_padded_too():
+    batch = Gaussians.stack([gaussians(3), gaussians(4)])
+    assert batch.count.tolist() == [3, 4]
+    assert batch.opacities[0, 3] == 0
+
+
 def test_prune_keeps_the_order_of_the_visible():
     one = gaussians(50)
+    one.opacity_logits[7] = 0  # an opacity of exactly the limit is kept
     kept = one.prune(0.5)
     assert torch.equal(kept.means, one.means[one.opacity_logits >= 0])
-    with pytest.raises(ValueError, match="not a batch"):
-        Gaussians.stack([one]).prune(0.5)
+    batch = Gaussians.stack([one])
+    with pytest.raises(ValueError, match=r"^prune takes one object, not a batch \[1, 50, 3\]\.$"):
+        batch.prune(0.5)
 
 
-def test_to_and_index_keep_every_field():
-    rgba = torch.zeros(2, 3, 4, 4, 4, dtype=torch.uint8)
-    views = Views(rgba, torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 3, 3))
-    assert views[1].to("cpu").viewmats.shape == (3, 4, 4)
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Points(*torch.rand(3, 2, 5, 3)),
+        Views(torch.zeros(2, 3, 4, 4, 4, dtype=torch.uint8), torch.rand(2, 3, 4, 4), torch.rand(2, 3, 3, 3)),
+        Gaussians.stack([gaussians(3), gaussians(7)]),
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_to_and_index_keep_every_field(batch):
+    moved, second, slice_ = batch.to("meta"), batch[1], batch[1:]
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        there = getattr(moved, field.name)
+        assert (there.device.type, there.shape, there.dtype) == ("meta", value.shape, value.dtype)
+        assert torch.equal(getattr(slice_, field.name), value[1:])
+        if field.name != "count":
+            assert torch.equal(getattr(second, field.name), value[1])
+
+
+def test_a_batch_is_made_where_its_objects_are():
+    batch = Gaussians.stack([gaussians(3).to("meta"), gaussians(7).to("meta")])
+    assert {getattr(batch, field.name).device.type for field in dataclasses.fields(batch)} == {"meta"}
+
+
+def test_a_splat_is_saved_and_loaded_by_its_own_methods(tmp_path):
+    one = gaussians(20)
+    one = one[farthest_point_order(one.means.numpy())]
+    one.save(tmp_path / "one.ply")
+    back = Gaussians.load(tmp_path / "one.ply")
+    assert torch.equal(back.means, one.means)
+    assert torch.equal(back.opacity_logits, one.opacity_logits)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 300])

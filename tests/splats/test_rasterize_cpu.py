@@ -9,9 +9,8 @@ from clipgs.splats.rasterizer import rasterize
 NAMES = ("means", "quats_wxyz", "scales", "opacities", "colors")
 
 
-@pytest.mark.parametrize("mode", ["classic", "antialiased"])
-def test_agrees_with_gsplat(shared, mode):
-    stored = np.load(shared / "vectors" / "gsplat_raster.npz")
+def hold_to_gsplat(stored, mode):
+    """Pictures, and gradients where there are some, of gsplat's CUDA kernels."""
 
     def tensor(name):
         return torch.from_numpy(stored[name])
@@ -26,14 +25,27 @@ def test_agrees_with_gsplat(shared, mode):
         backgrounds=tensor("backgrounds"),
         mode=mode,
     )
-    for ours, theirs in ((images, tensor(f"{mode}_image")), (alphas, tensor(f"{mode}_alpha"))):
-        off = (ours - theirs).detach().abs()
+    for ours, name in ((images, f"{mode}_image"), (alphas, f"{mode}_alpha")):
+        whole = stored[name].dtype == np.uint16  # of 65,535: rounding alone is 3.8e-6 in the mean
+        off = (ours - tensor(name).float() / (65535 if whole else 1)).detach().abs()
         assert off.max() < 1e-4
-        assert off.mean() < 1e-6
+        assert off.mean() < (5e-6 if whole else 1e-6)
+    if f"{mode}_w_image" not in stored:
+        return
     (images * tensor(f"{mode}_w_image")).sum().add((alphas * tensor(f"{mode}_w_alpha")).sum()).backward()
     for name, ours in zip(("means", "quats", "scales", "opacities", "colors"), inputs, strict=True):
         theirs = tensor(f"{mode}_grad_{name}")
         assert (ours.grad - theirs).norm() < 1e-4 * theirs.norm(), name
+
+
+@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+def test_agrees_with_gsplat(vectors, mode):
+    hold_to_gsplat(np.load(vectors / "gsplat_raster.npz"), mode)
+
+
+@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+def test_agrees_with_gsplat_to_the_last_digits(shared, mode):
+    hold_to_gsplat(np.load(shared / "vectors" / "gsplat_raster.npz"), mode)
 
 
 def scene(batch=(), gaussians=150, views=2, seed=0):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clipgs.config import Config
-from clipgs.core.bundles import Members
+from clipgs.core.bundles import Members, TarWriter, tar_objects
 from clipgs.core.errors import ClipgsError
 from clipgs.core.runner import Task
 from clipgs.meshes.cameras import cameras_json
@@ -32,25 +32,25 @@ def tasks_of(folder, objects: int, broken: int | None) -> list[Task]:
             "fit": {"gaussians": 200, "steps": 10, "min_psnr": 0},
         }
     )
-    arrays, tasks = {}, []
+    arrays, files = {}, {}
     for b in range(objects):
         uid = f"ball{b}"
         xyz = points.xyz[b].numpy() * (np.nan if b == broken else 1)
         arrays |= {f"{uid}/xyz": xyz, f"{uid}/rgb": points.rgb[b].numpy(), f"{uid}/normals": points.normals[b].numpy()}
-        files = {"cameras.json": cameras_json(views.viewmats[b].numpy(), views.Ks[b].numpy(), 40)}
+        files[uid] = {"cameras.json": cameras_json(views.viewmats[b].numpy(), views.Ks[b].numpy(), 40)}
         for v, rgba in enumerate(views.rgba[b].numpy()):
             data = io.BytesIO()
             Image.fromarray(rgba).save(data, "PNG")
-            files[f"{v:02d}.png"] = data.getvalue()
-        bundle, entries, offset = folder / f"{uid}.bin", [], 0
-        for name, content in files.items():
-            entries.append((name, offset, len(content)))
-            offset += len(content)
-        bundle.write_bytes(b"".join(files.values()))
-        views_of = Members(str(bundle), tuple(entries))
-        tasks.append(Task(uid, "", stages.ToFit(config, uid, folder / "points.npz", views_of, b)))
+            files[uid][f"{v:02d}.png"] = data.getvalue()
     np.savez(folder / "points.npz", **arrays)
-    return tasks
+    with TarWriter(folder / "views.tar") as tar:
+        for uid, members in files.items():
+            for name, data in sorted(members.items()):
+                tar.add(f"{uid}/{name}", data)
+    views_of = tar_objects(folder / "views.tar")
+    return [
+        Task(uid, "", stages.ToFit(config, uid, folder / "points.npz", views_of[uid], b)) for b, uid in enumerate(files)
+    ]
 
 
 class Gpu:

@@ -9,13 +9,15 @@ from torch.nn import functional
 
 from clipgs import config as configuration
 from clipgs.config import Config
-from clipgs.core.bundles import TarWriter, write_table, write_tensors
+from clipgs.core.bundles import write_tensors
 from clipgs.encoder.transformer import Shape
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.pictures import to_webp
 from clipgs.training.runs import run_path
-from clipgs.triplets.pack import digest, merge_index, schema
+from tests.packed_world import hand_over, picture, write_index
 
 DIM, PICTURES, KINDS = 12, 6, 4
+PICTURE = to_webp(picture(0), 90)  # of every object: training looks at features
 SHAPE = Shape(width=32, depth=2, heads=2, hidden=48, gated=True, hidden_norm=True)
 SETTINGS = {
     "device": "cpu",
@@ -73,27 +75,18 @@ def make_shard(config: Config, shard: str, uids: list[str], splits=("train",)) -
     output = config.output_path
     kinds = [i % KINDS for i in range(len(uids))]
     seeds = [hash_of(uid) for uid in uids]
-    rows = [
-        {"uid": uid, "shard": shard, "status": "ok", "split": splits[i % len(splits)], "category": f"kind {kinds[i]}",
-         "caption": f"kind {kinds[i]} number {i}"}
-        for i, uid in enumerate(uids)
-    ]  # fmt: skip
-    for folder in ("triplets", "catalog/shards"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
+    splats = {uid: splat(kind, seed, rows=60 + seed % 50) for uid, kind, seed in zip(uids, kinds, seeds, strict=True)}
+    made = hand_over(output, shard, splats, {uid: [PICTURE] for uid in uids})
+    inputs = made.inputs
+    rows = zip(inputs["objects"], inputs["labels"], inputs["stages"]["caption"], strict=True)
+    for i, (frozen, label, caption) in enumerate(rows):
+        frozen["split"] = splits[i % len(splits)]
+        label["category"] = f"kind {kinds[i]}"
+        caption["caption"] = f"kind {kinds[i]} number {i}"
+    made.pack()
+    write_index(output)
+    (output / "catalog" / "shards").mkdir(parents=True, exist_ok=True)
     (output / "catalog" / "shards" / f"{shard}.parquet").touch()
-    offset = 0
-    with TarWriter(output / "triplets" / f"{shard}.tar") as tar:
-        for row, kind, seed in sorted(zip(rows, kinds, seeds, strict=True), key=lambda one: one[0]["uid"]):
-            uid = row["uid"]
-            members = [(f"{uid}.ply", splat(kind, seed, rows=60 + seed % 50).to_ply()), (f"{uid}.txt", b"a text")]
-            for name, data in members:
-                tar.add(name, data)
-            size = sum(512 + -(-len(data) // 512) * 512 for _, data in members)
-            row |= {"offset": offset, "bytes": size, "sha256": digest(members)}
-            offset += size
-    table = output / "triplets" / f"{shard}.parquet"
-    write_table(table, rows, schema())
-    merge_index(sorted(table.parent.glob("[0-9]*.parquet")), table.parent / "index.parquet")
     centres = unit(KINDS, DIM, seed=0)[kinds]
     own = torch.stack([unit(DIM, seed=seed) for seed in seeds])
     texts = functional.normalize(centres + 0.3 * own, dim=-1)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from clipgs.config import Augmentation
@@ -89,6 +90,40 @@ def test_what_is_drawn_lies_in_its_limits(rotation):
         assert up.min() > math.cos(0.05 * math.sqrt(3)) - 1e-6
     forward = rotation_matrices(quats)[:, 2, 2]
     assert (forward.min() < -0.9) == (rotation != "none")
+
+
+@pytest.mark.parametrize("rotation", ["none", "y", "full"])
+def test_draws_are_turns_about_the_vertical_after_a_tilt(rotation):
+    """Each number from scipy's rotations, by the same generator in the same order."""
+    settings = Augmentation(
+        rotation=rotation, tilt_sigma=0.3, tilt_clip=0.4, scale_min=0.7, scale_max=1.1, shift=0.2, color_dropout=0.3
+    )
+    draws, generator, zero = draw(settings, 50, np.random.default_rng(5)), np.random.default_rng(5), np.zeros(50)
+    if rotation == "full":
+        expected = Rotation.from_quat(generator.normal(size=(50, 4)), scalar_first=True)
+    else:
+        turns = 2 * generator.uniform(0, math.pi, 50) if rotation == "y" else zero
+        tilts = np.clip(0.3 * generator.normal(size=(50, 3)), -0.4, 0.4)
+        expected = Rotation.from_rotvec(np.stack([zero, turns, zero], 1)) * Rotation.from_rotvec(tilts)
+    assert draws.shape == (50, 9)
+    assert draws.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(draws[:, :4], axis=1), 1, atol=1e-6)
+    matrices = Rotation.from_quat(draws[:, :4], scalar_first=True).as_matrix()
+    np.testing.assert_allclose(matrices, expected.as_matrix(), atol=1e-6)
+    np.testing.assert_allclose(draws[:, 4], generator.uniform(0.7, 1.1, (50, 1))[:, 0], atol=1e-6)
+    np.testing.assert_allclose(draws[:, 5:8], generator.uniform(-0.2, 0.2, (50, 3)), atol=1e-6)
+    assert np.array_equal(draws[:, 8], generator.uniform(size=50) >= 0.3)
+
+
+def test_without_a_tilt_or_a_turn_nothing_is_turned():
+    draws = draw(Augmentation(rotation="none", tilt_sigma=0.0), 3, np.random.default_rng(0))
+    assert np.array_equal(draws[:, :4], [[1, 0, 0, 0]] * 3)
+
+
+def test_colours_are_dropped_as_often_as_is_said():
+    never, always = (Augmentation(color_dropout=rate) for rate in (0.0, 1.0))
+    assert drawn(never, 50)[:, 8].tolist() == [1] * 50
+    assert drawn(always, 50)[:, 8].tolist() == [0] * 50
 
 
 def test_nothing_changes_when_all_is_switched_off():

@@ -1,8 +1,11 @@
+import hashlib
+
 import pytest
 
-from clipgs.config import Caption
+from clipgs.catalog.sources import annotations
+from clipgs.config import Caption, check
 from clipgs.core.errors import UsageError
-from clipgs.triplets.captions import captioner, listed_digest
+from clipgs.triplets.captions import caption_row, captioner, listed_digest, located
 
 ROWS = [
     {"uid": "a" * 32, "sha256": None},
@@ -39,20 +42,74 @@ def test_without_a_fallback_an_unlisted_object_fails(tmp_path):
     assert found["d"]["error"] == "captions.csv has no caption of it, and caption.fallback is fail"
 
 
+def test_the_fallback_may_look_at_pictures(tmp_path):
+    def look(uids):
+        return [caption_row(uid, "seen", "coca") for uid in uids]
+
+    rows = captioner("cap3d")(ROWS, LABELS, settings_of(tmp_path, fallback="coca"), look)
+    assert [row["caption"] for row in rows] == ["A green, old mug.", "by its hash", "seen", "seen"]
+
+
+COLUMNS = "it must have two, uid and caption (quoted, if it has a comma)"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "No such file"), ("uid,two,three\n", "3 columns"), ("only one\n", "1 columns")],
+    [
+        (None, "[Errno 2] No such file or directory: '{path}'"),
+        ("uid,two,three\n", "has 3 columns at 'uid'; " + COLUMNS),
+        ("only one\n", "has 1 columns at 'only one'; " + COLUMNS),
+        (f"{'x' * 80},2,3\n", f"has 3 columns at {'x' * 70!r}; " + COLUMNS),
+    ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, words):
-    with pytest.raises(UsageError, match=words) as error:
+    with pytest.raises(UsageError) as error:
         captions(settings_of(tmp_path, text))
-    assert "\n" not in str(error.value)
+    path = tmp_path / "captions.csv"
+    assert str(error.value) in (f"config: caption.cap3d: {path}: {words.format(path=path)}",
+                                f"config: caption.cap3d: {path} {words}")  # fmt: skip
+
+
+def test_a_caption_may_hold_lines_and_blank_lines_are_skipped(tmp_path):
+    found = captions(settings_of(tmp_path, f'\n{"a" * 32},"two\r\nlines"\n\n  \n'))
+    assert found["a"]["caption"] == "two lines"
+
+
+def test_a_csv_must_be_named():
+    with pytest.raises(UsageError) as error:
+        listed_digest(Caption(captioner="cap3d"))
+    assert str(error.value) == "config: caption.captioner = cap3d: name the CSV of captions in caption.cap3d"
+
+
+def test_a_csv_on_the_web_is_downloaded(monkeypatch, tmp_path):
+    asked = []
+
+    class Files:
+        def __init__(self, config):
+            self.config = config
+
+        def linked(self, url):
+            asked.append((self.config, url))
+            return tmp_path / "here.csv"
+
+    monkeypatch.setattr(annotations, "AnnotationFiles", Files)
+    url = "https://example.org/captions.csv"
+    config = check({"caption": {"captioner": "cap3d", "cap3d": url}})
+    assert located(config) == config.caption.model_copy(update={"cap3d": str(tmp_path / "here.csv")})
+    assert asked == [(config, url)]
+    for settings in ({"captioner": "cap3d", "cap3d": "here.csv"}, {"captioner": "cap3d"}, {"captioner": "catalog",
+                     "cap3d": url}):  # fmt: skip
+        config = check({"caption": settings})
+        assert located(config) == config.caption
+    assert len(asked) == 1
 
 
 def test_the_digest_is_the_files(tmp_path):
     assert listed_digest(Caption()) == ""
     first = listed_digest(settings_of(tmp_path))
     assert listed_digest(settings_of(tmp_path)) == first
+    assert first == hashlib.sha256(CSV.encode()).hexdigest()[:16]
     assert listed_digest(settings_of(tmp_path, CSV + "x,y\n")) != first
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError) as error:
         listed_digest(Caption(captioner="cap3d", cap3d=str(tmp_path / "nowhere")))
+    assert str(error.value) == f"config: caption.cap3d: {tmp_path / 'nowhere'}: No such file or directory"

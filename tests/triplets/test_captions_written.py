@@ -8,6 +8,7 @@ import torch
 
 from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema, labels_schema
+from clipgs.catalog.shards import labels_path, shard_path
 from clipgs.config import Caption, Coca
 from clipgs.core.bundles import read_table, tar_objects, write_table
 from clipgs.core.errors import ClipgsError, UsageError
@@ -36,11 +37,9 @@ def with_catalog(world, texts):
     frozen = {"source": "folder", "locator": "x", "sha256": None, "group": "g", "split": "train", "note": None}
     ok = {"status": "ok", "error": None}
     config = world.config()
-    write_table(config.output_path / "catalog/shards/00000.parquet",
-                [{"uid": uid, **frozen} for uid in texts], frozen_schema())  # fmt: skip
-    labels = dict.fromkeys(("category", "license", "credit", "page"))
-    write_table(config.output_path / "catalog/labels/00000.parquet",
-                [{"uid": uid, "text": text, **labels} for uid, text in texts.items()], labels_schema())  # fmt: skip
+    write_table(shard_path(config, "00000"), [{"uid": uid, **frozen} for uid in texts], frozen_schema())
+    labels = [{"uid": uid, "text": text} for uid, text in texts.items()]
+    write_table(labels_path(config, "00000"), labels, labels_schema())
     write_table(path(config, "meshes", "00000", ".parquet"), [{"uid": uid, **ok} for uid in texts], stage_schema())
     return world
 
@@ -186,7 +185,7 @@ def test_words_that_are_none_are_no_caption(world, coca, monkeypatch):
 
 def test_a_model_that_does_not_write_is_one_line(world, tiny):
     with_catalog(world, {"a": None})
-    with pytest.raises(UsageError, match="writes no captions; a CoCa does"):
+    with pytest.raises(UsageError, match="cannot write captions; choose a CoCa"):
         caption(world, tiny, captioner="coca")
     with pytest.raises(UsageError, match=r"caption\.coca\.name = nothing: open_clip has no such model"):
         caption(world, tiny, captioner="coca", coca={"name": "nothing"})
@@ -200,8 +199,14 @@ def test_without_transformers_the_error_says_which(world, coca, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [{"captioner": "consensus"}, {"min_score": 0.1},
-                                      {"captioner": "cap3d", "cap3d": "x.csv", "fallback": "consensus"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"captioner": "consensus"},
+        {"min_score": 0.1},
+        {"captioner": "cap3d", "cap3d": "x.csv", "fallback": "consensus"},
+    ],
+)
 def test_a_teacher_that_learns_from_captions_cannot_judge_them(settings):
     with pytest.raises(UsageError, match=r"teacher\.name = train is trained on the captions themselves") as error:
         configuration.check({"teacher": {"name": "train"}, "caption": settings})

@@ -13,24 +13,9 @@ from clipgs.triplets.contact_sheet import Sample, contact_sheet
 
 
 def rows(count: int = 3, **values) -> list[dict]:
-    numbers = {
-        "psnr": 30.0,
-        "psnr_foreground": None,
-        "ssim": 0.9,
-        "alpha_iou": 0.9,
-        "gaussians": 10,
-        "bytes": 1000,
-    }
+    numbers = {"psnr": 30.0, "psnr_foreground": None, "ssim": 0.9, "alpha_iou": 0.9, "gaussians": 10, "bytes": 1000}
     labels = {"category": "mug", "license": "CC-BY-4.0", "credit": "A. Maker", "page": None}
-    base = {
-        "status": "ok",
-        "stage": None,
-        "error": None,
-        "split": "train",
-        "shard": "00000",
-        **numbers,
-        **labels,
-    }
+    base = {"status": "ok", "stage": None, "error": None, "split": "train", "shard": "00000", **numbers, **labels}
     return [{"uid": f"u{i}", **base, **values} for i in range(count)]
 
 

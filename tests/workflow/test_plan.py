@@ -227,7 +227,7 @@ def test_a_mended_file_of_captions_captions_again(made, tmp_path):
 def test_a_changed_rule_that_adds_no_object_tells_the_card_and_makes_nothing_else(tmp_path, checkout):
     workspace = Workspace(tmp_path / "rules", checkout)
     root = workspace.folder / "package" / "hf-objaverse-v1"
-    uids = write_objaverse(root, 2, glbs=False, lvis={"mug": [1]})
+    uids = write_objaverse(root, 2, body=None, lvis={"mug": [1]})
     for index, uid in enumerate(uids):
         (root / "glbs" / "000-000").mkdir(parents=True, exist_ok=True)
         (root / "glbs" / "000-000" / f"{uid}.glb").write_bytes(procedural.build(procedural.locator(index, 0)))

@@ -1,12 +1,13 @@
 """What a run makes: the same bytes, whatever disturbs it and however the work is cut up."""
 
+import csv
 import os
 import signal
 import subprocess
 import time
 
-import pytest
 import yaml
+from PIL import Image
 
 from clipgs import config as configuration
 from clipgs.core.bundles import read_table, tar_objects
@@ -142,9 +143,22 @@ def test_the_report_is_made(made, tmp_path):
     assert (workspace.folder / "report.html").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name", ["index.parquet", "README.md", "contact_sheet.png", "quality.png", "CREDITS.csv"])
-def test_the_dataset_is_described(made, name):
-    assert (made.output / "triplets" / name).stat().st_size > 0
+def test_the_dataset_is_described(made):
+    folder = made.output / "triplets"
+    shards = [read_table(folder / f"{shard}.parquet") for shard in ("00000", "00001")]
+    index = read_table(folder / "index.parquet")
+    assert [row["uid"] for row in index] == [row["uid"] for rows in shards for row in rows]
+    uids = set(objects_of(made, "triplets"))
+    assert {row["uid"] for row in index} == uids
+    with open(folder / "CREDITS.csv", newline="", encoding="utf-8") as file:
+        assert {row["uid"] for row in csv.DictReader(file)} == uids
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "contact_sheet.png" in card
+    for name in ("contact_sheet.png", "quality.png"):
+        with Image.open(folder / name) as picture:
+            low, high = picture.convert("L").getextrema()
+        assert low < high  # something is drawn on it
 
 
 def test_settings_of_the_tests_are_valid():

@@ -77,10 +77,10 @@ class Ablations(Section):
     @field_validator("rows")
     @classmethod
     def _known(cls, rows: list[str]) -> list[str]:
+        for row in (row for row in rows if row not in ROWS):
+            near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
         for row in rows:
-            if row not in ROWS:
-                near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
-                raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
             against = ROWS[row].against
             if against is not None and against not in rows:
                 raise ValueError(f"{row} is compared with {against}, which must be in the list too")

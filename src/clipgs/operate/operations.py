@@ -17,6 +17,7 @@ from typing import Any
 from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.errors import UsageError, snakemake
+from clipgs.operate import started
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ def status(options: Namespace, config: Config) -> int:
     from clipgs.operate import status as module
 
     sys.stdout.write(module.status(config, options.target, options.snakefile))
+    if not options.config and started.edited(config):
+        sys.stdout.write("the configuration was edited after this run began; --config shows what would run now\n")
     return 0
 
 

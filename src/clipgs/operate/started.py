@@ -6,11 +6,12 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from clipgs.config import PROJECT_FILE, Config, read
-from clipgs.core.errors import RUN_ARGUMENTS, UsageError
+from clipgs.config import PROJECT_FILE, Config, check, merge, read, read_layers
+from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError
 from clipgs.core.files import whole
 
 CONFIG, START = "run.yaml", "run.json"
@@ -18,17 +19,19 @@ CONFIG, START = "run.yaml", "run.json"
 LAST = Path(".snakemake", "clipgs-output")
 
 
-def write(config: Config, arguments: Sequence[str]) -> None:
-    """Notes a run's configuration, and the arguments that gave it to Snakemake, in its output."""
+def write(config: Config, files: Sequence[str], values: dict[str, Any]) -> None:
+    """Notes a run's configuration in its output, and the overlays and single values that gave it to Snakemake."""
     with whole(config.output_path / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     with whole(config.output_path / START) as temporary:
-        temporary.write_text(json.dumps({"folder": os.getcwd(), "arguments": list(arguments)}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({"folder": os.getcwd(), "files": list(files), "values": values}, indent=1) + "\n"
+        )
     with whole(LAST) as temporary:
         temporary.write_text(config.output + "\n")
 
 
-def arguments_of(files: Sequence[str], values: dict[str, object]) -> list[str]:
+def arguments_of(files: Sequence[str], values: dict[str, Any]) -> list[str]:
     """Snakemake's arguments for a configuration: overlays, and single values as `--config` takes them."""
     named = ["--configfile", *files] if files else []
     given = [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}".removesuffix("\n...")
@@ -59,7 +62,7 @@ def standing_at(output: Path | None) -> Config:
     config, place = read(found / CONFIG), found.resolve()
     try:
         start = json.loads((found / START).read_text())
-        os.environ[RUN_ARGUMENTS] = shlex.join(start["arguments"])
+        os.environ[RUN_ARGUMENTS] = shlex.join(arguments_of(start["files"], start["values"]))
         os.chdir(start["folder"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # it was brought from another machine
@@ -67,10 +70,20 @@ def standing_at(output: Path | None) -> Config:
     return config.model_copy(update={"output": str(place)}) if moved else config
 
 
-def layered(files: Sequence[str]) -> Config:
-    """Overlays over ./config.yaml, as Snakemake's `--configfile` lies over it."""
-    os.environ[RUN_ARGUMENTS] = shlex.join(arguments_of(files, {}))
-    return read(*([PROJECT_FILE] if Path(PROJECT_FILE).exists() else []), *files)
+def layered(files: Sequence[str], values: dict[str, Any] | None = None) -> Config:
+    """Overlays and single values over ./config.yaml, as Snakemake lays `--configfile` and `--config` over it."""
+    os.environ[RUN_ARGUMENTS] = shlex.join(arguments_of(files, values or {}))
+    layers = [*([PROJECT_FILE] if Path(PROJECT_FILE).exists() else []), *files]
+    return check(merge(read_layers(*layers), values or {}), where=" + ".join(layers) or "config")
+
+
+def edited(config: Config) -> bool:
+    """Whether the files that gave this configuration to the last run say something else now."""
+    try:
+        start = json.loads((config.output_path / START).read_text())
+        return layered(start["files"], start["values"]) != config
+    except (OSError, ValueError, KeyError, TypeError, ClipgsError):
+        return False  # they have gone, or are being edited
 
 
 def _last() -> Path | None:

@@ -216,7 +216,7 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
         for error, count in Counter(stage.errors.values()).most_common(3):
             where = next(shard for shard, text in stage.errors.items() if text == error)
             lines.append(f"{name} {where}" + (f" and {count - 1} more" if count > 1 else "") + f": {error}")
-    lines += ["", *_objects(config)]
+    lines += ["", *packed(config)]
     used = disk(config)
     if used:
         lines += ["", "disk: " + ", ".join(f"{name} {size_text(size)}" for name, size in used.items() if size)]
@@ -238,7 +238,7 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _objects(config: Config) -> list[str]:
+def packed(config: Config) -> list[str]:
     from clipgs.triplets.card import failures as grouped
 
     tables = [path(config, "triplets", shard, ".parquet") for shard in frozen_shards(config)]

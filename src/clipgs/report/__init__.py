@@ -1,1 +1,1 @@
-"""The report: one page of what was made and how good it is, and search by text or picture."""
+"""The report: one page about the triplets and the results, and search by text or picture."""

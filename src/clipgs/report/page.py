@@ -1,8 +1,8 @@
-"""The report: one HTML page of what was made and how good it is, with pictures, plots and splats that can be turned.
+"""The report: one HTML page that shows the triplets and the results, with pictures, plots and splats that turn.
 
-The page is one file that opens from disk and needs no network: styles, script, pictures and splats are in it. A content
-security policy allows only that script and that style sheet, by their hashes, and the markup has no event handlers.
-The templates escape every text; links lead only to http and https.
+The page is one file that opens from disk and needs no network: it contains its styles, script, pictures and splats. A
+content security policy allows only that script and that style sheet, by their hashes. The markup has no event handlers,
+the templates escape every text, and links use only http and https.
 """
 
 import base64
@@ -18,7 +18,7 @@ from clipgs.report import sections
 from clipgs.report.results import Pictures, Results, read_triplets
 from clipgs.report.sections import Sources
 
-# Id, heading, template and content of each section. Credit comes last: it lists the objects that the others show.
+# Id, heading, template and content of each section. Credit is last: it lists the objects that the others show.
 SECTIONS = (
     ("splats", "Turn a splat", "splats.html", sections.splats),
     ("objects", "Objects", "objects.html", sections.objects),
@@ -45,7 +45,7 @@ def page(config: Config) -> str:
     pictures = Pictures(config, {row["uid"]: row for row in triplets.packed})
     sources = Sources(config, triplets, pictures, Results(config.output_path))
     contents = [(name, heading, template, content(sources)) for name, heading, template, content in SECTIONS]
-    style, script = _asset("page.css"), _asset("viewer.js")
+    assets = files("clipgs.report") / "assets"
     environment = Environment(
         loader=PackageLoader("clipgs.report"),
         autoescape=True,
@@ -57,20 +57,15 @@ def page(config: Config) -> str:
     return environment.get_template("page.html").render(
         title=config.pack.title,
         version=__version__,
-        style=style,
-        script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
+        style=Markup((assets / "page.css").read_text(encoding="utf-8")),
+        script=Markup((assets / "viewer.js").read_text(encoding="utf-8")),
+        policy_hash=_policy_hash,
         tiles=sections.tiles(sources),
         small_teacher_runs=sections.small_teacher_runs(sources),
         sections=[section for section in contents if section[-1]],
     )
 
 
-def _asset(name: str) -> Markup:
-    return Markup((files("clipgs.report") / "assets" / name).read_text(encoding="utf-8"))
-
-
 def _policy_hash(text: str) -> str:
-    """The text's hash as a content security policy names it."""
+    """The text's hash, as a content security policy writes it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,35 +1,39 @@
 """Plots as SVG text: they scale, follow the page's colours, and are the same bytes on every machine.
 
-Colours are classes (`c0` to `c9`, `axis`, `grid`) that the page's style sheet fills. All text is escaped here.
-matplotlib does not serve: its SVG is deterministic too, but colours marks by inline styles, which the page's policy
-forbids and dark mode cannot change, and its marks have no classes and no titles.
+Colours are classes (`c0` to `c9`, `axis`, `grid`) of the page's style sheet. All text is escaped here. matplotlib is no
+alternative: it colours marks by inline styles, which the page's policy forbids and dark mode cannot change, and its
+marks have no titles.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 480, 260  # of the drawing; the page scales it
+from clipgs.triplets.card import by_count
+
+WIDTH, HEIGHT = 480, 260  # the page scales a plot
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 42
 COLORS = 10  # classes c0 to c9
-_MARKS = 5  # on an axis, about
+_MARKS = 5  # about, on an axis
+
+Ends = tuple[float, float]  # smallest and largest value on an axis
 
 
-def histogram(values: Sequence[float], label: str, of: str = "objects") -> Markup:
-    """How many values lie in each of at most 40 even bins."""
+def histogram(values: Sequence[float], label: str) -> Markup:
+    """The number of objects in even bins of their values, at most 40."""
     numbers = np.asarray(values, float)
     low, high = _ends(numbers)
     step = _step((high - low) / min(40, max(8, int(np.sqrt(len(numbers)) * 2))))
     edges = np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
-    edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + step])
     counts, _ = np.histogram(numbers, edges)
-    plot = _Plot((edges[0], edges[-1]), (0, max(1, counts.max())), label, of, whole_y=True)
+    plot = _Plot((edges[0], edges[-1]), (0, max(1, counts.max())), label, "objects", whole_y=True)
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         if count:
             x, y = plot.x(left), plot.y(count)
-            title = f"{_number(left)} to {_number(right)}: {count:,} {of}"
+            title = f"{_number(left)} to {_number(right)}: {count:,} objects"
             plot.add(
                 f'<rect class="c0" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(1, plot.x(right) - x - 1):.1f}" '
                 f'height="{plot.y(0) - y:.1f}"><title>{escape(title)}</title></rect>'
@@ -37,66 +41,62 @@ def histogram(values: Sequence[float], label: str, of: str = "objects") -> Marku
     return plot.svg(f"Histogram of {label}")
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Markup:
-    """One line a name, of (xs, ys); points that are not finite are left out."""
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Markup:
+    """One line of points (x, y) per name, without the points that are not finite."""
     kept = {}
-    for name, (xs, ys) in lines.items():
-        points = np.array([xs, ys], float)
-        points = points[:, np.isfinite(points).all(axis=0)]
-        if points.shape[1]:
-            kept[name] = points[:, np.unique(np.linspace(0, points.shape[1] - 1, 400).round().astype(int))]
+    for name, line in lines.items():
+        points = np.array(line, float).reshape(-1, 2)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            kept[name] = points[np.unique(np.linspace(0, len(points) - 1, 400).round().astype(int))]
     if not kept:
         return Markup()
-    every = np.concatenate(list(kept.values()), axis=1)
-    plot = _Plot(_ends(every[0]), _ends(every[1]), x_label, y_label)
+    every = np.concatenate(list(kept.values()))
+    plot = _Plot(_ends(every[:, 0]), _ends(every[:, 1]), x_label, y_label)
     for i, (name, points) in enumerate(kept.items()):
         color = f"c{i % COLORS}"
-        text = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points.T)
-        title = f"<title>{escape(name)}: {_number(points[1, -1])} at the end</title>"
-        if points.shape[1] == 1:
-            plot.add(
-                f'<circle class="{color}" cx="{text.split(",")[0]}" cy="{text.split(",")[1]}" r="3">{title}</circle>'
-            )
+        text = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
+        title = f"<title>{escape(name)}: {_number(points[-1, 1])} at the end</title>"
+        if len(points) == 1:
+            x, y = text.split(",")
+            plot.add(f'<circle class="{color}" cx="{x}" cy="{y}" r="3">{title}</circle>')
         else:
             plot.add(f'<polyline class="line {color}" points="{text}">{title}</polyline>')
-    return plot.svg(f"{y_label} over {x_label}") + legend(list(kept) if len(kept) > 1 else [])
+    return plot.svg(f"{y_label} over {x_label}") + _legend(kept if len(kept) > 1 else (), cycle(range(COLORS)))
 
 
 def scatter(
     points: np.ndarray,  # [n, 2]
     names: Sequence[str],  # [n]
-    titles: Sequence[str],  # [n] what is said of each point
+    titles: Sequence[str],  # [n], shown over a point
     label: str,
 ) -> Markup:
-    """Points in a plane, the nine commonest names in colours of their own."""
-    counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    common = sorted(counts, key=lambda name: (-counts[name], name))[: COLORS - 1]
-    shown = common + ["others"] * (len(counts) > len(common))
+    """Points in a plane. Each of the nine commonest names has its own colour."""
+    counted = by_count(names)
+    common = [name for name, _ in counted[: COLORS - 1]]
+    shown = common + ["others"] * (len(counted) > len(common))
     plot = _Plot(_ends(points[:, 0]), _ends(points[:, 1]), "", "", ticks=False)
-    for (x, y), name, title in sorted(
-        zip(points.tolist(), names, titles, strict=True), key=lambda item: item[1] in common
-    ):
+    marks = sorted(zip(points.tolist(), names, titles, strict=True), key=lambda mark: mark[1] in common)
+    for (x, y), name, title in marks:
         color = common.index(name) if name in common else COLORS - 1
         place = f'cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}"'
         plot.add(f'<circle class="dot c{color}" {place} r="3"><title>{escape(title)}</title></circle>')
-    colors = [*range(len(common)), COLORS - 1]
-    return plot.svg(label) + legend(shown, colors[: len(shown)])
+    return plot.svg(label) + _legend(shown, [*range(len(common)), COLORS - 1])
 
 
 def heatmap(
-    matrix: np.ndarray,  # [rows, columns], fractions
-    rows: Sequence[str],
-    columns: Sequence[str],
+    matrix: np.ndarray,  # [n, n], fractions
+    names: Sequence[str],  # [n], of rows and columns
     label: str,
 ) -> Markup:
-    """A table of shades, with names along it; each cell says its value."""
+    """A matrix in shades, with the names of its rows and columns. The title of a cell is its value."""
     cell, longest = 22, 110
-    width, height = longest + cell * len(columns) + 6, longest + cell * len(rows) + 6
+    size = longest + cell * len(names) + 6
     parts = []
-    for i, name in enumerate(rows):
+    for i, name in enumerate(names):
         y = longest + cell * i
         parts.append(f'<text class="axis" x="{longest - 6}" y="{y + 15}" text-anchor="end">{_short(name)}</text>')
-        for j, other in enumerate(columns):
+        for j, other in enumerate(names):
             value = float(matrix[i, j])
             title = f"{name} taken for {other}: {value:.0%}"
             shade = f'fill-opacity="{min(1.0, value):.2f}"'
@@ -104,22 +104,20 @@ def heatmap(
                 f'<rect class="{"c0" if name == other else "c1"} cell" x="{longest + cell * j}" y="{y}" '
                 f'width="{cell - 1}" height="{cell - 1}" {shade}><title>{escape(title)}</title></rect>'
             )
-    for j, name in enumerate(columns):
+    for j, name in enumerate(names):
         x = longest + cell * j + 15
         parts.append(f'<text class="axis" transform="translate({x} {longest - 6}) rotate(-90)">{_short(name)}</text>')
     return Markup(
-        f'<svg class="heatmap" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'<svg class="heatmap" viewBox="0 0 {size} {size}" width="{size}" height="{size}" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 
-def legend(names: Sequence[str], colors: Sequence[int] | None = None) -> Markup:
-    """The names beside their colours."""
-    chosen = colors if colors is not None else [i % COLORS for i in range(len(names))]
+def _legend(names: Iterable[str], colors: Iterable[int]) -> Markup:
     items = "".join(
         f'<li><svg class="key" viewBox="0 0 10 10" width="10" height="10" aria-hidden="true">'
         f'<rect class="c{color}" width="10" height="10"/></svg> {escape(name)}</li>'
-        for name, color in zip(names, chosen, strict=True)
+        for name, color in zip(names, colors, strict=False)
     )
     return Markup(f'<ul class="legend">{items}</ul>' if items else "")
 
@@ -128,17 +126,11 @@ class _Plot:
     """Axes, and the mapping from values to coordinates."""
 
     def __init__(
-        self,
-        x_ends: tuple[float, float],
-        y_ends: tuple[float, float],
-        x_label: str,
-        y_label: str,
-        *,
-        whole_y: bool = False,
-        ticks: bool = True,
+        self, x_ends: Ends, y_ends: Ends, x_label: str, y_label: str, *, whole_y: bool = False, ticks: bool = True
     ) -> None:
         self._x, self._y = x_ends, y_ends
         self._parts: list[str] = []
+        self.add = self._parts.append
         base, top, left, right = HEIGHT - BOTTOM, TOP, LEFT, WIDTH - RIGHT
         if ticks:
             for mark in _ticks(*y_ends, whole=whole_y):
@@ -162,9 +154,6 @@ class _Plot:
         low, high = self._y
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def add(self, part: str) -> None:
-        self._parts.append(part)
-
     def svg(self, label: str) -> Markup:
         return Markup(
             f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
@@ -172,7 +161,7 @@ class _Plot:
         )
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
+def _ends(values: np.ndarray) -> Ends:
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         return low - 0.5, high + 0.5
@@ -180,7 +169,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def _step(size: float) -> float:
-    """The smallest of 1, 2, 5, 10 and so on that is not below `size`."""
+    """The smallest of ..., 1, 2, 5, 10, 20, ... that is at least `size`."""
     power = 10.0 ** math.floor(math.log10(size))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= size * (1 - 1e-9))
 
@@ -202,6 +191,6 @@ def _number(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a heatmap; the whole of it shows over it."""
+    """A name cut to fit beside a heatmap, with the whole name as its title."""
     text = name if len(name) <= 15 else name[:14] + "\N{HORIZONTAL ELLIPSIS}"
     return f"{escape(text)}<title>{escape(name)}</title>"

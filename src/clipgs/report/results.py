@@ -1,26 +1,22 @@
-"""What the report reads from an output: triplets and their pictures, the metrics of the runs and their evaluation."""
+"""What the report reads from an output: triplets with pictures, and the runs with metrics and evaluation."""
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from clipgs.catalog.shards import frozen_shards
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check
+from clipgs.core.runner import Row
 from clipgs.evaluation.embeddings import Embeddings, read_embeddings
 from clipgs.evaluation.rows import ABLATION
-from clipgs.meshes.cameras import showing
 from clipgs.stages import path
-from clipgs.triplets.dataset import TripletDataset
-from clipgs.triplets.pack import all_rows
-
-Row = dict[str, Any]
+from clipgs.triplets.dataset import TripletDataset, best_render
+from clipgs.triplets.pack import read_rows
 
 
 class Triplets(NamedTuple):
@@ -38,17 +34,15 @@ def read_triplets(config: Config) -> Triplets:
     """
     tables = [path(config, "triplets", shard, ".parquet") for shard in frozen_shards(config)]
     if not tables:
-        folder = config.output_path / "triplets"
-        raise ClipgsError(f"{folder} holds no triplets; make them with: snakemake triplets")
+        raise ClipgsError(f"{config.output_path / 'triplets'} has no triplets; make them with: {snakemake('triplets')}")
     for file in tables:
         check(file)
-    table = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
-    rows = table.drop_columns(["source", "group", "offset", "sha256"]).to_pylist()
+    rows = read_rows(tables)
     return Triplets([row for row in rows if row["status"] == "ok"], [row for row in rows if row["status"] != "ok"])
 
 
 class Pictures:
-    """Pictures of packed objects as data URIs. `used` collects the objects that were asked for, for the credits."""
+    """Pictures of packed objects as data URIs. `used` collects the objects that are shown, for the credits."""
 
     def __init__(self, config: Config, rows: Mapping[str, Row]) -> None:
         self.rows = rows  # by uid
@@ -60,23 +54,22 @@ class Pictures:
         self._thumbnails: dict[str, dict[str, bytes]] = {}  # by shard, then uid
 
     def members(self, uid: str) -> dict[str, bytes]:
-        """The files of an object in its tar, named without the uid: `ply`, `00.webp`, `json`."""
+        """The files of an object in its tar, by name."""
         self.used.add(uid)
         if uid not in self._members:
             assert self._dataset is not None
-            members = self._dataset.members(self._index[uid])
-            self._members[uid] = {name[len(uid) + 1 :]: data for name, data in members.items()}
+            self._members[uid] = self._dataset.members(self._index[uid])
         return self._members[uid]
 
     def splat(self, uid: str, view: int | None = None) -> str:
-        """A render of the splat: of camera `view`, else of the camera that shows it best."""
+        """A render from camera `view`, or from the camera that shows the splat best; empty if it is not packed."""
+        if uid not in self.rows:
+            return ""
         members = self.members(uid)
-        if view is None:
-            view = showing(np.array(json.loads(members["json"])["cameras"]["viewmats"]))
-        return _data_uri(members[f"{view:02d}.webp"])
+        return _data_uri(best_render(uid, members) if view is None else members[f"{uid}.{view:02d}.webp"])
 
     def mesh(self, uid: str) -> str | None:
-        """The mesh from the same side. None if there is no mesh, as for ready splats."""
+        """The mesh from the same side; None for a ready splat, which has no mesh."""
         shard = self.rows[uid]["shard"]
         if shard not in self._thumbnails:
             file = path(self._config, "views", shard, ".parquet")
@@ -92,16 +85,16 @@ def _data_uri(picture: bytes) -> str:
 
 
 class Results:
-    """The metrics and the evaluation of the runs. Runs of an ablation are left out: the ablation's table has them."""
+    """The metrics and the evaluation of the runs. The ablation's runs are left out: a table compares them."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
         self._folder = output / "evaluation"
-        self.runs = _runs(self._folder.glob("*/"))
+        self._runs = sorted(run.name for run in self._folder.glob("*/") if not run.name.startswith(ABLATION))
 
     def of_runs(self, name: str) -> dict[str, Any]:
-        """The content of `evaluation/RUN/NAME.json` by run, of the runs that have the file."""
-        contents = {run: self.of_all(f"{run}/{name}") for run in self.runs}
+        """The content of `evaluation/RUN/NAME.json` by run, for the runs that have the file."""
+        contents = {run: self.of_all(f"{run}/{name}") for run in self._runs}
         return {run: content for run, content in contents.items() if content is not None}
 
     def of_all(self, name: str) -> Any:
@@ -113,19 +106,14 @@ class Results:
         return json.loads(file.read_text())
 
     def embeddings(self) -> dict[str, Embeddings]:
-        """The embeddings by run, of the runs that have them."""
-        files = {run: self._folder / run / "embeddings.safetensors" for run in self.runs}
+        """The embeddings by run, for the runs that have them."""
+        files = {run: self._folder / run / "embeddings.safetensors" for run in self._runs}
         return {run: read_embeddings(file) for run, file in files.items() if file.exists()}
 
     def metrics(self) -> dict[str, list[dict[str, float]]]:
         """The lines of `runs/RUN/metrics.jsonl` by run."""
-        folder = self._output / "runs"
-        runs = _runs(file.parent for file in folder.glob("*/metrics.jsonl"))
-        return {run: _metrics(folder / run / "metrics.jsonl") for run in runs}
-
-
-def _runs(folders: Iterable[Path]) -> list[str]:
-    return sorted(folder.name for folder in folders if not folder.name.startswith(ABLATION))
+        files = {file.parent.name: file for file in sorted(self._output.glob("runs/*/metrics.jsonl"))}
+        return {run: _metrics(file) for run, file in files.items() if not run.startswith(ABLATION)}
 
 
 def _metrics(file: Path) -> list[dict[str, float]]:
@@ -133,7 +121,7 @@ def _metrics(file: Path) -> list[dict[str, float]]:
     for line in file.read_text().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a run that still writes
+        except ValueError:  # a training that still runs may have written half of its last line
             continue
         rows.append({name: float(value) for name, value in row.items() if isinstance(value, int | float)})
     return rows

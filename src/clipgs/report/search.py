@@ -1,6 +1,5 @@
-"""Search: the splats nearest to a text or a picture, with their scores and a picture of them."""
+"""Search: the splats nearest to a text or a picture, with their scores and a sheet of their renders."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +9,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.errors import ClipgsError, UsageError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.encoder import MODEL
 from clipgs.encoder.trained import load
 from clipgs.evaluation.embeddings import Embeddings, embed, read_embeddings
-from clipgs.meshes.cameras import showing
 from clipgs.splats.pictures import from_image
-from clipgs.triplets.contact_sheet import FAINT, FRAME, GROUND, TEXT, font, wrap
-from clipgs.triplets.dataset import TripletDataset
+from clipgs.triplets.contact_sheet import BACKGROUND, FAINT, FRAME, TEXT, font, wrap
+from clipgs.triplets.dataset import TripletDataset, best_render
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class Found(NamedTuple):
     uid: str
     score: float  # cosine
     caption: str
-    picture: np.ndarray  # [H, W, 3] uint8, its splat
+    picture: np.ndarray  # [H, W, 3] uint8, render of the splat
 
 
 def search(
@@ -46,33 +44,33 @@ def search(
 ) -> list[Found]:
     """The k objects nearest to a text, or to the picture in a file, by the encoder of a run.
 
-    The splats' embeddings are those of the run's evaluation, if it was made with these weights and objects; else all
-    splats are encoded now.
+    The run's evaluation has embeddings of the splats. If they are of other weights or objects, all splats are encoded
+    again.
 
     Args:
         query: a text, or the path of a PNG, JPEG or WebP file.
         run: folder of a finished run.
         triplets: the folder to search; default: `triplets/` of the run's output.
-        picture: writes a PNG of the query and what was found there.
+        picture: path of a PNG to write, which shows the query and the objects found.
 
     Raises:
-        UsageError: the query is empty, or a picture that cannot be read.
+        UsageError: the query is empty, or its picture cannot be read.
         ClipgsError: the run is not finished, or there are no triplets.
     """
     if not query.strip():
         raise UsageError("the query is empty: give a text or an image file")
-    shown = _image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
+    image = _read_image(Path(query)) if query.lower().endswith(PICTURE_SUFFIXES) else None
     output = run.resolve().parent.parent
     folder = triplets or output / "triplets"
     encoder = load(run, None if device == "auto" else device)
     dataset = TripletDataset(folder)
     known = _known(output / "evaluation" / run.resolve().name / "embeddings.safetensors", run, dataset.uids.tolist())
     if known is None:
-        log.info("search: encoding %d splats; `snakemake evaluate` keeps their embeddings", len(dataset))
+        log.info("search: encoding %d splats; `%s` keeps their embeddings", len(dataset), snakemake("evaluate"))
         known = embed(run, folder, encoder=encoder)
     if not known.uids:
-        raise ClipgsError(f"{folder} holds no triplets; make them with: snakemake triplets")
-    asked = query if shown is None else encoder.encode_images(_square(shown))[0]
+        raise ClipgsError(f"{folder} has no triplets; make them with: {snakemake('triplets')}")
+    asked = query if image is None else encoder.encode_images(_square(image))[0]
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
     for uid, score in encoder.search(asked, k, gallery=(known.uids, torch.from_numpy(known.shapes))):
@@ -80,12 +78,12 @@ def search(
         found.append(Found(uid, score, members[f"{uid}.txt"].decode(), _shown(uid, members)))
     if picture is not None:
         with whole(picture) as temporary:
-            sheet(query, shown, found).save(temporary, "PNG")
+            sheet(query, image, found).save(temporary, "PNG")
     return found
 
 
 def _known(file: Path, run: Path, uids: Sequence[str]) -> Embeddings | None:
-    """The embeddings in the file, if they are of this model and of these objects."""
+    """The embeddings in the file, if they are of this model and these objects."""
     if not file.exists():
         return None
     known = read_embeddings(file)
@@ -94,12 +92,10 @@ def _known(file: Path, run: Path, uids: Sequence[str]) -> Embeddings | None:
 
 
 def _shown(uid: str, members: dict[str, bytes]) -> np.ndarray:
-    """The splat from the camera that shows it best."""
-    view = showing(np.array(json.loads(members[f"{uid}.json"])["cameras"]["viewmats"]))
-    return from_image(members[f"{uid}.{view:02d}.webp"])
+    return from_image(best_render(uid, members))
 
 
-def _image(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     try:
         return from_image(path.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a file that is no picture
@@ -108,40 +104,34 @@ def _image(path: Path) -> np.ndarray:
 
 def _square(image: np.ndarray) -> torch.Tensor:
     """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
-    height, width = image.shape[:2]
-    side = max(height, width)
-    square = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = image
+    missing = [max(image.shape[:2]) - side for side in image.shape[:2]]
+    square = np.pad(image, [*((gap // 2, gap - gap // 2) for gap in missing), (0, 0)], constant_values=255)
     return torch.from_numpy(square)[None]
 
 
-def sheet(query: str, shown: np.ndarray | None, found: Sequence[Found]) -> Image.Image:
-    """The query and the pictures of what was found, with scores and captions."""
+def sheet(query: str, image: np.ndarray | None, found: Sequence[Found]) -> Image.Image:
+    """Draws the query and the objects found, with scores and captions."""
     small, large = font(13), font(20, bold=True)
     cells = [(one.picture, f"{one.score:.3f}", one.caption) for one in found]
-    if shown is not None:
-        cells = [(shown, "query", Path(query).name), *cells]
-    columns = min(_COLUMNS + (shown is not None), max(1, len(cells)))
+    if image is not None:
+        cells = [(image, "query", Path(query).name), *cells]
+    columns = min(_COLUMNS + (image is not None), max(1, len(cells)))
     width = max(420, _GAP + columns * (_PIXELS + _GAP))
     cell_height = _PIXELS + (_LINES + 1) * _LINE + _GAP
     top = 52
-    image = Image.new("RGB", (width, top + -(-len(cells) // columns) * cell_height), GROUND)
-    draw = ImageDraw.Draw(image)
-    title = query if shown is None else f"Nearest to {Path(query).name}"
+    canvas = Image.new("RGB", (width, top + -(-len(cells) // columns) * cell_height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    title = query if image is None else f"Nearest to {Path(query).name}"
     draw.text((_GAP, 14), "".join(wrap(title, large, width - 2 * _GAP, 1)), TEXT, large)
     for i, (picture, score, caption) in enumerate(cells):
         x, y = _GAP + (i % columns) * (_PIXELS + _GAP), top + (i // columns) * cell_height
-        small_picture = Image.fromarray(picture)
-        small_picture.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
-        if max(small_picture.size) < _PIXELS:
-            factor = _PIXELS / max(small_picture.size)
-            small_picture = small_picture.resize([round(side * factor) for side in small_picture.size])
-        image.paste(
-            small_picture, (x + (_PIXELS - small_picture.width) // 2, y + (_PIXELS - small_picture.height) // 2)
-        )
+        shrunk = Image.fromarray(picture)
+        shrunk.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+        factor = _PIXELS / max(shrunk.size)  # above 1 for a smaller picture
+        fitted = shrunk.resize([round(side * factor) for side in shrunk.size])
+        canvas.paste(fitted, (x + (_PIXELS - fitted.width) // 2, y + (_PIXELS - fitted.height) // 2))
         draw.rectangle((x, y, x + _PIXELS - 1, y + _PIXELS - 1), outline=FRAME)
         draw.text((x, y + _PIXELS + 4), score, FAINT, small)
         for line, text in enumerate(wrap(caption, small, _PIXELS, _LINES)):
             draw.text((x, y + _PIXELS + 4 + (line + 1) * _LINE), text, TEXT, small)
-    return image
+    return canvas

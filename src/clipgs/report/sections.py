@@ -1,7 +1,7 @@
 """What each section of the report shows, as plain data.
 
-A section is a function of the `Sources`. It returns what its template needs; what is empty is left out of the page.
-Nothing here is HTML, except for the SVG of the plots: the templates escape all text.
+A section is a function of the `Sources`. It returns what its template needs; the page leaves out an empty section.
+Only the plots are markup (SVG): the templates escape all other text.
 """
 
 import base64
@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.runner import Row
 from clipgs.report import plots
-from clipgs.report.results import Pictures, Results, Row, Triplets
+from clipgs.report.results import Pictures, Results, Triplets
 from clipgs.splats.export import SPLAT_ROW, to_splat
 from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets import card
 
-MAX_GAUSSIANS = 30_000  # of a splat on the page, the largest and most opaque: 1 MB
+MAX_GAUSSIANS = 30_000  # of a splat on the page (1 MB): the largest and most opaque ones
 MAX_TILES = 8
-SHOWN_FAILURES = 30
 SHOWN_CATEGORIES = 15
 SHOWN_CLASSES = 18  # in the confusion of classes
-SHOWN_POINTS = 2000  # of the projection
-LONG_TEXT = 60  # characters of a cell that gets more width
+SHOWN_POINTS = 2000  # in the projection
+LONG_TEXT = 60  # characters; a cell with more is wider
 BASELINE_METRICS = {
     "text_to_3d": "text to 3D R@1, %",
     "text_from_3d": "3D to text R@1, %",
@@ -35,11 +35,11 @@ BASELINE_METRICS = {
 }
 NO_VALUE = "\N{EN DASH}"
 
-Content = dict[str, Any]  # what a template shows
+Content = dict[str, Any]  # of a template
 
 
 class Sources(NamedTuple):
-    """What the sections are made from."""
+    """What the sections show data of."""
 
     config: Config
     triplets: Triplets
@@ -66,11 +66,13 @@ class Table(NamedTuple):
     ours: Sequence[int]  # rows in bold
 
 
-def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[str | Cell]], numbers: int = 0, ours: Sequence[int] = ()
-) -> Table:
+Line = Sequence[str | int | Cell]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Line], numbers: int = 0, ours: Sequence[int] = ()) -> Table:
     """A table whose last `numbers` columns are numbers."""
-    cells = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    texts = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
+    cells = [[value if isinstance(value, Cell) else Cell(value) for value in row] for row in texts]
     names = [name.replace(", %", ",\N{NO-BREAK SPACE}%") for name in columns]
     return Table(names, cells, len(columns) - numbers, ours)
 
@@ -99,7 +101,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, chanc
 
 
 def tiles(sources: Sources) -> list[tuple[str, str]]:
-    """The numbers at the top of the page: value and label of each."""
+    """The numbers at the top of the page, each with its label."""
     packed, failed = sources.triplets
     psnr = [row["psnr"] for row in packed if row["psnr"] is not None]
     numbers = [
@@ -110,7 +112,7 @@ def tiles(sources: Sources) -> list[tuple[str, str]]:
     if psnr:
         numbers.append((f"{np.mean(psnr):.1f} dB", "mean PSNR on held-out views"))
     if packed:
-        numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians an object"))
+        numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians per object"))
     for run, result in sources.results.of_runs("retrieval").items():
         best = max((row["R@1"] for row in result["rows"] if row["task"] == "text to 3D"), default=None)
         if best is not None:
@@ -119,62 +121,47 @@ def tiles(sources: Sources) -> list[tuple[str, str]]:
 
 
 def small_teacher_runs(sources: Sources) -> list[str]:
-    """The runs whose teacher is the small one, which makes their figures no measure of the method."""
+    """The runs with the small teacher: their figures do not measure the method."""
     retrieval = sources.results.of_runs("retrieval")
     return [run for run, result in retrieval.items() if result["teacher"].startswith(SMALL_TEACHER)]
 
 
 def splats(sources: Sources) -> Content:
     choices = []
-    for row in _spread(sources.triplets.packed, sources.config.report.splats):
+    for row in card.spread(sources.triplets.packed, sources.config.report.splats):
         uid, caption = row["uid"], row["caption"]
-        gaussians = Gaussians.from_ply(sources.pictures.members(uid)["ply"], uid)
+        gaussians = Gaussians.from_ply(sources.pictures.members(uid)[f"{uid}.ply"], uid)
         data = to_splat(gaussians)[: MAX_GAUSSIANS * SPLAT_ROW.itemsize]
         left_out = row["gaussians"] - len(data) // SPLAT_ROW.itemsize
         note = f" ({left_out:,} of its smallest Gaussians are left out here)" if left_out else ""
-        choices.append(
-            {
-                "data": base64.b64encode(data).decode(),
-                "picture": sources.pictures.splat(uid),
-                "caption": caption,
-                "note": caption + note,
-            }
-        )
+        picture = sources.pictures.splat(uid)
+        encoded = base64.b64encode(data).decode()
+        choices.append({"data": encoded, "picture": picture, "caption": caption, "note": caption + note})
     return {"choices": choices, "pixels": sources.config.views.pixels} if choices else {}
-
-
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """At most `count` rows, evenly over the categories."""
-    ordered = sorted(rows, key=lambda row: (row["category"] or "", row["uid"]))
-    indices = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
-    return [ordered[i] for i in dict.fromkeys(indices.tolist())]
 
 
 def objects(sources: Sources) -> Content:
     packed = sources.triplets.packed
     splits = sorted(Counter(row["split"] or "none" for row in packed).items())
     origins = Counter(row["caption_source"] or "none" for row in packed).most_common()
-    categories = Counter(row["category"] or "none" for row in packed)
-    ordered = sorted(categories.items(), key=lambda item: (-item[1], item[0]))
-    lines = [[name, f"{count:,}"] for name, count in ordered[:SHOWN_CATEGORIES]]
-    rest = [count for _, count in ordered[SHOWN_CATEGORIES:]]
+    categories = card.by_count(row["category"] or "none" for row in packed)
+    shown, rest = categories[:SHOWN_CATEGORIES], categories[SHOWN_CATEGORIES:]
     if rest:
-        lines.append([f"{len(rest):,} more", f"{sum(rest):,}"])
+        shown.append((f"{len(rest):,} more", sum(count for _, count in rest)))
     return {
         "packed": len(packed),
-        "categories": _table(["category", "objects"], lines, 1),
-        "splits": _table(["split", "objects"], [[name, f"{count:,}"] for name, count in splits], 1),
-        "origins": _table(["captions from", "objects"], [[name, f"{count:,}"] for name, count in origins], 1),
+        "categories": _table(["category", "objects"], shown, 1),
+        "splits": _table(["split", "objects"], splits, 1),
+        "origins": _table(["captions from", "objects"], origins, 1),
         "captions": f"{len({row['caption'] for row in packed}):,}",
     }
 
 
 def failures(sources: Sources) -> Content:
     found = card.failures(sources.triplets.failed)
-    lines = [[stage, reason, f"{count:,}"] for stage, reason, count in found[:SHOWN_FAILURES]]
-    rest = [count for _, _, count in found[SHOWN_FAILURES:]]
+    rest = [count for _, _, count in found[card.SHOWN_FAILURES :]]
     return {
-        "table": _table(["stage", "reason", "objects"], lines, 1),
+        "table": _table(["stage", "reason", "objects"], found[: card.SHOWN_FAILURES], 1),
         "rest": f"{sum(rest):,} objects for {len(rest):,} rarer reasons" if rest else "",
     }
 
@@ -195,11 +182,7 @@ def quality(sources: Sources) -> Content:
 
 def _pair(row: Row, pictures: Pictures) -> Content:
     images = {"Mesh": pictures.mesh(row["uid"]), "Splat": pictures.splat(row["uid"])}
-    return {
-        "images": {what: image for what, image in images.items() if image},
-        "caption": row["caption"],
-        "psnr": f"{row['psnr']:.1f}",
-    }
+    return {"images": images, "caption": row["caption"], "psnr": f"{row['psnr']:.1f}"}
 
 
 def credit(sources: Sources) -> Content:
@@ -220,20 +203,18 @@ def training(sources: Sources) -> list[Content]:
     names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
     figures = []
     for name in names:
-        lines = {}
-        for run, rows in runs.items():
-            points = [(row["step"], row[name]) for row in rows if "step" in row and name in row]
-            if len(points) > 1:
-                steps, values = zip(*points, strict=True)
-                lines[run] = (steps, values)
-        drawn = plots.curves(lines, "step", name.replace("_", " "))
-        if drawn:
+        lines = {
+            run: [(row["step"], row[name]) for row in rows if "step" in row and name in row]
+            for run, rows in runs.items()
+        }
+        lines = {run: points for run, points in lines.items() if len(points) > 1}
+        if drawn := plots.curves(lines, "step", name.replace("_", " ")):
             figures.append({"name": name, "curves": drawn})
     return figures
 
 
 def _run(name: str, result: Mapping[str, Any], table: Table) -> Content:
-    """A table of results under the name of its run, with the gallery and the seed that it was measured with."""
+    """A table of results with the name of its run, and the gallery and the seed of the measurement."""
     gallery = result.get("gallery", {})
     parts = [f"gallery {gallery['sha256'][:12]}"] if gallery.get("sha256") else []
     parts += [f"{gallery['objects']:,} objects of {gallery['split']}"] if gallery.get("objects") else []
@@ -247,11 +228,11 @@ def retrieval(sources: Sources) -> list[Content]:
     columns = ["task", "queries", "gallery", "R@1, %", "R@5, %", "R@10, %", "median rank"]
     runs = []
     for run, result in sources.results.of_runs("retrieval").items():
-        lines: list[list[str | Cell]] = [
+        lines: list[Line] = [
             [
                 Cell(row["task"], [row["from"]]),
-                f"{row['queries']:,}",
-                f"{row['gallery']:,}",
+                row["queries"],
+                row["gallery"],
                 *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in ("R@1", "R@5", "R@10")),
                 Cell(f"{row['median_rank']:,.1f}", [f"chance {row['chance']['median_rank']:,.0f}"]),
             ]
@@ -267,21 +248,9 @@ def retrieval(sources: Sources) -> list[Content]:
 
 def _example(example: Mapping[str, Any], pictures: Pictures) -> Content:
     """A query, and the objects nearest to it."""
-    by_picture = example.get("uid") in pictures.rows
-    nearest = [
-        {
-            "picture": pictures.splat(near["uid"]) if near["uid"] in pictures.rows else "",
-            "text": near["text"],
-            "score": f"{near['score']:.3f}",
-            "right": near["right"],
-        }
-        for near in example["nearest"]
-    ]
-    return {
-        "query": example["query"],
-        "picture": pictures.splat(example["uid"], example.get("view")) if by_picture else "",
-        "nearest": nearest,
-    }
+    picture = pictures.splat(example["uid"], example.get("view")) if "uid" in example else ""
+    nearest = [{**near, "picture": pictures.splat(near["uid"])} for near in example["nearest"]]
+    return {"query": example["query"], "picture": picture, "nearest": nearest}
 
 
 def zero_shot(sources: Sources) -> list[Content]:
@@ -292,8 +261,8 @@ def zero_shot(sources: Sources) -> list[Content]:
         lines = [
             [
                 row["from"],
-                f"{row['objects']:,}",
-                f"{row['classes']:,}",
+                row["objects"],
+                row["classes"],
                 *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in tops),
                 " / ".join(_percent(row["by_class"][k]).text for k in tops),
             ]
@@ -306,13 +275,13 @@ def zero_shot(sources: Sources) -> list[Content]:
 
 
 def _confusion(row: Mapping[str, Any]) -> Content | None:
-    """The classes that are confused most, each with what its objects are taken for."""
+    """The most confused classes, each with the classes that its objects are taken for."""
     per_class, pairs = row["per_class"], row["confusions"]
     weight: Counter[str] = Counter()
     for pair in pairs:
         weight[pair["class"]] += pair["objects"]
         weight[pair["taken_for"]] += pair["objects"]
-    names = [name for name, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_CLASSES]]
+    names = sorted(weight, key=lambda name: (-weight[name], name))[:SHOWN_CLASSES]
     if not names:
         return None
     matrix = np.diag([float(per_class.get(name, {}).get("top1", 0)) for name in names])
@@ -320,20 +289,20 @@ def _confusion(row: Mapping[str, Any]) -> Content | None:
         if pair["class"] in names and pair["taken_for"] in names:
             size = per_class[pair["class"]]["objects"]
             matrix[names.index(pair["class"]), names.index(pair["taken_for"])] = pair["objects"] / size
-    return {"classes": len(names), "heatmap": plots.heatmap(matrix, names, names, "Confusion of classes")}
+    return {"classes": len(names), "heatmap": plots.heatmap(matrix, names, "Confusion of classes")}
 
 
 def few_shot(sources: Sources) -> list[Content]:
-    columns = ["cell", "classifier", "top-1, %", "folds", "eligible classes", "asked a class"]
+    columns = ["cell", "classifier", "top-1, %", "folds", "eligible classes", "queries per class"]
     runs = []
     for run, result in sources.results.of_runs("fewshot").items():
-        lines: list[list[str | Cell]] = [
+        lines: list[Line] = [
             [
                 f"{row['ways']}-way {row['shots']}-shot",
                 row["classifier"],
                 Cell(f"{_points(row['mean'])} {_deviation(row)}", [f"chance {100 * row['chance']:.3g}"]),
                 f"{row['folds']}",
-                f"{row['eligible_classes']:,}",
+                row["eligible_classes"],
                 " to ".join(str(n) for n in dict.fromkeys(row["queries_a_class"])),
             ]
             for row in result["rows"]
@@ -365,10 +334,10 @@ def ablations(sources: Sources) -> list[Content]:
         return []
     compared = {row["difference"]["metric"] for row in result["rows"] if row.get("difference")}
     columns = ["row", "seeds", *result["metrics"], ", ".join(["difference to the row above", *sorted(compared)])]
-    lines: list[list[str | Cell]] = []
+    lines: list[Line] = []
     above = ""
     for row in result["rows"]:
-        cells: list[str | Cell] = [Cell(row["name"], [row["note"]] if row.get("note") else []), str(len(row["seeds"]))]
+        cells: list[str | int | Cell] = [Cell(row["name"], [row["note"]] if row.get("note") else []), len(row["seeds"])]
         for metric in result["metrics"]:
             value = row["metrics"].get(metric)
             cells.append(Cell(_points(value["mean"]), [_deviation(value)]) if value else NO_VALUE)
@@ -378,7 +347,7 @@ def ablations(sources: Sources) -> list[Content]:
 
 
 def _difference(change: Mapping[str, Any] | None, above: str) -> Cell:
-    """Percentage points with their interval. Names the row it is compared with, unless that is the one above."""
+    """Percentage points with their interval, and the row they are compared with, unless it is the row above."""
     if not change:
         return Cell(NO_VALUE)
     numbers = (round(100 * value, 1) + 0.0 for value in (change["mean"], *change["interval"]))  # no -0.0
@@ -407,9 +376,9 @@ def embedding(sources: Sources) -> list[Content]:
 def principal_plane(
     embeddings: np.ndarray,  # [n, D]
 ) -> tuple[np.ndarray, float]:
-    """The rows on their first two principal axes [n, 2], and the share of the variance that these hold.
+    """The rows on their first two principal axes [n, 2], and these axes' share of the variance.
 
-    Each axis points to where its largest weight is positive, so that equal rows give equal points.
+    The largest weight of each axis is positive, so that equal rows give equal points.
     """
     centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
     _, deviations, axes = np.linalg.svd(centred, full_matrices=False)

@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def report(config: Config) -> None:
-    """Writes `report/index.html`: the triplets, and the runs and evaluations that the output holds.
+    """Writes `report/index.html`: the triplets, the runs and their evaluations.
 
     Raises:
         ClipgsError: there are no packed triplets, or a file is damaged.

@@ -1,4 +1,4 @@
-"""Triplets: a splat, its pictures and its caption, packed and read again."""
+"""Triplets: a splat, its renders and its caption, as packed files and as a dataset."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # The stages' commands import this package too, and need no torch.
+    # Snakemake imports this package in every job, and needs neither numpy nor Pillow.
     if name in ("TripletDataset", "collate"):
         from clipgs.triplets import dataset
 

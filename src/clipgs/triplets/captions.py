@@ -15,10 +15,10 @@ from clipgs.core.files import sha256_of
 from clipgs.core.runner import stage_schema
 
 Row = dict[str, Any]
-CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to the rows of captions that a model writes of pictures
+CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to caption rows, written by a model from pictures
 
-# Of the format characters (byte order marks, bidirectional marks, soft hyphens, zero-width spaces) only the
-# joiners stay: Persian, Indic scripts and emoji are written with them.
+# The only format characters that stay: Persian, Indic scripts and emoji need them. Byte order marks, bidirectional
+# marks, soft hyphens and zero-width spaces go.
 JOINERS = "\u200c\u200d"
 
 
@@ -55,15 +55,15 @@ def _cut(text: str, max_characters: int) -> str:
 
 
 def spoken(name: str) -> str:
-    """A class's name as it is said: LVIS writes `teddy_bear` and `ice_(frozen_water)`."""
+    """A class name in words: LVIS writes `teddy_bear` and `ice_(frozen_water)`."""
     return " ".join(name.replace("_", " ").split())
 
 
 def with_article(noun: str) -> str:
-    """Puts "a" or "an" before a noun by its sound, as far as the spelling tells: an hourglass, a unicycle."""
+    """Puts "a" or "an" before a noun, by its sound as far as the spelling shows it: an hourglass, a unicycle."""
     word = re.split(r"[^\w]", noun.strip(), maxsplit=1)[0]
     lower = word.lower()
-    if len(word) <= 4 and word.isupper():  # letters said one by one
+    if len(word) <= 4 and word.isupper():  # spoken letter by letter
         vowel = word[0] in "AEFHILMNORSX"
     elif lower.startswith(("hour", "honest", "honour", "honor", "heir")):
         vowel = True
@@ -80,7 +80,7 @@ def no_writer(uids: Sequence[str]) -> list[Row]:
 
 
 class Captioner(Protocol):
-    """Object rows and label rows to rows of captions; `writer` for what needs pictures."""
+    """Makes caption rows from object rows and label rows. `writer` writes captions from pictures."""
 
     def __call__(
         self,
@@ -97,7 +97,7 @@ def catalog(
     settings: Caption,
     writer: CaptionWriter = no_writer,
 ) -> list[Row]:
-    """The catalog's own text, else "a CATEGORY"; an object that has neither is a failed row."""
+    """The catalog's own text, or else "a CATEGORY". An object with neither is a failed row."""
     label_of = {label["uid"]: label for label in labels}
     captions = []
     for row in rows:
@@ -121,10 +121,10 @@ def cap3d(
 ) -> list[Row]:
     """Captions from a CSV of uid (or SHA-256 of the file) and caption, as Cap3D publishes (Luo et al., NeurIPS 2023).
 
-    An object that the CSV does not list gets the captioner `fallback`'s, or is a failed row where that is `fail`.
+    The captioner `fallback` serves objects that the CSV does not list. With `fail` they are failed rows.
 
     Raises:
-        UsageError: the CSV cannot be read, or `cap3d` names none.
+        UsageError: the CSV cannot be read, or `cap3d` is not set.
     """
     path = _cap3d_path(settings)
     wanted = {row[name] for row in rows for name in ("uid", "sha256") if row.get(name)}
@@ -148,7 +148,7 @@ def written(
     settings: Caption,
     writer: CaptionWriter = no_writer,
 ) -> list[Row]:
-    """Captions that a model writes of the pictures: `coca` and `consensus`, which differ in who chooses."""
+    """Captions that a model writes from pictures. `coca` and `consensus` differ in the model that chooses."""
     return writer([row["uid"] for row in rows]) if rows else []
 
 
@@ -165,7 +165,7 @@ def _listed_captions(path: Path) -> Iterator[tuple[str, str]]:
                 if len(cells) > 2 or (len(cells) == 1 and cells[0].strip()):
                     raise UsageError(
                         f"config: caption.cap3d: {path} has {len(cells)} columns at {cells[0][:70]!r}; "
-                        "it must have two, uid and caption (quoted, where it holds a comma)"
+                        "it must have two, uid and caption (quoted, if it has a comma)"
                     )
                 if len(cells) == 2:
                     yield cells[0].strip(), cells[1]
@@ -174,10 +174,10 @@ def _listed_captions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def located(config: Config) -> Caption:
-    """The settings with the CSV as a file here: one that is named by URL is downloaded into the cache, once.
+    """The settings with the CSV as a local file. A CSV with a URL is downloaded into the cache once.
 
     Raises:
-        ClipgsError: it cannot be downloaded.
+        ClipgsError: the download failed.
     """
     settings = config.caption
     if settings.captioner != "cap3d" or "://" not in (settings.cap3d or ""):
@@ -188,10 +188,10 @@ def located(config: Config) -> Caption:
 
 
 def listed_digest(settings: Caption) -> str:
-    """Hash of the file that captions are taken from; empty where there is none. A mended file captions again.
+    """Hash of the CSV of captions; empty without one. A changed CSV makes the captions again.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
     """
     if settings.captioner != "cap3d":
         return ""
@@ -207,10 +207,10 @@ CAPTIONERS: Mapping[str, Captioner] = MappingProxyType(
 
 
 def captioner(name: str) -> Captioner:
-    """The captioner of that name, which gives one row an object.
+    """The captioner of that name, which returns one row per object.
 
-    Its rows hold uid, status (`ok` or `failed`), error, caption, source (what the caption was made from), the
-    candidates that it was chosen from with their scores, and its own score and a note where it was judged.
+    Its rows have uid, status (`ok` or `failed`), error, caption, source (the origin of the caption), candidates and
+    their scores. A caption that was judged has a score, and may have a note.
 
     Raises:
         UsageError: there is no such captioner.
@@ -225,7 +225,7 @@ def captioner(name: str) -> Captioner:
 
 
 def caption_row(uid: str, caption: str | None = None, source: str | None = None, error: str | None = None) -> Row:
-    """A row of `captions/S.parquet` of a caption that was not chosen among others."""
+    """A row of `captions/S.parquet` for a caption without candidates."""
     return {
         "uid": uid,
         "status": "failed" if error else "ok",

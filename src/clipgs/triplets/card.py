@@ -1,43 +1,32 @@
-"""The dataset card: what the triplets are, how good, whose, and what failed."""
+"""The dataset card: what the triplets are, how good they are, who made the meshes, and what failed."""
 
 import csv
+import html
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import matplotlib
 import numpy as np
 import yaml
 
 from clipgs.config import Pack
 from clipgs.core.bundles import read_table
 from clipgs.core.files import check, write_bytes
-from clipgs.meshes.cameras import showing
+from clipgs.core.runner import Row
 from clipgs.splats.pictures import from_image
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
-from clipgs.triplets.dataset import TripletDataset
-from clipgs.triplets.pack import all_rows
+from clipgs.triplets.dataset import TripletDataset, best_render
+from clipgs.triplets.pack import read_rows
 
-Row = dict[str, Any]
-
-SHOWN_CATEGORIES = 60
+SHOWN_NAMES = 60  # of categories and caption sources
 SHOWN_FAILURES = 30
-SHOWN_CREDITS = 500  # a page that still opens; CREDITS.csv has all of them
-
-# The names that the Hugging Face hub knows licences by; Objaverse writes them without "CC" and version.
-HUB_LICENSES: Mapping[str, str] = MappingProxyType(
-    {
-        **{f"{name}{version}": f"cc-{name}-{version[1:] or '4.0'}"
-           for name in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
-           for version in ("", "-4.0", "-3.0", "-2.0")},
-        **dict.fromkeys(("cc0", "cc0-1.0", "0", "zero", "public-domain"), "cc0-1.0"),
-        **{name: name for name in ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0")},
-    }
-)  # fmt: skip
+SHOWN_CREDITS = 500  # the page would be slow to open with more; CREDITS.csv has all
 
 
 def write_card(
@@ -47,10 +36,10 @@ def write_card(
     settings: Pack,
     curation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
+    """Writes README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
 
     Args:
-        folder: `triplets/` of the output; its index has been merged.
+        folder: `triplets/` of the output, with the merged index.
         tables: `triplets/S.parquet` of every shard.
         views: `views/S.parquet` of every shard, with a picture of each mesh.
         curation: `catalog/curation.json`: which rules chose the objects, and how many each left out.
@@ -58,9 +47,7 @@ def write_card(
     Raises:
         ClipgsError: a tar is missing or damaged.
     """
-    folder = Path(folder)
-    table = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
-    rows = table.drop_columns(["caption", "source", "group", "offset", "sha256"]).to_pylist()
+    rows = read_rows(tables)
     packed = [row for row in rows if row["status"] == "ok"]
     write_bytes(folder / "CREDITS.csv", _credits(packed))
     write_bytes(folder / "quality.png", _histogram([row["psnr"] for row in packed if row["psnr"] is not None]))
@@ -73,9 +60,6 @@ def write_card(
 def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The card's text, for the rows of all shards' tables."""
     packed = [row for row in rows if row["status"] == "ok"]
-    failed = [row for row in rows if row["status"] != "ok"]
-    categories = Counter(row["category"] or "none" for row in packed)
-    licenses = Counter(row["license"] or "not stated" for row in packed)
     front = {
         "pretty_name": title,
         "license": sorted({hub_license(row["license"]) for row in packed}) or ["unknown"],
@@ -92,11 +76,11 @@ def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = Mappin
         "## Quality\n\n" + _quality_section(packed),
         *_selection(curation),
         "## Captions\n\n" + _captions(packed),
-        "## Categories\n\n" + _counts("category", categories, SHOWN_CATEGORIES),
-        "## Failures\n\n" + _failures(failed),
+        "## Categories\n\n" + _counts("category", (row["category"] or "none" for row in packed), SHOWN_NAMES),
+        "## Failures\n\n" + _failures(row for row in rows if row["status"] != "ok"),
         "## Licences\n\n"
         "The splats and pictures are derived from the meshes and stand under the licence of each mesh.\n\n"
-        + _counts("licence", licenses, len(licenses)),
+        + _counts("licence", (row["license"] or "not stated" for row in packed)),
         "## Credit\n\n" + _credit_list(packed),
         HOW_TO_READ,
     ]
@@ -127,26 +111,50 @@ for sample in webdataset.WebDataset("triplets/00000.tar", shardshuffle=False):
 ```"""
 
 
-def escape(text: object) -> str:
+def escape(text: str) -> str:
     """Text from the data as Markdown that shows it as it is: no markup, no HTML, no line break."""
-    plain = " ".join(str(text).split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = html.escape(" ".join(text.split()), quote=False)
     plain = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", plain)
-    # Without its colon or dot an address is no link: none is made that the data chose.
+    # An address without its colon or dot is no link: the data cannot make one.
     return re.sub(r"(?i)\b(https?|ftp|www)([:.])", lambda found: f"{found[1]}&#{ord(found[2])};", plain)
 
 
+def _table(head: Sequence[str], lines: Iterable[Sequence[str | int]]) -> str:
+    def shown(cell: str | int) -> str:
+        return f"{cell:,}" if isinstance(cell, int) else escape(cell)
+
+    return "\n".join(f"| {' | '.join(map(shown, cells))} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def _counts(what: str, names: Iterable[str], shown: int | None = None) -> str:
+    ordered = by_count(names)
+    text, rest = _table([what, "objects"], ordered[:shown]), ordered[shown or len(ordered) :]
+    return text + (f"\n\nand {len(rest):,} more with {sum(n for _, n in rest):,} objects." if rest else "")
+
+
+def by_count(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Each name and how often it occurs: the commonest first, equally common ones by name."""
+    return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+
+
 def hub_license(name: str | None) -> str:
-    """The Hugging Face hub's name of a licence; `other` where it has none, `unknown` for no licence."""
+    """The Hugging Face hub's name of a licence; `other` if it has none, `unknown` for no licence.
+
+    Objaverse writes Creative Commons licences without "CC" and version.
+    """
     if name is None or not name.strip():
         return "unknown"
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     key = re.sub(r"^(creative-commons|cc)-(?=by|0|zero)", "", key)
-    return HUB_LICENSES.get(key, "other")
+    if found := re.fullmatch(r"(by(?:-nc)?(?:-sa|-nd)?)(?:-([234]\.0))?", key):
+        return f"cc-{found[1]}-{found[2] or '4.0'}"
+    if key in ("cc0", "cc0-1.0", "0", "zero", "public-domain"):
+        return "cc0-1.0"
+    return key if key in ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0") else "other"
 
 
 def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
-    """Stage, reason, number of objects, the commonest first; reasons that differ in numbers only are one."""
+    """Stage, reason and number of objects, the commonest first; reasons that differ only in numbers are one."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         reason = row["error"] or "no reason given"
@@ -159,52 +167,43 @@ def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
     return sorted(found, key=lambda failure: (-failure[2], failure[0], failure[1]))
 
 
-def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> list[list[str]]:
+def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> Iterator[tuple[str, str | int]]:
     splits = Counter(row["split"] or "none" for row in packed)
-    facts = [
-        ["objects in the catalog", f"{len(rows):,}"],
-        ["triplets", f"{len(packed):,}"],
-        ["failed", f"{len(rows) - len(packed):,}"],
-        ["splits", ", ".join(f"{escape(name)} {count:,}" for name, count in sorted(splits.items()))],
-        ["shards", f"{len({row['shard'] for row in packed}):,}"],
-    ]
+    yield "objects in the catalog", len(rows)
+    yield "triplets", len(packed)
+    yield "failed", len(rows) - len(packed)
+    yield "splits", ", ".join(f"{name} {count:,}" for name, count in sorted(splits.items()))
+    yield "shards", len({row["shard"] for row in packed})
+    if ready := sum(row["psnr"] is None for row in packed):
+        yield "ready splats, not fitted here", ready
     if packed:
         counts = [row["gaussians"] for row in packed]
-        ready = sum(row["psnr"] is None for row in packed)
-        if ready:
-            facts.append(["ready splats, not fitted here", f"{ready:,}"])
-        facts += [
-            ["Gaussians an object", f"{np.mean(counts):,.0f} ({min(counts):,} to {max(counts):,})"],
-            ["size", f"{sum(row['bytes'] for row in packed) / 1e6:,.1f} MB"],
-        ]
-    return facts
+        yield "Gaussians an object", f"{np.mean(counts):,.0f} ({min(counts):,} to {max(counts):,})"
+        yield "size", f"{sum(row['bytes'] for row in packed) / 1e6:,.1f} MB"
 
 
 def _selection(curation: Mapping[str, Any]) -> list[str]:
-    """Which objects of the source are in the catalog, and why others are not."""
+    """The section that says which rules chose the objects, if any did."""
     if not curation.get("rules"):
         return []
-    rules = {name: value for name, value in curation["rules"].items() if value not in (None, [], {})}
+    rules = {name: json.dumps(value) for name, value in curation["rules"].items() if value not in (None, [], {})}
     refused = curation["refused"]
-    text = f"Of {escape(curation['source'])}: {curation['taken']:,} objects taken"
-    if "lvis" in curation:
-        text += f" ({curation['lvis']:,} of them LVIS shapes)"
-    text += f", {sum(refused.values()):,} left out."
-    left_out = _table(["left out by", "objects"], [[escape(rule), f"{count:,}"] for rule, count in refused.items()])
-    chosen = _table(["rule", "value"], [[escape(name), escape(json.dumps(value))] for name, value in rules.items()])
-    return [f"## Selection\n\n{text}\n\n{left_out}\n\n{chosen}"]
+    lvis = f" ({curation['lvis']:,} of them LVIS shapes)" if "lvis" in curation else ""
+    taken = f"{curation['taken']:,} objects taken{lvis}, {sum(refused.values()):,} left out."
+    tables = _table(["left out by", "objects"], refused.items()), _table(["rule", "value"], rules.items())
+    return [f"## Selection\n\nOf {escape(curation['source'])}: {taken}", *tables]
 
 
 def _quality_section(packed: Sequence[Row]) -> str:
-    header, lines = quality(packed)
+    head, lines = quality(packed)
     if packed and not lines:
         return "Not known: all are ready splats, which came without views to hold them against."
     text = "On views that no splat was fitted to, over a white ground.\n\n![Histogram of the PSNR](quality.png)\n\n"
-    return text + _table(header, lines)
+    return text + _table(head, lines)
 
 
 def quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heading and lines of a table of the quality: mean, percentiles and median of each measure that is known."""
+    """Head and lines of a table: mean, percentiles and median of each quality measure that is known."""
     columns = {
         "PSNR, dB": ("psnr", ".2f"),
         "PSNR of the foreground, dB": ("psnr_foreground", ".2f"),
@@ -221,8 +220,7 @@ def quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _captions(packed: Sequence[Row]) -> str:
-    """Where the captions come from, and how many the teacher finds unlike their own pictures."""
-    text = _counts("source", Counter(row.get("caption_source") or "not stated" for row in packed), SHOWN_CATEGORIES)
+    text = _counts("source", (row.get("caption_source") or "not stated" for row in packed), SHOWN_NAMES)
     scores = [row["caption_score"] for row in packed if row.get("caption_score") is not None]
     if not scores:
         return text
@@ -235,14 +233,12 @@ def _captions(packed: Sequence[Row]) -> str:
     )
 
 
-def _failures(failed: Sequence[Row]) -> str:
+def _failures(failed: Iterable[Row]) -> str:
     found = failures(failed)
     if not found:
         return "None."
-    lines = [[escape(stage), escape(reason), f"{count:,}"] for stage, reason, count in found[:SHOWN_FAILURES]]
-    text = _table(["stage", "reason", "objects"], lines)
-    rest = sum(count for _, _, count in found[SHOWN_FAILURES:])
-    return text + (f"\n\nand {rest:,} objects for {len(found) - SHOWN_FAILURES:,} rarer reasons." if rest else "")
+    text, rest = _table(["stage", "reason", "objects"], found[:SHOWN_FAILURES]), found[SHOWN_FAILURES:]
+    return text + (f"\n\nand {sum(n for *_, n in rest):,} objects for {len(rest):,} rarer reasons." if rest else "")
 
 
 def _credit_list(packed: Sequence[Row]) -> str:
@@ -252,20 +248,9 @@ def _credit_list(packed: Sequence[Row]) -> str:
         return text + " No object states whom to credit."
     if len(credits) > SHOWN_CREDITS:
         return text + f" Its {len(credits):,} different credits are too many for this page."
-    by_name = sorted(credits.items(), key=lambda item: (item[0][0], item[0][1].casefold(), item[0][1]))
-    lines = [[escape(credit), escape(license), f"{count:,}"] for (license, credit), count in by_name]
+    lines = [(credit, license, count) for (license, credit), count in credits.items()]
+    lines.sort(key=lambda line: (line[1], line[0].casefold(), line[0]))
     return text + "\n\n" + _table(["credit", "licence", "objects"], lines)
-
-
-def _counts(what: str, counts: Counter[str], shown: int) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    text = _table([what, "objects"], [[escape(name), f"{count:,}"] for name, count in ordered[:shown]])
-    rest = ordered[shown:]
-    return text + (f"\n\nand {len(rest):,} more with {sum(n for _, n in rest):,} objects." if rest else "")
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
 
 
 def _size_category(count: int) -> str:
@@ -286,12 +271,11 @@ def _credits(packed: Sequence[Row]) -> bytes:
 
 
 def _histogram(psnr: Sequence[float]) -> bytes:
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(), io.BytesIO() as buffer:
-        matplotlib.rcdefaults()  # a user's own style would change the bytes
+        matplotlib.rcdefaults()  # a user's style would change the bytes
         figure = Figure(figsize=(6.4, 3.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         if psnr:
@@ -300,9 +284,7 @@ def _histogram(psnr: Sequence[float]) -> bytes:
             mean = float(np.mean(psnr))
             axes.axvline(mean, color="#333333", linewidth=1, linestyle="--")
             axes.set_title(f"{len(psnr):,} objects, mean {mean:.1f} dB", loc="left", fontsize=10)
-            locator = axes.yaxis.get_major_locator()
-            assert isinstance(locator, MaxNLocator)  # matplotlib's default is one
-            locator.set_params(integer=True)
+            axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.set_xlabel("PSNR on held-out views, dB")
         axes.set_ylabel("objects")
         axes.spines[["top", "right"]].set_visible(False)
@@ -310,25 +292,26 @@ def _histogram(psnr: Sequence[float]) -> bytes:
         return buffer.getvalue()
 
 
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly over the categories."""
+    ordered = sorted(rows, key=lambda row: (row["category"] or "", row["uid"]))
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)]
+
+
 def _samples(folder: Path, packed: Sequence[Row], views: Mapping[str, Path], limit: int) -> Iterable[Sample]:
-    """At most `limit` objects, evenly spread over the categories."""
-    by_category = sorted(packed, key=lambda row: (row["category"] or "", row["uid"]))
-    spread = np.linspace(0, len(by_category) - 1, min(limit, len(by_category))).round().astype(int)
-    chosen = [by_category[i] for i in spread]
+    chosen = spread(packed, limit)
+    wanted = {row["uid"] for row in chosen}
     dataset = TripletDataset(folder)
     place_of = {uid: i for i, uid in enumerate(dataset.uids)}
     meshes: dict[str, bytes] = {}
     for shard in sorted({row["shard"] for row in chosen}):
-        wanted = {row["uid"] for row in chosen if row["shard"] == shard}
         check(views[shard])
-        seen = read_table(views[shard], ["uid", "thumbnail"])
-        meshes |= {row["uid"]: row["thumbnail"] for row in seen if row["uid"] in wanted and row["thumbnail"]}
+        thumbnails = read_table(views[shard], ["uid", "thumbnail"])
+        meshes |= {row["uid"]: row["thumbnail"] for row in thumbnails if row["uid"] in wanted}
     for row in chosen:
         uid = row["uid"]
         members = dataset.members(place_of[uid])
-        meta = json.loads(members[f"{uid}.json"])
-        view = showing(np.array(meta["cameras"]["viewmats"]))
-        splat = from_image(members[f"{uid}.{view:02d}.webp"])
-        # A ready splat has no mesh: its place stays white.
-        mesh = from_image(meshes[uid]) if uid in meshes else np.full_like(splat, 255)
-        yield Sample(mesh, splat, meta["caption"], row["psnr"])
+        splat = from_image(best_render(uid, members))
+        # The mesh's place stays white for a ready splat, which has no mesh.
+        mesh = from_image(meshes[uid]) if meshes.get(uid) else np.full_like(splat, 255)
+        yield Sample(mesh, splat, members[f"{uid}.txt"].decode(), row["psnr"])

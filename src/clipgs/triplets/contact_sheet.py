@@ -1,9 +1,9 @@
-"""The contact sheet: of each object the mesh beside its splat, with the caption under them."""
+"""The contact sheet: the mesh and the splat of each object side by side, with the caption below."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,26 +16,27 @@ COLUMNS = 4
 TEXT_LINES = 3
 LINE_PIXELS = 17
 HEADING_PIXELS = 78
-MAX_ZOOM = 2  # more would show pixels instead of objects
+MAX_ZOOM = 2  # single pixels show beyond this
 
-GROUND = (255, 255, 255)
+BACKGROUND = (255, 255, 255)
 FRAME = (222, 225, 230)
 TEXT = (32, 36, 44)
 FAINT = (118, 124, 134)
 
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 
-@dataclass(frozen=True)
-class Sample:
+
+class Sample(NamedTuple):
     """One object of the sheet."""
 
     mesh: np.ndarray  # [H, W, 3] uint8
     splat: np.ndarray  # [H, W, 3] uint8
     caption: str
-    psnr: float | None  # dB; None of a splat that was not fitted here
+    psnr: float | None  # dB; None for a ready splat
 
 
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
-    """Draw the samples, `COLUMNS` in a row; equal samples give equal pixels on every machine."""
+    """Draws the samples, `COLUMNS` in a row. Equal samples give equal pixels on every machine."""
     small, large = font(13), font(22, bold=True)
     cell_width = 2 * PICTURE_PIXELS + GAP_PIXELS
     columns = max(1, min(COLUMNS, len(samples)))
@@ -46,7 +47,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
         lines = max(map(len, captions[first : first + columns])) + 1
         tops.append(tops[-1] + PICTURE_PIXELS + GAP_PIXELS + lines * LINE_PIXELS + MARGIN_PIXELS)
 
-    sheet = Image.new("RGB", (width, tops[-1]), GROUND)
+    sheet = Image.new("RGB", (width, tops[-1]), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PIXELS, 16), "".join(wrap(title, large, width - 2 * MARGIN_PIXELS, 1)), TEXT, large)
     draw.text((MARGIN_PIXELS, 48), "Left the mesh, right its splat.", FAINT, small)
@@ -67,19 +68,15 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
     return sheet
 
 
-def _resized(
-    picture: Image.Image,
-    pixels: int,
-    box: tuple[float, float, float, float] | None = None,
-) -> Image.Image:
+def _resized(picture: Image.Image, pixels: int, box: Box | None = None) -> Image.Image:
     return picture.resize((pixels, pixels), Image.Resampling.BICUBIC, box)
 
 
 def _box(
     mesh: np.ndarray,  # [S, S, 3] uint8
     splat: np.ndarray,  # [S, S, 3] uint8
-) -> tuple[float, float, float, float]:
-    """The square of both pictures that holds the object with a rim: left, upper, right, lower, in pixels."""
+) -> Box:
+    """The square that holds the object in both pictures, with a margin."""
     size = len(mesh)
     seen = (np.minimum(mesh, splat) < 245).any(axis=-1)
     if not seen.any():
@@ -93,17 +90,16 @@ def _box(
 
 def font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of all drawn text."""
-    # Matplotlib brings DejaVu with it: no font of the system is needed, and every machine draws the same.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    # Every machine has the DejaVu that matplotlib brings, and draws the same pixels.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """Lines that fit into `width` pixels, at most `lines`; what is left over becomes an ellipsis."""
+    """Text in at most `lines` lines of `width` pixels; an ellipsis replaces the rest."""
 
     def fitting(text: str, suffix: str = "") -> int:
-        """How many characters fit, one at least."""
+        """How many characters fit; at least one."""
         ends = range(1, len(text) + 1)
         return max(1, bisect_right(ends, float(width), key=lambda end: font.getlength(text[:end] + suffix)))
 

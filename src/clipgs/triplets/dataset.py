@@ -1,31 +1,30 @@
 """Packed triplets as a torch dataset."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from clipgs.core.errors import ClipgsError
+from clipgs import splats
+from clipgs.core.errors import ClipgsError, snakemake
+from clipgs.meshes.cameras import showing
 from clipgs.splats.pictures import from_image
 from clipgs.triplets.pack import TAR_BLOCK, digest
-
-if TYPE_CHECKING:
-    from clipgs.splats.gaussians import Gaussians
 
 Item = dict[str, Any]
 
 
 class TripletDataset:
-    """The triplets of a folder that holds `index.parquet` and the shards' tars: what torch calls a map-style dataset.
+    """The triplets of a folder with `index.parquet` and the shards' tars, as a map-style dataset of torch.
 
     An item is a dict of
         uid: str
         gaussians: Gaussians [N, *], rows in farthest-point order
-        images: [V, H, W, 3] uint8, the splat from its V cameras
+        images: [V, H, W, 3] uint8, the renders of the splat from its V cameras
         text: str, the caption
-        meta: dict, what `uid.json` holds: category, licence, credit, quality, cameras and the like
+        meta: dict, the content of `uid.json`: category, licence, credit, quality, cameras and more
 
     Objects have different numbers of Gaussians: give a `DataLoader` the `collate` of this module.
 
@@ -34,8 +33,8 @@ class TripletDataset:
         split: train, validation or test; None for all.
 
     Raises:
-        ClipgsError: the index is missing or damaged, has no such split, or a tar is missing or cut short; and
-            from an item, if its bytes are not those that were packed.
+        ClipgsError: the index is missing or damaged or has no such split, or a tar is missing or cut short. Reading an
+            item raises it if the bytes are not those that were packed.
     """
 
     def __init__(self, path: Path | str, split: str | None = None) -> None:
@@ -49,9 +48,10 @@ class TripletDataset:
         try:
             rows = pq.ParquetFile(index).read(columns=columns)
         except FileNotFoundError:
-            raise ClipgsError(f"{index} is missing; make it with: snakemake triplets") from None
+            raise ClipgsError(f"{index} is missing; make it with: {snakemake('triplets')}") from None
         except (OSError, pa.ArrowException) as error:
-            raise ClipgsError(f"{index} cannot be read ({error}); make it again: snakemake --force {index}") from None
+            again = snakemake("--force", index)
+            raise ClipgsError(f"{index} cannot be read ({error}); make it again with: {again}") from None
         if split is not None:
             splits = sorted(value for value in rows["split"].unique().to_pylist() if value is not None)
             if split not in splits:
@@ -64,32 +64,31 @@ class TripletDataset:
         self._offsets, self._bytes = rows["offset"].to_numpy(), rows["bytes"].to_numpy()
         for shard in np.unique(self._shards):
             mine = self._shards == shard
-            self._check_size(self._tar(shard), int((self._offsets[mine] + self._bytes[mine]).max()))
+            self._check_size(self._tar(shard), (self._offsets[mine] + self._bytes[mine]).max())
 
     def _tar(self, shard: str) -> Path:
         return self.path / f"{shard}.tar"
 
-    @staticmethod
-    def _check_size(tar: Path, least: int) -> None:
+    def _check_size(self, tar: Path, least: int) -> None:
         try:
             size = tar.stat().st_size
         except OSError:
-            raise ClipgsError(f"{tar} is missing; make it with: snakemake {tar}") from None
+            raise ClipgsError(f"{tar} is missing; make it with: {snakemake(tar)}") from None
         if size < least:
             raise ClipgsError(
-                f"{tar} is cut short: it has {size} bytes and its objects end at {least}; "
-                f"make it again: snakemake --force {tar}"
+                f"{tar} is cut short: it has {size} bytes, but its objects end at {least}; "
+                f"make it again with: {snakemake('--force', tar)}"
             )
 
     def shard(self, i: int) -> str:
-        """Name of the shard that holds object i."""
+        """Name of the shard of object i."""
         return str(self._shards[i])
 
     def __len__(self) -> int:
         return len(self.uids)
 
     def members(self, i: int) -> dict[str, bytes]:
-        """The files of one object as they stand in the tar, by name."""
+        """The files of one object in the tar, by name."""
         uid, tar = str(self.uids[i]), self._tar(self._shards[i])
         try:
             with open(tar, "rb") as file:
@@ -99,23 +98,20 @@ class TripletDataset:
         except (OSError, ValueError):
             intact = False
         if not intact:
+            index = self.path / "index.parquet"
             raise ClipgsError(
-                f"{tar}: the files of {uid} are not those that the index names, one of the two is damaged or "
-                f"from another run; make them again: snakemake --force {tar} {self.path / 'index.parquet'}"
+                f"{tar}: the files of {uid} do not match the index; the tar or the index is damaged or from another "
+                f"run; make both again with: {snakemake('--force', tar, index)}"
             )
         return dict(members)
 
-    def gaussians(self, i: int) -> "Gaussians":
-        """The splat of one object, without its pictures."""
-        from clipgs.splats.gaussians import Gaussians
-
+    def gaussians(self, i: int) -> "splats.Gaussians":
+        """The splat of one object, without its renders."""
         name = f"{self.uids[i]}.ply"
-        return Gaussians.from_ply(self.members(i)[name], name)
+        return splats.Gaussians.from_ply(self.members(i)[name], name)
 
     def __getitem__(self, i: int) -> Item:
         import torch
-
-        from clipgs.splats.gaussians import Gaussians
 
         uid = str(self.uids[i])
         members = self.members(i)
@@ -124,7 +120,7 @@ class TripletDataset:
         images = [from_image(members[f"{uid}.{view:02d}.webp"]) for view in views]
         return {
             "uid": uid,
-            "gaussians": Gaussians.from_ply(members[f"{uid}.ply"], f"{uid}.ply"),
+            "gaussians": splats.Gaussians.from_ply(members[f"{uid}.ply"], f"{uid}.ply"),
             "images": torch.from_numpy(np.stack(images)),
             "text": members[f"{uid}.txt"].decode(),
             "meta": meta,
@@ -132,9 +128,9 @@ class TripletDataset:
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:
-    """Names and bytes of one object's part of a tar that `TarWriter` wrote; of any other they have another digest.
+    """Names and bytes of the files in one object's part of a tar that `TarWriter` wrote.
 
-    tarfile takes 3 ms over these headers, and lets no other thread read meanwhile.
+    tarfile needs four times as long for these headers, and no other thread runs meanwhile.
 
     Raises:
         ValueError: a header is damaged.
@@ -151,15 +147,19 @@ def _members(block: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
+def best_render(uid: str, members: Mapping[str, bytes]) -> bytes:
+    """The render that shows an object best as one picture, a WebP among its `members`."""
+    viewmats = np.array(json.loads(members[f"{uid}.json"])["cameras"]["viewmats"])
+    return members[f"{uid}.{showing(viewmats):02d}.webp"]
+
+
 def collate(items: Sequence[Item]) -> Item:
     """A batch: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
     import torch
 
-    from clipgs.splats.gaussians import Gaussians
-
     return {
         "uid": [item["uid"] for item in items],
-        "gaussians": Gaussians.stack([item["gaussians"] for item in items]),
+        "gaussians": splats.Gaussians.stack([item["gaussians"] for item in items]),
         "images": torch.stack([item["images"] for item in items]),
         "text": [item["text"] for item in items],
         "meta": [item["meta"] for item in items],

@@ -1,42 +1,37 @@
-"""Packing: a shard's splats, pictures and captions as one WebDataset tar, and the index of all shards.
+"""Packing: a shard's splats, renders and captions as one WebDataset tar, and the index of all shards.
 
-The members of an object stand together in the tar: `uid.ply`, `uid.00.webp` and so on, `uid.txt`, `uid.json`.
-Beside it, `S.parquet` has a row for every object of the shard: where its members are, or at which stage it
-failed and why.
+The members of an object follow each other in the tar: `uid.ply`, `uid.00.webp` and so on, `uid.txt`, `uid.json`.
+`S.parquet` has a row for every object of the shard: where its members are in the tar, or which stage failed and why.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clipgs.core.bundles import TarWriter, tar_objects, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import atomic
-
-Row = dict[str, Any]
+from clipgs.core.runner import Row
 
 TAR_BLOCK = 512
 QUALITY = ("psnr", "psnr_foreground", "ssim", "alpha_iou", "gaussians")
 LABELS = ("category", "license", "credit", "page")
 
 
-@dataclass(frozen=True)
-class Cameras:
-    """The canonical cameras that every splat is pictured with."""
+class Cameras(NamedTuple):
+    """The canonical cameras, from which every splat is rendered."""
 
     viewmats: np.ndarray  # [V, 4, 4], world to camera, OpenCV axes
     Ks: np.ndarray  # [V, 3, 3], pixels
     pixels: int
 
 
-@dataclass(frozen=True)
-class MeshToSplat:
-    """How a mesh was normalised: splat = (mesh, turned so that Y is up, - centre) * scale."""
+class MeshToSplat(NamedTuple):
+    """How a mesh was normalised: turned so that Y is up, then (mesh - centre) * scale."""
 
     centre: Sequence[float]  # [3], the mesh's units
     scale: float
@@ -44,7 +39,7 @@ class MeshToSplat:
 
 
 def digest(members: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 of an object's members, names and bytes, in their order."""
+    """SHA-256 of the names and bytes of an object's members, in their order."""
     result = hashlib.sha256()
     for name, data in members:
         result.update(f"{name}\0{len(data)}\0".encode())
@@ -65,53 +60,57 @@ def pack_shard(
     mesh_to_splat: Mapping[str, MeshToSplat],
     cameras: Cameras,
 ) -> list[Row]:
-    """Write `triplets/S.tar` and `triplets/S.parquet`.
+    """Writes `triplets/S.tar` and `triplets/S.parquet`.
 
     Args:
-        objects: the shard's frozen rows; one with a `note` can never be used.
-        labels: what may be mended: category, text, license, credit, page.
-        stages: rows of every stage's table in the order of the workflow, each with uid, status and error. An
-            object's first failure is its row's. `fit` (with quality) and `caption` must be among them.
+        objects: the shard's frozen rows. A `note` says why an object cannot be used.
+        labels: what can be corrected later: category, text, license, credit, page.
+        stages: rows of every stage's table in the order of the workflow, each with uid, status and error; `fit` (with
+            quality) and `caption` are among them. An object's row gets its first failure.
         splats, renders: `splats/S.tar` (uid.ply) and `renders/S.tar` (uid/00.webp ...).
 
     Returns:
-        the rows of the table, one an object, in the order of their uids.
+        the rows of the table, one per object, ordered by uid.
 
     Raises:
-        ClipgsError: an object that no stage has failed is missing from a table or a tar.
+        ClipgsError: an object that failed at no stage is missing from a table or a tar.
     """
     label_of = {row["uid"]: row for row in labels}
     stage_of = {stage: {row["uid"]: row for row in rows} for stage, rows in stages.items()}
-    splat_of, pictures_of = tar_objects(splats), tar_objects(renders)
-    rows = []
-    offset = 0
+    splat_of, renders_of = tar_objects(splats), tar_objects(renders)
+    needed: dict[str, Mapping[str, Any]] = {
+        f"row of the stage {stage}": stage_of[stage] for stage in ("fit", "caption")
+    }
+    needed |= {"splat": splat_of, "renders": renders_of, "normalisation": mesh_to_splat}
+    rows, offset = [], 0
     with TarWriter(tar) as writer:
-        for thing in sorted(objects, key=lambda row: row["uid"]):
-            uid = thing["uid"]
+        for frozen in sorted(objects, key=lambda row: row["uid"]):
+            uid = frozen["uid"]
             label = label_of.get(uid, {})
             row = {"uid": uid, "shard": shard, "status": "ok", **{key: label.get(key) for key in LABELS}}
-            row |= {key: thing.get(key) for key in ("source", "group", "split")}
+            row |= {key: frozen.get(key) for key in ("source", "group", "split")}
             rows.append(row)
-            failure = _failure(thing, stage_of)
-            if failure:
-                row |= failure
+            failures = [("catalog", frozen["note"])] if frozen.get("note") else []
+            rows_of = {stage: found[uid] for stage, found in stage_of.items() if uid in found}
+            failures += [(stage, found["error"]) for stage, found in rows_of.items() if found["status"] != "ok"]
+            if failures:
+                stage, error = failures[0]
+                row |= {"status": "failed", "stage": stage, "error": error}
                 continue
-            needed = {"a splat": splat_of, "pictures": pictures_of, "its normalisation": mesh_to_splat}
-            needed |= {f"a row of {stage}": stage_of[stage] for stage in ("fit", "caption")}
             for what, found in needed.items():
                 if uid not in found:
-                    raise ClipgsError(f"shard {shard}: no stage failed on {uid}, yet it has not {what}")
-            fit, caption = stage_of["fit"][uid], stage_of["caption"][uid]
+                    raise ClipgsError(f"shard {shard}: {uid} has no {what}, though no stage failed on it")
+            fit, caption = rows_of["fit"], rows_of["caption"]
             row |= {key: fit[key] for key in QUALITY}
             row |= {"caption": caption["caption"], "caption_source": caption["source"]}
             row |= {"caption_score": caption.get("score"), "caption_note": caption.get("note")}
-            meta = _meta(row, thing["sha256"], mesh_to_splat[uid], cameras)
-            files = {**splat_of[uid].read(), **pictures_of[uid].read()}
+            meta = _meta(row, frozen["sha256"], mesh_to_splat[uid], cameras)
+            files = {**splat_of[uid].read(), **renders_of[uid].read()}
             files |= {"txt": caption["caption"].encode(), "json": meta}
             members = sorted((f"{uid}.{name}", data) for name, data in files.items())
             for name, data in members:
                 writer.add(name, data)
-            # A member is a header block and its data, filled up to whole blocks.
+            # A member is a header of one block, and its data padded to whole blocks.
             size = sum(TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK for _, data in members)
             row |= {"offset": offset, "bytes": size, "sha256": digest(members)}
             offset += size
@@ -119,18 +118,8 @@ def pack_shard(
     return rows
 
 
-def _failure(thing: Row, stage_of: Mapping[str, Mapping[str, Row]]) -> Row | None:
-    if thing.get("note"):
-        return {"status": "failed", "stage": "catalog", "error": thing["note"]}
-    for stage, rows in stage_of.items():
-        row = rows.get(thing["uid"])
-        if row is not None and row["status"] != "ok":
-            return {"status": "failed", "stage": stage, "error": row["error"]}
-    return None
-
-
 def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras: Cameras) -> bytes:
-    """What `uid.json` holds."""
+    """The content of `uid.json`."""
     names = ("uid", "shard", "split", "group", "caption", "caption_source", "caption_score", *LABELS)
     meta = {
         **{name: row[name] for name in names},
@@ -148,12 +137,12 @@ def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras
 
 
 def _shortest(array: np.ndarray) -> list[Any]:
-    """Nested lists of numbers with no more digits than tell one float32 from the next."""
+    """Nested lists of numbers, each with the fewest digits that give the same float32."""
     return json.loads(json.dumps(array.tolist()), parse_float=lambda text: float(str(np.float32(text))))
 
 
 def merge_index(tables: Sequence[Path], path: Path) -> None:
-    """Write `triplets/index.parquet`: the packed objects of all shards, in the order of shards and uids."""
+    """Writes `triplets/index.parquet`: the packed objects of all shards, ordered by shard and uid."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -164,17 +153,23 @@ def merge_index(tables: Sequence[Path], path: Path) -> None:
 
 
 def all_rows(tables: Sequence[Path]) -> Any:
-    """The tables of all shards, failures too, as one `pyarrow.Table`."""
+    """The tables of all shards as one `pyarrow.Table`, with the failed objects."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     return pa.concat_tables([schema().empty_table(), *(pq.ParquetFile(table).read() for table in tables)])
 
 
+def read_rows(tables: Sequence[Path]) -> list[Row]:
+    """The rows of all shards, with the failed objects, ordered by shard and uid: what the card and the report show."""
+    ordered = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
+    return ordered.drop_columns(["source", "group", "offset", "sha256"]).to_pylist()
+
+
 def schema() -> Any:
     """Rows of `triplets/S.parquet`; `index.parquet` leaves out status, stage and error.
 
-    An object's members lie in `S.tar` from `offset` on, for `bytes` bytes; `sha256` is their `digest`.
+    An object's members are the `bytes` bytes of `S.tar` from `offset` on; `sha256` is their `digest`.
     """
     import pyarrow as pa
 

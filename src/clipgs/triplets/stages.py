@@ -1,4 +1,4 @@
-"""The stages `caption`, `pack` and `index`: from splats and pictures to the dataset."""
+"""The stages `caption`, `pack` and `index`: from splats and renders to the dataset."""
 
 import json
 
@@ -9,14 +9,14 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.files import check
 from clipgs.core.runner import fail_as_a_whole, good
-from clipgs.stages import job, path, table
+from clipgs.stages import STAGES, job, path, table
 
 
 def caption(config: Config, shard: str, threads: int) -> None:
-    """Gives every object its caption, with the captioner that the configuration names.
+    """Gives every object its caption, with the configured captioner.
 
-    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates, scores; where it was judged score, and
-    a note where that is under `caption.min_score`.
+    Writes `captions/S.parquet`: uid, status, error, caption, source, candidates and scores. A caption that was scored
+    has a score, and a note if that is below `caption.min_score`.
     """
     del threads
     from clipgs.triplets.captions import captioner, located, schema
@@ -24,54 +24,43 @@ def caption(config: Config, shard: str, threads: int) -> None:
     check(labels_path(config, shard))
     meshes = good(table(config, "meshes", shard))
     frozen = [row for row in read_table(shard_path(config, shard)) if row["uid"] in meshes]
-    labels = read_table(labels_path(config, shard))
+    given = frozen, read_table(labels_path(config, shard)), located(config)
+    make = captioner(config.caption.captioner)
     if config.caption.writer or config.caption.uses_teacher:
         from clipgs.triplets.captions_written import caption_writer, judged
 
-        writer = caption_writer(config, shard)
-        rows = captioner(config.caption.captioner)(frozen, labels, located(config), writer)
-        rows = judged(config, shard, rows)
+        rows = judged(config, shard, make(*given, caption_writer(config, shard)))
     else:
-        rows = captioner(config.caption.captioner)(frozen, labels, located(config))
+        rows = make(*given)
     errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
     fail_as_a_whole(job(config, "caption", shard), errors, len(rows))
     write_table(path(config, "captions", shard, ".parquet"), rows, schema())
 
 
 def pack(config: Config, shard: str, threads: int) -> None:
-    """Packs splat, pictures, caption and everything known of each object.
+    """Packs the splat, the renders, the caption and the metadata of each object.
 
-    Writes `triplets/S.tar` (WebDataset) and `triplets/S.parquet` (a row an object, failed ones with stage and error).
+    Writes `triplets/S.tar` (WebDataset) and `triplets/S.parquet` (a row per object; a failed one has stage and error).
     """
     del threads
     from clipgs.meshes.cameras import canonical_cameras
     from clipgs.triplets.pack import Cameras, MeshToSplat, pack_shard
 
-    for file in (shard_path(config, shard), labels_path(config, shard)):
+    splats, renders = (path(config, folder, shard, ".tar") for folder in ("splats", "renders"))
+    for file in (shard_path(config, shard), labels_path(config, shard), splats, renders):
         check(file)
-    for stage in ("splats", "renders"):
-        check(path(config, stage, shard, ".tar"))
     frozen = read_table(shard_path(config, shard))
     reasons = excluded(config).get(shard, {})
     frozen = [row | {"note": f"excluded: {reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
-    stages = {
-        "fetch": table(config, "meshes", shard),
-        "sample": table(config, "points", shard),
-        "view": table(config, "views", shard),
-        "fit": table(config, "splats", shard),
-        "render": table(config, "renders", shard),
-        "caption": table(config, "captions", shard),
-    }
-    # The hash of what was really read: that of a generated mesh is not known when its row is frozen.
+    stages = {name: table(config, STAGES[name].folder, shard) for name in STAGES["pack"].after if name != "label"}
+    # The hash of a generated mesh is not known when its row is frozen: `fetch` hashes what it reads.
     hashes = {uid: row["sha256"] for uid, row in good(stages["fetch"]).items()}
     objects = [{**row, "sha256": hashes.get(row["uid"], row["sha256"])} for row in frozen]
     up_axes = {row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes}
     normalised = {
-        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid]) for uid, row in good(stages["sample"]).items()
-    }
-    normalised |= {
         uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid])
-        for uid, row in good(stages["fit"]).items()
+        for stage in ("sample", "fit")  # `fit` normalises ready splats
+        for uid, row in good(stages[stage]).items()
         if row["centre"] is not None
     }
     pack_shard(
@@ -81,15 +70,15 @@ def pack(config: Config, shard: str, threads: int) -> None:
         objects=objects,
         labels=read_table(labels_path(config, shard)),
         stages=stages,
-        splats=path(config, "splats", shard, ".tar"),
-        renders=path(config, "renders", shard, ".tar"),
+        splats=splats,
+        renders=renders,
         mesh_to_splat=normalised,
         cameras=Cameras(*canonical_cameras(config.views, config.render.pixels), config.render.pixels),
     )
 
 
 def index(config: Config) -> None:
-    """Writes what is said of all shards: `triplets/index.parquet`, README.md, CREDITS.csv, contact_sheet.png,
+    """Writes the files about all shards: `triplets/index.parquet`, README.md, CREDITS.csv, contact_sheet.png and
     quality.png."""
     from clipgs.triplets.card import write_card
     from clipgs.triplets.pack import merge_index
