@@ -26,11 +26,10 @@ def toy_task(B=6, N=40, D=16):
 def step(model, gaussians, targets, optimizer=None):
     logits = model(gaussians) @ targets.T * 10
     loss = F.cross_entropy(logits, torch.arange(len(targets)))
-    if optimizer:
-        optimizer.zero_grad()
     loss.backward()
     if optimizer:
         optimizer.step()
+        optimizer.zero_grad()
     return loss.item()
 
 
@@ -60,8 +59,7 @@ def test_the_gradient_reaches_every_parameter(small, mode):
     model = ClipGS(small.model_copy(update={"batch_norm": mode}), 16, SHALLOW)
     gaussians, targets = toy_task()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step(model, gaussians, targets, optimizer)  # branch two's last layer starts at zero, and hides what is before it
-    optimizer.zero_grad()
+    step(model, gaussians, targets, optimizer)  # branch two's last layer starts at zero, and hides the layers before
     step(model, gaussians, targets)
     exempt = set() if mode == "frozen" else BEFORE_A_NORM
     for name, parameter in model.named_parameters():
@@ -94,11 +92,7 @@ def test_branch_two_changes_nothing_at_first_and_something_after_100_steps(small
 def test_attributes_of_branch_two_are_learnt_from(small):
     """Objects that differ in nothing but their opacities can be told apart."""
     one = random_gaussians(1, 60)
-    gaussians = Gaussians(
-        **{field: getattr(one, field).expand(4, *getattr(one, field).shape[1:]) for field in
-           ("means", "quats_wxyz", "log_scales", "colors")},
-        opacity_logits=torch.randn(4, 60) * 2,
-    )  # fmt: skip
+    gaussians = replace(Gaussians.stack([one[0]] * 4), opacity_logits=torch.randn(4, 60) * 2)
     targets = F.normalize(torch.randn(4, 16), dim=-1)
     model = ClipGS(small, 16, SHALLOW)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

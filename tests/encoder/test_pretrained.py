@@ -1,5 +1,6 @@
 import argparse
 import fractions
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from clipgs.config import Encoder
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder import build, pretrained
 from clipgs.encoder.transformer import Shape
-from clipgs.splats.gaussians import Gaussians
+
+from .conftest import random_gaussians
 
 TOLERANCE = 1e-4  # of embeddings of length about 20; the bar is 1e-3
 
@@ -100,7 +102,7 @@ def test_a_class_that_is_not_known_to_be_harmless_is_named_and_never_made(conten
 def test_a_key_that_is_not_known_is_named(content, tmp_path):
     content["module"]["point_encoder.visual.blocks.0.surprise"] = torch.zeros(1)
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ClipgsError, match=r"not known here: point_encoder\.visual\.blocks\.0\.surprise"):
+    with pytest.raises(ClipgsError, match=r"unknown weights: point_encoder\.visual\.blocks\.0\.surprise"):
         pretrained.load(tmp_path / "model.pt")
 
 
@@ -130,12 +132,12 @@ def test_dead_keys_may_be_missing_and_change_nothing(vectors, content, tmp_path,
 @pytest.mark.parametrize(
     ("write", "error", "words"),
     [
-        (None, UsageError, "is not there"),
+        (None, UsageError, "does not exist"),
         (lambda path: path.write_bytes(b"not a checkpoint"), ClipgsError, "model.pt"),
         (lambda path: path.write_bytes(b""), ClipgsError, "cannot be read"),
         (lambda path: torch.save({"epoch": 3}, path), ClipgsError, "holds no weights"),
         (lambda path: torch.save([1, 2], path), ClipgsError, "holds no weights"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), ClipgsError, "no checkpoint of Uni3D"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), ClipgsError, "not a checkpoint of Uni3D"),
     ],
 )
 def test_another_file_is_one_line(tmp_path, write, error, words):
@@ -163,21 +165,13 @@ def start(path, **more):
 
 
 def as_gaussians(vectors):
-    """The points of the vectors as splats, in farthest-point order, with attributes that Uni3D does not know."""
+    """The points of the vectors as splats, in farthest-point order, with random values for the other attributes."""
     arrays = np.load(vectors / "uni3d_tiny2.npz")
     xyz, rgb, embedding = inputs(vectors, "uni3d_tiny2")
     B, N, _ = xyz.shape
-    rows = []
-    for first in arrays["fps_indices"]:
-        rows.append([*first, *sorted(set(range(N)) - set(first))])
+    rows = [[*first, *sorted(set(range(N)) - set(first))] for first in arrays["fps_indices"]]
     rows = torch.tensor(np.array(rows))[..., None].expand(-1, -1, 3)
-    splats = Gaussians(
-        means=xyz.gather(1, rows),
-        quats_wxyz=torch.randn(B, N, 4),
-        log_scales=torch.randn(B, N, 3),
-        opacity_logits=torch.randn(B, N),
-        colors=rgb.gather(1, rows),
-    )
+    splats = replace(random_gaussians(B, N), means=xyz.gather(1, rows), colors=rgb.gather(1, rows))
     return splats, torch.nn.functional.normalize(embedding, dim=-1)
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -33,10 +35,9 @@ def test_sizes_are_those_of_timms_models(size):
     ],
 )
 def test_blocks_are_timms_without_rotary_embedding(form):
-    model = timm.models.eva.Eva(
-        img_size=28, patch_size=14, embed_dim=64, depth=3, num_heads=1, mlp_ratio=2.0, num_classes=0,
-        norm_layer=lambda *a, **k: torch.nn.LayerNorm(*a, eps=1e-6, **k), **form,
-    ).eval()  # fmt: skip
+    size = {"img_size": 28, "patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 1, "mlp_ratio": 2.0}
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    model = timm.models.eva.Eva(**size, num_classes=0, norm_layer=norm, **form).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     weights, shape = _eva_blocks(_Keys("timm", dict(model.state_dict()), frozenset()), "")

@@ -1,10 +1,10 @@
-"""Coloured balls: points on them, pictures of them, and settings that fit them in seconds."""
+"""Coloured balls (points on them, views of them, and settings that fit them in seconds), and random Gaussians."""
 
 import numpy as np
 import torch
 
 from clipgs.config import Fit
-from clipgs.splats.gaussians import Points, Views
+from clipgs.splats.gaussians import Gaussians, Points, Views
 from clipgs.splats.rasterizer import kernels, rasterize
 
 PIXELS = 40
@@ -13,8 +13,19 @@ RATES = {"lr_means": 1.6e-4, "lr_quats": 1e-3, "lr_scales": 5e-3, "lr_opacities"
 SETTINGS = Fit(gaussians=250, steps=60, lr_factor=3.0, disc_opacity=0.9, **RATES)
 
 
+def random_gaussians(rows: int, seed: int = 0) -> Gaussians:
+    random = torch.Generator().manual_seed(seed)
+    return Gaussians(
+        means=torch.randn(rows, 3, generator=random),
+        quats_wxyz=torch.randn(rows, 4, generator=random),
+        log_scales=torch.randn(rows, 3, generator=random) - 4,
+        opacity_logits=torch.randn(rows, generator=random),
+        colors=torch.rand(rows, 3, generator=random),
+    )
+
+
 def balls(objects=1, points=600, views=8):
-    """Points on coloured balls, and pictures of them: the colour is where the surface is in space."""
+    """Points on coloured balls, and views of them: the colour is the position in space."""
     xyz, viewmats = [], []
     for b in range(objects):
         rng = np.random.default_rng(b)

@@ -10,6 +10,7 @@ from clipgs.core.bundles import TarWriter
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.splats.export import export, to_glb, to_splat
 from clipgs.splats.gaussians import Gaussians
+from tests.splats.balls import random_gaussians
 
 SH_C0 = 0.28209479177387814
 COMPONENTS = {5121: "u1", 5123: "<u2", 5126: "<f4"}
@@ -18,11 +19,7 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 
 @pytest.fixture
 def splat() -> Gaussians:
-    generator = torch.Generator().manual_seed(5)
-    means, quats, noise = (torch.randn(50, width, generator=generator) for width in (3, 4, 3))
-    return Gaussians(
-        means, quats, noise - 4, torch.randn(50, generator=generator), torch.rand(50, 3, generator=generator)
-    )
+    return random_gaussians(50, seed=5)
 
 
 def unit(splat):
@@ -122,7 +119,7 @@ def test_the_same_splat_gives_the_same_bytes(splat):
 
 def test_a_batch_is_refused(splat):
     for encode in (to_glb, to_splat):
-        with pytest.raises(ValueError, match="one object"):
+        with pytest.raises(ValueError, match="Only one object"):
             encode(Gaussians.stack([splat, splat]))
 
 
@@ -167,7 +164,7 @@ def test_wrong_inputs_are_one_line(triplets, tmp_path, splat):
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 100)
     for inputs, uids, words in [
-        ([tmp_path / "nowhere"], (), "nowhere is not there"),
+        ([tmp_path / "nowhere"], (), "nowhere does not exist"),
         ([tmp_path / "empty"], (), "no input holds a splat"),
         ([triplets], ["a", "z"], "no input holds z"),
         ([triplets, tmp_path / "a.ply"], (), "export them to two folders"),

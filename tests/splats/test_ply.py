@@ -9,18 +9,17 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from clipgs.splats import ply
-from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.gaussians import PARAMETERS, Gaussians
+from clipgs.splats.order import farthest_point_order
+from tests.splats.balls import random_gaussians
 
 NAMES = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2")
 NAMES += ("rot_0", "rot_1", "rot_2", "rot_3")
-FIELDS = ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors")
 
 
 @pytest.fixture
 def splat() -> Gaussians:
-    generator = torch.Generator().manual_seed(3)
-    tensors = [torch.randn(20, width, generator=generator) for width in (3, 4, 3)]
-    return Gaussians(*tensors, torch.randn(20, generator=generator), torch.rand(20, 3, generator=generator))
+    return random_gaussians(20, seed=3)
 
 
 def vertices(splat: Gaussians, names=NAMES, number="f4") -> np.ndarray:
@@ -39,7 +38,7 @@ def vertices(splat: Gaussians, names=NAMES, number="f4") -> np.ndarray:
 
 
 def assert_same(one: Gaussians, other: Gaussians) -> None:
-    for name in FIELDS:
+    for name in PARAMETERS:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-6)
 
 
@@ -64,8 +63,8 @@ def test_layout_byte_by_byte(tmp_path, splat):
 def test_round_trip_in_farthest_point_order(tmp_path, splat):
     splat.save(tmp_path / "a.ply")
     loaded = Gaussians.load(tmp_path / "a.ply")
-    assert_same(splat[splat.farthest_point_order()], loaded)
-    assert loaded.farthest_point_order().tolist() == list(range(20))
+    assert_same(splat[farthest_point_order(splat.means.numpy())], loaded)
+    assert farthest_point_order(loaded.means.numpy()).tolist() == list(range(20))
     assert splat.to_ply() == (tmp_path / "a.ply").read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == ["a.ply"]
 
@@ -89,7 +88,7 @@ def test_files_of_other_programs(splat, form, number, caplog):
     other = PlyData([PlyElement.describe(vertices(splat, names, number), "vertex")], **form)
     with caplog.at_level(logging.INFO):
         loaded = Gaussians.from_ply(written(other), "other.ply")
-    assert_same(splat[splat.farthest_point_order()], loaded)
+    assert_same(splat[farthest_point_order(splat.means.numpy())], loaded)
     assert "other.ply: 9 spherical harmonics above degree 0 are dropped" in caplog.text
 
 
@@ -139,7 +138,7 @@ def damaged(splat: Gaussians) -> dict[str, tuple[bytes, str]]:
         "compressed": (of(packed), "compressed"),
         "nan": (of(nan), "scale_1 of row 4 is not a finite number"),
         "too large": (of(huge), "x of row 1 is not a finite"),
-        "zero rotation": (of(zero), "rotation is all zeros"),
+        "zero rotation": (of(zero), "quaternion of a Gaussian is all zeros"),
         "list": (listed, "cannot be read"),
     }
 

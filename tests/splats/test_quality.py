@@ -16,17 +16,9 @@ def views(rgba: torch.Tensor) -> Views:  # [H, W, 4] in [0, 1]
 
 
 def drawn(gaussians) -> torch.Tensor:
-    """The Gaussians' own picture as straight RGBA [H, W, 4] in [0, 1]."""
-    image, alpha = rasterize(
-        gaussians.means,
-        gaussians.quats_wxyz,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        *front_camera(PIXELS),
-        PIXELS,
-        PIXELS,
-    )
+    """The Gaussians' own render as straight RGBA [H, W, 4] in [0, 1]."""
+    inputs = (gaussians.means, gaussians.quats_wxyz, gaussians.scales, gaussians.opacities, gaussians.colors)
+    image, alpha = rasterize(*inputs, *front_camera(PIXELS), PIXELS, PIXELS)
     return torch.cat([image / alpha.clamp_min(1e-6), alpha], dim=-1)[0].clamp(0, 1)
 
 

@@ -225,7 +225,7 @@ def test_no_gaussians_leave_the_ground():
         ({"viewmats": torch.zeros(4, 4)}, r"viewmats must be a tensor \[\.\.\., V, 4, 4\]"),
         ({"Ks": torch.zeros(1, 3, 3)}, r"Ks .*\[2, 3, 3\].*not \[1, 3, 3\]"),
         ({"backgrounds": torch.zeros(3)}, r"backgrounds .*\[2, 3\]"),
-        ({"viewmats": torch.eye(4).repeat(2, 1, 1).requires_grad_()}, r"viewmats asks for a gradient"),
+        ({"viewmats": torch.eye(4).repeat(2, 1, 1).requires_grad_()}, r"viewmats requires a gradient"),
         ({"width": 0}, r"width and height must be at least 1 pixel"),
         ({"mode": "sharp"}, r"mode must be \"classic\" or \"antialiased\""),
         ({"engine": "gpu"}, r"engine must be \"auto\", \"cpu\" or \"cuda\""),

@@ -17,7 +17,7 @@ from clipgs.meshes.cameras import cameras_json
 from clipgs.splats import fitting, stages
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import from_image
-from tests.splats.balls import balls
+from tests.splats.balls import balls, random_gaussians
 
 COUNT, HELD_OUT = 6, 2
 
@@ -139,16 +139,7 @@ def ready_splats(folder, objects: int, device: str = "cpu") -> list[Task]:
     )
     tasks = []
     for b in range(objects):
-        random = torch.Generator().manual_seed(b)
-        rows = 40 + 10 * b
-        splat = Gaussians(
-            means=torch.rand(rows, 3, generator=random) - 0.5,
-            quats_wxyz=torch.randn(rows, 4, generator=random),
-            log_scales=torch.rand(rows, 3, generator=random) - 3.5,
-            opacity_logits=torch.randn(rows, generator=random),
-            colors=torch.rand(rows, 3, generator=random),
-        )
-        data = splat.to_ply()
+        data = random_gaussians(40 + 10 * b, seed=b).to_ply()
         data = data[:-100] if b == 3 else data
         (folder / f"{b}.ply").write_bytes(data)
         tasks.append(Task(f"splat{b}", "", (config, Members(str(folder / f"{b}.ply"), (("ply", 0, len(data)),)))))

@@ -9,7 +9,7 @@ from clipgs.core.bundles import write_table
 from clipgs.core.runner import stage_schema
 from clipgs.meshes.cameras import showing
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.render import to_webp
+from clipgs.splats.pictures import to_webp
 from clipgs.triplets.pack import Cameras, MeshToSplat
 from tests.packed_world import VIEWS, Shard, hand_over, write_index
 

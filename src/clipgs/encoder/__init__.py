@@ -1,4 +1,4 @@
-"""The encoder: orders, patches, tokens, transformer, and other people's weights.
+"""The encoder: orders, patches, tokens, transformer, and published weights.
 
 Everything is imported when it is first used: commands that import this package need no torch for it.
 """

@@ -1,4 +1,4 @@
-"""Batch norm over the last axis, and linear layers that have it folded into their weights.
+"""Batch norm over the last axis, and linear layers with a batch norm folded into their weights.
 
 B objects, g patches of n Gaussians, C channels.
 """
@@ -8,19 +8,18 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Mode = Literal["sync", "local", "frozen"]
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """A batch norm whose statistics come from elsewhere.
+    """A batch norm that can take its statistics from another layer's moments.
 
-    `sync` takes the statistics of all processes' batches, `local` of its own, `frozen` the running ones in training
-    too. Parameters, running statistics and momentum are those of `torch.nn.BatchNorm1d`, and so is the arithmetic.
+    `sync` uses the statistics of all processes' batches, `local` of its own batch, `frozen` the running ones even in
+    training. Parameters, running statistics, momentum and arithmetic are those of `torch.nn.BatchNorm1d`.
     """
 
-    running_mean: Tensor  # always kept here, and with a momentum
+    running_mean: Tensor  # never None here
     running_var: Tensor
     momentum: float
 
@@ -30,22 +29,22 @@ class BatchNorm(nn.BatchNorm1d):
 
     @property
     def uses_batch(self) -> bool:
-        """Whether the batch's own statistics are taken, and not the running ones."""
+        """Whether the statistics are the batch's own, and not the running ones."""
         return self.training and self.mode != "frozen"
 
     def scale_shift(
         self,
-        mean: Tensor | None = None,  # [C], of this process's batch; without it the running ones are taken
+        mean: Tensor | None = None,  # [C], of this process's batch; default: the running statistics
         variance: Tensor | None = None,  # [C], biased
         rows: int = 0,
     ) -> tuple[Tensor, Tensor]:  # [C] each
-        """The norm of y is `y * scale + shift`. Moves the running statistics where the batch's own are taken."""
+        """Scale and shift of the norm `y * scale + shift`. The batch's own statistics update the running ones."""
         if mean is None or variance is None:
             mean, variance = self.running_mean, self.running_var
         else:
             variance = variance.clamp(min=0)
             if self.mode == "sync" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                # Every process has as many rows, so that the mean of means is the mean of all.
+                # All processes have the same number of rows, so the mean of their means is the mean of all rows.
                 mean, square = _AverageOverProcesses.apply(torch.stack([mean, variance + mean.square()])).unbind(0)
                 variance = (square - mean.square()).clamp(min=0)
                 rows *= dist.get_world_size()
@@ -67,7 +66,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class _AverageOverProcesses(torch.autograd.Function):
-    """The mean over all processes; each one's loss depends on every one's values."""
+    """The mean over all processes; the loss of each depends on the values of all."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -83,39 +82,35 @@ class _AverageOverProcesses(torch.autograd.Function):
 
 
 class Moments:
-    """Mean and covariance of the rows of a batch, which give the statistics of every linear function of them.
+    """Mean and covariance of the rows of a batch, which determine the statistics of every linear function of them.
 
-    The mean of W x is W times the mean of x, and its variance the diagonal of W cov(x) W^T. So a batch norm behind a
-    linear layer needs neither that layer's output nor a pass over it: it becomes part of the layer's weights.
+    The mean of W x is W times the mean of x, and its variance is the diagonal of W cov(x) W^T. So a batch norm after a
+    linear layer does not need the layer's output: it becomes a part of the layer's weights.
     """
 
     def __init__(self, values: Tensor) -> None:  # [B, g, n, C]
         self.rows = values[..., 0].numel()
         self.mean = _wide(values).mean((0, 1, 2))  # [C]
-        # An object at a time: in bfloat16 the rounding of each sum averages out over the batch.
+        # One sum an object: in bfloat16 their rounding errors average out over the batch.
         objects = values.flatten(1, 2)
         square = _wide(torch.bmm(objects.mT, objects)).mean(0) / objects.shape[1]
         self.covariance = square - self.mean[:, None] * self.mean  # [C, C]
 
 
 def centred(values: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, n, C]; the same and [C]
-    """The values without their mean, and the mean: what is constant, or nearly, keeps its precision in bfloat16."""
+    """The values minus their mean, and the mean. Nearly constant channels thus keep their precision in bfloat16."""
     mean = _wide(values).mean((0, 1, 2))
     return values - mean, mean
 
 
 def folded(
     weight: Tensor,  # [C', C]
-    offset: Tensor,  # [C'] or [..., C']: what is added to W x
+    offset: Tensor,  # [C'] or [..., C'], added to W x
     scale: Tensor,  # [C']
     shift: Tensor,  # [C']
 ) -> tuple[Tensor, Tensor]:
-    """Weight and offset of the linear layer that is this one with its norm behind it."""
+    """Weight and offset of one linear layer that equals this layer and its norm."""
     return weight * scale[:, None], offset * scale + shift
-
-
-def padded_to(weight: Tensor, channels: int) -> Tensor:  # [C', C] to [C', channels]
-    return F.pad(weight, (0, channels - weight.shape[1]))
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations of the encoder with gradients of their own: by Triton kernels on CUDA, by torch elsewhere.
+"""Operations of the encoder with their own gradients: Triton kernels on CUDA, torch elsewhere.
 
 B objects, g patches of n Gaussians, C channels.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 try:
     from clipgs.encoder import kernels
-except ImportError:  # torch comes without Triton on some systems
+except ImportError:  # some systems have torch without Triton
     kernels = None  # type: ignore[assignment]
 
 _KERNEL_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -41,9 +41,9 @@ class _PatchMax(torch.autograd.Function):
 
 
 def patch_max(values: Tensor) -> Tensor:  # [B, g, n, C] to [B, g, C]
-    """Maximum over a patch; the gradient goes to the first of the largest.
+    """Maximum over a patch; the first of equal maxima gets the gradient.
 
-    Unlike torch's `amax` it keeps two bytes a maximum, and not all that it was taken of.
+    Unlike torch's `amax`, it keeps two bytes a maximum for the backward pass instead of all values.
     """
     return _PatchMax.apply(values)
 
@@ -69,9 +69,9 @@ class _ReluOfSum(torch.autograd.Function):
 
 def relu_of_sum(
     points: Tensor,  # [B, g, n, C]
-    patches: Tensor,  # [B, g, C], as precise or more
+    patches: Tensor,  # [B, g, C], of the same or higher precision
 ) -> Tensor:  # [B, g, n, C]
-    """What is not negative of each point's values and its patch's. Both gradients come out of one pass."""
+    """ReLU of the sum of each point's values and its patch's. One pass computes both gradients."""
     return _ReluOfSum.apply(points, patches)
 
 
@@ -97,7 +97,7 @@ def gated_norm(
     bias: Tensor,  # [H]
     eps: float,
 ) -> Tensor:  # [..., H]
-    """SwiGLU's product and its layer norm."""
+    """Layer norm of SwiGLU's product."""
     if _by_kernel(hidden):
         return _GatedNorm.apply(hidden, weight, bias, eps)
     gate, value = hidden.chunk(2, dim=-1)

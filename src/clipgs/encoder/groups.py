@@ -1,4 +1,4 @@
-"""Patches of a splat: what is fed to the encoder, which Gaussians are centres, and which are near them.
+"""Patches of a splat: the encoder's input, the centres of the patches, and the Gaussians nearest to them.
 
 B objects, N Gaussians, g patches of n Gaussians each.
 """
@@ -16,17 +16,16 @@ from clipgs.core.errors import ObjectError
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
 
-# Beyond it a sigmoid is 0 or 1, and its gradient 0; a file may hold infinite logits, and they are no error.
-MAX_LOGIT = 30.0
+MAX_LOGIT = 30.0  # files may have infinite logits; at this one, sigmoids are already 0 or 1 and their gradient is 0
 
 
 def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "the splat") -> Gaussians:
-    """What the encoder sees of one object: cleaned, centred, of radius 1, the rows of the patch centres first.
+    """The encoder's input of one object: cleaned, centred, of radius 1, the rows of the patch centres first.
 
-    Gaussians that are nearly transparent, or far outside the others, are left out. Positions are centred at their
-    mean and divided by the distance within which `radius_fraction` of them lie; with 1 that is the largest, as in
-    Uni3D. Log-scales are shifted by the same factor. The first `groups` rows are in farthest-point order; of a splat
-    with more than `gaussians` rows those stay that farthest-point sampling chooses.
+    Gaussians that are nearly transparent or far outside the others are dropped. Positions are centred at their mean and
+    divided by the radius that contains `radius_fraction` of them; with 1 that is the largest distance, as in Uni3D.
+    Log-scales are shifted by the same factor. The first `groups` rows are in farthest-point order; farthest-point
+    sampling also chooses the rows to keep of a splat with more than `gaussians` rows.
 
     Args:
         gaussians: one object, [N, ...].
@@ -34,7 +33,7 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
         name: of the object, for the errors.
 
     Raises:
-        ObjectError: a value is not a number, or there is no Gaussian to be seen.
+        ObjectError: a value is not a number, or no Gaussian is visible.
     """
     settings = settings or Encoder()
     if gaussians.means.ndim != 2:
@@ -47,9 +46,9 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
             raise ObjectError(f"{name}: {field} of {count} of {len(values)} Gaussians are not finite numbers")
     means = gaussians.means.detach().cpu().double().numpy()
     logits = gaussians.opacity_logits.detach().cpu().double().numpy()
-    rows, placed, radius = _frame(
-        means, logits, _logit(settings.min_opacity), settings.outlier_radii, settings.radius_fraction
-    )
+    opacity = settings.min_opacity
+    least_logit = math.log(opacity) - math.log1p(-opacity) if opacity > 0 else -math.inf
+    rows, placed, radius = _frame(means, logits, least_logit, settings.outlier_radii, settings.radius_fraction)
     if len(rows) == 0:
         raise ObjectError(f"{name}: none of {len(gaussians)} Gaussians has an opacity of {settings.min_opacity:g}")
     placed = placed.astype(np.float32)
@@ -63,10 +62,6 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
         log_scales=(gaussians.log_scales - math.log(radius)).clamp(-MAX_LOGIT, MAX_LOGIT),
         opacity_logits=gaussians.opacity_logits.clamp(-MAX_LOGIT, MAX_LOGIT),
     )
-
-
-def _logit(opacity: float) -> float:
-    return math.log(opacity) - math.log1p(-opacity) if opacity > 0 else -math.inf
 
 
 @numba.njit(cache=True, nogil=True)
@@ -88,7 +83,7 @@ def _lengths(
     return np.sqrt(vectors[:, 0] ** 2 + vectors[:, 1] ** 2 + vectors[:, 2] ** 2)
 
 
-# Compiled to release the GIL: it takes most of the time, and other threads prepare other splats meanwhile.
+# Compiled to release the GIL: this is the slowest part, and other threads prepare other splats meanwhile.
 @numba.njit(cache=True, nogil=True)
 def _frame(
     means: np.ndarray,  # [N, 3] float64
@@ -97,8 +92,8 @@ def _frame(
     outlier_radii: float,
     radius_fraction: float,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The rows [n] that are kept, where they stand about their mean [n, 3] in units of the radius that holds
-    `radius_fraction` of them, and this radius."""
+    """The kept rows [n], their centred means [n, 3] divided by the radius that contains `radius_fraction` of them, and
+    this radius."""
     rows = np.flatnonzero(logits >= least_logit)
     centre, middle = np.zeros(3), np.zeros(3)
     kept = means[rows]
@@ -113,7 +108,7 @@ def _frame(
         centre[axis] = kept[:, axis].mean()
     kept = kept - centre
     radius = _quantile(_lengths(kept), radius_fraction)
-    radius = radius if radius > 0 else 1.0  # all in one point
+    radius = radius if radius > 0 else 1.0  # all are at one point
     return rows, kept / radius, radius
 
 
@@ -121,10 +116,7 @@ def centre_rows(
     count: Tensor,  # [B] int64, real rows of each object
     groups: int,
 ) -> Tensor:  # [B, g] int64
-    """Rows of the patch centres: the first g, which farthest-point order made the centres.
-
-    An object of fewer Gaussians than g has patches twice.
-    """
+    """Rows of the patch centres: the first g, in farthest-point order. With fewer Gaussians than g they repeat."""
     return torch.arange(groups, device=count.device) % count.clamp(min=1)[:, None]
 
 
@@ -133,15 +125,13 @@ def farthest_points(
     xyz: Tensor,  # [B, N, 3]
     groups: int,
 ) -> Tensor:  # [B, g] int64
-    """Rows that farthest-point sampling chooses from row 0 on, for points that are in no such order.
+    """Rows of farthest-point sampling from row 0, for points in any order. Fewer points than g repeat.
 
-    On a CPU by the compiled kernel of `clipgs.splats.order`, on a GPU in g steps without synchronising with the
-    host. Fewer points than g are chosen again from the first on.
+    The CPU uses the compiled kernel of `clipgs.splats.order`, a GPU takes g steps without synchronising with the host.
     """
     B, N, _ = xyz.shape
     if xyz.device.type == "cpu":
-        rows = [torch.from_numpy(farthest_point_order(one.numpy(), first=groups)[:groups]) for one in xyz]
-        chosen = torch.stack(rows)
+        chosen = torch.stack([torch.from_numpy(farthest_point_order(one.numpy(), groups)[:groups]) for one in xyz])
     else:
         objects = torch.arange(B, device=xyz.device)
         chosen = torch.zeros(B, min(groups, N), dtype=torch.int64, device=xyz.device)
@@ -160,14 +150,13 @@ def nearest(
     size: int,
     count: Tensor | None = None,  # [B] int64, real rows of each object
 ) -> Tensor:  # [B, g, n] int64
-    """The n rows nearest to each centre, the nearest first; padding is never among them.
+    """The n rows nearest to each centre, the nearest first, without padding. Fewer rows than n repeat from the nearest.
 
-    An object of fewer rows than n gives all of them, again from the nearest on. The result does not change when an
-    object is moved, turned or scaled as a whole, so it may be stored.
+    Translating, rotating or scaling an object does not change the result, so it may be stored.
     """
     N = xyz.shape[1]
     xyz, centres = xyz.float(), centres.float()
-    # Differences first: the usual product of matrices loses the small distances, all the more in TF32.
+    # From differences: a matrix product would lose small distances, most of all in TF32.
     distance = (centres[:, :, None, 0] - xyz[:, None, :, 0]).square()
     for axis in (1, 2):
         distance = distance + (centres[:, :, None, axis] - xyz[:, None, :, axis]).square()

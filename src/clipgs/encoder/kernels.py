@@ -1,4 +1,4 @@
-"""Triton kernels of the encoder: what torch.compile makes slow or writes twice. Only for CUDA; `fused` has the rest.
+"""Triton kernels of the encoder, for operations that torch.compile makes slow. Only for CUDA; see `fused`.
 
 B objects, g patches of n Gaussians, C channels, M rows, H channels of a feed-forward part. Arithmetic is float32.
 """
@@ -9,12 +9,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
-# Measured on an H200, at the sizes of the base encoder.
-_MAX_AT_ONCE, _MAX_WARPS = 16, 4  # rows of a patch whose loads are under way together
+# The fastest on an H200 at the sizes of the base encoder.
+_MAX_AT_ONCE, _MAX_WARPS = 16, 4  # rows of a patch that are loaded at the same time
 _RELU_AT_ONCE, _RELU_WARPS = 8, 1
 _NORM_WARPS, _BACK_WARPS = 4, 8
-_BACK_PROGRAMS = 8  # of a multiprocessor, each with rows of its own
-_CHANNELS = 512  # most of a program
+_BACK_PROGRAMS = 8  # a multiprocessor; each has its own rows
+_CHANNELS = 512  # at most, of a program
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _patch_max(values, largest, place, C, n: tl.constexpr, BLOCK: tl.constexpr, 
         for more in tl.static_range(AT_ONCE):
             row = first + more
             value = tl.load(start + row * C, mask=inside & (row < n), other=float("-inf")).to(tl.float32)
-            better = (value > best) | (value != value)  # what is not a number goes on, as in torch
+            better = (value > best) | (value != value)  # NaN is the maximum, as in torch
             best = tl.where(better, value, best)
             at = tl.where(better, row, at)
     tl.store(largest + patch * C + channels, best, mask=inside)
@@ -38,7 +38,7 @@ def _patch_max(values, largest, place, C, n: tl.constexpr, BLOCK: tl.constexpr, 
 
 @custom_op("clipgs::patch_max", mutates_args=(), device_types="cuda")
 def patch_max(values: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, n, C] to [B, g, C] twice
-    """Maximum over a patch, and the first row that has it, int16."""
+    """Maximum over a patch, and its first row, int16."""
     values = values.contiguous()
     B, g, n, C = values.shape
     largest = values.new_empty(B, g, C)
@@ -78,7 +78,7 @@ def _relu_of_sum_backward(
 
 @custom_op("clipgs::relu_of_sum_backward", mutates_args=(), device_types="cuda")
 def relu_of_sum_backward(gradient: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:  # [B, g, n, C] each
-    """Gradients [B, g, n, C] and, float32, [B, g, C] of `relu(points + patches[:, :, None])`, which found this."""
+    """Gradients of `found = relu(points + patches[:, :, None])`: [B, g, n, C], and float32 [B, g, C]."""
     gradient, found = gradient.contiguous(), found.contiguous()
     B, g, n, C = found.shape
     to_points = torch.empty_like(found)
@@ -118,7 +118,7 @@ def _gated_norm(hidden, weight, bias, normed, means, rates, H, eps, BLOCK: tl.co
 
 @custom_op("clipgs::gated_norm", mutates_args=(), device_types="cuda")
 def gated_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The layer norm [M, H] of `silu(gate) * value`, gate and value side by side in [M, 2 H]; its means and rates."""
+    """The layer norm [M, H] of `silu(gate) * value`, where `hidden` [M, 2 H] is gate, value; means; 1 / deviations."""
     hidden = hidden.contiguous()
     M, H = hidden.shape[0], hidden.shape[1] // 2
     normed = hidden.new_empty(M, H)
@@ -152,15 +152,15 @@ def _gated_norm_backward(
         value = tl.load(hidden + row * 2 * H + H + channels, mask=inside, other=0.0).to(tl.float32)
         above = tl.load(gradient + row * H + channels, mask=inside, other=0.0).to(tl.float32)
         mean, rate = tl.load(means + row), tl.load(rates + row)
-        open_ = tl.sigmoid(gate)
-        silu = gate * open_
+        sigmoid = tl.sigmoid(gate)
+        silu = gate * sigmoid
         unit = tl.where(inside, (silu * value - mean) * rate, 0.0)
         weights += above * unit
         biases += above
         above *= w
         first, second = tl.sum(above, 0) / H, tl.sum(above * unit, 0) / H
         x = (above - first - unit * second) * rate
-        tl.store(to_hidden + row * 2 * H + channels, x * value * (open_ + silu * (1 - open_)), mask=inside)
+        tl.store(to_hidden + row * 2 * H + channels, x * value * (sigmoid + silu * (1 - sigmoid)), mask=inside)
         tl.store(to_hidden + row * 2 * H + H + channels, x * silu, mask=inside)
         row += programs
     tl.store(to_weight + program * H + channels, weights, mask=inside)

@@ -22,25 +22,21 @@ class ClipGS(nn.Module):
     Args:
         settings: the section `encoder` of the configuration.
         dim: D, of the teacher's space.
-        shape: of the transformer, where it is none of `encoder.size`.
+        shape: of the transformer; default: that of `encoder.size`.
     """
 
     def __init__(self, settings: Encoder, dim: int, shape: Shape | None = None) -> None:
         super().__init__()
         shape = shape or SIZES[settings.size]
-        self.dim = dim
         self.tokenizer = Tokenizer(settings, shape.width)
         self.transformer = PatchTransformer(shape, dim, settings.drop_path, settings.patch_dropout)
 
     def forward(
         self,
-        gaussians: Gaussians,  # [B, N, ...], as `groups.prepare` makes them; `count` [B] where objects differ in N
-        neighbours: Tensor | None = None,  # [B, g, n], any integers, as `groups.nearest` gives them
+        gaussians: Gaussians,  # [B, N, ...], from `groups.prepare`; with `count` [B] if objects differ in N
+        neighbours: Tensor | None = None,  # [B, g, n], any integers; default: those of `groups.nearest`
     ) -> Tensor:  # [B, D], unit length, float32
-        """Embeddings of a batch of prepared splats.
-
-        Neighbours that are not given are found. Nothing here waits for the device, and shapes depend on no value.
-        """
+        """Embeddings of a batch of prepared splats. Nothing waits for the device, and no shape depends on a value."""
         tokens, centres = self.tokenizer(gaussians, neighbours)
         return F.normalize(self.transformer(tokens, centres).float(), dim=-1)
 
@@ -49,18 +45,15 @@ def build(settings: Encoder, dim: int) -> ClipGS:
     """The encoder at the start of training: with the weights of `encoder.initialisation`.
 
     Raises:
-        UsageError: the weights are not named, not there, or of another size than `encoder.size`.
-        ClipgsError: the file cannot be read, or is not what it should be.
+        UsageError: `encoder.weights` is not set, its file does not exist, or has another size than `encoder.size`.
+        ClipgsError: the file cannot be read, or has other weights.
     """
     from clipgs.encoder import pretrained
 
     if settings.initialisation == "none":
         return ClipGS(settings, dim)
-    state, shape = {
-        "uni3d": pretrained.uni3d_start,
-        "eva02": pretrained.eva02_start,
-        "points": pretrained.points_start,
-    }[settings.initialisation](settings)
+    starts = {"uni3d": pretrained.uni3d_start, "eva02": pretrained.eva02_start, "points": pretrained.points_start}
+    state, shape = starts[settings.initialisation](settings)
     model = ClipGS(settings, dim, shape)
     new = pretrained.start_from(model, state)
     log.info("encoder started from %s; new: %s", settings.initialisation, ", ".join(new) or "nothing")

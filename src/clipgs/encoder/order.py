@@ -1,4 +1,4 @@
-"""Orders along which patches are laid out: integer codes of grid cells, that sort neighbours beside each other."""
+"""Space-filling orders of patches: integer codes of grid cells; sorting by them brings neighbours together."""
 
 from typing import Literal, get_args
 
@@ -8,7 +8,7 @@ from torch import Tensor
 Order = Literal["xyz", "z", "z-trans", "hilbert", "hilbert-trans"]
 ORDERS: tuple[str, ...] = get_args(Order)
 MAX_DEPTH = 21  # three coordinates of 21 bits fill 63 bits of an int64
-# After the step with shift s, the bits of a coordinate stand in groups of s, three times as far apart.
+# After the step with shift s, the bits of a coordinate are in groups of s, three times as far apart.
 _SPREAD = (
     (32, 0x1F00000000FFFF),
     (16, 0x1F0000FF0000FF),
@@ -23,11 +23,11 @@ def encode(
     order: Order,
     depth: int,
 ) -> Tensor:  # [..., N] int64
-    """Place of each grid cell along a space-filling order; sorting by it lays the cells out.
+    """Position of each grid cell along a space-filling order, unique and in 0 .. 2^(3 depth) - 1.
 
     `xyz` compares x, then y, then z. `z` is the Morton curve, with the bits of x highest (Morton, 1966). `hilbert` is
-    the Hilbert curve (Skilling, "Programming the Hilbert curve", 2004). `-trans` takes x and y the other way round, as
-    Point Transformer V3 does, whose codes these are. Every cell has a code of its own, in 0 .. 2^(3 depth) - 1.
+    the Hilbert curve (Skilling, "Programming the Hilbert curve", 2004). `-trans` exchanges x and y. The codes are those
+    of Point Transformer V3.
 
     Raises:
         ValueError: an unknown order, a depth outside 1 .. 21, or a grid that is not int64 [..., 3].
@@ -53,7 +53,7 @@ def _interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _spread(value: Tensor) -> Tensor:
-    """Two zero bits between each two bits."""
+    """Insert two zero bits between each two bits."""
     for shift, mask in _SPREAD:
         value = (value | (value << shift)) & mask
     return value
@@ -65,7 +65,7 @@ def _hilbert(x: Tensor, y: Tensor, z: Tensor, depth: int) -> Tensor:
         lower = (1 << bit) - 1
         for axis in range(3):
             on = (axes[axis] >> bit) & 1
-            # Where the bit is set, the lower bits of x are turned over; elsewhere exchanged with this axis's.
+            # Where the bit is set, the lower bits of x are inverted; elsewhere they are exchanged with this axis's.
             exchanged = (axes[0] ^ axes[axis]) & lower & (on - 1)
             axes[0] = axes[0] ^ (-on & lower) ^ exchanged
             if axis:

@@ -1,4 +1,4 @@
-"""The two PointBERTs that CLIP-GS is compared with, ULIP-2's and OpenShape's.
+"""The two PointBERTs that CLIP-GS is compared with: ULIP-2's and OpenShape's.
 
 B objects, P points, g patches of n points, W channels of the transformer, D embedding.
 """
@@ -14,23 +14,20 @@ from clipgs.encoder.groups import farthest_points, nearest, take
 from clipgs.encoder.tokenizer import PointEncoder
 
 
-def _attend(qkv: Tensor, heads: int) -> Tensor:  # [B, T, 3 W] to [B, T, W]
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+class _Layer(nn.Module):
+    """A pre-norm transformer layer with GELU; `inner` is the width of the queries, keys and values of all heads."""
 
-
-class _UlipBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width, bias=False), "proj": nn.Linear(width, width)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.qkv, self.out = nn.Linear(width, 3 * inner, bias=False), nn.Linear(inner, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        mixed = _attend(self.attn["qkv"](self.norm1(tokens)), self.heads)
-        tokens = tokens + self.attn["proj"](mixed)
-        return tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens))))
+    def forward(self, tokens: Tensor) -> Tensor:  # [B, T, W]
+        q, k, v = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        tokens = tokens + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
 
 
 class Ulip2(nn.Module):
@@ -43,7 +40,7 @@ class Ulip2(nn.Module):
         self.reduce_dim = nn.Linear(features, width)
         self.cls_token, self.cls_pos = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
-        self.blocks = nn.ModuleList(_UlipBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Layer(width, heads, width, 4 * width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.pc_projection = nn.Parameter(torch.zeros(2 * width, dim))
 
@@ -66,7 +63,7 @@ class Ulip2(nn.Module):
 
 
 class OpenShapeSize(NamedTuple):
-    """Patches of one of OpenShape's scalings: they leave no trace in a checkpoint."""
+    """Patches of one of OpenShape's scalings, which a checkpoint does not contain."""
 
     groups: int
     radius: float
@@ -110,7 +107,7 @@ def in_ball(
     radius: float,
     size: int,
 ) -> Tensor:  # [B, g, n] int64
-    """The first n rows within the radius of each centre; where there are fewer, the first again (PointNet++)."""
+    """The first n rows within the radius of each centre; the first one repeats if there are fewer (PointNet++)."""
     rows = torch.arange(xyz.shape[1], device=xyz.device)
     far = (centres[:, :, None] - xyz[:, None]).square().sum(-1) > radius**2
     chosen = rows.expand(far.shape).masked_fill(far, len(rows)).topk(min(size, len(rows)), largest=False).values
@@ -118,22 +115,8 @@ def in_ball(
     return torch.where(chosen == len(rows), chosen[..., :1], chosen)
 
 
-class _OpenShapeLayer(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        inner = heads * OPENSHAPE_HEAD
-        self.attend_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * inner, bias=False), nn.Linear(inner, width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.out(_attend(self.qkv(self.attend_norm(tokens)), self.heads))
-        return tokens + self.fc2(F.gelu(self.fc1(self.mlp_norm(tokens))))
-
-
 class OpenShape(nn.Module):
-    """OpenShape's PointBERT (Liu et al., 2023). It was trained on positions whose y and z are exchanged."""
+    """OpenShape's PointBERT (Liu et al., 2023). It was trained on positions with y and z exchanged."""
 
     def __init__(
         self,
@@ -150,7 +133,7 @@ class OpenShape(nn.Module):
         self.sa = _SetAbstraction(channels, features, size)
         self.lift = nn.Sequential(nn.Linear(features + 3, width), nn.LayerNorm(width))
         self.cls_token = nn.Parameter(torch.zeros(width))
-        self.layers = nn.ModuleList(_OpenShapeLayer(width, heads, hidden) for _ in range(depth))
+        self.layers = nn.ModuleList(_Layer(width, heads, heads * OPENSHAPE_HEAD, hidden) for _ in range(depth))
         self.proj = nn.Linear(width, dim)
 
     def forward(

@@ -1,7 +1,7 @@
-"""The GS Tokenizer (CLIP-GS, section 4.1): patches of Gaussians become tokens, by two branches.
+"""The GS Tokenizer (CLIP-GS, section 4.1): two branches make tokens of patches of Gaussians.
 
 Branch one is Uni3D's small PointNet over positions and colours. Branch two, the GS Refinement Block, convolves all
-attributes along orders of the patches. A last layer that starts at zero adds what it finds.
+attributes along orders of the patches. A layer that starts at zero adds its output.
 
 B objects, N Gaussians, g patches of n Gaussians, C channels, W the transformer's width.
 """
@@ -15,27 +15,27 @@ from torch.nn import functional as F
 
 from clipgs.config import Encoder
 from clipgs.encoder import order
-from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded, padded_to
+from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded
 from clipgs.encoder.fused import patch_max, relu_of_sum
 from clipgs.encoder.groups import centre_rows, nearest, take
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import rotation_matrices
 
-# Channels of a Gaussian in its patch, in this order, and how many each attribute has.
+# The number of channels of each attribute of a Gaussian in its patch, in this order.
 ATTRIBUTES = {"position": 3, "color": 3, "opacity": 1, "scale": 3, "rotation": 9}
 CHANNELS = sum(ATTRIBUTES.values())
-POINT_CHANNELS = ATTRIBUTES["position"] + ATTRIBUTES["color"]  # what Uni3D's point encoder sees
+POINT_CHANNELS = ATTRIBUTES["position"] + ATTRIBUTES["color"]  # the input of Uni3D's point encoder
 POINT_FEATURES = 512  # of its last layer
 LIFTED = 128  # of a patch in branch two, before the convolutions
-ALIGNMENT = 8  # channels; a matrix product in half precision is slow where rows are not whole 16 bytes
+ALIGNMENT = 8  # channels; matrix products in half precision are slow unless rows are multiples of 16 bytes
 
 
 class PointEncoder(nn.Module):
     """Uni3D's mini-PointNet: the same function of the same parameters, in fewer operations.
 
-    Written out it is 1x1 convolutions C -> 128, norm, ReLU, -> 256; the patch's maximum beside each; 512 -> 512, norm,
-    ReLU, -> 512; the patch's maximum. Here the second and third convolution, with nothing between them but the
-    maximum, are one matrix; what depends on the patch alone is computed once a patch; and the norms are folded.
+    The original: 1x1 convolutions C -> 128, norm, ReLU, -> 256; concatenation with the patch's maximum; 512 -> 512,
+    norm, ReLU, -> 512; the patch's maximum. Here the second and third convolution are one matrix, because only the
+    maximum is between them; terms of the patch are computed once a patch; and the norms are folded into the layers.
     """
 
     def __init__(self, channels: int = POINT_CHANNELS, features: int = POINT_FEATURES, mode: Mode = "local") -> None:
@@ -43,14 +43,14 @@ class PointEncoder(nn.Module):
         self.conv1 = nn.Linear(channels, 128)
         self.norm1 = BatchNorm(128, mode)
         self.conv2 = nn.Linear(128, 256)
-        self.conv3 = nn.Linear(2 * 256, 512)  # the patch's maximum stands first
+        self.conv3 = nn.Linear(2 * 256, 512)  # the patch's maximum comes first
         self.norm3 = BatchNorm(512, mode)
         self.conv4 = nn.Linear(512, features)
 
     def forward(
         self,
-        patches: Tensor,  # [B, g, n, C or more]; further channels are not read
-        patch_moments: tuple[Moments, Tensor] | None = None,  # of the patches, and the mean taken off them
+        patches: Tensor,  # [B, g, n, C or more]; further channels are ignored
+        patch_moments: tuple[Moments, Tensor] | None = None,  # of the centred patches, and their mean before
     ) -> Tensor:  # [B, g, features]
         hidden = F.relu(normed_linear(patches, self.conv1, self.norm1, patch_moments))
         largest = patch_max(F.linear(hidden, self.conv2.weight)) + self.conv2.bias
@@ -82,30 +82,30 @@ def normed_linear(
     norm: BatchNorm,
     patch_moments: tuple[Moments, Tensor] | None = None,
 ) -> Tensor:  # [B, g, n, C']
-    """The linear layer and its batch norm as one layer."""
+    """The linear layer and its batch norm as one layer; further channels of the patches are ignored."""
     channels = linear.in_features
     bias = torch.zeros_like(norm.bias) if linear.bias is None else linear.bias
     if not norm.uses_batch:
         weight, offset = folded(linear.weight, bias, *norm.scale_shift())
-        return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
-    if patch_moments is None:
-        patches, mean = centred(patches)
-        patch_moments = Moments(patches), mean
-    moments, taken_off = patch_moments
-    with torch.autocast(patches.device.type, enabled=False):
-        offset = linear.weight @ taken_off[:channels] + bias
-        mean = linear.weight @ moments.mean[:channels] + offset
-        covariance = moments.covariance[:channels, :channels]
-        variance = ((linear.weight @ covariance) * linear.weight).sum(1)
-        scale, shift = norm.scale_shift(mean, variance, moments.rows)
-        weight, offset = folded(linear.weight, offset, scale, shift)
-    return F.linear(patches, padded_to(weight, patches.shape[-1]), offset)
+    else:
+        if patch_moments is None:
+            patches, mean = centred(patches)
+            patch_moments = Moments(patches), mean
+        moments, taken_off = patch_moments
+        with torch.autocast(patches.device.type, enabled=False):
+            offset = linear.weight @ taken_off[:channels] + bias
+            mean = linear.weight @ moments.mean[:channels] + offset
+            covariance = moments.covariance[:channels, :channels]
+            variance = ((linear.weight @ covariance) * linear.weight).sum(1)
+            scale, shift = norm.scale_shift(mean, variance, moments.rows)
+            weight, offset = folded(linear.weight, offset, scale, shift)
+    return F.linear(patches, F.pad(weight, (0, patches.shape[-1] - channels)), offset)
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in O other orders, [B, g, C] by [B, O, g] to [B, O, g, C].
+    """Rows in O orders: [B, g, C] and [B, O, g] to [B, O, g, C].
 
-    Each order has every row once, so that the gradient can be gathered too: torch's own adds it up by atomics.
+    An order is a permutation, so the backward pass can gather the gradient; torch's own adds it with atomics.
     """
 
     @staticmethod
@@ -123,9 +123,9 @@ class _Permute(torch.autograd.Function):
 class Refinement(nn.Module):
     """The GS Refinement Block: 1 x 3 convolutions along orders of the patches, shared by the orders.
 
-    A patch's Gaussians are lifted (linear layer, norm, ReLU) and their maximum taken. Along each order then run two
-    1 x 3 convolutions with norms and a ReLU between them, beside a 1 x 3 convolution with a norm as the shortcut. The
-    results go back to their patches.
+    Each patch becomes the maximum over its lifted Gaussians (linear layer, norm, ReLU). Along each order there are two
+    1 x 3 convolutions with norms and a ReLU between them, and a 1 x 3 convolution with a norm as the shortcut. The
+    results return to the order of the patches.
     """
 
     def __init__(self, settings: Encoder) -> None:
@@ -133,7 +133,7 @@ class Refinement(nn.Module):
         self.orders: Sequence[order.Order] = settings.orders
         self.order_depth, self.order_fusion = settings.order_depth, settings.order_fusion
         width, mode = settings.refinement_width, settings.batch_norm
-        self.lift = nn.Linear(CHANNELS, LIFTED, bias=False)  # a norm takes every bias away
+        self.lift = nn.Linear(CHANNELS, LIFTED, bias=False)  # the norm would remove a bias
         self.lift_norm = BatchNorm(LIFTED, mode)
         self.conv1 = nn.Linear(3 * LIFTED, 2 * width, bias=False)  # the first of the two, and the shortcut
         self.norm1 = BatchNorm(2 * width, mode)
@@ -158,7 +158,7 @@ class Refinement(nn.Module):
         return refined.mean(1)
 
     def rows(self, centres: Tensor) -> Tensor:  # [B, g, 3] to [B, O, g] int64
-        """The patches in each order. Cells are cubes, 2^depth along the longest side of an object's centres."""
+        """The patches in each order. The grid has 2^depth cubic cells along the longest side of an object's centres."""
         low = centres.amin(1, keepdim=True)
         side = (centres.amax(1, keepdim=True) - low).amax(2, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
         cells = 2**self.order_depth
@@ -174,13 +174,13 @@ def conv1x3(
     values: Tensor,  # [..., g, C]
     linear: nn.Linear,  # 3 C to C'
 ) -> Tensor:  # [..., g, C']
-    """A convolution of three neighbours along g, zeros beyond the ends."""
+    """A convolution of three neighbours along g, with zeros beyond the ends."""
     ended = F.pad(values, (0, 0, 1, 1))
     return linear(torch.cat([ended[..., :-2, :], values, ended[..., 2:, :]], dim=-1))
 
 
 class Tokenizer(nn.Module):
-    """Patches of a splat as tokens, and the centres of the patches."""
+    """Tokens of a splat's patches, and the centres of the patches."""
 
     def __init__(self, settings: Encoder, width: int) -> None:
         super().__init__()
@@ -218,11 +218,9 @@ class Tokenizer(nn.Module):
         return tokens, centres
 
     def patches(
-        self,
-        gaussians: Gaussians,
-        neighbours: Tensor | None = None,
+        self, gaussians: Gaussians, neighbours: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:  # [B, g, n, 24], [B, g, 3]
-        """Each patch's Gaussians: position from the centre, colour, opacity, scale, rotation, and zeros to 24."""
+        """Each patch's Gaussians: position from the centre, colour, opacity, scale, rotation, and zeros up to 24."""
         means = gaussians.means.float()
         if gaussians.count is None and means.shape[1] >= self.groups:
             centres = means[:, : self.groups]

@@ -1,23 +1,24 @@
 """A trained encoder in Python: `clipgs.load`, and splats, texts and images as vectors of one space."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipgs import encoder
 from clipgs.config import read
 from clipgs.core.bundles import read_metadata
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import CONFIG, MODEL
 from clipgs.encoder.groups import prepare
+from clipgs.encoder.pretrained import fill, read_state
 from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets.dataset import TripletDataset
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from clipgs.teacher.model import Teacher
 
 _ENCODE_BATCH = 16  # objects
-_SEARCH_ROWS = 8192  # of a gallery in double precision at a time
-_TIE = 1e-9  # cosines this close are equal
+_SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same time
+_TIE = 1e-9  # cosines are rounded to multiples of it
 
 
 def load(run: str | Path, device: str | torch.device | None = None) -> "TrainedEncoder":
@@ -34,35 +35,29 @@ def load(run: str | Path, device: str | torch.device | None = None) -> "TrainedE
 
     Args:
         run: the folder with `model.safetensors` and `config.yaml`.
-        device: where to compute; default: the GPU, where there is one.
+        device: default: the GPU, if there is one.
 
     Raises:
-        ClipgsError: a file is missing or damaged, or does not belong to the others.
+        ClipgsError: a file is missing or damaged, or does not fit the others.
     """
     return TrainedEncoder(Path(run), device)
 
 
 class TrainedEncoder:
-    """Splats and texts as vectors of one space."""
+    """Encodes splats, texts and images into one space."""
 
     def __init__(self, run: Path, device: str | torch.device | None = None) -> None:
         if not (run / MODEL).exists():
-            raise ClipgsError(f"{run} has no {MODEL}; train the run first: snakemake train")
+            raise ClipgsError(f"{run} has no {MODEL}; train the run first: {snakemake('train')}")
         self.run = run
-        place = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder brings a small teacher
-        self.config = read(run / CONFIG).model_copy(update={"output": str(place)})
+        output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
+        self.config = read(run / CONFIG).model_copy(update={"output": str(output)})
         self.notes = read_metadata(run / MODEL)
-        tensors = load_file(run / MODEL)
         self.dim: int = self.notes["dim"]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = encoder.ClipGS(self.config.encoder, self.dim)
-        try:
-            self.model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ClipgsError(f"{run / MODEL} does not fit {run / CONFIG}: {shorten(first, 200)}") from None
+        model = encoder.ClipGS(self.config.encoder, self.dim)
+        self.model = fill(model, read_state(run / MODEL), f"{run / MODEL} does not fit {run / CONFIG}")
         self.model.to(self.device).eval()
-        self._teacher: Teacher | None = None
         self._galleries: dict[Path, tuple[list[str], Tensor]] = {}  # folder of triplets to uids and vectors
 
     def encode(self, splats: Gaussians | str | Path | Sequence[Gaussians | str | Path]) -> Tensor:
@@ -86,7 +81,7 @@ class TrainedEncoder:
         """[n, D] float32 of unit length, on the CPU, of the splats of packed triplets, in their order.
 
         Args:
-            done: told the number of objects after each batch of them.
+            done: called with the number of objects of each finished batch.
         """
 
         def prepared(i: int) -> Gaussians:
@@ -98,7 +93,7 @@ class TrainedEncoder:
     def _through(
         self, prepared: Callable[[int], Gaussians], count: int, done: Callable[[int], None] = lambda count: None
     ) -> Tensor:  # [count, D]
-        """Cleaning a splat and finding its centres takes longer than the encoder: threads do it ahead."""
+        """Encodes prepared splats. Preparing takes longer than encoding, so threads prepare the next ones."""
         ahead, rows = iter(Prefetch(prepared, range(count), usable_cores())), []
         while some := list(islice(ahead, _ENCODE_BATCH)):
             rows.append(self.model(Gaussians.stack(some).to(self.device)).float().cpu())
@@ -108,25 +103,23 @@ class TrainedEncoder:
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, by the teacher that the run was trained with."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return torch.as_tensor(self._load_teacher().encode_texts(texts)).float().cpu()
+        return torch.as_tensor(self._teacher.encode_texts(texts)).float().cpu()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """[n, D] float32 of unit length, on the CPU, of pictures [n, H, W, 3] uint8, by the teacher."""
-        return torch.as_tensor(self._load_teacher().encode_images(images)).float().cpu()
+        """[n, D] float32 of unit length, on the CPU, of images [n, H, W, 3] uint8, by the teacher."""
+        return torch.as_tensor(self._teacher.encode_images(images)).float().cpu()
 
-    def _load_teacher(self) -> "Teacher":
-        if self._teacher is None:
-            from clipgs.teacher import model as teacher
+    @cached_property
+    def _teacher(self) -> "Teacher":
+        from clipgs.teacher import model
 
-            found = teacher.load(self.config)
-            if found.weights_sha256 != self.notes["teacher"]["weights_sha256"]:
-                trained = self.notes["teacher"]
-                raise ClipgsError(
-                    f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "
-                    f"found for it are others; texts and splats would not lie in one space"
-                )
-            self._teacher = found
-        return self._teacher
+        teacher, trained = model.load(self.config), self.notes["teacher"]
+        if teacher.weights_sha256 != trained["weights_sha256"]:
+            raise ClipgsError(
+                f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "
+                "found for it are others; its texts and splats would be in different spaces"
+            )
+        return teacher
 
     def search(
         self,
@@ -136,13 +129,13 @@ class TrainedEncoder:
         *,
         gallery: tuple[Sequence[str], Tensor] | None = None,
     ) -> list[tuple[str, float]]:
-        """The k objects nearest to a query: (uid, cosine), the nearest first; of equal ones the first of the gallery.
+        """The k objects nearest to a query: (uid, cosine), the nearest first; ties are in the order of the gallery.
 
         Args:
-            query: a text; or a vector [D], as `encode_images` gives it.
-            triplets: the dataset to search, `triplets/` of an output; default: the one beside the run. Its objects are
-                encoded at their first search.
-            gallery: what to search instead: n uids and their vectors [n, D].
+            query: a text, or a vector [D], such as a row of `encode_images`.
+            triplets: the dataset to search, `triplets/` of an output; default: that of the run's output. The first
+                search encodes its objects.
+            gallery: n uids and their vectors [n, D], to search instead of a dataset.
         """
         if gallery is None:
             folder = Path(triplets or self.run.parent.parent / "triplets")
@@ -151,14 +144,8 @@ class TrainedEncoder:
                 self._galleries[folder] = (dataset.uids.tolist(), self.encode_dataset(dataset))
             gallery = self._galleries[folder]
         uids, shapes = gallery
-        vector = self.encode_text(query)[0] if isinstance(query, str) else query
-        cosines = torch.cat([_cosines(vector, rows) for rows in shapes.split(_SEARCH_ROWS)])
+        vector = (self.encode_text(query)[0] if isinstance(query, str) else query).double()
+        blocks = shapes.split(_SEARCH_ROWS)
+        cosines = torch.cat([F.cosine_similarity(rows.double(), vector, dim=1) for rows in blocks])
         order = (cosines / _TIE).round().argsort(descending=True, stable=True)[:k].tolist()
         return [(uids[i], float(cosines[i])) for i in order]
-
-
-def _cosines(
-    vector: Tensor,  # [D]
-    rows: Tensor,  # [n, D]
-) -> Tensor:  # [n] float64
-    return torch.cosine_similarity(rows.double(), vector.double(), dim=1)

@@ -1,10 +1,9 @@
-"""The transformer of Uni3D: EVA-02's blocks over patch tokens, without rotary embedding; only the first token is read.
+"""The transformer of Uni3D: EVA-02's blocks over patch tokens, without rotary embedding; reads only the first token.
 
 B objects, T tokens, W channels.
 """
 
 import math
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,39 +16,35 @@ NORM_EPS = 1e-6  # of EVA's layer norms
 
 
 class Shape(NamedTuple):
-    """What fixes the parameters of a `Transformer`."""
+    """The sizes of a `PatchTransformer`."""
 
     width: int
     depth: int
     heads: int
     hidden: int  # of the feed-forward part
     gated: bool  # SwiGLU, or GELU
-    hidden_norm: bool  # a layer norm inside of it
+    hidden_norm: bool  # whether it has an inner layer norm
 
 
 # Uni3D's five sizes, which are those of timm's models in TIMM_NAMES (EVA-02, Fang et al. 2023; EVA, Fang et al. 2022).
-SIZES = MappingProxyType(
-    {
-        "tiny": Shape(192, 12, 3, 512, gated=True, hidden_norm=False),
-        "small": Shape(384, 12, 6, 1024, gated=True, hidden_norm=False),
-        "base": Shape(768, 12, 12, 2048, gated=True, hidden_norm=True),
-        "large": Shape(1024, 24, 16, 2730, gated=True, hidden_norm=True),
-        "giant": Shape(1408, 40, 16, 6144, gated=False, hidden_norm=False),
-    }
-)
-TIMM_NAMES = MappingProxyType(
-    {
-        "tiny": "eva02_tiny_patch14_224",
-        "small": "eva02_small_patch14_224",
-        "base": "eva02_base_patch14_448",
-        "large": "eva02_large_patch14_448",
-        "giant": "eva_giant_patch14_560",
-    }
-)
+SIZES = {
+    "tiny": Shape(192, 12, 3, 512, gated=True, hidden_norm=False),
+    "small": Shape(384, 12, 6, 1024, gated=True, hidden_norm=False),
+    "base": Shape(768, 12, 12, 2048, gated=True, hidden_norm=True),
+    "large": Shape(1024, 24, 16, 2730, gated=True, hidden_norm=True),
+    "giant": Shape(1408, 40, 16, 6144, gated=False, hidden_norm=False),
+}
+TIMM_NAMES = {
+    "tiny": "eva02_tiny_patch14_224",
+    "small": "eva02_small_patch14_224",
+    "base": "eva02_base_patch14_448",
+    "large": "eva02_large_patch14_448",
+    "giant": "eva_giant_patch14_560",
+}
 
 
 class Attention(nn.Module):
-    """Self-attention without a bias on the keys, as EVA's: it would move all scores of a query alike."""
+    """Self-attention as EVA's: without a bias on the keys, which would shift all scores of a query alike."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -63,7 +58,7 @@ class Attention(nn.Module):
         self,
         tokens: Tensor,  # [B, T, W]
         first_only: bool = False,
-    ) -> Tensor:  # [B, T, W], or [B, 1, W] where only the first token asks
+    ) -> Tensor:  # [B, T, W], or [B, 1, W] for the first token only
         B, T, W = tokens.shape
         k_bias = torch.zeros_like(self.q_bias)
         if first_only:
@@ -79,7 +74,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU with gate and value in one matrix (Shazeer, 2020), or a GELU layer."""
+    """SwiGLU with gate and value in one matrix (Shazeer, 2020), or GELU."""
 
     def __init__(self, width: int, hidden: int, gated: bool, hidden_norm: bool) -> None:
         super().__init__()
@@ -115,7 +110,7 @@ class Block(nn.Module):
         return tokens + self._drop(self.mlp(self.norm2(tokens)))
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al., 2016): in training a branch is left out, an object at a time."""
+        """Stochastic depth (Huang et al., 2016): in training, random objects skip the branch."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
@@ -123,13 +118,13 @@ class Block(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """Tokens of patches and their centres to one embedding: a class token, positions, blocks, a projection."""
+    """An embedding from the tokens and centres of patches: class token, positions, blocks, projection."""
 
     def __init__(self, shape: Shape, dim: int, drop_path: float = 0.0, patch_dropout: float = 0.0) -> None:
         super().__init__()
         self.shape, self.patch_dropout = shape, patch_dropout
-        # With its position in it: of two that are only ever added, a compiled backward pass gives both one gradient
-        # in one piece of memory, and clipping or accumulating then counts it twice.
+        # Includes its position: a compiled backward pass would give two parameters that are only added one gradient
+        # buffer, and clipping or accumulation would count it twice.
         self.class_token = nn.Parameter(torch.randn(shape.width))
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, shape.width))
         rates = [drop_path * block / max(shape.depth - 1, 1) for block in range(shape.depth)]
@@ -151,11 +146,11 @@ class PatchTransformer(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
-        # Nothing but the first token is read: the last block needs the others' keys and values alone.
+        # Only the first token is read, so the last block needs only the keys and values of the others.
         return self.embed(self.norm(last(tokens, first_only=True)[:, 0]))
 
     def _initialise(self) -> None:
-        """EVA's start: small normal weights, the last of each branch smaller with depth."""
+        """EVA's initialisation: small normal weights; those of each branch's last layer shrink with depth."""
         for layer, block in enumerate(self.blocks, start=1):
             for name, parameter in block.named_parameters():
                 if parameter.ndim == 2:
@@ -172,7 +167,7 @@ def drop_patches(
     patches: Tensor,  # [B, g, W]
     fraction: float,
 ) -> Tensor:  # [B, kept, W]
-    """A random choice of the patches, another in each object (Li et al., FLIP, 2023)."""
+    """A random subset of the patches, drawn for each object (Li et al., FLIP, 2023)."""
     B, g, W = patches.shape
     kept = max(1, int(g * (1 - fraction)))
     chosen = torch.rand(B, g, device=patches.device).topk(kept, dim=1).indices

@@ -1,18 +1,16 @@
-"""Splats as files of other programs: .splat, and glTF with KHR_gaussian_splatting."""
+"""Splats in the formats of other programs: .splat, and glTF with KHR_gaussian_splatting."""
 
 import json
 import logging
 import struct
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from clipgs.core.bundles import Members, tar_objects
+from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import whole
 from clipgs.splats import ply
@@ -33,7 +31,7 @@ def to_splat(gaussians: Gaussians) -> bytes:
     """One object as .splat, 32 bytes a Gaussian, in the layout of antimatter15's viewer.
 
     Position and scale (world units) as float32; RGB and opacity as bytes; the unit quaternion w, x, y, z as
-    128 + 128 q. The largest and most opaque stand first, so that a viewer shows the object before all is loaded.
+    128 + 128 q. The largest and most opaque Gaussians come first, so that a viewer shows the object while it loads.
 
     Raises:
         ValueError: a batch, or no Gaussians.
@@ -47,17 +45,17 @@ def to_splat(gaussians: Gaussians) -> bytes:
 
 
 def to_glb(gaussians: Gaussians) -> bytes:
-    """One object as binary glTF 2.0 with the extension KHR_gaussian_splatting, the rows in their order.
+    """One object as binary glTF 2.0 with the extension KHR_gaussian_splatting; the rows keep their order.
 
-    Positions (Y up, as glTF's), unit quaternions x, y, z, w, linear scales, opacities in [0, 1] and the spherical
-    harmonic of degree 0, all float32. `COLOR_0` (linear, as glTF asks) lets programs without the extension show points.
-    The primitive's extension holds what the specification requires: kernel and colour space.
+    Positions (Y up), unit quaternions x, y, z, w, linear scales, opacities in [0, 1] and the spherical harmonic of
+    degree 0, all float32. Programs without the extension show points in `COLOR_0` (linear, as glTF requires). The
+    extension's properties are those that its specification requires: kernel and colour space.
 
     Raises:
         ValueError: a batch, or no Gaussians.
     """
     means, quats, scales, opacities, colors = _values(gaussians)
-    shown = colors.clip(0, 1)  # other programs' colours may lie beyond
+    shown = colors.clip(0, 1)  # colours of other programs may exceed the range
     linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
     attributes = {
         "POSITION": means,
@@ -78,12 +76,12 @@ def to_glb(gaussians: Gaussians) -> bytes:
         }
         if block.dtype == np.uint16:
             accessor["normalized"] = True
-        if index == 0:  # the specification wants the box of the positions
+        if index == 0:  # the specification requires the bounding box of the positions
             accessor |= {"min": block.min(axis=0).tolist(), "max": block.max(axis=0).tolist()}
         accessors.append(accessor)
         views.append({"buffer": 0, "byteOffset": offset, "byteLength": block.nbytes, "target": GLTF_VERTICES})
         blocks.append(block.tobytes())
-        offset += block.nbytes  # a whole number of four bytes in each
+        offset += block.nbytes  # each block is a multiple of four bytes
     primitive = {
         "mode": GLTF_POINTS,
         "attributes": {name: index for index, name in enumerate(attributes)},
@@ -106,34 +104,34 @@ def to_glb(gaussians: Gaussians) -> bytes:
     return struct.pack("<III", GLB_MAGIC, 2, 12 + len(chunks)) + chunks
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[Gaussians], bytes]]] = MappingProxyType(
-    {"splat": (".splat", to_splat), "gltf": (".glb", to_glb), "ply": (".ply", Gaussians.to_ply)}
-)
+FORMATS: dict[str, tuple[str, Callable[[Gaussians], bytes]]] = {
+    "splat": (".splat", to_splat),
+    "gltf": (".glb", to_glb),
+    "ply": (".ply", Gaussians.to_ply),
+}
 
 
 def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Sequence[str] = ()) -> int:
-    """Writes each splat of the inputs to `folder` as UID.splat, UID.glb or UID.ply, and says how many it wrote.
+    """Writes each splat of the inputs to `folder` as UID.splat, UID.glb or UID.ply; returns the number of splats.
 
     Args:
-        inputs: PLY files, tars that hold them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
+        inputs: PLY files, tars of them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
         kind: `splat`, `gltf` or `ply`.
-        uids: only these (of a PLY file, its name without `.ply`); all where it is empty.
+        uids: the splats to export (the uid of a PLY file is its name without `.ply`); default: all.
 
     Raises:
-        UsageError: there is nothing to export, or two inputs have one name.
-        ClipgsError: an input cannot be read as a splat; the others are written nevertheless.
+        UsageError: there is nothing to export, or two inputs have the same uid.
+        ClipgsError: an input cannot be read as a splat; the others are still written.
     """
     suffix, encode = FORMATS[kind]
     written: dict[str, Path] = {}
     errors = []
-    for uid, file, read in _splats(inputs):
-        if uids and uid not in uids:
-            continue
+    for uid, file, ply_bytes in _splats(inputs, uids):
         if uid in written:
             raise UsageError(f"{uid} is in {written[uid]} and in {file}: export them to two folders")
         written[uid] = file
         try:
-            data = encode(Gaussians.from_ply(read(), f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
+            data = encode(Gaussians.from_ply(ply_bytes, f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
         except ValueError as error:
             errors.append(str(error))
             log.warning("not exported: %s", error)
@@ -150,18 +148,18 @@ def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Se
     return len(written)
 
 
-def _splats(inputs: Sequence[Path | str]) -> Iterator[tuple[str, Path, Callable[[], bytes]]]:
-    """Uid, the file it is in, and what reads its PLY."""
+def _splats(inputs: Sequence[Path | str], uids: Sequence[str]) -> Iterator[tuple[str, Path, bytes]]:
+    """Uid, input file and PLY of each splat of these uids; of all splats if there are none."""
     for path in map(Path, inputs):
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+        files = [path]
         if path.is_dir():
             files = sorted(path.glob("*.tar")) or sorted(path.glob("*.ply"))
-        elif path.exists():
-            files = [path]
-        else:
-            raise UsageError(f"{path} is not there")
         for file in files:
             if file.suffix != ".tar":
-                yield file.stem, file, file.read_bytes
+                if not uids or file.stem in uids:
+                    yield file.stem, file, file.read_bytes()
                 continue
             try:
                 objects = tar_objects(file)
@@ -169,23 +167,18 @@ def _splats(inputs: Sequence[Path | str]) -> Iterator[tuple[str, Path, Callable[
                 raise ClipgsError(f"{file} is not a tar of splats ({error})") from None
             for uid, members in objects.items():
                 splat = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply"))
-                if splat.entries:
-                    yield uid, file, partial(_ply_member, splat)
-
-
-def _ply_member(splat: Members) -> bytes:
-    return splat.read()["ply"]
+                if splat.entries and (not uids or uid in uids):
+                    yield uid, file, splat.read()["ply"]
 
 
 def _values(gaussians: Gaussians) -> tuple[np.ndarray, ...]:
-    """Means, unit quaternions wxyz, scales, opacities and colours, all activated, in float64."""
+    """Means, unit quaternions wxyz, scales, opacities and colours in float64."""
     if gaussians.means.ndim != 2 or len(gaussians) == 0:
-        raise ValueError(f"A file holds one object with Gaussians, not {list(gaussians.means.shape)}.")
+        raise ValueError(f"Only one object with Gaussians can be exported, not means {list(gaussians.means.shape)}.")
     fields = (gaussians.means, gaussians.quats_wxyz, gaussians.log_scales, gaussians.opacity_logits, gaussians.colors)
     means, quats, log_scales, logits, colors = (values.detach().cpu().double() for values in fields)
     quats = torch.nn.functional.normalize(quats, dim=1, eps=1e-300)
-    values = (means, quats, log_scales.exp(), logits.sigmoid(), colors)
-    return tuple(tensor.numpy() for tensor in values)
+    return tuple(values.numpy() for values in (means, quats, log_scales.exp(), logits.sigmoid(), colors))
 
 
 def _steps(fractions: np.ndarray, highest: int, number: type) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The three things that pass between the rooms as tensors: surface points, posed views and Gaussians."""
+"""The tensors that the packages pass to each other: surface points, posed views and Gaussians."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -11,47 +11,50 @@ from torch import Tensor
 
 from clipgs.core.files import whole
 from clipgs.splats import ply
-from clipgs.splats.order import farthest_point_order
 
+PARAMETERS = ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors")  # of Gaussians, each a tensor
 PADDING_LOGIT = -200.0  # its sigmoid is exactly 0 in float32, its gradient too
 
 
+class _Tensors:
+    """What the dataclasses of tensors below share."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, index) -> Self:
+        return self._map(lambda tensor: tensor[index])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `function` applied to every tensor."""
+        tensors = {name: function(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **tensors)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, eq=False)
-class Points:
+class Points(_Tensors):
     """Points sampled on the surfaces of B objects."""
 
     xyz: Tensor  # [B, P, 3]
     rgb: Tensor  # [B, P, 3] in [0, 1]
     normals: Tensor  # [B, P, 3], unit length
 
-    def to(self, device: torch.device | str) -> Self:
-        return _map(self, lambda tensor: tensor.to(device))
-
-    def __getitem__(self, index) -> Self:
-        return _map(self, lambda tensor: tensor[index])
-
 
 @dataclass(frozen=True, eq=False)
-class Views:
-    """Posed pictures of B objects, V of each."""
+class Views(_Tensors):
+    """V posed views of each of B objects."""
 
     rgba: Tensor  # [B, V, H, W, 4] uint8, colour not multiplied by alpha
     viewmats: Tensor  # [B, V, 4, 4] float32, world to camera, OpenCV axes
     Ks: Tensor  # [B, V, 3, 3] float32, pixels
 
-    def to(self, device: torch.device | str) -> Self:
-        return _map(self, lambda tensor: tensor.to(device))
-
-    def __getitem__(self, index) -> Self:
-        return _map(self, lambda tensor: tensor[index])
-
 
 @dataclass(frozen=True, eq=False)
-class Gaussians:
-    """N Gaussians of one object, or of each of B objects, as they are optimised; no view dependence.
+class Gaussians(_Tensors):
+    """N Gaussians of one object, or of each of B objects, as the fit optimises them; no view dependence.
 
-    Where objects of different N share a batch, `count` [B] holds how many rows of each are real; the rest
-    have an opacity of zero.
+    Where objects of different N share a batch, `count` [B] holds the number of real rows of each object; the other
+    rows have an opacity of zero.
     """
 
     means: Tensor  # [..., N, 3]
@@ -75,17 +78,10 @@ class Gaussians:
 
     def __getitem__(self, index) -> Self:
         """Index the first axis; one object of a ragged batch comes without its padding."""
-        picked = _map(self, lambda tensor: tensor[index])
+        picked = super().__getitem__(index)
         if picked.count is None or picked.count.ndim:
             return picked
-        count = int(picked.count)
-        return _map(replace(picked, count=None), lambda tensor: tensor[:count])
-
-    def to(self, device: torch.device | str) -> Self:
-        return _map(self, lambda tensor: tensor.to(device))
-
-    def detach(self) -> Self:
-        return _map(self, Tensor.detach)
+        return replace(picked, count=None)[: int(picked.count)]
 
     @classmethod
     def stack(cls, objects: "Sequence[Gaussians]") -> Self:
@@ -100,10 +96,7 @@ class Gaussians:
         if min(counts) == 0 or any(gaussians.means.ndim != 2 for gaussians in objects):
             raise ValueError("Only single objects with at least one Gaussian can be stacked.")
         padded = [gaussians._padded(max(counts)) for gaussians in objects]
-        tensors = {
-            name: torch.stack([getattr(gaussians, name) for gaussians in padded])
-            for name in ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors")
-        }
+        tensors = {name: torch.stack([getattr(gaussians, name) for gaussians in padded]) for name in PARAMETERS}
         ragged = min(counts) < max(counts)
         return cls(**tensors, count=torch.tensor(counts, device=tensors["means"].device) if ragged else None)
 
@@ -111,33 +104,23 @@ class Gaussians:
         missing = rows - len(self)
         if missing == 0:
             return self
-        # Copies of the first row: a bounding box or a scale taken over the padding stays what it was.
-        padded = _map(self, lambda tensor: torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]))
+        # Copies of the first row leave the bounding box and the range of the scales as they were.
+        padded = self._map(lambda tensor: torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]))
         hidden = torch.full_like(padded.opacity_logits[len(self) :], PADDING_LOGIT)
         return replace(padded, opacity_logits=torch.cat([self.opacity_logits, hidden]))
 
     def prune(self, min_opacity: float) -> Self:
-        """One object without the Gaussians whose opacity is below `min_opacity`, the rest in their order."""
-        self._check_single("prune")
-        keep = self.opacities >= min_opacity
-        return self[keep]
-
-    def farthest_point_order(self) -> Tensor:
-        """Permutation [N] int64 that puts one object's rows in farthest-point order, start index 0."""
-        self._check_single("farthest_point_order")
-        order = farthest_point_order(self.means.detach().cpu().numpy())
-        return torch.from_numpy(order).to(self.means.device)
-
-    def _check_single(self, what: str) -> None:
+        """One object without the Gaussians whose opacity is below `min_opacity`; the others keep their order."""
         if self.means.ndim != 2:
-            raise ValueError(f"{what} takes one object, not a batch {list(self.means.shape)}.")
+            raise ValueError(f"prune takes one object, not a batch {list(self.means.shape)}.")
+        return self[self.opacities >= min_opacity]
 
     @classmethod
     def from_ply(cls, data: bytes, name: str = "PLY") -> Self:
         """The splat in the bytes of a PLY, [N, ...] on the CPU, its rows in farthest-point order.
 
         Args:
-            name: stands first in the errors.
+            name: of the splat; the errors begin with it.
 
         Raises:
             ValueError: not a splat, cut short, empty, or with a value that is not finite.
@@ -181,9 +164,3 @@ class Gaussians:
         data = self.to_ply()
         with whole(Path(path)) as temporary:
             temporary.write_bytes(data)
-
-
-def _map(tensors, function):
-    """The same dataclass with `function` applied to every tensor."""
-    values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
-    return replace(tensors, **{name: function(value) for name, value in values.items() if value is not None})

@@ -1,7 +1,7 @@
-"""What a fit brings down: L1 and structural similarity over a ground, and the silhouette.
+"""The loss of a fit: L1 and structural similarity over a background, and the silhouette.
 
-Written twice: in plain torch, for any device and as the reference, and as numba kernels that give the loss of one
-drawn frame and its gradient in one call.
+There are two implementations: plain torch, for any device and as the reference, and numba kernels that compute the loss
+of one frame and its gradient in one call.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def _blur(images: Tensor) -> Tensor:  # [..., H, W, C]
-    """The window over the two axes before the last; outside the picture is 0."""
+    """Blur by the window over the two axes before the last, with zeros outside the image."""
     for axis, sides in ((-3, (0, 0, 0, 0, RADIUS, RADIUS)), (-2, (0, 0, RADIUS, RADIUS))):
         size, wide = images.shape[axis], pad(images, sides)
-        # shifted adds: a tenth of the time of a grouped convolution on a GPU
+        # shifted adds take a tenth of the time of a grouped convolution on a GPU
         images = sum(weight * wide.narrow(axis, k, size) for k, weight in enumerate(WINDOW))
     return images
 
@@ -32,7 +32,7 @@ def ssim(
     x: Tensor,  # [..., H, W, C] in [0, 1]
     y: Tensor,  # [..., H, W, C] in [0, 1]
 ) -> Tensor:  # [...]
-    """Structural similarity of pictures, the mean over pixels and channels (Wang et al. 2004, equation 13)."""
+    """Structural similarity of images, the mean over pixels and channels (Wang et al. 2004, equation 13)."""
     mean_x, mean_y = _blur(x), _blur(y)
     xx, yy, xy = _blur(x * x), _blur(y * y), _blur(x * y)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
@@ -41,15 +41,14 @@ def ssim(
 
 
 def fit_loss(
-    images: Tensor,  # [..., H, W, 3], over a ground
+    images: Tensor,  # [..., H, W, 3], over a background
     alphas: Tensor,  # [..., H, W, 1]
-    targets: Tensor,  # [..., H, W, 3], over the same ground
+    targets: Tensor,  # [..., H, W, 3], over the same background
     target_alphas: Tensor,  # [..., H, W, 1]
     ssim_weight: float,
     alpha_weight: float,
 ) -> Tensor:  # [...]
-    """(1 - w) L1 + w (1 - SSIM) of each picture (Kerbl et al. 2023, equation 7), plus a weight times the L1 of
-    the alphas."""
+    """(1 - w) L1 + w (1 - SSIM) of each image (Kerbl et al. 2023, equation 7), plus a weight times the alphas' L1."""
     loss = (1 - ssim_weight) * (images - targets).abs().mean(dim=(-3, -2, -1))
     if ssim_weight:
         loss = loss + ssim_weight * (1 - ssim(images, targets))
@@ -59,33 +58,25 @@ def fit_loss(
 
 
 class FrameLoss:
-    """`fit_loss` and its gradient for frames as the CPU engine draws them, in buffers made once."""
+    """`fit_loss` and its gradient for frames of the CPU engine, in buffers made once."""
 
     def __init__(self, width: int, height: int, ssim_weight: float, alpha_weight: float):
         self._weights = np.array([ssim_weight, alpha_weight], np.float32)
-        # one vector of zeros on either side and RADIUS rows of them above and below: the window reaches there
+        # The window extends beyond the image: zeros for one vector on either side, and RADIUS rows above and below.
         self._stride = (width + LANES - 1) // LANES * LANES + 2 * LANES
         self._planes = np.zeros((2 + 5 + 3, height + 2 * RADIUS, self._stride), np.float32)
         self._target_alpha = np.zeros((height, self._stride), np.float32)
 
     def __call__(
         self,
-        frame: np.ndarray,  # [H, 4, stride], as `Rasterizer.draw` leaves it
+        frame: np.ndarray,  # [H, 4, stride], from `Rasterizer.draw`
         rgba: np.ndarray,  # [H, W, 4] uint8, colour not multiplied by alpha
         ground: np.ndarray,  # [3]
         pixel_gradients: np.ndarray,  # [H, 6, stride], planes 2 to 5 are written
     ) -> float:
-        return _frame_loss(
-            frame.reshape(-1),
-            frame.shape[2],
-            rgba,
-            ground,
-            self._weights,
-            self._planes.reshape(-1),
-            self._target_alpha.reshape(-1),
-            self._stride,
-            pixel_gradients.reshape(-1),
-        )
+        scratch = (self._planes.reshape(-1), self._target_alpha.reshape(-1), self._stride)
+        gradients = pixel_gradients.reshape(-1)
+        return _frame_loss(frame.reshape(-1), frame.shape[2], rgba, ground, self._weights, *scratch, gradients)
 
 
 _WINDOW = tuple(np.float32(weight) for weight in WINDOW)
@@ -101,8 +92,8 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
     one, zero = repeat(np.float32(1)), repeat(np.float32(0))
     loss = 0.0
 
-    # The silhouette; its gradient goes to plane 5, which the ground adds to below. And the box of pixels that the
-    # splat or the object covers: outside it both pictures are the ground.
+    # The loss of the silhouette, whose gradient is in plane 5, and the box of pixels that the splat or the object
+    # covers: outside it, the image and the target are both the background.
     step = alpha_weight / pixels
     top, bottom, left, right = height, 0, width, 0
     for y in range(height):
@@ -149,7 +140,7 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
                 store(gradients, (y * 6 + 2 + c) * frame_stride + x, slope)
             loss += out * step
         if ssim_weight > 0 and top < bottom:
-            # beyond the window's reach of the box SSIM is 1, and nothing drawn there asks for a gradient
+            # Farther from the box than the window's radius, SSIM is 1 and no Gaussian needs a gradient.
             y0, y1 = max(top - RADIUS, 0), min(bottom + RADIUS, height)
             x0, x1 = max(left - LANES, 0), min(right + LANES, width)
             _blur_moments(planes, px, py, blurred, size, stride, y0, y1, x0, x1, height)
@@ -179,7 +170,7 @@ def _frame_loss(frame, frame_stride, rgba, ground, weights, planes, target_alpha
 
 @_inlined
 def _blur_moments(planes, px, py, blurred, size, stride, y0, y1, x0, x1, height):
-    """Blur x, y, x^2, y^2 and x y along the rows that the window reaches from rows y0 to y1."""
+    """Blur x, y, x^2, y^2 and x y along the rows y0 to y1 and those within the window's radius of them."""
     zero = repeat(np.float32(0))
     for y in range(max(y0 - RADIUS, 0), min(y1 + RADIUS, height)):
         for x in range(x0, x1, LANES):
@@ -203,7 +194,7 @@ def _blur_moments(planes, px, py, blurred, size, stride, y0, y1, x0, x1, height)
 
 @_inlined
 def _similarity(planes, blurred, slopes, size, stride, y0, y1, x0, x1):
-    """The sum of SSIM over a box; its slopes by the mean and square of x and by x y go to three planes."""
+    """The sum of SSIM over a box; three planes get its slopes by the mean and the square of x and by x y."""
     zero = repeat(np.float32(0))
     similarity = 0.0
     for y in range(y0, y1):
@@ -236,7 +227,7 @@ def _similarity(planes, blurred, slopes, size, stride, y0, y1, x0, x1):
 
 @_inlined
 def _blur_slopes(planes, slopes, blurred, size, stride, y0, y1, x0, x1):
-    """Blur the three slopes along the rows, into the planes that held the moments."""
+    """Blur the three slopes along the rows, and overwrite the planes of the moments."""
     zero = repeat(np.float32(0))
     for y in range(y0, y1):
         for x in range(x0, x1, LANES):

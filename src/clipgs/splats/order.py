@@ -3,27 +3,27 @@
 import numba
 import numpy as np
 
-LEAF = 64  # points that lie together: their box says whether a new point can be near any of them
-BITS = 10  # of each coordinate in the order that lays neighbours side by side
-MARGIN = np.float32(1 - 1e-5)  # more than float32 rounds a squared distance by
+LEAF = 64  # neighbouring points; the distance to their bounding box tells whether a new point can be near any of them
+BITS = 10  # of each coordinate in the Z-order
+MARGIN = np.float32(1 - 1e-5)  # larger than the rounding error of a squared distance in float32
 
 
-# No FMA and no reassociated sums: the flags only let the maximum be taken in vector lanes, so the order is
-# the same on every machine.
+# The flags only allow a maximum over vector lanes, neither FMA nor reassociated sums: the order is the same on every
+# machine.
 @numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def _farthest_point_order(
-    x,  # [N] float32, neighbours side by side
+    x,  # [N] float32, in Z-order
     y,  # [N] float32
     z,  # [N] float32
-    rows,  # [N] int64: where each stood
-    start,  # where row 0 stands now
-    steps,  # how many rows to choose
+    rows,  # [N] int64: the original row of each point
+    start,  # the point of row 0
+    steps,  # the number of rows to choose
 ):
     count = x.shape[0]
     leaves = (count + LEAF - 1) // LEAF
     low, high = np.empty((3, leaves), np.float32), np.empty((3, leaves), np.float32)
     farthest = np.full(leaves, np.float32(np.finfo(np.float32).max))  # of a leaf's points from the chosen set, squared
-    where = np.empty(leaves, np.int64)  # which point that is: of equals the one whose row is lowest
+    where = np.empty(leaves, np.int64)  # that point; of equally far ones the one with the lowest row
     for leaf in range(leaves):
         part = slice(leaf * LEAF, min((leaf + 1) * LEAF, count))
         low[0, leaf], low[1, leaf], low[2, leaf] = x[part].min(), y[part].min(), z[part].min()
@@ -34,7 +34,7 @@ def _farthest_point_order(
     current = start
     for step in range(steps):
         order[step] = rows[current]
-        nearest[current] = -1.0  # chosen: below every distance, so copies of a point are taken once each
+        nearest[current] = -1.0  # below every distance, so that each copy of a point is chosen once
         own = current // LEAF
         cx, cy, cz = x[current], y[current], z[current]
         best = np.float32(-1.0)
@@ -66,7 +66,7 @@ def _farthest_point_order(
 def _side_by_side(
     points,  # [3, N] float32 in [-1, 1]
 ):  # [N] int64
-    """An order in which neighbours in space stand near each other: that of their Z-order codes."""
+    """The Z-order of the points: neighbours in space are close to each other in it."""
     codes = np.zeros(points.shape[1], np.int64)
     half = np.float32(0.5 * ((1 << BITS) - 1))
     for i in range(points.shape[1]):
@@ -80,9 +80,9 @@ def _side_by_side(
 @numba.njit(cache=True, nogil=True)
 def _ordered(
     points,  # [3, N] float32 in [-1, 1]
-    steps,  # how many rows to choose
+    steps,  # the number of rows to choose
 ):  # [N] int64
-    """The chosen rows, and then the others as they stood."""
+    """The chosen rows, and then the others in their order."""
     rows = _side_by_side(points)
     order = _farthest_point_order(
         points[0][rows], points[1][rows], points[2][rows], rows, np.flatnonzero(rows == 0)[0], steps
@@ -98,11 +98,10 @@ def farthest_point_order(
 ) -> np.ndarray:
     """Rows in farthest-point order, starting with row 0: each next row is the farthest from all before it.
 
-    The first g rows of the result are the g centres that farthest-point sampling would choose, for every g
-    (Eldar et al., "The farthest point strategy for progressive image sampling", 1997). Equal distances go to
-    the lower row, so the order is deterministic. A point changes nothing for those that all lie farther from it than
-    from the chosen set; they are found by the boxes of points that lie together, so most steps look at few points. With
-    `first`, only so many rows are chosen, and the others follow as they stood.
+    The first g rows of the result are the g centres of farthest-point sampling, for every g (Eldar et al., "The
+    farthest point strategy for progressive image sampling", 1997). Of equally far rows the lowest comes first, so the
+    order is deterministic. Bounding boxes of neighbouring points tell which of them a new point cannot affect, so most
+    steps look at few points. With `first`, only so many rows are chosen, and the others follow in their order.
 
     Returns:
         int64 [N], a permutation of 0 .. N - 1.
@@ -114,7 +113,7 @@ def farthest_point_order(
         raise ValueError("Farthest-point order needs finite positions.")
     if len(xyz) == 0:
         return np.empty(0, np.int64)
-    # Shifted and scaled in float64: an object far from the origin, or very large, loses nothing in float32.
+    # Shifted and scaled in float64, so that float32 suffices for an object far from the origin or very large.
     xyz = np.asarray(xyz, np.float64)
     xyz = xyz - xyz[0]
     xyz /= max(float(np.abs(xyz).max()), np.finfo(np.float64).tiny)

@@ -1,13 +1,13 @@
-"""How close a splat comes to pictures that it was not fitted to."""
+"""The quality of a splat on held-out views."""
 
 import torch
 from torch import Tensor
 
 from clipgs.splats.gaussians import Gaussians, Views
 from clipgs.splats.losses import ssim
-from clipgs.splats.rasterizer import rasterize
+from clipgs.splats.render import draw
 
-SMALLEST_MSE = 1e-10  # equal pictures have 100 dB, not infinity
+SMALLEST_MSE = 1e-10  # equal images have 100 dB, not infinity
 
 
 @torch.no_grad()
@@ -15,31 +15,18 @@ def quality(
     gaussians: Gaussians,  # [N, *]
     views: Views,  # [V, ...], held out
 ) -> dict[str, float | int | None]:
-    """Judge one object's splat on held-out views.
+    """Compare one object's splat with held-out views, on a white background.
 
     Returns:
-        psnr: dB over the whole frame on a white ground, mean over the views.
-        psnr_foreground: dB over the pixels that the object covers (alpha > 0), mean over the views; None
-            where no view has any.
-        ssim: structural similarity on a white ground, mean over the views.
-        alpha_iou: overlap over union of the silhouettes (alpha > 0.5), all views together; 1 if both are
-            empty.
-        gaussians: how many there are.
+        psnr: dB over the whole frame, mean over the views.
+        psnr_foreground: dB over the pixels that the object covers (alpha > 0), mean over the views; None if it covers
+            none.
+        ssim: structural similarity, mean over the views.
+        alpha_iou: intersection over union of the silhouettes (alpha > 0.5), all views together; 1 if both are empty.
+        gaussians: the number of Gaussians.
     """
     height, width = views.rgba.shape[-3:-1]
-    images, alphas = rasterize(
-        gaussians.means,
-        gaussians.quats_wxyz,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        views.viewmats,
-        views.Ks,
-        width,
-        height,
-        backgrounds=torch.ones_like(views.viewmats[:, 0, :3]),
-    )
-    images = images.clamp(0, 1)
+    images, alphas = draw(gaussians, views.viewmats, views.Ks, width, height)
     rgba = views.rgba.float() / 255
     true_alphas = rgba[..., 3:]
     targets = rgba[..., :3] * true_alphas + 1 - true_alphas

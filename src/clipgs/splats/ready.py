@@ -1,7 +1,6 @@
-"""Ready splats: what `fit` does with objects that come as splats. They are put into the frame, and not fitted."""
+"""Ready splats: the stage `fit` moves objects that come as splats into the canonical frame instead of fitting them."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,25 +13,21 @@ from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
-from clipgs.core.runner import Compute, Files, Row, Task, good, in_workers
+from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.stages import table
 
-_VISIBLE = 0.05  # opacity; more transparent Gaussians have no say in the box
-_FLOATER = 0.25  # of the core box's longest side: an antenna or a tip stands out less, a floater more
+_VISIBLE = 0.05  # opacity; the bounding box ignores more transparent Gaussians
+_FLOATER = 0.25  # of the core box's longest side: an antenna or a tip is nearer to the box, a floater farther
 _SMALLEST, _LARGEST = 1e-15, 1e15  # as for meshes: no object is smaller or larger in any unit
 
-# Turns that take an axis to +Y; quaternions w, x, y, z.
-_TURNS = {
-    "y": (1.0, 0.0, 0.0, 0.0),
-    "-y": (0.0, 1.0, 0.0, 0.0),
-    "z": (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0),
-}
+# Rotations of an axis to +Y; quaternions w, x, y, z.
+_TURNS = {"y": (1.0, 0.0, 0.0, 0.0), "-y": (0.0, 1.0, 0.0, 0.0), "z": (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)}
 
 
 class ReadySplat(NamedTuple):
-    """The payload of a task: where the splat lies, and which of its axes points up."""
+    """The payload of a task: the splat's file, and its axis that points up."""
 
     config: Config
     file: Path
@@ -40,7 +35,7 @@ class ReadySplat(NamedTuple):
 
 
 def tasks(config: Config, shard: str) -> list[Task]:
-    """One task for each object of the shard that was fetched and is a splat already."""
+    """One task for each fetched object of the shard that is a splat already."""
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard)) if row["source"] in READY_SPLATS}
     found = []
     for uid, fetched in good(table(config, "meshes", shard)).items():
@@ -55,19 +50,17 @@ def beside(fit: Compute, config: Config, threads: int) -> Compute:
     """A `compute` that gives ready splats to workers, and all other tasks to `fit`."""
     place_all = in_workers(_place, threads, config.workers.fit_limits)
 
-    def compute(tasks: list[Task]) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+    def compute(tasks: list[Task]) -> Results:
         ready = [task for task in tasks if isinstance(task.payload, ReadySplat)]
         others = [task for task in tasks if not isinstance(task.payload, ReadySplat)]
-        if ready:
-            yield from place_all(ready)
-        if others:
-            yield from fit(others)
+        yield from place_all(ready)
+        yield from fit(others)
 
     return compute
 
 
 def _place(payload: ReadySplat) -> tuple[Row, Files]:
-    """Row and PLY of one ready splat. There are no held-out views, so its quality stays null."""
+    """Row and PLY of one ready splat. Its quality stays null, because it has no held-out views."""
     torch.set_num_threads(1)
     config, file, up_axis = payload
     try:
@@ -89,15 +82,14 @@ def place(
     up_axis: str,  # y, -y or z
     box_fraction: float,
 ) -> tuple[Gaussians, list[float], float]:
-    """Puts one splat into the canonical frame: Y up, its box centred, the longest side 1.
+    """Moves one splat into the canonical frame: Y up, its bounding box centred, the longest side 1.
 
-    A core box holds `box_fraction` of the visible Gaussians along each axis; those farther outside than a quarter of
-    its longest side are floaters, and the box is that of the others. A turn and one scale for all axes change a
-    Gaussian's mean, quaternion and size, and nothing else; without spherical harmonics above degree 0 no colour turns.
-    Colours are clamped to [0, 1].
+    The core box holds `box_fraction` of the visible Gaussians along each axis. Gaussians that are outside it by more
+    than a quarter of its longest side are floaters; the bounding box is that of the others. The colours need no
+    rotation, because they have no spherical harmonics above degree 0; they are clamped to [0, 1].
 
     Returns:
-        the splat; centre [3] and scale of placed = (turned - centre) * scale.
+        the splat; centre [3] and scale of placed = (rotated - centre) * scale.
 
     Raises:
         ObjectError: it has no size, or an absurd one.
@@ -118,7 +110,7 @@ def place(
     if reach > _LARGEST:
         raise ObjectError(f"it reaches to {reach:.3g}, which is no size of an object")
     if size < max(_SMALLEST, reach * 1e-12):
-        raise ObjectError("it has no size: its visible Gaussians lie at one point")
+        raise ObjectError("it has no size: its visible Gaussians are all at one point")
     centre, scale = (low + high) / 2, 1 / size
     placed = replace(
         gaussians,

@@ -1,8 +1,8 @@
-"""The stages `fit` and `render`: from views and surface points to splats, and from splats to their pictures."""
+"""The stages `fit` and `render`: from views and surface points to splats, and from splats to renders."""
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from clipgs.core.bundles import Members, read_table, tar_objects
 from clipgs.core.devices import choose_device
 from clipgs.core.errors import ObjectError
 from clipgs.core.files import check
-from clipgs.core.runner import Compute, Files, Row, Task, good, in_workers, write_objects
+from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers, write_objects
 from clipgs.core.seeds import seed_of
 from clipgs.meshes.cameras import canonical_cameras, parse_cameras
 from clipgs.stages import job, path, table
@@ -27,37 +27,35 @@ if TYPE_CHECKING:
     from clipgs.splats.fitting import Prepared
     from clipgs.splats.gaussians import Gaussians, Points, Views
 
-# Of the pictures that one call draws, as floats with what the rasteriser keeps beside them.
-_RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40
+_RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40  # of GPU memory for one call, with the rasteriser's own buffers
 
 
 class ToFit(NamedTuple):
-    """The payload of one object's task: the shard's file of points, the object's views in their tar."""
+    """The payload of one object's task."""
 
     config: Config
     uid: str
-    points: Path
+    points: Path  # the shard's file
     views: Members
     seed: int
 
 
 def fit(config: Config, shard: str, threads: int) -> None:
-    """Fits one splat an object to its views, and measures it on the held-out ones; a ready splat is only placed.
+    """Fits one splat an object to its views and measures it on the held-out ones; a ready splat is only placed.
 
     Writes `splats/S.tar` (uid.ply) and `splats/S.parquet` (uid, status, error, psnr, psnr_foreground, ssim, alpha_iou,
-    gaussians; of a ready splat the centre and scale that placed it, and a note on what it lost).
+    gaussians; for a ready splat the centre and scale of its placing, and a note on what was dropped).
     """
     import pyarrow as pa
 
-    points = path(config, "points", shard, ".npz")
-    pictures = path(config, "views", shard, ".tar")
-    for file in (points, pictures):
-        check(file)
-    sampled, seen = good(table(config, "points", shard)), good(table(config, "views", shard))
-    views = tar_objects(pictures)
+    points, views_tar = path(config, "points", shard, ".npz"), path(config, "views", shard, ".tar")
+    check(points)
+    check(views_tar)
+    sampled, viewed = good(table(config, "points", shard)), good(table(config, "views", shard))
+    views = tar_objects(views_tar)
     tasks = []
     with np.load(points, allow_pickle=False) as arrays:
-        for uid in sorted(sampled.keys() & seen.keys()):
+        for uid in sorted(sampled.keys() & viewed.keys()):
             cloud = b"".join(arrays[f"{uid}/{name}"].tobytes() for name in ("xyz", "rgb", "normals"))
             payload = ToFit(config, uid, points, views[uid], seed_of(config.seed, "fit", uid))
             tasks.append(Task(uid, f"{sha256(cloud).hexdigest()} {views[uid].digest()}", payload))
@@ -76,7 +74,7 @@ def fit(config: Config, shard: str, threads: int) -> None:
 
 
 def _cloud(to_fit: ToFit, arrays: Any) -> "Points":
-    """Points of one object, without a batch axis; `arrays` is the shard's opened file of points."""
+    """Points of one object, without a batch axis, from the shard's opened file."""
     import torch
 
     from clipgs.splats.gaussians import Points
@@ -108,11 +106,8 @@ def _judge(config: Config, gaussians: "Gaussians", held_out: "Views") -> tuple[R
         return {"status": "failed", "error": "the fit left no Gaussian that can be seen"}, []
     row: Row = quality(gaussians, held_out.to(gaussians.means.device))
     if row["psnr"] < config.fit.min_psnr:
-        row |= {
-            "status": "failed",
-            "error": f"held-out PSNR is {row['psnr']:.1f} dB, fit.min_psnr is {config.fit.min_psnr:g} dB",
-        }
-        return row, []
+        error = f"held-out PSNR is {row['psnr']:.1f} dB, fit.min_psnr is {config.fit.min_psnr:g} dB"
+        return row | {"status": "failed", "error": error}, []
     return row, [("ply", gaussians.to("cpu").to_ply())]
 
 
@@ -121,7 +116,7 @@ def _fit_one(to_fit: ToFit) -> tuple[Row, Files]:
 
     from clipgs.splats.fitting import fit as fit_objects
 
-    torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits everywhere
+    torch.set_num_threads(1)  # one process a core is faster than threads, and gives the same bits on every machine
     config, count = to_fit.config, to_fit.config.views.count
     with np.load(to_fit.points, allow_pickle=False) as arrays:
         cloud = _cloud(to_fit, arrays)
@@ -130,19 +125,31 @@ def _fit_one(to_fit: ToFit) -> tuple[Row, Files]:
     return _judge(config, gaussians[0], views[count:])
 
 
-def _fit_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+def _fit_batches(tasks: list[Task], threads: int) -> Results:
+    import torch
+
     from clipgs.splats.fitting import fit as fit_objects
+    from clipgs.splats.fitting import prepare
     from clipgs.splats.fitting.cuda import objects_a_batch
+    from clipgs.splats.gaussians import Views
 
     if not tasks:
         return
     config, points = tasks[0].payload.config, tasks[0].payload.points
-    count, where = config.views.count, choose_device(config.device)
+    count, device = config.views.count, choose_device(config.device)
+    reading = threading.Lock()  # one thread at a time may read a zip file
+
+    def read(to_fit: ToFit) -> "tuple[Prepared, Views]":
+        with reading:
+            cloud = _cloud(to_fit, arrays)
+        views = _views(to_fit)
+        return prepare(cloud, count, config.fit, to_fit.seed), views
 
     def compute(inputs: "list[tuple[Prepared, Views]]") -> "list[Gaussians]":
         prepared, views = zip(*inputs, strict=True)
-        seen = _stacked([one[:count].to(where) for one in views])
-        gaussians = fit_objects(prepared, seen, config.fit)
+        to_see = [one[:count].to(device) for one in views]
+        stacked = (torch.stack([getattr(one, name) for one in to_see]) for name in ("rgba", "viewmats", "Ks"))
+        gaussians = fit_objects(prepared, Views(*stacked), config.fit)
         return [gaussians[b] for b in range(len(prepared))]
 
     def finish(gaussians: "Gaussians", read: "tuple[Prepared, Views]") -> tuple[Row, Files]:
@@ -150,27 +157,7 @@ def _fit_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[
 
     with np.load(points, allow_pickle=False) as arrays:
         size = objects_a_batch(config.fit, count, config.views.pixels)
-        read = partial(_prepared, arrays=arrays, reading=threading.Lock())
         yield from in_batches(tasks, threads, size, read, compute, finish, "views.pixels or fit.gaussians")
-
-
-def _prepared(to_fit: ToFit, arrays: Any, reading: threading.Lock) -> "tuple[Prepared, Views]":
-    """What one object's fit takes; a zip file is not one for several threads at once."""
-    from clipgs.splats.fitting import prepare
-
-    with reading:
-        cloud = _cloud(to_fit, arrays)
-    views, config = _views(to_fit), to_fit.config
-    return prepare(cloud, config.views.count, config.fit, to_fit.seed), views
-
-
-def _stacked(views: "list[Views]") -> "Views":
-    """Views of single objects as a batch."""
-    import torch
-
-    from clipgs.splats.gaussians import Views
-
-    return Views(*(torch.stack([getattr(one, name) for one in views]) for name in ("rgba", "viewmats", "Ks")))
 
 
 def render(config: Config, shard: str, threads: int) -> None:
@@ -190,24 +177,20 @@ def render(config: Config, shard: str, threads: int) -> None:
 
 def _render_one(payload: tuple[Config, Members]) -> tuple[Row, Files]:
     config, _ = payload
-    draw = _drawing(config, "cpu")
-    return _encode(config, draw([_splat(payload)])[0])
+    return _encode(config, _drawing(config, "cpu")([_splat(payload)])[0])
 
 
-def _render_batches(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[Row, Files] | str]]:
+def _render_batches(tasks: list[Task], threads: int) -> Results:
     if not tasks:
         return
     config = tasks[0].payload[0]
-    picture_bytes = config.views.count * config.render.pixels**2 * _RENDER_BYTES_A_PIXEL
-    yield from in_batches(
-        tasks,
-        threads,
-        max(1, int(_RENDER_BYTES / picture_bytes)),
-        _splat,
-        _drawing(config, "cuda"),
-        lambda pictures, _: _encode(config, pictures),
-        "render.pixels",
-    )
+    object_bytes = config.views.count * config.render.pixels**2 * _RENDER_BYTES_A_PIXEL
+    size = max(1, int(_RENDER_BYTES / object_bytes))
+
+    def finish(images: np.ndarray, _: "Gaussians") -> tuple[Row, Files]:
+        return _encode(config, images)
+
+    yield from in_batches(tasks, threads, size, _splat, _drawing(config, "cuda"), finish, "render.pixels")
 
 
 def _splat(payload: tuple[Config, Members]) -> "Gaussians":
@@ -217,28 +200,28 @@ def _splat(payload: tuple[Config, Members]) -> "Gaussians":
     return Gaussians.from_ply(data)
 
 
-def _drawing(config: Config, where: str) -> "Callable[[list[Gaussians]], np.ndarray]":
-    """A function from B splats to their pictures from the canonical cameras, [B, V, H, W, 3] uint8."""
+def _drawing(config: Config, device: str) -> "Callable[[list[Gaussians]], np.ndarray]":
+    """A function from B splats to their renders from the canonical cameras, [B, V, H, W, 3] uint8."""
     import torch
 
     from clipgs.splats.gaussians import Gaussians
     from clipgs.splats.render import render as render_views
 
     pixels = config.render.pixels
-    viewmats, Ks = (torch.from_numpy(array).to(where) for array in canonical_cameras(config.views, pixels))
+    cameras = [torch.from_numpy(array).to(device) for array in canonical_cameras(config.views, pixels)]
 
     def draw(splats: list[Gaussians]) -> np.ndarray:
-        cameras = [tensor.expand(len(splats), *tensor.shape) for tensor in (viewmats, Ks)]
-        return render_views(Gaussians.stack(splats).to(where), cameras[0], cameras[1], pixels).cpu().numpy()
+        viewmats, Ks = (tensor.expand(len(splats), *tensor.shape) for tensor in cameras)
+        return render_views(Gaussians.stack(splats).to(device), viewmats, Ks, pixels).cpu().numpy()
 
     return draw
 
 
 def _encode(
     config: Config,
-    pictures: np.ndarray,  # [V, H, W, 3] uint8
+    images: np.ndarray,  # [V, H, W, 3] uint8
 ) -> tuple[Row, Files]:
     from clipgs.splats.pictures import to_webp
 
-    webps = (to_webp(picture, config.render.webp_quality) for picture in pictures)
-    return {}, [(f"{index:02d}.webp", webp) for index, webp in enumerate(webps)]
+    quality = config.render.webp_quality
+    return {}, [(f"{index:02d}.webp", to_webp(image, quality)) for index, image in enumerate(images)]

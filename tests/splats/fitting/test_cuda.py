@@ -29,11 +29,7 @@ def scene(objects: int, height: int, width: int, **changes) -> tuple[torch.Tenso
     """Half-fitted raw parameters [B, 14, N] on the CPU, views, settings."""
     points, views = balls(objects, points=900)
     settings = SETTINGS.model_copy(update={"gaussians": 300, **changes})
-    tables = [
-        start(points.xyz[b].numpy(), points.rgb[b].numpy(), points.normals[b].numpy(), settings, seed=b)
-        for b in range(objects)
-    ]
-    tables = torch.from_numpy(np.stack(tables))
+    tables = torch.from_numpy(np.stack([start(points[b], settings, seed=b) for b in range(objects)]))
     noise = torch.randn(tables.shape, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([0.01] * 3 + [0.3] * 4 + [0.5] * 3 + [1.5] + [0.5] * 3)
     return tables + noise * scale[:, None], crop(views, height, width), settings
@@ -182,9 +178,9 @@ def test_kernels_of_other_numbers_are_others_in_the_cache(monkeypatch, tmp_path)
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
-    with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, and this one has 7\.5"):
+    with pytest.raises(ClipgsError, match=r"capability 8\.0 or newer, but this one has 7\.5"):
         fit_cuda.library.__wrapped__((7, 5), 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(fit_cuda, "find_nvcc", lambda: None)
-    with pytest.raises(ClipgsError, match=r"no nvcc.*CUDA_HOME.*device: cpu"):
+    with pytest.raises(ClipgsError, match=r"nvcc, which was not found.*CUDA_HOME.*device: cpu"):
         fit_cuda.library.__wrapped__((9, 0), 0)

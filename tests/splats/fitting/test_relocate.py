@@ -21,14 +21,7 @@ def dead_and_living(seed: int):
 
 
 def test_the_dead_are_moved_and_the_picture_stays():
-    rng = np.random.default_rng(3)
-    table = np.zeros((kernels.PARAMETERS, 60), np.float32)
-    table[:2] = rng.uniform(-0.5, 0.5, (2, 60))
-    table[kernels.QUATS] = 1
-    table[kernels.SCALES : kernels.OPACITIES] = np.log(0.08)
-    table[kernels.OPACITIES] = 0.5
-    table[kernels.COLORS :] = rng.normal(size=(3, 60))
-    table[kernels.OPACITIES, 40:] = -9.0
+    table = dead_and_living(3)
     moments = np.ones((2, *table.shape), np.float32)
     before, untouched = picture(table), table.copy()
 

@@ -1,16 +1,18 @@
 """The start: discs in the surface, spread evenly."""
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
 from clipgs.splats.fitting.start import evenly_spaced, start
+from clipgs.splats.gaussians import Points
 from clipgs.splats.rasterizer import kernels
 from tests.splats.balls import SETTINGS, balls
 
 
 def test_discs_lie_in_the_surface():
     points, _ = balls(points=1000)
-    table = start(points.xyz[0].numpy(), points.rgb[0].numpy(), points.normals[0].numpy(), SETTINGS, seed=0)
+    table = start(points[0], SETTINGS, seed=0)
     w, x, y, z = table[kernels.QUATS : kernels.SCALES].astype(np.float64)
     third_axis = np.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], axis=1)
     means = table[: kernels.QUATS].T
@@ -42,9 +44,8 @@ def test_points_in_one_place_are_taken_too():
 
 
 def test_normals_straight_down_or_missing_still_give_a_disc():
-    points = np.random.default_rng(0).random((300, 3))
-    normals = np.tile([0.0, 0, -1], (300, 1))
+    xyz, normals = torch.rand(300, 3), torch.tensor([0.0, 0, -1]).repeat(300, 1)
     normals[::2] = 0
-    table = start(points, points, normals, SETTINGS, seed=0)
+    table = start(Points(xyz, xyz, normals), SETTINGS, seed=0)
     assert np.isfinite(table).all()
     np.testing.assert_allclose(np.linalg.norm(table[kernels.QUATS : kernels.SCALES], axis=0), 1, rtol=1e-5)

@@ -1,12 +1,12 @@
 """Fitting Gaussians to posed views of objects, from points on their surfaces.
 
-A fixed number N of Gaussians starts as thin discs in the surface (`start`); Gaussians that die are moved, never added
-(`relocate`), so a batch stays rectangular. One view a step, each view once an epoch (`schedule`). On a CPU one object
-at a time runs through compiled kernels on one thread, and its result depends on nothing but its own points, views, seed
-and the settings (`cpu`); on CUDA the whole batch takes each step in one call (`cuda`).
+A fixed number N of Gaussians starts as thin discs in the surface (`start`). Dead Gaussians are moved and none are added
+(`relocate`), so a batch stays rectangular. Each step uses one view, and each epoch uses every view once (`schedule`).
+On a CPU the objects are fitted one after the other by compiled kernels on one thread; an object's result depends only
+on its own points, views and seed and on the settings (`cpu`). On CUDA one call does a step of the whole batch (`cuda`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from clipgs.core.processes import usable_cores
 from clipgs.splats.fitting import cpu, cuda
 from clipgs.splats.fitting.start import Prepared as Prepared
 from clipgs.splats.fitting.start import prepare as prepare
-from clipgs.splats.gaussians import Gaussians, Points, Views
+from clipgs.splats.gaussians import PARAMETERS, Gaussians, Points, Views
 from clipgs.splats.rasterizer import kernels
 
 
@@ -27,37 +27,35 @@ def fit(
     settings: Fit,
     *,
     seeds: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Gaussians:  # [B, N, ...]
-    """Fit N Gaussians to each of B objects, where the views are: on the CPU or on a CUDA device.
+    """Fit N Gaussians to each of B objects, on the device of the views: the CPU or a CUDA device.
 
     Args:
-        points: at least N of them an object, with colours and normals; the start. Or what `prepare` made of each
-            object's points, so that threads prepare the next batch while a GPU fits this one.
-        views: pictures with alpha, and their cameras.
+        points: the start, at least N points an object, with colours and normals. Or the results of `prepare`, one an
+            object, so that threads prepare the next batch while a GPU fits this one.
+        views: images with alpha, and their cameras.
         settings: the `fit` section.
-        seeds: one an object (default 0): the order of the views, the grounds and what is moved where. What is prepared
-            has its own.
-        progress: called with (step, steps) about every hundred steps; on the CPU for each object in turn.
+        seeds: one an object (default 0), for the order of the views, the backgrounds and the relocation. Prepared
+            objects have their own.
 
     Raises:
-        ValueError: shapes that do not belong together, or fewer points than Gaussians.
-        ObjectError: an object's numbers are not finite, or its fit did not stay finite. Of prepared objects the second
-            is not looked for: one must not take the others of its batch along.
-        ClipgsError: on CUDA, where the kernels cannot be compiled.
+        ValueError: the shapes do not agree, or an object has fewer points than Gaussians.
+        ObjectError: an object's numbers are not finite, or its fit did not stay finite. The fits of prepared objects
+            are not checked, so that one object does not fail the others of its batch.
+        ClipgsError: the CUDA kernels cannot be compiled.
     """
     if isinstance(points, Points):
         prepared: Sequence[Prepared] = _prepared(points, views, settings, seeds)
     elif seeds is None:
         prepared = points
     else:
-        raise ValueError("What is prepared has its seeds already.")
+        raise ValueError("prepared objects have their own seeds: leave out `seeds`.")
     if len(prepared) != len(views.rgba):
-        raise ValueError(f"{len(prepared)} objects are prepared, and there are views of {len(views.rgba)}.")
+        raise ValueError(f"{len(prepared)} objects are prepared, but the views are of {len(views.rgba)}.")
     run = cuda._fit if views.rgba.is_cuda else cpu._fit
-    gaussians = as_gaussians(run(prepared, views, settings, progress))
+    gaussians = as_gaussians(run(prepared, views, settings))
     if isinstance(points, Points):
-        for name in ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors"):
+        for name in PARAMETERS:
             if not getattr(gaussians, name).isfinite().all():
                 raise ObjectError(f"The fit did not stay finite ({name}).")
     return gaussians
@@ -79,7 +77,7 @@ def _prepared(points: Points, views: Views, settings: Fit, seeds: Sequence[int] 
 def as_gaussians(
     raw: Tensor,  # [B, 14, N]
 ) -> Gaussians:  # [B, N, ...]
-    """Raw parameters as what a splat holds."""
+    """Gaussians of the raw parameters."""
     means, quats, log_scales, logits, color_logits = raw.movedim(1, 2).split(kernels.PARTS, dim=2)
     return Gaussians(
         means=means.contiguous(),

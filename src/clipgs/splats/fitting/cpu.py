@@ -1,6 +1,6 @@
 """A fit's steps on the CPU: one object at a time through compiled kernels, on one thread."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,22 +9,21 @@ from torch import Tensor
 
 from clipgs.config import Fit
 from clipgs.splats.fitting.relocate import relocate
-from clipgs.splats.fitting.schedule import BETA_1, BETA_2, EPSILON, report
+from clipgs.splats.fitting.schedule import BETA_1, BETA_2, EPSILON
 from clipgs.splats.fitting.start import Prepared
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import FrameLoss
 from clipgs.splats.rasterizer import kernels
-from clipgs.splats.rasterizer.cpu import Rasterizer, camera_row, padded
+from clipgs.splats.rasterizer.cpu import Rasterizer, camera_row
 from clipgs.splats.rasterizer.simd import LANES, exp, load, root, store
 
-HIDDEN_LOGIT = -100.0
+HIDDEN_LOGIT = -100.0  # of the padding: never drawn
 
 
 def _fit(
     prepared: Sequence[Prepared],  # B of them
     views: Views,  # [B, V, ...]
     settings: Fit,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:  # [B, 14, N]
     """The raw parameters after all steps; see `clipgs.splats.fitting.fit`."""
     fitted = []
@@ -33,7 +32,6 @@ def _fit(
         steps = CpuFit(one, np.ascontiguousarray(rgba.numpy()), cameras, settings)
         for number in range(settings.steps):
             steps.step(number)
-            report(progress, number + 1, settings.steps)
         fitted.append(torch.from_numpy(steps.raw[:, : steps.gaussians].copy()))
     return torch.stack(fitted)
 
@@ -52,13 +50,12 @@ class CpuFit:
         self.rgba, self.cameras = rgba, cameras
         height, width = rgba.shape[1:3]
         self.gaussians = raw.shape[1]
-        self.size = padded(self.gaussians)
-        self.raw = np.zeros((kernels.PARAMETERS, self.size), np.float32)  # the first N columns are real
-        self.raw[kernels.OPACITIES] = HIDDEN_LOGIT  # of the padding: never drawn
+        self.rasterizer = Rasterizer(self.gaussians, width, height)
+        self.raw = np.zeros((kernels.PARAMETERS, self.rasterizer.size), np.float32)  # the first N columns are real
+        self.raw[kernels.OPACITIES] = HIDDEN_LOGIT
         self.raw[:, : self.gaussians] = raw
         self.moments = np.zeros((2, *self.raw.shape), np.float32)
         self.params = np.zeros(self.raw.size, np.float32)
-        self.rasterizer = Rasterizer(self.gaussians, width, height)
         self.loss = FrameLoss(width, height, settings.ssim_weight, settings.alpha_weight)
         self.relocate_below = settings.relocate_below
         _activate(self.raw.reshape(-1), self.params)

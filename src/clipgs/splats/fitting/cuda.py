@@ -1,8 +1,8 @@
-"""A fit's steps on CUDA: a batch of objects, all of them in each step, and the host only queues the steps.
+"""A fit's steps on CUDA: each step fits all objects of a batch, and the host only queues the steps.
 
-The kernels (`kernels.cu`) are compiled by nvcc when first used, in a few seconds, and kept in the cache. A step is
-captured once as a CUDA graph and replayed; what differs between steps (view, ground, rates) is read from tables on the
-device. Sums over pixels are added in no fixed order, so results repeat to about 0.1 dB, not bit for bit.
+nvcc compiles the kernels (`kernels.cu`) at the first use, in a few seconds, and the cache keeps them. A step is
+captured once as a CUDA graph and replayed; the views, backgrounds and rates of all steps are tables on the device. Sums
+over pixels have no fixed order, so results repeat to about 0.1 dB, not bit for bit.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from clipgs.config import Config, Fit
 from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import ClipgsError
 from clipgs.splats.fitting.relocate import relocate_batch
-from clipgs.splats.fitting.schedule import BETA_1, BETA_2, EPSILON, Schedule, report
+from clipgs.splats.fitting.schedule import BETA_1, BETA_2, EPSILON, Schedule
 from clipgs.splats.fitting.start import Prepared
 from clipgs.splats.gaussians import Views
 from clipgs.splats.losses import WINDOW
@@ -34,58 +34,34 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 OLDEST_CAPABILITY = (8, 0)  # the loss's kernel needs 58 KB of shared memory a block
-MOST_OBJECTS = 512  # a key of 31 bits holds 22 of depth
+MOST_OBJECTS = 512  # a sort key has 31 bits, and 22 of them hold the depth
 REGION = 32  # pixels, as in the kernels
-MOST_A_BATCH = 128  # of 256 pixels: more gain little
+MOST_A_BATCH = 128  # of 256 pixels: larger batches gain little
 BATCH_PICTURE_BYTES = 3e9  # on the host, which holds two batches
-GROUP_OBJECTS = 32  # take their steps on one stream: while one group waits for its fullest tile, others draw
+GROUP_OBJECTS = 32  # on one stream: while one group waits for its fullest tile, the others draw
 
+_NAMES = ("BLUR", "NEAR", "FIELD_MARGIN", "ALPHA_MIN", "ALPHA_MAX", "TRANSMITTANCE_MIN", "PARAMETERS")
 _SHARED = {
-    **{
-        name: getattr(kernels, name)
-        for name in ("BLUR", "NEAR", "FIELD_MARGIN", "ALPHA_MIN", "ALPHA_MAX", "TRANSMITTANCE_MIN", "PARAMETERS")
-    },
+    **{name: getattr(kernels, name) for name in _NAMES},
     **{"LOG2_ALPHA_MIN": math.log2(kernels.ALPHA_MIN), "ALPHA_MIN_INVERSE": 1 / kernels.ALPHA_MIN},
     **{"BETA_1": BETA_1, "BETA_2": BETA_2, "EPSILON": EPSILON},
 }
-# The numbers that the kernels share with the CPU engine, as options of the compiler: integers, and float32 literals.
+# The numbers that the kernels share with the CPU engine, as compiler options: integers, and float32 literals.
 CONSTANTS = tuple(
     f"-DCLIPGS_{name}={value}{'f' if isinstance(value, float) else ''}" for name, value in _SHARED.items()
 )
 
 
 class _Arguments(ctypes.Structure):
-    """`struct Fit` of the kernels."""
+    """`struct Fit` of the kernels: sizes, weights, then pointers to the plan, the parameters and the buffers."""
 
     _fields_ = (
         *((name, ctypes.c_int) for name in ("objects", "gaussians", "views", "width", "height", "steps")),
         *((name, ctypes.c_float) for name in ("ssim_weight", "alpha_weight")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "rgba",
-                "cameras",
-                "order",
-                "grounds",
-                "rates",
-                "step",
-                "raw",
-                "moments",
-                "records",
-                "projected_box",
-                "keys",
-                "sorted_keys",
-                "sorted",
-                "boxes",
-                "drawn",
-                "lists",
-                "counts",
-                "frame",
-                "pixel_gradients",
-                "sums",
-                "blue_sums",
-            )
-        ),
+        *((name, ctypes.c_void_p) for name in ("rgba", "cameras", "order", "grounds", "rates", "step")),
+        *((name, ctypes.c_void_p) for name in ("raw", "moments", "records", "projected_box")),
+        *((name, ctypes.c_void_p) for name in ("keys", "sorted_keys", "sorted", "boxes", "drawn", "lists", "counts")),
+        *((name, ctypes.c_void_p) for name in ("frame", "pixel_gradients", "sums", "blue_sums")),
     )
 
 
@@ -93,9 +69,9 @@ class CudaFit:
     """A batch's fit, step by step, in buffers made once.
 
     Attributes:
-        raw: [B, 14, N], what is fitted: means, quaternions, log-scales, opacity logits, colour logits.
+        raw: [B, 14, N], the raw parameters: means, quaternions, log-scales, opacity logits, colour logits.
         moments: [B, 2, 14, N], of Adam.
-        frame: [B, H, W, 4], the last step's pictures: colour over nothing, transmittance.
+        frame: [B, H, W, 4], the last step's images: colour without a background, transmittance.
         pixel_gradients: [B, H, W, 4], of the last step's loss by colour and alpha; 0 or stale far from anything drawn.
     """
 
@@ -150,25 +126,20 @@ class CudaFit:
         }
         self.raw, self.moments = self._tensors["raw"], self._tensors["moments"]
         self.frame, self.pixel_gradients = self._tensors["frame"], self._tensors["pixel_gradients"]
-        self._arguments = _Arguments(
-            objects,
-            gaussians,
-            count,
-            width,
-            height,
-            steps,
-            settings.ssim_weight,
-            settings.alpha_weight,
-            **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+        sizes, weights = (
+            (objects, gaussians, count, width, height, steps),
+            (settings.ssim_weight, settings.alpha_weight),
         )
+        pointers = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
+        self._arguments = _Arguments(*sizes, *weights, **pointers)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
 
     def queue(self, kernel: str) -> None:
-        """Queue one of the step's parts: project, draw, loss, differentiate or update.
+        """Queue one part of the step: project, draw, loss, differentiate or update.
 
         Raises:
-            RuntimeError: CUDA does not take it.
+            RuntimeError: CUDA reports an error.
         """
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         error = getattr(self._library, kernel)(ctypes.byref(self._arguments), 0, stream)
@@ -176,10 +147,10 @@ class CudaFit:
             raise RuntimeError(f"CUDA error {error} in the fit's kernel {kernel!r}.")
 
     def draw(self) -> None:
-        """Queue what fills `frame` with the next step's view."""
+        """Queue the drawing of the next step's view into `frame`."""
         tensors = self._tensors
         self.queue("project")
-        # by object, then by depth; ties in the order of the rows
+        # by object, then by depth, then by row
         torch.sort(tensors["keys"], stable=True, out=(tensors["sorted_keys"], tensors["sorted"]))
         self.queue("draw")
 
@@ -191,7 +162,7 @@ class CudaFit:
         self._tensors["step"].add_(1)
 
     def step(self, number: int) -> None:
-        """Queue one view an object and one step of Adam; steps are taken in order."""
+        """Queue one view an object and one step of Adam; `number` must count up from 0."""
         if number in self.plans[0].relocations:
             uniforms = np.stack([plan.relocation_rng.random(self.raw.shape[2], np.float32) for plan in self.plans])
             relocate_batch(
@@ -199,12 +170,12 @@ class CudaFit:
             )
         if self._graph is not None:
             self._graph.replay()
-        elif self._eager_steps == 0:  # loads the kernels, which no capture may
+        elif self._eager_steps == 0:  # loads the kernels, which is not allowed during a capture
             self._step()
             self._eager_steps += 1
         else:
             self._graph = torch.cuda.CUDAGraph()
-            # other threads may allocate meanwhile: for the next batch, or to judge the last
+            # Other threads may allocate meanwhile, for the next batch or to measure the last.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._step()
             self._graph.replay()
@@ -214,14 +185,8 @@ def _fit(
     prepared: Sequence[Prepared],  # B of them
     views: Views,  # [B, V, ...] on a CUDA device
     settings: Fit,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:  # [B, 14, N] on the device
-    """The raw parameters after all steps; see `clipgs.splats.fitting.fit`.
-
-    Raises:
-        ClipgsError: the kernels cannot be compiled here; the text says what to do.
-        ValueError: more than 512 objects.
-    """
+    """The raw parameters after all steps; see `clipgs.splats.fitting.fit`."""
     device = views.rgba.device
     raw = np.stack([one.raw for one in prepared])
     plans = [one.schedule for one in prepared]
@@ -239,28 +204,27 @@ def _fit(
             for stream, one in groups:
                 with torch.cuda.stream(stream):
                     one.step(number)
-            report(progress, number + 1, settings.steps, torch.cuda.synchronize)
         for stream, _ in groups:
             here.wait_stream(stream)
         return torch.cat([one.raw for _, one in groups])
 
 
 def objects_a_batch(settings: Fit, views: int, pixels: int) -> int:
-    """How many objects to fit at once: as many as make the GPU busy, as far as its memory and the host's allow."""
+    """The number of objects to fit at once: enough to keep the GPU busy, within its memory and the host's."""
     regions = (-(-pixels // REGION)) ** 2
     gaussian = 4 * (3 * kernels.PARAMETERS + 12 + 2 + 4 + 9 + regions) + 60
     on_device = pixels**2 * (4 * views + 32) + settings.gaussians * gaussian + 20 * settings.steps
     free, _ = torch.cuda.mem_get_info()
-    # the pictures lie on the device twice while they are put together
+    # stacking the views of a batch needs their memory twice
     most = min(0.5 * free / (on_device + pixels**2 * 4 * views), BATCH_PICTURE_BYTES / (pixels**2 * 4 * views))
     return max(1, min(MOST_A_BATCH, int(most)))
 
 
 @functools.cache
 def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
-    """The kernels for the current device, compiled for its compute capability if the cache does not have them.
+    """The kernels for the current device, compiled for its compute capability unless the cache has them.
 
-    `device` is its index: the kernels are loaded, and their window is set, for each device by itself.
+    `device` is its index: the kernels are loaded and their window is set once for each device.
 
     Raises:
         ClipgsError: the GPU is too old, or there is no nvcc, or it fails.
@@ -268,8 +232,8 @@ def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
     if capability < OLDEST_CAPABILITY:
         oldest, here = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
         raise ClipgsError(
-            f"fitting needs a GPU of compute capability {oldest} or newer, and this one has {here}; "
-            "use another, or device: cpu"
+            f"fitting needs a GPU of compute capability {oldest} or newer, but this one has {here}; "
+            "use another GPU, or device: cpu"
         )
     target = "sm_{}{}".format(*capability)
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(CONSTANTS).encode()).hexdigest()[:16]
@@ -280,9 +244,7 @@ def library(capability: tuple[int, int], device: int) -> ctypes.CDLL:
         if not place.exists():
             _compile(target, place)
     loaded = ctypes.CDLL(str(place))
-    window = (ctypes.c_float * len(WINDOW))(*WINDOW)
-    error = loaded.set_window(window)
-    if error:
+    if error := loaded.set_window((ctypes.c_float * len(WINDOW))(*WINDOW)):
         raise RuntimeError(f"CUDA error {error} when the fit's kernels were loaded.")
     return loaded
 
@@ -291,7 +253,7 @@ def _compile(target: str, place: Path) -> None:
     nvcc = find_nvcc()
     if nvcc is None:
         raise ClipgsError(
-            "fitting on CUDA needs the CUDA toolkit's compiler once, and there is no nvcc: install the toolkit and set "
+            "fitting on CUDA needs the CUDA toolkit's compiler nvcc, which was not found: install the toolkit and set "
             "CUDA_HOME, or use device: cpu"
         )
     log.info("compiling the fit's kernels for %s", target)

@@ -7,7 +7,7 @@
 // A frame is cut into regions of 32 x 32 pixels and those into tiles of 8 x 8. Gaussians are sorted by depth once an
 // object; each region gets the list of those whose box touches it, in that order; a warp draws one tile, two pixels a
 // lane, and tests 32 Gaussians of the list at once against the tile, exactly. The backward pass draws front to back
-// too: what lies behind a Gaussian is the whole pixel less what has been drawn (as in the CPU's kernels.py). Its nine
+// too: the sum behind a Gaussian is the whole pixel's less the part drawn (as in the CPU's kernels.py). Its nine
 // sums over a tile are added across a warp by halving, fourteen shuffles instead of forty-five.
 //
 // The arithmetic is gsplat 1.5's, as the CPU engine's (3D Gaussian Splatting, Kerbl et al. 2023, sections 4 and 6).
@@ -414,7 +414,7 @@ __global__ void __launch_bounds__(LOSS_THREADS, 3) loss_kernel(Fit fit, int offs
                                         width * height;
     const float *ground = fit.grounds + (static_cast<size_t>(object) * fit.steps + step) * 3;
 
-    // Where both pictures are the ground as far as the windows reach, nothing is drawn and nothing asks for a gradient.
+    // Where both images are the background within the windows, nothing is drawn and no Gaussian needs a gradient.
     bool covered = false;
     for (int i = thread; i < WIDE * WIDE; i += LOSS_THREADS) {
         int px = left - 2 * RADIUS + i % WIDE, py = top - 2 * RADIUS + i / WIDE;
@@ -556,7 +556,7 @@ __global__ void __launch_bounds__(LOSS_THREADS, 3) loss_kernel(Fit fit, int offs
         if (px >= width || py >= height) continue;
         float off = 1 - frame[py * width + px].w - rgba[py * width + px].w * (1.0f / 255);
         float r = gradients[0][o], g = gradients[1][o], b = gradients[2][o];
-        // The ground shines through: it makes alpha matter as much as the picture does.
+        // The background shows through, so the image's gradient reaches alpha too.
         float through = r * ground[0] + g * ground[1] + b * ground[2];
         float by_alpha = (off > 0 ? alpha_step : off < 0 ? -alpha_step : 0.0f) - through;
         fit.pixel_gradients[(static_cast<size_t>(object) * height + py) * width + px] = {r, g, b, by_alpha};
@@ -640,7 +640,7 @@ __global__ void __launch_bounds__(UPDATE_THREADS, 6) update_kernel(Fit fit, int 
     }
 #pragma unroll
     for (int k = 0; k < PARAMETERS; ++k) gradients[k][threadIdx.x] = g[k];
-    asm volatile("" ::: "memory"); // what follows shall not be mixed with the above: it would take too many registers
+    asm volatile("" ::: "memory"); // keeps the compiler from mixing the two parts, which would take too many registers
     const float *rates = fit.rates + step * RATES;
     float correction = rates[PARAMETERS];
     constexpr int HALF = PARAMETERS / 2;

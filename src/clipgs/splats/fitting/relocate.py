@@ -1,5 +1,5 @@
-"""Moving Gaussians that died onto living ones, instead of adding any (Kheradmand et al., "3D Gaussian Splatting as
-Markov Chain Monte Carlo", 2024): of one object in numpy, and of a batch where its tensors are."""
+"""Relocation of dead Gaussians onto living ones (Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte
+Carlo", 2024): for one object in numpy, and for a batch of tensors on any device."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipgs.splats.rasterizer import kernels
 
-MOST_COPIES = 50  # of one Gaussian, that the new scales are computed for
+MOST_COPIES = 50  # of one Gaussian in the formula of the new scales
 
 
 def relocate(
@@ -16,11 +16,10 @@ def relocate(
     below: float,
     rng: np.random.Generator,
 ) -> int:
-    """Move Gaussians whose opacity is under `below` onto living ones; returns how many were moved.
+    """Move Gaussians whose opacity is under `below` onto living ones; returns the number of moved Gaussians.
 
-    A living Gaussian is chosen with a chance that grows with its opacity and its area. It and those moved onto it
-    share its place with opacities and scales that leave the picture nearly as it was (Kheradmand et al. 2024,
-    equations 9 and 10), and start Adam anew.
+    The probability of a living Gaussian is proportional to its opacity and its area. It and its copies get opacities
+    and scales that leave the image nearly unchanged (Kheradmand et al. 2024, equations 9 and 10), and new moments.
     """
     opacities = 1 / (1 + np.exp(-raw[kernels.OPACITIES].astype(np.float64)))
     dead = np.flatnonzero(opacities < below)
@@ -43,8 +42,8 @@ def relocate(
 
 
 def _shrinkage(opacity: float, copies: int) -> float:
-    """1 / (sum over i <= copies, k < i of C(i - 1, k) (-1)^k opacity^(k + 1) / sqrt(k + 1)): equation 9's factor on
-    the scale for copies of one new opacity, less the old opacity. The sum over i of C(i - 1, k) is C(copies, k + 1).
+    """Equation 9's factor on the scale, without the old opacity: 1 / (sum over i <= copies, k < i of
+    C(i - 1, k) (-1)^k opacity^(k + 1) / sqrt(k + 1)). The sum over i of C(i - 1, k) is C(copies, k + 1).
     """
     total, binomial = 0.0, 1.0
     for k in range(min(copies, MOST_COPIES)):
@@ -57,9 +56,9 @@ def relocate_batch(
     raw: Tensor,  # [B, 14, N], changed in place
     moments: Tensor,  # [B, 2, 14, N] of Adam, changed in place
     below: float,
-    uniforms: Tensor,  # [B, N] in [0, 1): which living Gaussian a dead one is moved onto
+    uniforms: Tensor,  # [B, N] in [0, 1): each chooses the living Gaussian that a dead one is moved onto
 ) -> None:
-    """`relocate` for a batch, where the tensors are."""
+    """`relocate` for a batch, on the device of the tensors."""
     opacities = raw[:, kernels.OPACITIES].double().sigmoid()
     dead = opacities < below
     log_scales = raw[:, kernels.SCALES : kernels.OPACITIES].double().sort(dim=1).values
@@ -76,7 +75,7 @@ def relocate_batch(
     after = 1 - (1 - before) ** (1 / (counts + 1))
     # `_shrinkage` for all at once
     binomial, power, sum_of_terms = torch.ones_like(counts), torch.ones_like(counts), torch.zeros_like(counts)
-    for k in range(MOST_COPIES):  # beyond the copies that there are the binomial is 0; to ask how many would be to wait
+    for k in range(MOST_COPIES):  # the binomial is 0 beyond the copies; reading their number would wait for the GPU
         binomial *= (counts + (1 - k)).clamp_(min=0).div_(k + 1)
         power *= after
         sum_of_terms.addcmul_(binomial, power, value=(-1) ** k / (k + 1) ** 0.5)

@@ -1,6 +1,5 @@
-"""What each step of a fit does: its view, its ground, its learning rates, and whether Gaussians are moved before it."""
+"""The schedule of a fit: each step's view, background and learning rates, and the steps that dead Gaussians move at."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +8,13 @@ from clipgs.config import Fit
 from clipgs.splats.rasterizer import kernels
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam, as in 3DGS
-LAST_RATE = 0.05  # of a cosine schedule, as a part of the first
-RELOCATIONS = 8  # spread over the middle of a fit: none before Gaussians had time to die, none near the end
-PROGRESS_STEPS = 100
+LAST_RATE = 0.05  # of a cosine schedule, as a fraction of the first
+RELOCATIONS = 8  # spread over the middle of a fit: not before Gaussians had time to die, not near the end
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What each of T steps does: the same for both engines, and drawn from one object's seed alone."""
+    """The plan of T steps, the same for both engines; its random numbers depend on the object's seed alone."""
 
     views: np.ndarray  # [T] int64
     grounds: np.ndarray  # [T, 3] float32
@@ -26,8 +24,9 @@ class Schedule:
 
 
 def schedule(settings: Fit, views: int, seed: int) -> Schedule:
-    """Plan a fit to that many views."""
+    """Plan a fit to so many views."""
     steps = settings.steps
+    relocations = np.linspace(0.1, 0.8, RELOCATIONS) * steps
     order_rng, ground_rng, relocation_rng = np.random.default_rng(seed).spawn(3)
     order = np.concatenate([order_rng.permutation(views) for _ in range(-(-steps // views))])[:steps]
     decay = np.ones(steps)
@@ -41,22 +40,6 @@ def schedule(settings: Fit, views: int, seed: int) -> Schedule:
         views=order,
         grounds=(ground_rng.random((steps, 3)) if settings.random_ground else np.ones((steps, 3))).astype(np.float32),
         rates=(settings.lr_factor * decay[:, None] * rates).astype(np.float32),
-        relocations=relocation_steps(settings),
+        relocations=frozenset(int(step) for step in relocations if step >= 1),
         relocation_rng=relocation_rng,
     )
-
-
-def relocation_steps(settings: Fit) -> frozenset[int]:
-    """Before which steps dead Gaussians are moved."""
-    steps = np.linspace(0.1, 0.8, RELOCATIONS) * settings.steps
-    return frozenset(int(step) for step in steps if step >= 1)
-
-
-def report(
-    progress: Callable[[int, int], None] | None, step: int, steps: int, wait: Callable[[], None] | None = None
-) -> None:
-    """Tell of every hundredth step and the last, after waiting for it."""
-    if progress is not None and (step % PROGRESS_STEPS == 0 or step == steps):
-        if wait is not None:
-            wait()
-        progress(step, steps)

@@ -1,4 +1,4 @@
-"""What a fit starts from: thin discs in an object's surface, and the schedule of its steps."""
+"""The start of a fit: thin discs in the object's surface, and the schedule of its steps."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ COLOR_MARGIN = 1e-3  # a colour of exactly 0 or 1 has no logit
 
 
 class Prepared(NamedTuple):
-    """What a fit of one object needs besides its views. Good for one fit: it uses the schedule's generator."""
+    """The input of one object's fit besides its views. Serves one fit, which consumes the schedule's generator."""
 
     raw: np.ndarray  # [14, N] float32, see `start`
     schedule: Schedule
@@ -30,7 +30,7 @@ def prepare(
     settings: Fit,
     seed: int,
 ) -> Prepared:
-    """Prepare one object's fit to that many views. For any thread, ahead of a GPU that fits the objects before it.
+    """Prepare one object's fit to so many views. May run in a thread while a GPU fits other objects.
 
     Raises:
         ValueError: fewer points than Gaussians.
@@ -38,28 +38,26 @@ def prepare(
     """
     if len(points.xyz) < settings.gaussians:
         raise ValueError(
-            f"{settings.gaussians} Gaussians are asked for (fit.gaussians) but there are only {len(points.xyz)} points "
-            "an object (points.count): sample more points or fit fewer Gaussians."
+            f"{settings.gaussians} Gaussians (fit.gaussians) need as many points, but an object has {len(points.xyz)} "
+            "points (points.count): sample more points or fit fewer Gaussians."
         )
-    raw = start(points.xyz.numpy(), points.rgb.numpy(), points.normals.numpy(), settings, seed)
-    return Prepared(raw, schedule(settings, views, seed))
+    return Prepared(start(points, settings, seed), schedule(settings, views, seed))
 
 
 def start(
-    xyz: np.ndarray,  # [P, 3]
-    rgb: np.ndarray,  # [P, 3] in [0, 1]
-    normals: np.ndarray,  # [P, 3]
+    points: Points,  # [P, ...] on the CPU
     settings: Fit,
     seed: int,
 ) -> np.ndarray:  # [14, N] float32
-    """Discs in the surface, in the kernels' rows: means, quaternions, log-scales, opacity logit, colour logits.
+    """Discs in the surface, in the kernels' rows: means, quaternions, log-scales, opacity logits, colour logits.
 
-    N of the points are taken, spread as evenly as they allow. A disc's radius is a part of the spacing, the root mean
-    square of the distances to three neighbours.
+    Their centres are N of the points, spread evenly. A disc's radius is `disc_spacing` times the root mean square of
+    the distances to its three nearest neighbours.
 
     Raises:
         ObjectError: a number is not finite.
     """
+    xyz, rgb, normals = points.xyz.numpy(), points.rgb.numpy(), points.normals.numpy()
     if not all(np.isfinite(array).all() for array in (xyz, rgb, normals)):
         raise ObjectError("A surface point's position, colour or normal is not finite.")
     count = settings.gaussians
@@ -72,7 +70,7 @@ def start(
     radius = settings.disc_spacing * spacing
     scales = radius[:, None] * np.array([1, 1, settings.disc_thickness])
 
-    # the shortest turn from the z axis to the normal; half a turn about x where that is undefined
+    # the shortest rotation from the z axis to the normal; where that is undefined, 180 degrees about x
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     normals = np.where(length > 1e-6, normals / length.clip(min=1e-6), [0, 0, 1])
     quats = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], np.zeros(count)], axis=1)
@@ -85,7 +83,7 @@ def start(
     raw[kernels.QUATS : kernels.SCALES] = quats.T
     raw[kernels.SCALES : kernels.OPACITIES] = np.log(scales).T
     raw[kernels.OPACITIES] = np.log(settings.disc_opacity / (1 - settings.disc_opacity))
-    # Colours are learnt as logits: they stay in [0, 1] with no clamp, whose gradient would be 0 beyond it.
+    # Colours are optimised as logits, so they stay in [0, 1] without a clamp, which would cut the gradient off.
     raw[kernels.COLORS :] = np.log(rgb / (1 - rgb)).T
     return raw
 
@@ -95,10 +93,8 @@ def evenly_spaced(
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:  # [count] int64
-    """Some of the points, spread over them: one a cell of the finest grid that has no more than `count` cells with
-    points in them, and the rest at random.
-
-    Farthest-point sampling spreads them a little better, and takes ten times as long.
+    """The rows of `count` points: one from each cell of the finest grid with at most `count` occupied cells, and the
+    rest at random. Farthest-point sampling spreads them a little better but takes ten times as long.
     """
     order = rng.permutation(len(xyz))
     offsets = (xyz[order] - xyz.min(axis=0)).astype(np.float64)

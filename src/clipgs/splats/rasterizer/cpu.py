@@ -8,23 +8,18 @@ from clipgs.splats.rasterizer import kernels
 from clipgs.splats.rasterizer.simd import LANES
 
 
-def padded(gaussians: int) -> int:
-    """The number of Gaussians rounded up to whole vectors, at least one."""
-    return max(1, -(-gaussians // LANES)) * LANES
-
-
 class Rasterizer:
     """Draws a set of Gaussians from one camera at a time, in buffers made once.
 
-    S is N rounded up to whole vectors. `frame` [H, 4, stride] is what was drawn: transmittance (negative where a
-    pixel finished early; its magnitude counts), then red, green, blue over no ground. `pixel_gradients`
-    [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; what lies right of the last column must
-    stay 0.
+    `size` S is N rounded up to whole vectors, at least one. `frame` [H, 4, stride] is the image without a background:
+    transmittance (negative where a pixel finished early; its magnitude counts), then red, green, blue.
+    `pixel_gradients` [H, 6, stride] takes dL/d(red, green, blue, alpha) in planes 2 to 5; it must stay 0 right of the
+    last column.
     """
 
     def __init__(self, gaussians: int, width: int, height: int, antialiased: bool = False):
         self.width, self.height, self.antialiased = width, height, antialiased
-        self.size = size = padded(gaussians)
+        self.size = size = max(1, -(-gaussians // LANES)) * LANES
         # A vector may begin in the last column. The number of vectors is odd, because rows a power of two apart
         # would fall on the same cache sets.
         self.stride = (-(-(width + LANES - 1) // LANES) | 1) * LANES
@@ -40,21 +35,12 @@ class Rasterizer:
 
     def project(
         self,
-        params: np.ndarray,  # [14 * S], one row a number: means, quats, scales, opacities, colours
-        camera: np.ndarray,  # [16]: rows 0 to 2 of the view matrix, fx, fy, cx, cy
+        params: np.ndarray,  # [14 * S]: means, quats, scales, opacities, colours
+        camera: np.ndarray,  # [16], from `camera_row`
     ) -> None:
-        """Prepare what `draw` and `backward` need."""
-        self._count = kernels.project(
-            params,
-            camera,
-            self.width,
-            self.height,
-            self.antialiased,
-            self._records,
-            self._drawn,
-            self._depths[0],
-            self._ids[0],
-        )
+        """Project the Gaussians and sort them by depth, for `draw` and `backward`."""
+        out = (self._records, self._drawn, self._depths[0], self._ids[0])
+        self._count = kernels.project(params, camera, self.width, self.height, self.antialiased, *out)
         bits = self._depths.view(np.uint32)
         self._order = kernels.sort_by_depth(bits[0], self._ids[0], self._count, bits[1], self._ids[1])
 
@@ -69,44 +55,13 @@ class Rasterizer:
         params: np.ndarray,  # [14 * S]
         camera: np.ndarray,  # [16]
     ) -> np.ndarray:  # [14 * S]
-        """The gradient of the parameters last projected, from `frame` and `pixel_gradients`, which it uses up."""
+        """The gradient of the parameters last projected, from `frame` and `pixel_gradients`; overwrites the latter."""
         pixels = self.pixel_gradients.reshape(-1)
         kernels.begin_gradients(self.frame.reshape(-1), pixels, self.stride, self.height)
-        kernels.differentiate(
-            self._order,
-            self._count,
-            self._records,
-            pixels,
-            self.stride,
-            self.width,
-            self.height,
-            self._moments,
-        )
-        kernels.project_gradients(
-            params,
-            camera,
-            self.width,
-            self.height,
-            self.antialiased,
-            self._drawn,
-            self._moments,
-            self.gradients,
-        )
+        size = (self.width, self.height)
+        kernels.differentiate(self._order, self._count, self._records, pixels, self.stride, *size, self._moments)
+        kernels.project_gradients(params, camera, *size, self.antialiased, self._drawn, self._moments, self.gradients)
         return self.gradients
-
-
-def parameter_table(
-    means: np.ndarray,  # [N, 3]
-    quats_wxyz: np.ndarray,  # [N, 4]
-    scales: np.ndarray,  # [N, 3]
-    opacities: np.ndarray,  # [N]
-    colors: np.ndarray,  # [N, 3]
-) -> np.ndarray:  # [14 * S]
-    """The parameters as the kernels read them, padded by Gaussians of opacity 0, which are never drawn."""
-    table = np.zeros((kernels.PARAMETERS, padded(len(means))), np.float32)
-    rows = np.concatenate([means, quats_wxyz, scales, opacities[:, None], colors], axis=1)
-    table[:, : len(means)] = rows.T
-    return table.reshape(-1)
 
 
 def camera_row(
@@ -118,7 +73,7 @@ def camera_row(
 
 
 class _Rasterize(torch.autograd.Function):
-    """All tensors float32 on the CPU with one leading axis B."""
+    """The CPU engine of `clipgs.splats.rasterizer`: all tensors float32 on the CPU, with one leading axis B."""
 
     @staticmethod
     def forward(
@@ -137,10 +92,10 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         objects, views = viewmats.shape[:2]
         rasterizer = Rasterizer(means.shape[1], width, height, antialiased)
-        tables = [
-            parameter_table(*(tensor[b].numpy() for tensor in (means, quats_wxyz, scales, opacities, colors)))
-            for b in range(objects)
-        ]
+        parameters = torch.cat([means, quats_wxyz, scales, opacities[..., None], colors], dim=-1)  # [B, N, 14]
+        rows = np.zeros((objects, kernels.PARAMETERS, rasterizer.size), np.float32)  # the padding has an opacity of 0
+        rows[..., : means.shape[1]] = parameters.mT.numpy()
+        tables = rows.reshape(objects, -1)
         cameras = [[camera_row(viewmats[b, v].numpy(), Ks[b, v].numpy()) for v in range(views)] for b in range(objects)]
         frames = np.empty((objects, views, *rasterizer.frame.shape), np.float32)
         for b in range(objects):
@@ -161,7 +116,7 @@ class _Rasterize(torch.autograd.Function):
         backgrounds, through = ctx.saved_tensors
         rasterizer = ctx.rasterizer
         objects, views = d_images.shape[:2]
-        # The ground shines through: it makes alpha matter as much as the picture does.
+        # The background shows through, so the image's gradient reaches alpha too.
         d_alphas = d_alphas[..., 0] - (d_images * backgrounds[:, :, None, None]).sum(-1)
         sums = np.zeros((objects, kernels.PARAMETERS, rasterizer.size), np.float32)
         pixels = rasterizer.pixel_gradients[:, 2:, : rasterizer.width]
@@ -178,20 +133,4 @@ class _Rasterize(torch.autograd.Function):
         return means, quats, scales, opacities[..., 0], colors, d_backgrounds, *[None] * 5
 
 
-def rasterize(
-    means: Tensor,  # [B, N, 3]
-    quats_wxyz: Tensor,  # [B, N, 4]
-    scales: Tensor,  # [B, N, 3]
-    opacities: Tensor,  # [B, N]
-    colors: Tensor,  # [B, N, 3]
-    backgrounds: Tensor,  # [B, V, 3]
-    viewmats: Tensor,  # [B, V, 4, 4]
-    Ks: Tensor,  # [B, V, 3, 3]
-    width: int,
-    height: int,
-    antialiased: bool,
-) -> tuple[Tensor, Tensor]:
-    """The CPU engine of `clipgs.splats.rasterizer`, for one leading axis."""
-    return _Rasterize.apply(
-        means, quats_wxyz, scales, opacities, colors, backgrounds, viewmats, Ks, width, height, antialiased
-    )
+rasterize = _Rasterize.apply

@@ -1,5 +1,5 @@
 """The rasteriser's CUDA engine: gsplat's kernels (Ye et al., gsplat: An Open-Source Library for Gaussian Splatting,
-2024) behind this project's interface."""
+2024)."""
 
 import functools
 from collections.abc import Callable
@@ -27,38 +27,25 @@ def rasterize(
     """The CUDA engine of `clipgs.splats.rasterizer`, for one leading axis.
 
     Raises:
-        RuntimeError: no CUDA device, or gsplat is not installed; the text says what to do.
+        RuntimeError: no CUDA device, or gsplat is not installed; the message says what to do.
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
-            'engine="cuda" needs an NVIDIA GPU that torch can use, and none was found. '
-            'Use engine="cpu" (device: cpu in config.yaml), or see what `clipgs doctor` says.'
+            'engine="cuda" needs an NVIDIA GPU, and torch finds none. '
+            'Use engine="cpu" (device: cpu in config.yaml), or run `clipgs doctor` to see why.'
         )
+    mode = "antialiased" if antialiased else "classic"
+    gaussians = (means, quats_wxyz, scales, opacities, colors)
     images, alphas, _ = _rasterization()(
-        means,
-        quats_wxyz,
-        scales,
-        opacities,
-        colors,
-        viewmats,
-        Ks,
-        width,
-        height,
-        packed=False,
-        sh_degree=None,
-        backgrounds=backgrounds,
-        rasterize_mode="antialiased" if antialiased else "classic",
+        *gaussians, viewmats, Ks, width, height, packed=False, backgrounds=backgrounds, rasterize_mode=mode
     )
     return images, alphas
 
 
 @functools.cache
 def _rasterization() -> Callable:
-    """gsplat's `rasterization`. Its kernels are compiled when first used, by one process while the others wait: gsplat
-    empties the folder in which another may be compiling.
-
-    Raises:
-        RuntimeError: gsplat is not installed, or cannot be compiled; the text says what to do.
+    """gsplat's `rasterization`. One process compiles its kernels while the others wait: gsplat empties the folder in
+    which another process may be compiling.
     """
     folder = Config().cache_path / "kernels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +56,8 @@ def _rasterization() -> Callable:
             from gsplat.cuda import _backend
     except ImportError as error:
         raise RuntimeError(
-            'engine="cuda" needs gsplat 1.5: pip install "clipgs[gpu]". Its kernels are compiled when first used '
-            "(about a minute), which needs the CUDA toolkit and a C++ compiler."
+            'engine="cuda" needs gsplat 1.5: pip install "clipgs[gpu]". Compiling its kernels at the first use '
+            "takes about a minute and needs the CUDA toolkit and a C++ compiler."
         ) from error
     if _backend._C is None:
         raise RuntimeError(

@@ -1,12 +1,11 @@
 """The kernels of the rasteriser's CPU engine, compiled by numba for one thread.
 
-The image is not cut into tiles. Gaussians are sorted by depth once and drawn one after the other, front to back, each
-over the few rows and columns where its alpha reaches 1/255, eight pixels at a time (`simd`). A Gaussian of a fitted
-object covers 5 x 5 or 6 x 6 pixels at 128 x 128: tiles would store most of them several times and visit many pixels
-in vain. A Gaussian's gradient is complete when it has been drawn, so nothing is gathered afterwards and every sum has
-a fixed order: results repeat bit for bit. The backward pass draws front to back too: what lies behind a Gaussian is
-the whole image's sum less what has been drawn, and each decision of the forward pass is taken again from the same
-numbers.
+There are no tiles. Gaussians are sorted by depth once and drawn one after the other, front to back, each over the few
+rows and columns where its alpha is at least 1/255, eight pixels at a time (`simd`). A Gaussian of a fitted object
+covers 5 x 5 or 6 x 6 pixels at 128 x 128: tiles would store most of them several times and visit many pixels in vain.
+A Gaussian's gradient is complete as soon as it has been drawn, so every sum has a fixed order and results repeat bit
+for bit. The backward pass draws front to back too: the sum behind a Gaussian is the whole pixel's sum less the part
+already drawn, and the same numbers give the same decisions as in the forward pass.
 
 The arithmetic is gsplat 1.5's, both modes (3D Gaussian Splatting, Kerbl et al. 2023, section 4 and 6; the antialiased
 mode is Mip-Splatting's compensation, Yu et al. 2024).
@@ -34,22 +33,22 @@ from clipgs.splats.rasterizer.simd import (
 )
 from clipgs.splats.rasterizer.simd import exp2 as vector_exp2
 
-# The numbers of gsplat 1.5.3, which the results are compared with.
+# The numbers of gsplat 1.5.3, which is the reference.
 BLUR = 0.3  # pixels^2 added to the projected covariance (eps2d)
 NEAR = 0.01  # Gaussians nearer than this are not drawn
 ALPHA_MIN = 1.0 / 255.0
 ALPHA_MAX = 0.999
-TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before the Gaussian that would take it to this
-FIELD_MARGIN = 0.3  # the Jacobian is frozen this far outside the frame, in half frames
+TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before the Gaussian that would lower its transmittance to this
+FIELD_MARGIN = 0.3  # the Jacobian is constant farther than this outside the frame, in half frames
 
 # Rows of the parameter table [14, S]; S is the number of Gaussians rounded up to whole vectors.
 MEANS, QUATS, SCALES, OPACITIES, COLORS, PARAMETERS = 0, 3, 7, 10, 11, 14
-PARTS = (3, 4, 3, 1, 3)  # how many rows each of these has
-# What drawing needs of a Gaussian, one cache line each.
+PARTS = (3, 4, 3, 1, 3)  # the number of rows of each
+# Numbers of a Gaussian for drawing, one cache line.
 RECORD = 16
 # Sums over a Gaussian's pixels: colours (3), then dL/dlog alpha times 1, dx, dy, dx^2, dx dy, dy^2.
 MOMENTS = 9
-# Planes of a drawn frame [H, 4, stride]: transmittance, colour. And of its gradients [H, 6, stride].
+# Planes of a frame [H, 4, stride] (transmittance, colour) and of its gradients [H, 6, stride].
 DRAWN, DIFFERENTIATED = 4, 6
 _LOG2_E = math.log2(math.e)
 
@@ -83,16 +82,8 @@ def _splat(params, size, i, camera, width, height):
     n1 = _rotated(camera, 2.0 * (q1 * q2 - q0 * q3), 1.0 - 2.0 * (q1 * q1 + q3 * q3), 2.0 * (q2 * q3 + q0 * q1))
     n2 = _rotated(camera, 2.0 * (q1 * q3 + q0 * q2), 2.0 * (q2 * q3 - q0 * q1), 1.0 - 2.0 * (q1 * q1 + q2 * q2))
     s0, s1, s2 = _scales(params, size, i)
-    u = (
-        s0 * (j00 * n0[0] + j02 * n0[2]),
-        s1 * (j00 * n1[0] + j02 * n1[2]),
-        s2 * (j00 * n2[0] + j02 * n2[2]),
-    )
-    w = (
-        s0 * (j11 * n0[1] + j12 * n0[2]),
-        s1 * (j11 * n1[1] + j12 * n1[2]),
-        s2 * (j11 * n2[1] + j12 * n2[2]),
-    )
+    u = (s0 * (j00 * n0[0] + j02 * n0[2]), s1 * (j00 * n1[0] + j02 * n1[2]), s2 * (j00 * n2[0] + j02 * n2[2]))
+    w = (s0 * (j11 * n0[1] + j12 * n0[2]), s1 * (j11 * n1[1] + j12 * n1[2]), s2 * (j11 * n2[1] + j12 * n2[2]))
     return (x, y, z), (j00, j02, j11, j12), n0, n1, n2, u, w
 
 
@@ -124,8 +115,8 @@ def _rotated(camera, x, y, z):
 def _covariance(u, w):
     """The projected covariance before the blur, its determinant, and the determinant after.
 
-    The determinant is the sum of squared 2 x 2 minors of the axes: no difference of nearly equal products, as
-    c00 c11 - c01^2 would be for thin discs seen from the side.
+    The determinant is the sum of the squared 2 x 2 minors of the axes. For thin discs seen from the side,
+    c00 c11 - c01^2 would be a difference of nearly equal products.
     """
     c00 = u[0] * u[0] + u[1] * u[1] + u[2] * u[2]
     c01 = u[0] * w[0] + u[1] * w[1] + u[2] * w[2]
@@ -146,8 +137,8 @@ def project(
     antialiased,
     records,  # out [S * 16]
     drawn,  # out [S]: 1 where the Gaussian can touch a pixel, else 0
-    depths,  # out [S]: of the drawn ones, first to last
-    ids,  # out [S]: which those are
+    depths,  # out [S]: of the drawn Gaussians
+    ids,  # out [S]: their indices
 ):
     """Project all Gaussians; returns how many can touch a pixel. Those with a number that is not finite cannot."""
     size = drawn.size
@@ -205,7 +196,7 @@ def project(
 
 @_compiled
 def sort_by_depth(
-    depths,  # [S] uint32: the bits of positive floats, which order as the floats do
+    depths,  # [S] uint32: the bits of positive floats, which have the same order
     ids,  # [S] int32, sorted in place
     n,
     depths_b,  # scratch [S] uint32
@@ -237,7 +228,7 @@ def sort_by_depth(
 
 @_inlined
 def _span(middle, reach, size):
-    """First and last of `size` pixels whose centres lie within `reach` of `middle`."""
+    """First and last of `size` pixels whose centres are within `reach` of `middle`."""
     first = math.ceil(max(middle - reach, np.float32(-1)) - np.float32(0.5))
     last = math.floor(min(middle + reach, np.float32(size + 1)) - np.float32(0.5))
     return max(first, 0), min(last, size - 1)
@@ -245,7 +236,7 @@ def _span(middle, reach, size):
 
 @_inlined
 def _row_span(records, at, dy, width):
-    """First and last column that the ellipse of a Gaussian reaches in one row."""
+    """First and last column of a Gaussian's ellipse in one row."""
     reach = math.sqrt(max(records[at + 11] - records[at + 12] * dy * dy, np.float32(0)))
     return _span(records[at] + records[at + 13] * dy, reach, width)
 
@@ -262,7 +253,7 @@ def draw(
 ):
     """Composite the Gaussians front to back.
 
-    The transmittance plane is negative where a pixel was finished early (its value is the magnitude).
+    The transmittance is negative where a pixel was finished early; its magnitude counts.
     """
     row = DRAWN * stride
     one, zero = repeat(np.float32(1)), repeat(np.float32(0))
@@ -308,21 +299,17 @@ def _alpha(dx, qa, slope, level, opacity):
 
 @_inlined
 def _pass(alpha, passed):
-    """Take a Gaussian's share of what reaches it through eight pixels.
+    """Composite a Gaussian into eight pixels with the transmittance `passed`.
 
-    Returns where it has a share (not where its alpha is too small or the pixel finished), its weight there (else
-    nothing), and the new transmittance.
+    Returns where it contributes (not where its alpha is too small or the pixel is finished), its weight (0 elsewhere),
+    and the new transmittance.
     """
     zero = repeat(np.float32(0))
     weight = least(alpha, ALPHA_MAX) * passed
     through = passed - weight
     touched = alpha >= ALPHA_MIN
     kept = touched & (through > TRANSMITTANCE_MIN)  # never where the pixel is finished: negative
-    return (
-        kept,
-        where(kept, weight, zero),
-        where(kept, through, where(touched, zero - magnitude(passed), passed)),
-    )
+    return kept, where(kept, weight, zero), where(kept, through, where(touched, zero - magnitude(passed), passed))
 
 
 @_compiled
@@ -355,7 +342,7 @@ def differentiate(
     height,
     moments,  # out [9 * S]
 ):
-    """Front to back again: the sums over every Gaussian's pixels that its gradients are made of."""
+    """Front to back again: the sums over each Gaussian's pixels for its gradients."""
     row = DIFFERENTIATED * stride
     size = moments.size // MOMENTS
     zero = repeat(np.float32(0))
@@ -446,7 +433,7 @@ def project_gradients(
         inverse = 1.0 / det
         a, b, d = (c11 + BLUR) * inverse, zero - c01 * inverse, (c00 + BLUR) * inverse
         ga = -0.5 * load(moments, 6 * size + i)
-        gb = -0.5 * load(moments, 7 * size + i)  # half: b stands twice in the matrix
+        gb = -0.5 * load(moments, 7 * size + i)  # half: b is in the matrix twice
         gd = -0.5 * load(moments, 8 * size + i)
         # dL/dcovariance = -C G C, with C the inverse covariance (the conic) and G its gradient
         h00, h01 = a * ga + b * gb, a * gb + b * gd
@@ -454,12 +441,12 @@ def project_gradients(
         v00 = zero - (h00 * a + h01 * b)
         v01 = zero - (h00 * b + h01 * d)
         v11 = zero - (h10 * b + h11 * d)
-        # alpha is opacity times the fall-off: dL/dopacity = sum(dL/dlog alpha) / opacity, in either mode
+        # alpha is opacity times the fall-off, so dL/dopacity = sum(dL/dlog alpha) / opacity in both modes
         opacity = load(params, OPACITIES * size + i)
         log_alpha = load(moments, 3 * size + i)
         if antialiased:
             # The opacity is multiplied by sqrt(r), r = sharp / det: dL/dr = dL/dlog alpha / (2 r). The small number
-            # keeps needles seen end on, where r is 0, from dividing by it.
+            # avoids a division by 0 for needles seen end on.
             ratio = sharp * inverse
             g = 0.5 * log_alpha / (ratio + 1e-12) * inverse
             v00 = v00 + g * (c11 - ratio * (c11 + BLUR))
@@ -485,17 +472,15 @@ def project_gradients(
         r2 = (r2[0] * scale[2], r2[1] * scale[2], r2[2] * scale[2])
         _store_quaternion_gradients(params, size, i, q, r0, r1, r2, ok, gradients)
 
-        # the mean: through its place in the frame and through the Jacobian
+        # the mean, through its position in the frame and through the Jacobian
         m_x, m_y = load(moments, 4 * size + i), load(moments, 5 * size + i)
         gu, gv = a * m_x + b * m_y, d * m_y + b * m_x
         iz = 1.0 / z
         gx, gy = fx * iz * gu, fy * iz * gv
         gz = zero - (x * gx + y * gy) * iz - (j00 * g00 + j11 * g11) * iz
         # j02 = -fx x / z^2, or where the ratio x / z is clamped, -fx limit / z
-        edge_x, edge_y = (
-            np.float32(FIELD_MARGIN * 0.5) * frame_w / fx,
-            np.float32(FIELD_MARGIN * 0.5) * frame_h / fy,
-        )
+        edge_x = np.float32(FIELD_MARGIN * 0.5) * frame_w / fx
+        edge_y = np.float32(FIELD_MARGIN * 0.5) * frame_h / fy
         tx, ty = x * iz, y * iz
         inside_x = (tx >= repeat(-cx / fx - edge_x)) & (tx <= repeat((frame_w - cx) / fx + edge_x))
         inside_y = (ty >= repeat(-cy / fy - edge_y)) & (ty <= repeat((frame_h - cy) / fy + edge_y))
@@ -511,8 +496,8 @@ def project_gradients(
 
 @_inlined
 def _axis_gradients(camera, u, w, n, v00, v01, v11, j00, j02, j11, j12):
-    """One axis's share of the gradients: of the Jacobian and the rotation's column (both still to be multiplied by
-    the axis's scale), and of the scale."""
+    """One axis's part of the gradients: of the Jacobian and of the rotation's column, both without the factor of the
+    axis's scale, and of the scale."""
     gu = 2.0 * (v00 * u + v01 * w)
     gw = 2.0 * (v01 * u + v11 * w)
     x, y, z = j00 * gu, j11 * gw, j02 * gu + j12 * gw
@@ -526,7 +511,7 @@ def _axis_gradients(camera, u, w, n, v00, v01, v11, j00, j02, j11, j12):
 
 @_inlined
 def _store_quaternion_gradients(params, size, i, q, r0, r1, r2, ok, gradients):
-    """From the gradient of the rotation's columns r0, r1, r2 to that of the quaternion before it is made unit."""
+    """From the gradient of the rotation's columns r0, r1, r2 to that of the quaternion before normalisation."""
     q0, q1, q2, q3 = q
     e0 = 2.0 * (q3 * (r0[1] - r1[0]) + q2 * (r2[0] - r0[2]) + q1 * (r1[2] - r2[1]))
     e1 = 2.0 * (q2 * (r1[0] + r0[1]) + q3 * (r2[0] + r0[2]) + q0 * (r1[2] - r2[1]) - 2.0 * q1 * (r1[1] + r2[2]))

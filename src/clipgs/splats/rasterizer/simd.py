@@ -1,12 +1,12 @@
 """Eight float32 numbers as one value inside numba functions.
 
-The rasteriser's loops are seven or eight pixels long, too short for a compiler's vectoriser to pay off. Here eight
-lanes are a type of their own: `+ - * /`, comparisons, `&` and the functions below become single LLVM vector
-instructions, which LLVM maps onto whatever the processor has (AVX-512, AVX2, NEON). A float beside a vector is
-repeated in all lanes. Values of these types live only inside compiled functions.
+The rasteriser's loops are seven or eight pixels long, too short for a compiler's vectoriser. Here eight lanes are a
+type: `+ - * /`, comparisons, `&` and the functions below become single LLVM vector instructions, which LLVM maps onto
+the processor's (AVX-512, AVX2, NEON). A float in an operation with a vector is repeated in all lanes. Values of these
+types exist only inside compiled functions.
 
-Numba keys its cache of compiled functions on the file they stand in: after a change here, touch the files that import
-it, or the old code goes on running.
+Numba's cache looks only at the file of a compiled function: after a change here, touch the files that import it, or
+they keep the old code.
 """
 
 import operator
@@ -145,24 +145,19 @@ def where(typing, mask, yes, no):
     return f32x8(mask8, f32x8, f32x8), lambda context, builder, sig, args: builder.select(*args)
 
 
-@intrinsic
-def least(typing, x, y):
-    """The smaller of two in each lane (y where x is not a number)."""
+def _extreme(comparison):
+    @intrinsic
+    def function(typing, x, y):
+        def emit(context, builder, sig, args):
+            return builder.select(builder.fcmp_ordered(comparison, *args), *args)
 
-    def emit(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered("<", *args), *args)
+        return f32x8(f32x8, f32x8), emit
 
-    return f32x8(f32x8, f32x8), emit
+    return function
 
 
-@intrinsic
-def most(typing, x, y):
-    """The larger of two in each lane (y where x is not a number)."""
-
-    def emit(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
-
-    return f32x8(f32x8, f32x8), emit
+# The smaller and the larger of two in each lane; the second where the first is not a number.
+least, most = _extreme("<"), _extreme(">")
 
 
 def _unary(name):
@@ -178,8 +173,7 @@ def _unary(name):
     return function
 
 
-root = _unary("sqrt")
-magnitude = _unary("fabs")
+root, magnitude = _unary("sqrt"), _unary("fabs")
 
 
 @intrinsic
@@ -248,8 +242,8 @@ def _mantissa(typing, x):
 
 @njit(forceinline=True)
 def exp2(x):
-    """2^x for |x| < 126, within 1.5e-7 of the result: a polynomial between half integers, fitted by least maximum
-    relative error, and the integer part added to the exponent's bits."""
+    """2^x for |x| < 126, with a relative error below 1.5e-7: a minimax polynomial of the fraction in [-1/2, 1/2], and
+    the integer part added to the exponent's bits."""
     rounded = x + 12582912.0  # 1.5 * 2^23: adding it rounds to an integer
     f = x - (rounded - 12582912.0)
     p = 0.0013276471770140472 * f + 0.009675541332683803
@@ -268,6 +262,6 @@ def exp(x):
 
 @njit(forceinline=True)
 def log2_above(x):
-    """An upper bound of log2 of positive normal numbers, less than 0.002 too large: a cubic over the mantissa."""
+    """An upper bound of log2 of positive normal numbers, at most 0.002 too large: a cubic of the mantissa."""
     m = _mantissa(x)
     return _exponent(x) + (((0.15544865 * m - 1.03927585) * m + 3.02951204) * m - 2.14416)
