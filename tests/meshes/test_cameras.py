@@ -155,7 +155,7 @@ def test_cameras_come_back_from_their_file():
     with pytest.raises(ObjectError) as error:
         parse_cameras(data.replace(b"opencv", b"opengl"))
     assert str(error.value) == "the cameras have the unknown convention 'opengl world-to-camera'"
-    with pytest.raises(ObjectError, match="the convention None"):
+    with pytest.raises(ObjectError, match="the unknown convention None"):
         parse_cameras(b"{}")
 
 
