@@ -130,7 +130,6 @@ def embed_pictures(
     """
     from clipgs.teacher import features
 
-    embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
     members = {}
     for shard, tar in _pictures_of(config, what, shards.values()).items():
         check(tar)
@@ -139,7 +138,7 @@ def embed_pictures(
     progress = Progress(f"pictures of the {what}", len(tasks))
     view = {row["uid"]: row["view"] for row in made.objects}
     one, mean = {}, {}
-    for task, result in embed(teacher, tasks, threads=threads, config=config):
+    for task, result in features.embed(teacher, tasks, threads, config):
         if isinstance(result, str):
             raise ClipgsError(f"{task.payload.path}: the images of {task.uid} cannot be read: {result}")
         images = np.frombuffer(result[1][0][1], np.float16).reshape(config.views.count, -1).astype(np.float32)
