@@ -87,12 +87,9 @@ def fine_tuning(
             optimizer.step()
             optimizer.zero_grad()
         model.eval()
-        found = []
+        batches = np.split(episode.queries, range(_BATCH, len(episode.queries), _BATCH))
         with torch.no_grad():
-            for start_row in range(0, len(episode.queries), _BATCH):
-                asked = read(episode.queries[start_row : start_row + _BATCH])
-                found.append(head(embed(asked.to(device))).argmax(dim=1).cpu().numpy())
-        return np.concatenate(found)
+            return torch.cat([head(embed(read(rows).to(device))).argmax(dim=1) for rows in batches]).cpu().numpy()
 
     return predict
 

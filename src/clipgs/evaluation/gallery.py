@@ -104,11 +104,8 @@ def gallery(rows: Sequence[Row], settings: Evaluation, views: int) -> Gallery:
             f"the split {settings.split} has {len(chosen)} objects, and retrieval needs 2: add objects, raise "
             "catalog.test_fraction before they are frozen, or set evaluation.split: all"
         )
-    objects = [
-        {
-            **{key: row[key] for key in ("uid", "group", "caption", "category", "sha256")},
-            "view": seeded_view(settings, row["uid"], views),
-        }
-        for row in sorted(chosen.values(), key=lambda row: row["uid"])
-    ]
-    return Gallery(settings.split, settings.per, tuple(objects))
+    keys = ("uid", "group", "caption", "category", "sha256")
+    objects = tuple(
+        {**{key: row[key] for key in keys}, "view": seeded_view(settings, row["uid"], views)} for row in chosen.values()
+    )
+    return Gallery(settings.split, settings.per, objects)

@@ -142,12 +142,13 @@ def on_gpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) ->
 def _batches(decoded: Iterable[tuple[int, Any]], size: int) -> Iterator[list[tuple[int, Any]]]:
     """Groups objects until they have `size` images, all of one shape."""
     batch: list[tuple[int, Any]] = []
-    shape, count = None, 0
+    shape: list[int] = []
+    count = 0
     for index, result in decoded:
         images, *one = (0,) if isinstance(result, workers.Failure) else result.shape
         if batch and ((one and shape and one != shape) or count + images > size):
             yield batch
-            batch, shape, count = [], None, 0
+            batch, shape, count = [], [], 0
         batch.append((index, result))
         shape, count = one or shape, count + images
     if batch:
