@@ -4,9 +4,8 @@ Each row and seed is trained and evaluated by its own jobs; `clipgs.evaluation.r
 """
 
 import json
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,9 @@ from clipgs.evaluation.rows import chosen, has_uni3d, of_row, points_output
 from clipgs.evaluation.tables import write_json
 from clipgs.stages import path, table
 
-log = logging.getLogger(__name__)
-
 METRICS = ("text to 3D R@1, %", "3D to text R@1, %", "image to 3D R@1, %", "zero-shot top-1, %")
 PAIRED = "3D to text R@1"
 _POINT_LOGIT, _POINT_LOG_SCALE = 4.0, -4.0  # of a surface point as a Gaussian; the point encoder reads neither
-
-
-# --- the first weights -----------------------------------------------------------------------------------------------
 
 
 def write_points(config: Config, shard: str) -> None:
@@ -83,9 +77,6 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
     return {"bytes": size, "sha256": digest([(name, data)]), "gaussians": n}
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
 def write_ablations(config: Config) -> None:
     """Writes `evaluation/ablations.json` from the finished evaluations of the configured rows and seeds."""
     names, seeds = chosen(config), config.ablations.seeds
@@ -105,7 +96,7 @@ def write_ablations(config: Config) -> None:
         "seeds": list(seeds),
         "start": _start_note(config),
         "metrics": list(METRICS),
-        "rows": [_table_row(config, name, seeds, hits, made) for name in names],
+        "rows": [_table_row(config, name, hits, made) for name in names],
     }
     write_json(config.output_path / "evaluation" / "ablations.json", found)
 
@@ -116,11 +107,9 @@ def _hits(row: Config, made: Gallery, texts: np.ndarray) -> np.ndarray:
     return ranks(shapes, texts[made.captions], [[caption] for caption in made.caption_of]).hits(1)
 
 
-def _table_row(
-    config: Config, name: str, seeds: Sequence[int], hits: Mapping[str, np.ndarray], made: Gallery
-) -> dict[str, Any]:
+def _table_row(config: Config, name: str, hits: Mapping[str, np.ndarray], made: Gallery) -> dict[str, Any]:
     found: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for seed in seeds:
+    for seed in config.ablations.seeds:
         folder = run_folder(of_row(config, name, seed))
         tables = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("retrieval", "zeroshot")}
         for row in tables["retrieval"]["rows"]:
@@ -131,7 +120,7 @@ def _table_row(
     found_row: dict[str, Any] = {
         "name": ROWS[name].title,
         "key": name,
-        "seeds": list(seeds),
+        "seeds": list(config.ablations.seeds),
         "settings": {key: dict(value) for key, value in ROWS[name].settings.items()},
         "metrics": {
             metric: {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values}

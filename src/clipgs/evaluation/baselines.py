@@ -5,7 +5,6 @@ not have its checkpoint or teacher. The table also has published numbers, with t
 """
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import groupby, islice
@@ -26,8 +25,6 @@ from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
 from clipgs.evaluation.tables import zero_shot_table
 from clipgs.stages import path
-
-log = logging.getLogger(__name__)
 
 MISSING_COLOR = 0.4  # of points without colours, in the loaders of OpenShape and Uni3D
 _BATCH = 16
@@ -91,11 +88,7 @@ def preprocess(
 
 
 def baselines_table(config: Config) -> dict[str, Any]:
-    """Rows of our run, of the three baselines, and of published numbers.
-
-    Raises:
-        ClipgsError: a checkpoint cannot be read, or the run was not evaluated.
-    """
+    """Rows of our run, of the three baselines, and of published numbers; see `stages.baselines`."""
     rows = index_rows(config)
     made = gallery(rows, config.evaluation, config.views.count)
     found = [_ours(config)]

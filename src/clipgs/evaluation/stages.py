@@ -111,9 +111,6 @@ def _few_shot_classifiers(config: Config, embeddings: Embeddings, uids: list[str
     return classifiers
 
 
-# --- ablations -------------------------------------------------------------------------------------------------------
-
-
 def ablation_points(config: Config, shard: str, threads: int) -> None:
     """Writes the point encoder's training data of a shard: the surface points of its meshes as splats.
 

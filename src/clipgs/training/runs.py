@@ -60,9 +60,6 @@ def begin(config: Config, shards: Sequence[str]) -> None:
     write_bytes(_inputs_path(config), (json.dumps(inputs, indent=1) + "\n").encode())
 
 
-# --- the finished run -------------------------------------------------------------------------------------------------
-
-
 def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes: dict[str, Any]) -> None:
     """Writes `model.safetensors`, `config.yaml` and the model card `README.md`.
 

@@ -6,7 +6,6 @@ objects, so its results must not be compared with those of EVA-CLIP.
 
 import hashlib
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,13 +27,11 @@ from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.runner import Progress
-from clipgs.core.seeds import canonical_json, seed_of
+from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
-
-log = logging.getLogger(__name__)
 
 ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
@@ -98,7 +95,7 @@ def make(config: Config, threads: int) -> None:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(json.loads(canonical_json(value)), indent=1).encode() + b"\n"
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
 def read_pictures(

@@ -68,14 +68,13 @@ def train(config: Config, device: str, threads: int) -> None:
 @contextmanager
 def fixed_running_statistics(model: nn.Module) -> Iterator[None]:
     """Batch norms use the batch's statistics, as in training, but do not update the running ones."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm1d)}
+    for norm in momenta:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
 
 
@@ -115,13 +114,10 @@ class Trainer:
         groups.append({"params": [self.log_scale], "names": ["log_scale"], "factor": 1.0, "weight_decay": 0.0})
         self.names = [name for group in groups for name in group.pop("names")]
         self.optimizer = adamw(groups, settings.lr, ranks.device)
-        self._parallel = (
-            nn.parallel.DistributedDataParallel(
-                self.model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, broadcast_buffers=False
-            )
-            if ranks.world > 1
-            else self.model
-        )
+        self._parallel = self.model
+        if ranks.world > 1:
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            self._parallel = nn.parallel.DistributedDataParallel(self.model, devices, broadcast_buffers=False)
         self.step = 0
         self._best: dict[str, Any] = {}
         self._unwritten_best: dict[str, Tensor] = {}
@@ -232,8 +228,6 @@ class Trainer:
             return self._parallel.no_sync()
         return nullcontext()
 
-    # --- numbers ---
-
     def _start_copy(self, numbers: Tensor, finite: Tensor) -> _Pending:
         if self._ranks.device.type != "cuda":
             return _Pending(self.step, numbers, finite, None)
@@ -243,14 +237,7 @@ class Trainer:
         return _Pending(self.step, numbers, finite, ready)
 
     def _report(self, metrics: MetricsFiles | None, wait: bool) -> None:
-        """Checks and writes the numbers of the previous step, while the GPU computes this one.
-
-        Args:
-            wait: for this step, and writes its numbers too.
-
-        Raises:
-            ClipgsError: a loss or gradient is not finite.
-        """
+        """Checks and writes the numbers of the previous step, while the GPU computes this one; with `wait` of both."""
         while len(self._pending) > (0 if wait else 1):
             step, numbers, finite, ready = self._pending.popleft()
             if ready is not None:
@@ -275,8 +262,6 @@ class Trainer:
             f"step {step + 1}: the loss is not finite, because of {named}{more}: the embedding of its splat, text "
             "or images is not finite; check its PLY and features, or exclude it (clipgs exclude)"
         )
-
-    # --- validation, states, the end ---
 
     @torch.no_grad()
     def _validate(self, metrics: MetricsFiles | None) -> None:
