@@ -36,10 +36,11 @@ def test_a_missing_color_is_what_the_models_were_trained_with():
 def test_clouds_of_several_sizes_go_through_in_order():
     clouds = [cloud(size, seed) for seed, size in enumerate([30, 30, 50, 30] + [40] * 20)]
 
-    def model(xyz, rgb):
-        return torch.cat([xyz[:, 0], rgb[:, 0], torch.full((len(xyz), 1), xyz.shape[1])], dim=1)
+    class Model(torch.nn.Linear):
+        def forward(self, xyz, rgb):
+            return torch.cat([xyz[:, 0], rgb[:, 0], torch.full((len(xyz), 1), xyz.shape[1])], dim=1)
 
-    found = embed_points(model, UNI3D, iter(clouds), len(clouds), "test")
+    found = embed_points(Model(1, 1), UNI3D, iter(clouds), len(clouds))
     assert found[:, 6].tolist() == [len(xyz) for xyz, _ in clouds]
     for row, (xyz, rgb) in zip(found, clouds, strict=True):
         points, colors = preprocess(UNI3D, xyz, rgb)

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from clipgs.core.errors import UsageError
@@ -55,7 +56,7 @@ def test_the_embedding_of_a_class_is_the_mean_of_its_unit_prompts():
 
     def encode(texts):
         said.extend(texts)
-        return np.array([[len(text), 1.0, text.count("a")] for text in texts])
+        return torch.tensor([[len(text), 1.0, text.count("a")] for text in texts])
 
     (found,) = class_embeddings(["mug"], ["{}", "a photo of a {}"], encode)
     assert said == ["mug", "a photo of a mug"]

@@ -149,12 +149,12 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     assert found.texts.isfinite().all()
     (line,) = [record.getMessage() for record in caplog.records if "captions are longer" in record.getMessage()]
     assert "2 captions are longer than the 16 tokens" in line
-    assert "a lower caption.max_characters" in line
+    assert "lower caption.max_characters" in line
 
 
 def test_an_empty_caption_is_named(world):
     world.add_shard("00000", {"a": "a mug", "b": " "})
-    with pytest.raises(ClipgsError, match="the caption of b is empty; mend its text") as error:
+    with pytest.raises(ClipgsError, match="the caption of b is empty; correct its text") as error:
         embed(world.config())
     assert "\n" not in str(error.value)
 

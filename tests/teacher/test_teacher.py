@@ -107,7 +107,7 @@ def test_texts_that_are_empty_or_long(tiny):
         ("EVA02-E-14-plus", None, "teacher.pretrained is not set"),
         ("EVA02-E-14-plus", "laion2b_s9b_b144", "nor a file; did you mean laion2b_s9b_b144k?"),
         ("EVA02-B-16", "nowhere/weights.pt", "neither a tag of EVA02-B-16 nor a file"),
-        ("ViT-B-32", "openai", "are those of ViT-B-32-quickgelu: name that"),
+        ("ViT-B-32", "openai", "openai are weights of ViT-B-32-quickgelu; set teacher.name to it"),
         ("local-dir:nowhere", None, "open_clip_config.json: No such file"),
     ],
 )  # fmt: skip
@@ -144,7 +144,9 @@ def test_no_network_is_one_line_with_a_way_out(monkeypatch):
     with pytest.raises(ClipgsError, match=r"EVA02-E-14-plus laion2b_s9b_b144k: the weights could not be") as error:
         teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
     assert "\n" not in str(error.value)
-    assert "on a machine without network set teacher.pretrained to a .safetensors or .pt file" in str(error.value)
+    assert "on a machine without network set teacher.pretrained to a copied .safetensors or .pt file" in str(
+        error.value
+    )
     with pytest.raises(ClipgsError, match="could not be downloaded"):
         teacher.load(config_of("hf-hub:someone/model"))
 
@@ -172,7 +174,9 @@ def model_at(tmp_path, monkeypatch):
 def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
     evil = tmp_path / "evil.pt"
     torch.save({**model_at, "x": Harmful(tmp_path / "harm")}, evil)
-    with pytest.raises(ClipgsError, match="holds more than tensors, and is not opened: it could run code") as error:
+    with pytest.raises(
+        ClipgsError, match="holds more than tensors and is not opened, because it could run code"
+    ) as error:
         teacher.load(config_of("tiny-model", str(evil)))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "harm").exists()

@@ -50,7 +50,7 @@ def test_several_processes_are_launched_and_train_one_model(tmp_path, caplog):
         distributed.launch(config, 2)
     check(runs.run_path(config) / "model.safetensors")
     assert [line["step"] for line in lines(config) if "loss" in line] == [1, 2, 3]
-    assert "holds step 3 of 3" in caplog.text
+    assert "wrote step 3 of 3" in caplog.text
 
 
 def test_training_starts_a_process_for_each_gpu(two_gpus, tmp_path, monkeypatch):

@@ -162,7 +162,7 @@ def test_without_a_training_split_there_is_none(tmp_path, tiny):
 
 def test_pictures_that_cannot_be_read_are_named(taught):
     taught.add_shard("00000", {"a": "a mug"}, {"a": [b"RIFF"]})
-    with pytest.raises(ClipgsError, match="the pictures of a cannot be read: UnidentifiedImageError"):
+    with pytest.raises(ClipgsError, match="the images of a cannot be read: UnidentifiedImageError"):
         stages.teacher(taught.config(), 1)
 
 

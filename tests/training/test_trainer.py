@@ -286,7 +286,7 @@ def test_killed_for_real_and_gone_on_it_ends_with_the_same_bytes(tmp_path):
     assert not (folder / "model.safetensors").exists()
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "goes on after step" in done.stderr
+    assert "resumes after step" in done.stderr
     assert metrics.read_bytes().count(b'"loss"') == 12
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (folder / name).read_bytes() == (runs.run_path(undisturbed) / name).read_bytes()

@@ -96,5 +96,5 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_it_began_with(trained, tm
     workspace.add_objects(3)
     assert planned(workspace, tmp_path) == {"train": 1}
     done = workspace.make(target="train")
-    assert "goes on after step 2 of 2" in done.stderr + done.stdout
+    assert "resumes after step 2 of 2" in done.stderr + done.stdout
     assert json.loads((run / "inputs.json").read_text())["shards"] == ["00000", "00001"]

@@ -1,12 +1,11 @@
-"""Ablations: runs that differ from each other in one thing, over several seeds, in one table.
+"""Ablations: a table of runs that differ in one thing, over several seeds.
 
-Each row and seed is trained and evaluated by jobs of its own; `clipgs.evaluation.rows` has their configurations.
+Each row and seed is trained and evaluated by its own jobs; `clipgs.evaluation.rows` has their configurations.
 """
 
 import json
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,18 @@ from clipgs.evaluation.rows import chosen, has_uni3d, of_row, points_output
 from clipgs.evaluation.tables import write_json
 from clipgs.stages import path, table
 
-log = logging.getLogger(__name__)
-
 METRICS = ("text to 3D R@1, %", "3D to text R@1, %", "image to 3D R@1, %", "zero-shot top-1, %")
 PAIRED = "3D to text R@1"
-_POINT_LOGIT, _POINT_LOG_SCALE = 4.0, -4.0  # of a surface point that stands as a Gaussian; its encoder reads neither
-
-
-# --- the first weights -----------------------------------------------------------------------------------------------
+_POINT_LOGIT, _POINT_LOG_SCALE = 4.0, -4.0  # of a surface point as a Gaussian; the point encoder reads neither
 
 
 def write_points(config: Config, shard: str) -> None:
-    """Writes a shard of the output that the point encoder is trained on: of every packed object a splat of the surface
-    points of its mesh, beside the same features.
+    """Writes a shard of the point encoder's training data: the surface points of each packed object's mesh as a splat.
+
+    The features are those of the triplets, through a symbolic link.
 
     Raises:
-        ClipgsError: the points of the shard are not kept; the text names the command that makes them again.
+        ClipgsError: the points of the shard are missing; the text names the command that makes them again.
     """
     from clipgs.triplets.pack import schema
 
@@ -56,12 +51,12 @@ def write_points(config: Config, shard: str) -> None:
             offset += row["bytes"]
     write_table(path(own, "triplets", shard, ".parquet"), rows, schema())
     write_bytes(shard_path(own, shard), shard_path(config, shard).read_bytes())
-    with suppress(FileExistsError):  # another shard's job made it
+    with suppress(FileExistsError):  # made by another shard's job
         (own.output_path / "features").symlink_to(os.path.relpath(config.output_path / "features", own.output))
 
 
 def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str, Any]:
-    """One object's points as a splat: small, nearly opaque balls. Returns what its row says of its members."""
+    """Adds one object's points as a splat of small, nearly opaque balls; returns columns of its row."""
     import torch
 
     from clipgs.splats.gaussians import Gaussians
@@ -76,17 +71,14 @@ def _write_cloud(tar: TarWriter, uid: str, clouds: Any, count: int) -> dict[str,
         opacity_logits=torch.full((n,), _POINT_LOGIT),
         colors=rgb,
     )
-    member = (f"{uid}.ply", cloud.to_ply())
-    tar.add(*member)
-    size = TAR_BLOCK + -(-len(member[1]) // TAR_BLOCK) * TAR_BLOCK
-    return {"bytes": size, "sha256": digest([member]), "gaussians": n}
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
+    name, data = f"{uid}.ply", cloud.to_ply()
+    tar.add(name, data)
+    size = TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+    return {"bytes": size, "sha256": digest([(name, data)]), "gaussians": n}
 
 
 def write_ablations(config: Config) -> None:
-    """Writes `evaluation/ablations.json` of the configured rows and seeds, which are evaluated already."""
+    """Writes `evaluation/ablations.json` from the finished evaluations of the configured rows and seeds."""
     names, seeds = chosen(config), config.ablations.seeds
     rows = index_rows(config)
     first = read_embeddings(run_folder(of_row(config, names[0], seeds[0])) / "embeddings.safetensors")
@@ -104,23 +96,20 @@ def write_ablations(config: Config) -> None:
         "seeds": list(seeds),
         "start": _start_note(config),
         "metrics": list(METRICS),
-        "rows": [_table_row(config, name, seeds, hits, made) for name in names],
+        "rows": [_table_row(config, name, hits, made) for name in names],
     }
     write_json(config.output_path / "evaluation" / "ablations.json", found)
 
 
 def _hits(row: Config, made: Gallery, texts: np.ndarray) -> np.ndarray:
-    """[n] the share of each object's 3D-to-text query that is right at the first place."""
+    """[n] whether each object's 3D-to-text query has a right answer in the first place; a fraction where rows tie."""
     shapes = read_embeddings(run_folder(row) / "embeddings.safetensors").of(made.uids)
     return ranks(shapes, texts[made.captions], [[caption] for caption in made.caption_of]).hits(1)
 
 
-def _table_row(
-    config: Config, name: str, seeds: Sequence[int], hits: Mapping[str, np.ndarray], made: Gallery
-) -> dict[str, Any]:
-    """A row of the table."""
+def _table_row(config: Config, name: str, hits: Mapping[str, np.ndarray], made: Gallery) -> dict[str, Any]:
     found: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for seed in seeds:
+    for seed in config.ablations.seeds:
         folder = run_folder(of_row(config, name, seed))
         tables = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("retrieval", "zeroshot")}
         for row in tables["retrieval"]["rows"]:
@@ -131,7 +120,7 @@ def _table_row(
     found_row: dict[str, Any] = {
         "name": ROWS[name].title,
         "key": name,
-        "seeds": list(seeds),
+        "seeds": list(config.ablations.seeds),
         "settings": {key: dict(value) for key, value in ROWS[name].settings.items()},
         "metrics": {
             metric: {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values}
@@ -141,18 +130,17 @@ def _table_row(
     }
     if name == "uni3d" and not has_uni3d(config):
         found_row["note"] = _start_note(config)
-    against = ROWS[name].against
-    if against is not None:
-        change = (hits[name] - hits[against]).mean(axis=0)
+    if (against := ROWS[name].against) is not None:
+        changes = hits[name] - hits[against]  # [seeds, n]
+        change = changes.mean(axis=0)
         groups = np.unique(made.groups, return_inverse=True)[1].reshape(-1)
-        bounds = interval(change, groups, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
         found_row["difference"] = {
             "metric": PAIRED,
             "against": ROWS[against].title,
             "mean": float(change.mean()),
-            "interval": bounds,
+            "interval": interval(change, groups, resamples=config.evaluation.resamples, seed=config.evaluation.seed),
             "confidence": CONFIDENCE,
-            "by_seed": (hits[name] - hits[against]).mean(axis=1).tolist(),
+            "by_seed": changes.mean(axis=1).tolist(),
         }
     return found_row
 

@@ -1,13 +1,13 @@
-"""Other people's point encoders on the same splats, and on the meshes' own points: Uni3D, OpenShape, ULIP-2.
+"""Published point encoders on the same splats, and on points of the meshes: Uni3D, OpenShape, ULIP-2.
 
-Each is fed as its own code feeds it and scored in the space of its own teacher. A row whose checkpoint or teacher the
-user does not have is empty. Published numbers stand beside them, marked as published, with their source.
+Each gets its input as in its own code, and is measured in the space of its own teacher. A row is empty if the user does
+not have its checkpoint or teacher. The table also has published numbers, with their source.
 """
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,29 +23,27 @@ from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.inputs import class_names, index_rows, lvis_shapes, spoken_names
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
-from clipgs.evaluation.zeroshot import zero_shot
+from clipgs.evaluation.tables import zero_shot_table
 from clipgs.stages import path
 
-log = logging.getLogger(__name__)
-
-MISSING_COLOR = 0.4  # of a point without one, in OpenShape's and Uni3D's loaders
+MISSING_COLOR = 0.4  # of points without colours, in the loaders of OpenShape and Uni3D
 _BATCH = 16
 
 
 class Baseline(NamedTuple):
-    """A published point encoder, and how its own code feeds it."""
+    """A published point encoder, and the input that its own code gives it."""
 
     name: str
-    setting: str  # key of `evaluation.baselines` that names its checkpoint
-    teacher: str  # open_clip's name and tag
-    pretrained: str
-    teacher_setting: str  # key that names the teacher's weights
+    setting: str  # key of `evaluation.baselines` with its checkpoint
+    teacher: str  # open_clip's name
+    pretrained: str  # open_clip's tag
+    teacher_setting: str  # key of `evaluation.baselines` with the teacher's weights
     points: int
-    axes: tuple[int, int, int]  # which of our axes (Y up) stand where
+    axes: tuple[int, int, int]  # its x, y and z among our axes (Y up)
 
 
 # Uni3D: data/datasets.py, scripts/inference.sh. OpenShape: src/data.py, src/models/ppat.py. ULIP-2:
-# models/ULIP_models.py and its config of coloured points; its axes are not stated, ours are taken.
+# models/ULIP_models.py and its config of coloured points. ULIP-2 does not state its axes; we use ours.
 BASELINES = (
     Baseline("Uni3D", "uni3d", "EVA02-E-14-plus", "laion2b_s9b_b144k", "eva02_e_14_plus", 10_000, (0, 1, 2)),
     Baseline("OpenShape-PointBERT", "openshape", "ViT-bigG-14", "laion2b_s39b_b160k", "vit_bigg_14", 10_000, (0, 2, 1)),
@@ -81,7 +79,7 @@ def preprocess(
     xyz: Tensor,  # [P, 3], Y up
     rgb: Tensor | None,  # [P, 3] in [0, 1]
 ) -> tuple[Tensor, Tensor]:  # [p, 3] and [p, 3]
-    """The first points as the baseline's own code feeds them: its axes, the mean at 0, the farthest at radius 1."""
+    """The first points in the baseline's own form: its axes, mean 0, the farthest point at radius 1."""
     xyz = xyz[: baseline.points, list(baseline.axes)]
     xyz = xyz - xyz.mean(0)
     xyz = xyz / xyz.norm(dim=1).max().clamp_min(1e-12)
@@ -90,19 +88,15 @@ def preprocess(
 
 
 def baselines_table(config: Config) -> dict[str, Any]:
-    """Rows of our run, of the three baselines where their files are, and of published numbers.
-
-    Raises:
-        ClipgsError: a checkpoint cannot be read, or the run was not evaluated.
-    """
+    """Rows of our run, of the three baselines, and of published numbers; see `stages.baselines`."""
     rows = index_rows(config)
     made = gallery(rows, config.evaluation, config.views.count)
     found = [_ours(config)]
     for baseline in BASELINES:
         for source in ("splats", "points of the meshes"):
-            row: dict[str, Any] = {"model": baseline.name, "input": source}
             reason = _lacking(config, baseline, source)
-            found.append({**row, **({"source": reason} if reason else _measured(config, baseline, source, made, rows))})
+            row = {"source": reason} if reason else _measured(config, baseline, source, made, rows)
+            found.append({"model": baseline.name, "input": source, **row})
     return {
         "protocol": "Each model in its own teacher's space, fed as its own code feeds it; see docs/protocols.md.",
         "gallery": made.about(),
@@ -116,29 +110,31 @@ def _ours(config: Config) -> dict[str, Any]:
     folder = run_folder(config)
     check(folder / "retrieval.json")
     check(folder / "zeroshot.json")
-    retrieved = {(row["task"], row["from"]): row for row in json.loads((folder / "retrieval.json").read_text())["rows"]}
+    retrieved = json.loads((folder / "retrieval.json").read_text())["rows"]
     zero = json.loads((folder / "zeroshot.json").read_text())["rows"]
-    images = [row for (task, source), row in retrieved.items() if task == "image to 3D" and source.startswith("one")]
-    back = [row for (task, source), row in retrieved.items() if task == "3D to image" and source.startswith("one")]
+
+    def r1(task: str, source: str) -> float | None:
+        rows = (row for row in retrieved if row["task"] == task and row["from"].startswith(source))
+        return next((row["R@1"] for row in rows), None)
+
     return {
         "model": f"CLIP-GS, run {config.training.run}",
         "input": "splats",
         "ours": True,
         "source": "measured here",
-        "text_to_3d": retrieved["text to 3D", "captions"]["R@1"],
-        "text_from_3d": retrieved["3D to text", "splats"]["R@1"],
-        "image_to_3d": images[0]["R@1"] if images else None,
-        "image_from_3d": back[0]["R@1"] if back else None,
+        "text_to_3d": r1("text to 3D", "captions"),
+        "text_from_3d": r1("3D to text", "splats"),
+        "image_to_3d": r1("image to 3D", "one"),
+        "image_from_3d": r1("3D to image", "one"),
         "zero_shot": zero[0]["top1"] if zero else None,
     }
 
 
 def _lacking(config: Config, baseline: Baseline, source: str) -> str | None:
     """Why a row is empty, or None."""
-    if getattr(config.evaluation.baselines, baseline.setting) is None:
-        return f"no checkpoint: evaluation.baselines.{baseline.setting}"
-    if getattr(config.evaluation.baselines, baseline.teacher_setting) is None:
-        return f"no teacher: evaluation.baselines.{baseline.teacher_setting}"
+    for what, setting in (("checkpoint", baseline.setting), ("teacher", baseline.teacher_setting)):
+        if getattr(config.evaluation.baselines, setting) is None:
+            return f"no {what}: evaluation.baselines.{setting}"
     if source != "splats" and not any((config.output_path / "points").glob("*.npz")):
         return "the points of the meshes are not kept"
     return None
@@ -147,7 +143,6 @@ def _lacking(config: Config, baseline: Baseline, source: str) -> str | None:
 def _measured(
     config: Config, baseline: Baseline, source: str, made: Gallery, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The numbers of one row."""
     from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
     from clipgs.teacher import model as teachers
@@ -160,13 +155,9 @@ def _measured(
         update={"name": baseline.teacher, "pretrained": baseline.pretrained if weights == "download" else weights}
     )
     teacher = teachers.load(config.model_copy(update={"teacher": chosen}))
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return teacher.encode_texts(list(texts)).cpu().numpy()
-
-    read = _splats if source == "splats" else _mesh_points
-    shapes = embed_points(model, baseline, read(config, made.uids, rows), len(made.objects), baseline.name)
-    texts = encode([row["caption"] for row in made.objects])
+    clouds = _splats(config, made.uids) if source == "splats" else _mesh_points(config, made.uids, rows)
+    shapes = embed_points(model, baseline, clouds, len(made.objects))
+    texts = teacher.encode_texts([row["caption"] for row in made.objects]).cpu().numpy()
     measure = partial(retrieval, groups=made.groups, resamples=settings.resamples, seed=settings.seed)
     forth = measure(texts, shapes, [made.of_caption[caption] for caption in made.caption_of])
     back = measure(shapes, texts[made.captions], [[caption] for caption in made.caption_of])
@@ -180,49 +171,37 @@ def _measured(
         "weights_sha256": teacher.weights_sha256,
     }
     names = class_names(config, rows)
-    asked = [i for i, row in enumerate(made.objects) if row["category"] in set(names)]
-    if asked:
-        classes = class_embeddings(spoken_names(config, names), templates(settings.templates), encode)
-        labels = [names.index(made.objects[i]["category"]) for i in asked]
-        table = zero_shot(shapes[asked], classes, labels, names, groups=[made.groups[i] for i in asked],
-                          resamples=settings.resamples, seed=settings.seed)  # fmt: skip
+    if any(row["category"] in names for row in made.objects):
+        classes = class_embeddings(spoken_names(config, names), templates(settings.templates), teacher.encode_texts)
+        (table,) = zero_shot_table(made, {baseline.name: shapes}, classes, names, settings)["rows"]
+        del table["from"]
         numbers |= {"zero_shot": table["top1"], "zero_shot_table": table}
     return numbers
 
 
 @torch.no_grad()
 def embed_points(
-    model: Callable[[Tensor, Tensor], Tensor],
+    model: torch.nn.Module,
     baseline: Baseline,
     objects: Iterator[tuple[Tensor, Tensor | None]],
     count: int,
-    what: str,
 ) -> np.ndarray:  # [n, D] float32
-    """Embeddings of clouds of points; clouds of one size go through the model together."""
-    device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
-    progress = Progress(f"baseline {what}", count)
+    """Embeddings of `count` point clouds. Consecutive clouds of one size share a batch."""
+    device = next(model.parameters()).device
+    progress = Progress(f"baseline {baseline.name}", count)
     rows: list[np.ndarray] = []
-    batch: list[tuple[Tensor, Tensor]] = []
-
-    def flush() -> None:
-        if batch:
+    clouds = (preprocess(baseline, xyz, rgb) for xyz, rgb in objects)
+    for _, of_one_size in groupby(clouds, key=lambda cloud: len(cloud[0])):
+        while batch := list(islice(of_one_size, _BATCH)):
             xyz, rgb = (torch.stack(part).float().to(device) for part in zip(*batch, strict=True))
             rows.append(model(xyz, rgb).float().cpu().numpy())
-            batch.clear()
-
-    for xyz, rgb in objects:
-        one = preprocess(baseline, xyz, rgb)
-        if batch and (len(one[0]) != len(batch[0][0]) or len(batch) == _BATCH):
-            flush()
-        batch.append(one)
-        progress.step()
-    flush()
+            progress.step(count=len(batch))
     progress.close()
     return np.concatenate(rows)
 
 
 def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
-    """Positions and colours of each splat of `evaluation.split` through Uni3D as published, in its teacher's space."""
+    """Embeddings of the splats of `evaluation.split` by the published Uni3D, from positions and colours."""
     from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
     from clipgs.teacher import features
@@ -230,7 +209,7 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
     model = pretrained.load(checkpoint).to(choose_device(config.device))
     uids = [row["uid"] for row in rows]
-    shapes = embed_points(model, BASELINES[0], _splats(config, uids, rows), len(uids), "Uni3D")
+    shapes = embed_points(model, BASELINES[0], _splats(config, uids), len(uids))
     about = features.read(config, rows[0]["shard"]).metadata
     metadata = {
         "model_sha256": sha256_of(Path(checkpoint)),
@@ -240,13 +219,10 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     return Embeddings(uids, shapes, metadata)
 
 
-def _splats(
-    config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _splats(config: Config, uids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Positions and colours of each object's Gaussians, in farthest-point order."""
     from clipgs.triplets.dataset import TripletDataset
 
-    del rows
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     for uid in uids:
@@ -257,14 +233,15 @@ def _splats(
 def _mesh_points(
     config: Config, uids: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Points on the surface of each object's mesh, as `sample` drew them."""
+    """Surface points of each object's mesh, from the stage `sample`."""
     shard_of = {row["uid"]: row["shard"] for row in rows}
-    opened: dict[str, Any] = {}
+
+    @cache
+    def points(shard: str) -> Any:
+        file = path(config, "points", shard, ".npz")
+        check(file)
+        return np.load(file)
+
     for uid in uids:
-        shard = shard_of[uid]
-        if shard not in opened:
-            file = path(config, "points", shard, ".npz")
-            check(file)
-            opened[shard] = np.load(file)
-        xyz, rgb = (torch.from_numpy(opened[shard][f"{uid}/{name}"]) for name in ("xyz", "rgb"))
+        xyz, rgb = (torch.from_numpy(points(shard_of[uid])[f"{uid}/{name}"]) for name in ("xyz", "rgb"))
         yield xyz, rgb

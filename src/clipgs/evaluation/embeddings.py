@@ -1,4 +1,4 @@
-"""Embeddings of all packed splats by one run, and the file that keeps them."""
+"""Embeddings of the packed splats by one run, and their file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from clipgs.config import Config
 from clipgs.core.bundles import read_metadata, write_tensors
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Progress
 from clipgs.encoder import MODEL
@@ -23,26 +23,31 @@ def run_folder(config: Config) -> Path:
 
 
 class Embeddings(NamedTuple):
-    """Splats in the teacher's space, as one run's encoder puts them there."""
+    """Embeddings of splats by one run's encoder, in the teacher's space."""
 
     uids: list[str]
     shapes: np.ndarray  # [n, D] float32, unit length
     metadata: dict[str, Any]  # model_sha256, weights_sha256 and teacher
 
     def of(self, uids: Sequence[str]) -> np.ndarray:
-        """[len(uids), D] rows of these objects."""
+        """[n, D] rows of these n objects."""
         place = {uid: i for i, uid in enumerate(self.uids)}
         missing = [uid for uid in uids if uid not in place]
         if missing:
-            raise ClipgsError(f"{len(missing)} objects are not embedded (the first: {missing[0]}); embed them again: "
-                              "snakemake --forcerun embed_shapes evaluate")  # fmt: skip
+            again = snakemake("--forcerun", "embed_shapes", "evaluate")
+            raise ClipgsError(
+                f"{len(missing)} objects have no embeddings (the first: {missing[0]}); embed them again: {again}"
+            )
         return self.shapes[[place[uid] for uid in uids]]
 
 
 def embed(
     run: Path, triplets: Path, *, device: str = "auto", encoder: TrainedEncoder | None = None, split: str = "all"
 ) -> Embeddings:
-    """The splats of a folder of triplets through the encoder of a run, which is `encoder`, if it is loaded already.
+    """Embeddings of the splats in a folder of triplets by the encoder of a run.
+
+    Args:
+        encoder: the encoder of the run, if it is already loaded.
 
     Raises:
         ClipgsError: the run is not finished, or a triplet is damaged.
@@ -54,7 +59,7 @@ def embed(
     shapes = encoder.encode_dataset(dataset, lambda count: progress.step(count=count)).numpy()
     progress.close()
     if not np.isfinite(shapes).all():
-        raise ClipgsError(f"{run} did not stay finite on a splat; train it again")
+        raise ClipgsError(f"{run}: the encoder gives numbers that are not finite; train the run again")
     teacher = encoder.notes["teacher"]
     metadata = {
         "model_sha256": sha256_of(run / MODEL),
@@ -66,7 +71,7 @@ def embed(
 
 
 def write_embeddings(file: Path, found: Embeddings) -> None:
-    """Writes `shapes`, with `uids` and the rest in the metadata."""
+    """Writes `shapes`; `uids` and the rest are metadata."""
     write_tensors(file, {"shapes": found.shapes}, {**found.metadata, "uids": found.uids})
 
 

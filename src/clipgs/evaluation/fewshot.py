@@ -1,10 +1,11 @@
 """Few-shot classification: n-way m-shot episodes, and a linear classifier on frozen embeddings.
 
-An episode is drawn as the point-cloud literature draws it (Point-BERT's benchmark): n classes, m objects of each to
-learn from out of the training split, 20 of each to be asked about out of the test split, ten folds. Where a split has
-fewer, a class is asked about with what there is; `strict` leaves such classes out.
+Episodes follow the point-cloud literature (Point-BERT's benchmark): n classes, m support objects per class from the
+training split, 20 query objects per class from the test split, ten folds. A class may have fewer queries; `strict`
+leaves such classes out.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ FOLDS = 10
 
 
 class Episode(NamedTuple):
-    """Rows of the objects to learn from and to be asked about, and the seed that drew them."""
+    """Rows of the support and query objects, and the seed that drew them."""
 
     classes: tuple[str, ...]
     support: np.ndarray  # [n m]
@@ -32,25 +33,24 @@ Predict = Callable[[Episode], np.ndarray]  # [q] labels of its queries
 
 
 def episodes(
-    support: Sequence[tuple[int, str, str]],  # row, class, group of each object that may be learnt from
-    queries: Sequence[tuple[int, str, str]],  # of each that may be asked about; may be the same objects
+    support: Sequence[tuple[int, str, str]],  # row, class and group of each possible support object
+    queries: Sequence[tuple[int, str, str]],  # the same of each possible query object; may be the same objects
     ways: int,
     shots: int,
     *,
-    folds: int = FOLDS,
     queries_a_class: int = QUERIES,
     strict: bool = False,
     seed: int = 0,
 ) -> tuple[list[Episode], list[str]]:
-    """Draws the episodes; also returns the eligible classes.
+    """Draws `FOLDS` episodes; also returns the eligible classes.
 
-    Classes are shuffled and the first n taken; of each class m objects are learnt from and up to `queries_a_class`
-    others are asked about. Where both come from the same objects, one object of each of m groups is learnt from and the
-    other groups are asked about, so that no colour variant of a known shape is asked. A class is eligible with m
-    objects (then: groups) to learn from and one (strict: `queries_a_class`) left to ask about.
+    An episode has n random classes (`ways`), and of each class m support objects (`shots`) and up to `queries_a_class`
+    query objects. If both come from the same objects, the support is one object of each of m groups and the queries are
+    of other groups, so that no query is a colour variant of a support object. A class is eligible if it has m support
+    objects (groups, in that case) and one query object, or `queries_a_class` with `strict`.
 
     Raises:
-        ClipgsError: fewer than n classes are eligible; it says how many are.
+        ClipgsError: fewer than n classes are eligible; the text says how many are.
     """
     learn, ask = _by_class(support), _by_class(queries)
     mixed = not {group for _, _, group in support}.isdisjoint(group for _, _, group in queries)
@@ -69,15 +69,14 @@ def episodes(
             f"about; there are {len(eligible)}"
         )
     drawn = []
-    for fold in range(folds):
+    for fold in range(FOLDS):
         fold_seed = seed_of(seed, "fewshot", f"{ways}-way {shots}-shot", str(fold))
         generator = np.random.default_rng(fold_seed)
         classes = [eligible[i] for i in generator.permutation(len(eligible))[:ways]]
         rows: dict[str, list[int]] = {"support": [], "support_labels": [], "queries": [], "query_labels": []}
         for label, name in enumerate(classes):
             order = [learn[name][i] for i in generator.permutation(len(learn[name]))]
-            chosen = list({group: (row, group) for row, group in order}.values()) if mixed else order
-            chosen = chosen[:shots]
+            chosen = (list({group: (row, group) for row, group in order}.values()) if mixed else order)[:shots]
             used = {group for _, group in chosen} if mixed else set()
             left = [row for row, group in ask[name] if group not in used]
             asked = [left[i] for i in generator.permutation(len(left))[:queries_a_class]]
@@ -91,9 +90,9 @@ def episodes(
 
 
 def _by_class(objects: Sequence[tuple[int, str, str]]) -> dict[str, list[tuple[int, str]]]:
-    found: dict[str, list[tuple[int, str]]] = {}
+    found = defaultdict(list)
     for row, name, group in sorted(objects):
-        found.setdefault(name, []).append((row, group))
+        found[name].append((row, group))
     return found
 
 
@@ -108,9 +107,9 @@ def probe(
     labels: np.ndarray,  # [n m]
     seed: int,
 ) -> Any:
-    """scikit-learn's logistic regression at its default strength, each feature standardised; fitted.
+    """A fitted logistic regression of scikit-learn at its default strength, on standardised features.
 
-    CLIP's own linear probe (Radford et al. 2021, appendix A.3).
+    CLIP's linear probe (Radford et al. 2021, appendix A.3).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -123,7 +122,7 @@ def probe(
 def logistic(
     embeddings: np.ndarray,  # [n, D] of all objects
 ) -> Predict:
-    """The classifier that is a linear probe on frozen unit embeddings."""
+    """Classifies by a linear probe on frozen unit embeddings."""
     unit = unit_rows(embeddings)
 
     def predict(episode: Episode) -> np.ndarray:
@@ -135,7 +134,7 @@ def logistic(
 def few_shot(
     drawn: Sequence[Episode], eligible: Sequence[str], predict: Predict, done: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Mean and deviation (population, as the literature's) of the top-1 accuracy over the episodes.
+    """Mean and standard deviation (of the population, as in the literature) of the top-1 accuracy over the episodes.
 
     Args:
         done: called after each episode.

@@ -1,7 +1,7 @@
 """Few-shot classification by fine-tuning: a linear probe on frozen embeddings first, then encoder and probe together.
 
-LP-FT (Kumar et al., ICLR 2022): a head that starts at random would spoil what the encoder knows before it has learnt
-anything itself, most of all from a few objects.
+LP-FT (Kumar et al., ICLR 2022): a random head would distort the encoder's features before the head has learnt anything,
+above all with few objects.
 """
 
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ from clipgs.training.optimizer import adamw, parameter_groups, schedule, set_lea
 from clipgs.triplets.dataset import TripletDataset
 
 _BATCH = 32  # objects a step, as in Point-BERT's few-shot runs
-_KEPT = 2_000  # prepared splats: about a gigabyte of 10,000 Gaussians each
+_CACHED = 2_000  # prepared splats: about 1 GB at 10,000 Gaussians
 
 
 def fine_tuning(
     config: Config,
     run: Path,
     uids: Sequence[str],
-    embeddings: np.ndarray,  # [n, D] of them, by the run
+    embeddings: np.ndarray,  # [n, D] by the run
 ) -> Predict:
-    """A classifier that fine-tunes the run's encoder anew for each episode, on augmented copies of its support.
+    """Fine-tunes the run's encoder for each episode, on its augmented support, and classifies the queries.
 
-    `evaluation.few_shot_epochs` over the support at `evaluation.few_shot_lr`, under the run's layer decay, weight decay
-    and augmentation; batch norms keep the run's statistics, because an episode's are of a few objects.
+    Training takes `evaluation.few_shot_epochs` at `evaluation.few_shot_lr`, with the run's layer decay, weight decay
+    and augmentation. Batch norms keep the run's statistics, because an episode has only a few objects.
     """
     trained = load(run, None if config.device == "auto" else config.device)
     model, settings, device = trained.model, trained.config, trained.device
@@ -48,7 +48,7 @@ def fine_tuning(
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
 
-    @lru_cache(_KEPT)  # episodes have many objects in common
+    @lru_cache(_CACHED)  # episodes have many objects in common
     def prepared(row: int) -> Gaussians:
         return prepare(dataset.gaussians(place[uids[row]]), settings.encoder, uids[row])
 
@@ -87,21 +87,18 @@ def fine_tuning(
             optimizer.step()
             optimizer.zero_grad()
         model.eval()
-        found = []
+        batches = np.split(episode.queries, range(_BATCH, len(episode.queries), _BATCH))
         with torch.no_grad():
-            for start_row in range(0, len(episode.queries), _BATCH):
-                asked = read(episode.queries[start_row : start_row + _BATCH])
-                found.append(head(embed(asked.to(device))).argmax(dim=1).cpu().numpy())
-        return np.concatenate(found)
+            return torch.cat([head(embed(read(rows).to(device))).argmax(dim=1) for rows in batches]).cpu().numpy()
 
     return predict
 
 
 def _linear(fitted: Any) -> nn.Linear:
-    """The probe, standardised features and all, as one layer on unit embeddings."""
+    """The probe, with its standardisation, as one layer on unit embeddings."""
     scaler, classifier = fitted[0], fitted[-1]
     weight, bias = classifier.coef_, classifier.intercept_
-    if len(weight) == 1:  # of two classes scikit-learn keeps one row
+    if len(weight) == 1:  # scikit-learn has one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
     layer = nn.Linear(weight.shape[1], len(weight))

@@ -1,10 +1,11 @@
-"""The gallery: which objects are searched and asked about, written down with a hash before anything is measured.
+"""The gallery: the objects that are searched and queried, chosen before anything is measured.
 
-Two evaluations compare only where their galleries' hashes are equal: it covers every object's uid, its packed bytes,
-its group, caption and category, and the seeded picture that stands for it.
+Two evaluations are comparable only if the hashes of their galleries are equal. The hash covers each object's uid,
+packed bytes, group, caption and category, and the seeded image that represents it.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,13 @@ Row = dict[str, Any]
 
 
 def same_text(caption: str) -> str:
-    """What makes two captions one: case, white space and a full stop at the end do not tell objects apart."""
+    """The form in which captions are compared: without differences of case, white space and a final full stop."""
     return " ".join(caption.casefold().split()).rstrip(".")
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Objects by uid, and what is relevant to what."""
+    """Objects sorted by uid, and which captions describe which of them."""
 
     split: str
     per: str
@@ -40,38 +41,35 @@ class Gallery:
 
     @property
     def views(self) -> list[int]:
-        """The seeded picture that stands for each object."""
+        """The seeded image that represents each object."""
         return [row["view"] for row in self.objects]
 
     @cached_property
-    def captions(self) -> list[int]:
-        """[captions] the first object of each distinct caption, in the order of the objects."""
-        first: dict[str, int] = {}
+    def of_caption(self) -> list[list[int]]:
+        """[captions] the objects that each distinct caption describes, in the order of the objects."""
+        found = defaultdict(list)
         for i, row in enumerate(self.objects):
-            first.setdefault(same_text(row["caption"]), i)
-        return list(first.values())
+            found[same_text(row["caption"])].append(i)
+        return list(found.values())
+
+    @property
+    def captions(self) -> list[int]:
+        """[captions] the first object of each distinct caption."""
+        return [described[0] for described in self.of_caption]
 
     @cached_property
     def caption_of(self) -> list[int]:
-        """[objects] place of each object's caption among the distinct ones."""
-        place = {same_text(self.objects[i]["caption"]): j for j, i in enumerate(self.captions)}
-        return [place[same_text(row["caption"])] for row in self.objects]
-
-    @cached_property
-    def of_caption(self) -> list[list[int]]:
-        """[captions] the objects that each distinct caption describes."""
-        found: list[list[int]] = [[] for _ in self.captions]
-        for i, caption in enumerate(self.caption_of):
-            found[caption].append(i)
-        return found
+        """[objects] the place of each object's caption among the distinct ones."""
+        place = {i: caption for caption, described in enumerate(self.of_caption) for i in described}
+        return [place[i] for i in range(len(self.objects))]
 
     def manifest(self) -> dict[str, Any]:
-        """What `gallery.json` holds."""
+        """The contents of `gallery.json`."""
         content = {"split": self.split, "per": self.per, "objects": list(self.objects)}
         return {"sha256": hashlib.sha256(canonical_json(content).encode()).hexdigest(), **content}
 
     def about(self) -> dict[str, Any]:
-        """What stands beside every number that was measured on it."""
+        """A short description, which every table measured on it contains."""
         return {
             "sha256": self.manifest()["sha256"],
             "split": self.split,
@@ -83,19 +81,19 @@ class Gallery:
 
 
 def seeded_view(settings: Evaluation, uid: str, views: int) -> int:
-    """Which of an object's pictures stands for it."""
+    """The number of the image that represents an object."""
     return seed_of(settings.seed, "evaluation view", uid) % views
 
 
 def gallery(rows: Sequence[Row], settings: Evaluation, views: int) -> Gallery:
-    """The objects of the split, or one of each group (that of the smallest uid), by uid.
+    """The objects of the split, sorted by uid; one of each group (the smallest uid) if `settings.per` is group.
 
     Args:
         rows: of the triplets' index.
-        views: pictures an object.
+        views: images per object.
 
     Raises:
-        ClipgsError: fewer than two objects are left.
+        ClipgsError: there are fewer than two objects.
     """
     chosen: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["uid"]):
@@ -106,11 +104,8 @@ def gallery(rows: Sequence[Row], settings: Evaluation, views: int) -> Gallery:
             f"the split {settings.split} has {len(chosen)} objects, and retrieval needs 2: add objects, raise "
             "catalog.test_fraction before they are frozen, or set evaluation.split: all"
         )
-    objects = [
-        {
-            **{key: row[key] for key in ("uid", "group", "caption", "category", "sha256")},
-            "view": seeded_view(settings, row["uid"], views),
-        }
-        for row in sorted(chosen.values(), key=lambda row: row["uid"])
-    ]
-    return Gallery(settings.split, settings.per, tuple(objects))
+    keys = ("uid", "group", "caption", "category", "sha256")
+    objects = tuple(
+        {**{key: row[key] for key in keys}, "view": seeded_view(settings, row["uid"], views)} for row in chosen.values()
+    )
+    return Gallery(settings.split, settings.per, objects)

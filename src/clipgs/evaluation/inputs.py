@@ -1,4 +1,4 @@
-"""What evaluation reads: rows of the index, class names, the teacher's embeddings of captions and pictures."""
+"""The inputs of evaluation: rows of the index, class names, the teacher's embeddings of captions and images."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import read_table, tar_objects
-from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.errors import ClipgsError, UsageError, snakemake
 from clipgs.core.files import check
 from clipgs.core.runner import Progress, Task
 from clipgs.evaluation.gallery import Gallery, seeded_view
@@ -26,30 +26,30 @@ _COLUMNS = ["uid", "shard", "split", "group", "category", "caption", "sha256"]
 
 
 def lvis_shapes(config: Config) -> dict[str, str]:
-    """Whether LVIS shapes may be in the training split: what each table over a source that has them says."""
+    """A note for the tables of a source with LVIS shapes: whether they may be in the training split."""
     if config.catalog.source not in ("objaverse", "objaverse_xl"):
         return {}
     return {"lvis_shapes": "never trained on" if config.catalog.objaverse.lvis == "test" else "may be trained on"}
 
 
 def index_rows(config: Config) -> list[dict[str, Any]]:
-    """Rows of the triplets' index, sorted by uid; an object without a group is one of its own."""
+    """Rows of the triplets' index, sorted by uid. An object without a group is a group of its own."""
     rows = read_table(config.output_path / "triplets" / "index.parquet", _COLUMNS)
     return sorted(({**row, "group": row["group"] or row["uid"]} for row in rows), key=lambda row: row["uid"])
 
 
 def spoken_names(config: Config, names: Sequence[str]) -> list[str]:
-    """The names of classes as prompts hold them: plain words, or as they are (`evaluation.class_names`)."""
+    """The names of classes as prompts use them: in plain words, or unchanged (`evaluation.class_names`)."""
     return [spoken(name) if config.evaluation.class_names == "spoken" else name for name in names]
 
 
 def read_features(
     config: Config, rows: Sequence[dict[str, Any]], metadata: Mapping[str, Any]
 ) -> tuple[np.ndarray, Pictures]:
-    """Of each row the teacher's embedding of its caption [n, D], and of its pictures: the seeded one and the mean.
+    """The teacher's embeddings of each row's caption [n, D] and images (the seeded one, and the mean).
 
     Raises:
-        ClipgsError: an object has no features, or they are of another teacher than `metadata` names.
+        ClipgsError: an object has no features, or they come from another teacher than that of `metadata`.
     """
     from clipgs.teacher import features
 
@@ -67,23 +67,24 @@ def read_features(
             mean[uid] = means[i]
     missing = [row["uid"] for row in rows if row["uid"] not in texts]
     if missing:
-        raise ClipgsError(f"{len(missing)} objects have no features (the first: {missing[0]}); make them: "
-                          "snakemake evaluate")  # fmt: skip
-    stacked = [np.stack([values[row["uid"]] for row in rows]) for values in (texts, one, mean)]
-    return stacked[0], Pictures(what, stacked[1], stacked[2], views)
+        raise ClipgsError(
+            f"{len(missing)} objects have no features (the first: {missing[0]}); make them: {snakemake('evaluate')}"
+        )
+    captions, ones, means = (np.stack([values[row["uid"]] for row in rows]) for values in (texts, one, mean))
+    return captions, Pictures(what, ones, means, views)
 
 
 def check_teacher(sha256: str, metadata: Mapping[str, Any]) -> None:
-    """Raises a ClipgsError if weights of this hash are not those of the run that `metadata` is of."""
+    """Raises a ClipgsError if the hash is not that of the teacher's weights in a run's `metadata`."""
     if sha256 != metadata["weights_sha256"]:
         raise ClipgsError(
-            f"the run was trained with {metadata['teacher']}, weights {metadata['weights_sha256'][:12]}, and the "
-            f"configured teacher has the weights {sha256[:12]}; set `teacher` to the run's"
+            f"the run was trained with {metadata['teacher']}, weights {metadata['weights_sha256'][:12]}, but the "
+            f"configured teacher has weights {sha256[:12]}; set `teacher` to the run's"
         )
 
 
 def class_names(config: Config, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of the classes, as categories are written: of the user's file, of LVIS, or of all packed objects.
+    """The names of the classes, written as categories: from the user's file, LVIS, or all packed objects.
 
     Raises:
         UsageError: the user's file cannot be read or is empty.
@@ -105,32 +106,30 @@ def class_names(config: Config, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _pictures_of(config: Config, what: str, shards: Iterable[str]) -> dict[str, Path]:
-    """The tar with each shard's pictures of the splats or of the meshes."""
     return {shard: path(config, PICTURES[what], shard, ".tar") for shard in sorted(set(shards))}
 
 
 def has_pictures(config: Config, what: str, shards: Iterable[str]) -> bool:
-    """Whether the pictures of the splats or of the meshes are kept; the log says which are not."""
-    lost = [tar for tar in _pictures_of(config, what, shards).values() if not tar.exists()]
-    if lost:
-        log.info("evaluate: not asked with pictures of the %s: %s is not kept", what, lost[0])
-    return not lost
+    """Whether the renders of the splats, or the views of the meshes, were kept; logs what is missing."""
+    missing = [tar for tar in _pictures_of(config, what, shards).values() if not tar.exists()]
+    if missing:
+        log.info("evaluate: no queries from images of the %s: %s was not kept", what, missing[0])
+    return not missing
 
 
 def embed_pictures(
     config: Config, teacher: "Teacher", what: str, made: Gallery, shards: Mapping[str, str], threads: int
 ) -> Pictures:
-    """The gallery's pictures of the splats or of the meshes through the teacher.
+    """The teacher's embeddings of the gallery's renders (splats) or views (meshes).
 
     Args:
-        shards: of each object, by uid.
+        shards: uid to shard.
 
     Raises:
-        ClipgsError: a picture cannot be read.
+        ClipgsError: an image cannot be read.
     """
     from clipgs.teacher import features
 
-    embed = features.on_gpu if teacher.device.type == "cuda" else features.on_cpu
     members = {}
     for shard, tar in _pictures_of(config, what, shards.values()).items():
         check(tar)
@@ -139,12 +138,12 @@ def embed_pictures(
     progress = Progress(f"pictures of the {what}", len(tasks))
     view = {row["uid"]: row["view"] for row in made.objects}
     one, mean = {}, {}
-    for task, result in embed(teacher, tasks, threads=threads, config=config):
+    for task, result in features.embed(teacher, tasks, threads, config):
         if isinstance(result, str):
-            raise ClipgsError(f"{task.payload.path}: the pictures of {task.uid} cannot be read: {result}")
+            raise ClipgsError(f"{task.payload.path}: the images of {task.uid} cannot be read: {result}")
         images = np.frombuffer(result[1][0][1], np.float16).reshape(config.views.count, -1).astype(np.float32)
         one[task.uid], mean[task.uid] = images[view[task.uid]], images.mean(axis=0)
         progress.step()
     progress.close()
-    one_of_each, means = (np.stack([values[uid] for uid in made.uids]) for values in (one, mean))
-    return Pictures(what, one_of_each, means, config.views.count)
+    ones, means = (np.stack([images[uid] for uid in made.uids]) for images in (one, mean))
+    return Pictures(what, ones, means, config.views.count)

@@ -1,14 +1,15 @@
-"""Prompts: the sentences that a class's name is put into, and the embedding of a class as their mean."""
+"""Prompts: sentences with the name of a class, and the embedding of a class as their mean."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from clipgs.core.errors import UsageError
 
-# Our own. A published protocol's list is not ours to ship: `evaluation.templates` takes it as a file.
+# Our own. The lists of published protocols are not ours to ship; `evaluation.templates` reads them from a file.
 TEMPLATES = (
     "{}",
     "a {}",
@@ -32,11 +33,9 @@ TEMPLATES = (
     "a computer graphics image of a {}",
 )
 
-Encode = Callable[[Sequence[str]], np.ndarray]  # texts to [n, D], of any length
-
 
 def templates(path: Path | str | None) -> tuple[str, ...]:
-    """The templates of a file, one a line or a JSON list, each with one `{}` for the name; without a file our own.
+    """The templates of a file, or ours without one. The file has one per line or is a JSON list; `{}` is the name.
 
     Raises:
         UsageError: the file cannot be read, is empty, or has a template without `{}`.
@@ -51,19 +50,23 @@ def templates(path: Path | str | None) -> tuple[str, ...]:
     found = tuple(str(line).strip() for line in listed if str(line).strip())
     wrong = next((line for line in found if line.count("{}") != 1), None)
     if wrong is not None or not found:
-        raise UsageError(f"evaluation.templates: {path} needs lines with one {{}} for the name of the class"
-                         + (f", which {wrong!r} is not" if found else "; it is empty"))  # fmt: skip
+        reason = "the file is empty" if wrong is None else f"{wrong!r} has {wrong.count('{}')}"
+        raise UsageError(f"evaluation.templates: {path}: each line needs one {{}} for the class name, but {reason}")
     return found
 
 
-def class_embeddings(names: Sequence[str], prompts: Sequence[str], encode: Encode) -> np.ndarray:
-    """[C, D] float32 unit length: of each name the mean of its prompts' unit embeddings.
+def class_embeddings(
+    names: Sequence[str],
+    prompts: Sequence[str],
+    encode: Callable[[list[str]], Tensor],  # texts to [n, D], of any length
+) -> np.ndarray:
+    """[C, D] float32 of unit length: the mean of the unit embeddings of each name's prompts.
 
-    The way of CLIP (Radford et al. 2021, section 3.1.4, prompt ensembling), which OpenShape and Uni3D follow.
+    CLIP's prompt ensembling (Radford et al. 2021, section 3.1.4), which OpenShape and Uni3D use too.
     """
     rows = []
     for name in names:
-        embedded = np.asarray(encode([prompt.replace("{}", name) for prompt in prompts]), np.float64)
+        embedded = np.asarray(encode([prompt.replace("{}", name) for prompt in prompts]).cpu(), np.float64)
         embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
         mean = embedded.mean(axis=0)
         rows.append(mean / np.linalg.norm(mean))

@@ -1,8 +1,8 @@
 """Exact retrieval: ranks in which ties share and duplicates are never wrong, and the nearest rows of a gallery.
 
-A score is the cosine in float64 of the rows as they are given; two scores within `TIE` are equal. The bulk is computed
-in float32, in blocks; what lies within float32's error of the score that decides is computed again in float64, so that
-no rank depends on how a BLAS rounds or where in a block a row stands.
+A score is the cosine of two rows in float64; two scores within `TIE` are equal. Most scores are computed in float32, in
+blocks. Scores within float32's error of the decisive score are computed again in float64. So no rank depends on the
+rounding of a BLAS or on the place of a row in its block.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-TIE = 1e-9  # cosines this close are equal: far above float64's rounding, far below what float32 features tell apart
+TIE = 1e-9  # cosines this close are equal: far above float64's rounding, far below the resolution of float32 features
 KS = (1, 5, 10)
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-_GALLERY_ROWS, _QUERY_ROWS = 8192, 1024  # of a block: 34 MB of scores
+_GALLERY_ROWS, _QUERY_ROWS = 8192, 1024  # per block: 34 MB of scores
 _EXACT_BYTES = 64_000_000  # of rows in float64 at a time
 _MAX_CANDIDATES = 4_000_000
-_SQUARES = (1e-10, 1e15)  # lengths whose squares float32 holds
+_SQUARES = (1e-10, 1e15)  # lengths whose squares fit into float32
 
 
 class Ranks(NamedTuple):
-    """Where the best relevant row of each of Q queries stands."""
+    """The ranks of the best relevant rows of Q queries."""
 
     better: np.ndarray  # [Q] irrelevant rows with a higher score
     wrong: np.ndarray  # [Q] irrelevant rows with the same score
@@ -46,7 +46,7 @@ class Ranks(NamedTuple):
 
 
 def _hits(better: np.ndarray, wrong: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
-    """1 - C(wrong, m) / C(wrong + right, m), where m = k - better places are left for the rows that tie."""
+    """1 - C(wrong, m) / C(wrong + right, m), where m = k - better is the number of places left for rows that tie."""
     miss = np.ones(len(better))
     for place in range(k):
         left = np.clip(wrong - place, 0, None) / np.maximum(wrong + right - place, 1)
@@ -59,23 +59,23 @@ def retrieval(
     gallery: Any,  # [N, D]
     relevant: Sequence[Sequence[int]],  # [Q] rows of the gallery that answer the query
     *,
-    groups: Sequence[str] | None = None,  # [Q] queries of one group are resampled together; default: each its own
+    groups: Sequence[str] | None = None,  # [Q] queries of one group are resampled together; default: each alone
     ks: Sequence[int] = KS,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
     """R@k and the median rank of the first relevant row, with chance and bootstrap intervals.
 
-    Any relevant row is a right answer, so a duplicate that is listed is never counted as wrong. Rows of equal score
-    share: the value is the expected one over all their orders. So a constant encoder scores chance exactly.
+    Any relevant row is a right answer, so duplicates among the relevant rows are never wrong. Rows of equal score
+    share: a value is the mean over all their orders. So a constant encoder scores exactly chance.
 
     Returns a dict: `R@1` and so on as fractions, `median_rank` (of the expected ranks, from 1), `chance` and `interval`
     with the same keys (95 %, percentiles over resampled groups of queries), `queries`, `gallery`, `groups`,
     `confidence`, `resamples`, `seed`.
 
     Raises:
-        ValueError: shapes that do not fit, a value that is not finite, or a query without a relevant row. (A row of
-            zeros is none: its cosine is 0.)
+        ValueError: shapes do not fit, a value is not finite, or a query has no relevant row. A row of zeros is no
+            error: its cosines are 0.
     """
     found = ranks(queries, gallery, relevant)
     return summarise(found, groups=groups, ks=ks, resamples=resamples, seed=seed)
@@ -113,7 +113,7 @@ def interval(
     seed: int = 0,
     median: bool = False,
 ) -> list[float]:
-    """Bounds of the mean (or median) of `values` when whole groups are drawn again with replacement."""
+    """Bounds of the mean (or median) of `values` over resampled groups, drawn with replacement."""
     generator = np.random.default_rng(seed)
     count = int(groups.max()) + 1
     order = np.argsort(values, kind="stable")
@@ -130,7 +130,7 @@ def interval(
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The median of sorted `values`, each standing there `weights` times (whole numbers)."""
+    """The median of sorted `values`, each repeated `weights` times (whole numbers)."""
     ends = np.cumsum(weights)
     lower, upper = np.searchsorted(ends, [(ends[-1] + 1) // 2, ends[-1] // 2 + 1])
     return float(values[lower] + values[upper]) / 2
@@ -141,7 +141,7 @@ def ranks(
     gallery: Any,  # [N, D]
     relevant: Sequence[Sequence[int]],  # [Q]
 ) -> Ranks:
-    """Where each query's best relevant row stands among all rows of the gallery; see `retrieval`."""
+    """The rank of each query's best relevant row among all rows of the gallery; see `retrieval`."""
     queries, gallery = _rows(queries, "queries"), _rows(gallery, "gallery")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions and the gallery has {gallery.shape[1]}")
@@ -181,7 +181,7 @@ def nearest(
     gallery: Any,  # [N, D]
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of the gallery with the highest cosine to each query, exactly; of equal ones the first.
+    """The k rows of the gallery with the highest cosines to each query, exactly; the first ones of equal cosine.
 
     Returns scores [Q, k] float64, falling, and rows [Q, k] int64; k is at most the gallery's size.
     """
@@ -198,7 +198,7 @@ def nearest(
         near = (scores >= (bar[mine] - doubt)[:, None]).nonzero()
         kept.append((near[:, 0] + first_query, near[:, 1] + first_row, scores[near[:, 0], near[:, 1]].double()))
         held += len(near)
-        if held > _MAX_CANDIDATES:  # a flat encoder: settle who is nearest so far
+        if held > _MAX_CANDIDATES:  # of a flat encoder: keep only the nearest rows so far
             query, row = (torch.cat(parts) for parts in list(zip(*kept, strict=True))[:2])
             kept = [_best(query, row, _exact(queries, gallery, query, row), k)]
             held = len(kept[0][0])
@@ -214,8 +214,8 @@ def nearest(
 def _best(
     query: torch.Tensor, row: torch.Tensor, score: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each query the k pairs of the highest score, scores falling, of equal ones the first row."""
-    # Scores that differ by rounding alone must not decide on the order.
+    """The k pairs with the highest scores of each query, in falling order; rows of equal score in their own order."""
+    # Differences from rounding alone must not decide the order.
     order = np.lexsort((row.numpy(), -np.round(score.numpy() / TIE), query.numpy()))
     ordered = query.numpy()[order]
     starts = np.searchsorted(ordered, ordered)
@@ -224,7 +224,7 @@ def _best(
 
 
 def _rows(values: Any, what: str) -> torch.Tensor:
-    """[N, D] floats on the CPU, without a copy where there need be none."""
+    """[N, D] floats on the CPU, without a copy if possible."""
     tensor = torch.as_tensor(values).detach().cpu()
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(f"{what} must be [rows, dimensions], not {list(tensor.shape)}")
@@ -232,7 +232,7 @@ def _rows(values: Any, what: str) -> torch.Tensor:
 
 
 def _unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The rows at length 1; a row of zeros stays as it is. In float32 the length is, too, where its square can be."""
+    """The rows at unit length; rows of zeros stay zero. Lengths are float32 if `dtype` is and their squares fit."""
     precision = torch.promote_types(rows.dtype, dtype)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=precision).double()
     odd = ~((lengths > _SQUARES[0]) & (lengths < _SQUARES[1]))[:, 0]
@@ -244,11 +244,11 @@ def _unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _float32_error(dim: int) -> float:
-    """The most by which a float32 cosine of rounded unit rows of `dim` numbers can differ from the float64 one.
+    """The largest difference between the float32 cosine of unit rows of `dim` numbers and the float64 cosine.
 
-    Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, eq. 3.5, for any order of the sum; for each
-    operand half as much, by the sum under the root of its length, and four more roundings, of root, scale and product;
-    and one for the bar that it is compared with.
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, eq. 3.5, for any order of the sum. The length
+    of each operand adds half as much from its sum, and four roundings of root, scale and product. The score that it is
+    compared with adds one rounding.
     """
     return (2 * dim + 12) * 2.0**-24
 
@@ -271,7 +271,7 @@ def _scores(
     queries: torch.Tensor,  # [Q, D]
     gallery: torch.Tensor,  # [N, D]
 ) -> Any:
-    """Yields first query, first row and their block of cosines in float32, which the next block overwrites."""
+    """Yields first query, first row and a block of float32 cosines, which the next block overwrites."""
     asking = _unit(queries, torch.float32)
     buffer = torch.empty(min(_QUERY_ROWS, len(queries)) * min(_GALLERY_ROWS, len(gallery)))
     for first_row in range(0, len(gallery), _GALLERY_ROWS):

@@ -1,8 +1,7 @@
-"""The configurations of an ablation's runs. Imports nothing heavy: Snakemake asks whenever it parses.
+"""The configurations of the ablation's runs. Imports nothing heavy, because Snakemake reads them whenever it parses.
 
-Each row is a few settings over the configured run's. All rows of a seed start from the same first weights: Uni3D's,
-where the user has its checkpoint, else those of our own point encoder of that seed, which is trained on the surface
-points of the meshes.
+Each row changes a few settings of the configured run. All rows of a seed start from the same first weights: Uni3D's if
+the user has its checkpoint, else those of our own point encoder, trained with that seed on the meshes' surface points.
 """
 
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from clipgs.config import Config, check, merge
 from clipgs.config.ablations import ONE_VIEW, POINTS_ONLY, ROWS
 
-ABLATION = "ablation-"  # what the names of its runs begin with
-START = "points-s"  # the same of the point encoder's runs
+ABLATION = "ablation-"  # prefix of the names of the rows' runs
+START = "points-s"  # prefix of the names of the point encoder's runs
 
 
 def chosen(config: Config) -> list[str]:
@@ -21,11 +20,11 @@ def chosen(config: Config) -> list[str]:
 
 
 def of_row(config: Config, row: str, seed: int) -> Config:
-    """The configuration of a row's run with a seed. Applied twice, it gives the same."""
-    over: dict[str, Any] = {
+    """The configuration of a row's run with a seed. Idempotent."""
+    over = {
         "encoder": {**_first_weights(config, seed), **ROWS[row].settings["encoder"]},
         "training": {**ROWS[row].settings["training"], "run": f"{ABLATION}{row}-s{seed}", "seed": seed},
-        # What the table does not show is not computed for each of its runs.
+        # Only what the table of ablations shows.
         "evaluation": {"pictures": [config.teacher.images], "few_shot": [], "examples": 0},
         "workers": {"gpus": 1},  # the rows are trained side by side
     }
@@ -33,8 +32,8 @@ def of_row(config: Config, row: str, seed: int) -> Config:
 
 
 def of_start(config: Config, seed: int) -> Config:
-    """The configuration of the point encoder's run with a seed. Applied twice, it gives the same."""
-    over: dict[str, Any] = {
+    """The configuration of the point encoder's run with a seed. Idempotent."""
+    over = {
         "output": str(points_output(config)),
         "encoder": {**POINTS_ONLY, "initialisation": "none", "weights": None},
         "training": {**ONE_VIEW, "run": f"{START}{seed}", "seed": seed},
@@ -48,7 +47,7 @@ def _over(config: Config, values: dict[str, Any]) -> Config:
 
 
 def points_output(config: Config) -> Path:
-    """An output beside the triplets whose "splats" are the surface points of the meshes, with the same features."""
+    """The folder with the same objects and features, whose "splats" are the surface points of the meshes."""
     return config.output_path / "ablations" / "points"
 
 

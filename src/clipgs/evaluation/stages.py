@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def embed_shapes(config: Config) -> None:
-    """Puts every packed splat into the teacher's space with the run's encoder.
+    """Embeds every packed splat with the run's encoder.
 
-    Writes `evaluation/RUN/embeddings.safetensors`: `shapes` [n, D] float32 of unit length, in the metadata their `uids`
-    and the hashes of the model and of its teacher.
+    Writes `evaluation/RUN/embeddings.safetensors`: `shapes` [n, D] float32 of unit length. Their `uids` and the hashes
+    of the model and of its teacher are metadata.
 
     Raises:
         ClipgsError: the run is not finished, or a triplet is damaged.
@@ -41,7 +41,7 @@ def embed_shapes(config: Config) -> None:
 
 
 def baselines(config: Config) -> None:
-    """Writes `evaluation/baselines.json`: our run, the three baselines where their files are, and published numbers.
+    """Writes `evaluation/baselines.json`: our run, the baselines whose files the user has, and published numbers.
 
     Raises:
         ClipgsError: a checkpoint cannot be read, or the run was not evaluated.
@@ -55,7 +55,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     """Measures the configured run. Writes `evaluation/RUN/gallery.json, retrieval.json, zeroshot.json, fewshot.json`.
 
     Raises:
-        ClipgsError: features or embeddings are missing, or are of another teacher than the run's.
+        ClipgsError: features or embeddings are missing, or come from another teacher than the run's.
     """
     folder, settings = run_folder(config), config.evaluation
     embeddings = read_embeddings(folder / "embeddings.safetensors")
@@ -69,8 +69,9 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     places = [place[uid] for uid in made.uids]
     pictures = [features._replace(one=features.one[places], mean=features.mean[places])]
     shards = {uid: rows[place[uid]]["shard"] for uid in made.uids}
-    others = [what for what in settings.pictures if what != features.what]
-    others = [what for what in others if has_pictures(config, what, shards.values())]
+    others = [
+        what for what in settings.pictures if what != features.what and has_pictures(config, what, shards.values())
+    ]
     names = class_names(config, rows)
     has_classes = bool(names) and any(row["category"] in names for row in made.objects)
     if others or has_classes:
@@ -85,9 +86,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     zero: dict[str, Any] = {"rows": [], "missing": "no object of the gallery has a category"}
     if has_classes:
         prompts = templates(settings.templates)
-        classes = class_embeddings(
-            spoken_names(config, names), prompts, lambda texts: teacher.encode_texts(texts).cpu().numpy()
-        )
+        classes = class_embeddings(spoken_names(config, names), prompts, teacher.encode_texts)
         classified = {"splats, by the run": shapes} | {
             f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in pictures
         }
@@ -96,8 +95,8 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     few = few_shot_table(rows, _few_shot_classifiers(config, embeddings, list(place)), settings)
     write_json(folder / "fewshot.json", {**about, "gallery": made.about(), **few})
     for row in table["rows"]:
-        log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], 100 * row["R@1"],
-                 row["gallery"], 100 * row["chance"]["R@1"])  # fmt: skip
+        rates = 100 * row["R@1"], row["gallery"], 100 * row["chance"]["R@1"]
+        log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], *rates)
 
 
 def _few_shot_classifiers(config: Config, embeddings: Embeddings, uids: list[str]) -> dict[str, Predict]:
@@ -112,11 +111,8 @@ def _few_shot_classifiers(config: Config, embeddings: Embeddings, uids: list[str
     return classifiers
 
 
-# --- ablations -------------------------------------------------------------------------------------------------------
-
-
 def ablation_points(config: Config, shard: str, threads: int) -> None:
-    """Writes the surface points of a shard's meshes as splats, which the point encoder is trained on.
+    """Writes the point encoder's training data of a shard: the surface points of its meshes as splats.
 
     Writes `ablations/points/triplets/S.tar` and `S.parquet`.
     """
@@ -137,7 +133,7 @@ def ablation_train(config: Config, row: str, seed: int, threads: int) -> None:
 
 
 def ablation_evaluate(config: Config, row: str, seed: int, threads: int) -> None:
-    """Embeds the gallery with a row's encoder and measures it, as the configured run is measured.
+    """Embeds the gallery with a row's encoder and evaluates it like the configured run.
 
     Writes `evaluation/ablation-ROW-sSEED/`: embeddings and tables.
     """
@@ -147,7 +143,7 @@ def ablation_evaluate(config: Config, row: str, seed: int, threads: int) -> None
 
         found = embed_uni3d(config, str(config.encoder.weights))
     else:
-        # The row "as it is" has no run of its own: it is what the other rows start from.
+        # The row uni3d has no run of its own: it is the model that the other rows start from.
         run = run_path(of_start(config, seed) if row == "uni3d" else own)
         found = embed(run, config.output_path / "triplets", device=config.device, split=own.evaluation.split)
     write_embeddings(run_folder(own) / "embeddings.safetensors", found)
@@ -155,7 +151,7 @@ def ablation_evaluate(config: Config, row: str, seed: int, threads: int) -> None
 
 
 def ablations(config: Config) -> None:
-    """Writes `evaluation/ablations.json`: the configured rows over the configured seeds in one table."""
+    """Writes `evaluation/ablations.json`: one table of the configured rows and seeds."""
     from clipgs.evaluation.ablations import write_ablations
 
     write_ablations(config)

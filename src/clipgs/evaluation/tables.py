@@ -1,7 +1,8 @@
-"""The tables of one run from arrays alone: retrieval both ways, zero-shot, few-shot. docs/protocols.md defines each."""
+"""The tables of one run, from arrays alone: retrieval, zero-shot and few-shot classification (docs/protocols.md)."""
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +33,11 @@ NEAREST = 5
 
 
 class Pictures(NamedTuple):
-    """The teacher's embeddings of the gallery's pictures."""
+    """The teacher's embeddings of the gallery's images."""
 
-    what: str  # they show: splats or meshes
-    one: np.ndarray  # [n, D] of the seeded view
-    mean: np.ndarray  # [n, D] mean of all views' unit embeddings
+    what: str  # splats (renders) or meshes (views)
+    one: np.ndarray  # [n, D] of the seeded image
+    mean: np.ndarray  # [n, D] mean over an object's images, of their unit embeddings
     views: int
 
 
@@ -47,86 +48,69 @@ def retrieval_table(
     pictures: Sequence[Pictures],
     settings: Evaluation,
 ) -> dict[str, Any]:
-    """All rows of retrieval on a gallery: text and pictures to 3D and back, and the teacher's own pictures to text."""
+    """All rows of retrieval: text and images to 3D and back, and the teacher's own images to text and back."""
     own = [[i] for i in range(len(shapes))]
     described = [gallery.of_caption[caption] for caption in gallery.caption_of]
     caption = [[place] for place in gallery.caption_of]
     distinct = texts[gallery.captions]
+    measure = partial(retrieval, groups=gallery.groups, resamples=settings.resamples, seed=settings.seed)
 
     def row(task: str, source: str, queries: np.ndarray, searched: np.ndarray, relevant: list[list[int]]) -> Any:
-        numbers = retrieval(
-            queries,
-            searched,
-            relevant,
-            groups=gallery.groups,
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-        return {"task": task, "from": source, **numbers}
+        return {"task": task, "from": source, **measure(queries, searched, relevant)}
 
     rows = [
         row("text to 3D", "captions", texts, shapes, described),
         row("3D to text", "splats", shapes, distinct, caption),
     ]
     for shown in pictures:
-        for how, images in ((f"one picture of the {shown.what}", shown.one),
-                            (f"mean of {shown.views} pictures of the {shown.what}", shown.mean)):  # fmt: skip
+        one, mean = f"one picture of the {shown.what}", f"mean of {shown.views} pictures of the {shown.what}"
+        for how, images in ((one, shown.one), (mean, shown.mean)):
             rows.append(row("image to 3D", how, images, shapes, own))
             rows.append(row("3D to image", how, shapes, images, own))
     for shown in pictures:
         how = f"the teacher itself, mean of {shown.views} pictures of the {shown.what}"
         rows.append(row("text to image", how, texts, shown.mean, described))
         rows.append(row("image to text", how, shown.mean, distinct, caption))
+    tasks = [("text to 3D", texts, described)] + [("image to 3D", shown.one, own) for shown in pictures[:1]]
     return {
         "protocol": RETRIEVAL_PROTOCOL,
         "gallery": gallery.about(),
         "seed": settings.seed,
         "rows": rows,
-        "examples": _examples(gallery, shapes, texts, pictures, described, settings.examples),
+        "examples": [
+            example for task in tasks for example in _examples(gallery, shapes, *task, count=settings.examples)
+        ],
     }
 
 
 def _examples(
-    gallery: Gallery,
-    shapes: np.ndarray,
-    texts: np.ndarray,
-    pictures: Sequence[Pictures],
-    described: list[list[int]],
-    count: int,
+    gallery: Gallery, shapes: np.ndarray, task: str, queries: np.ndarray, relevant: list[list[int]], *, count: int
 ) -> list[dict[str, Any]]:
-    """A few queries, evenly over the gallery, with their nearest objects: for people to look at."""
+    """Queries at even distances in the gallery, each with its nearest objects, for the report."""
     chosen = np.unique(np.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().astype(int)).tolist()
-    tasks: list[tuple[str, np.ndarray, list[list[int]]]] = [("text to 3D", texts, described)]
-    if pictures:
-        tasks.append(("image to 3D", pictures[0].one, [[i] for i in range(len(shapes))]))
+    if not chosen:
+        return []
     found = []
-    for task, queries, relevant in tasks if chosen else []:
-        scores, rows = nearest(queries[chosen], shapes, NEAREST)
-        for query, near, cosines in zip(chosen, rows.tolist(), scores.tolist(), strict=True):
-            about = gallery.objects[query]
-            shown = {"uid": about["uid"], "view": about["view"]} if task.startswith("image") else {}
-            found.append(
-                {
-                    "task": task,
-                    "query": about["caption"],
-                    **shown,
-                    "nearest": [
-                        {
-                            "uid": gallery.objects[i]["uid"],
-                            "text": gallery.objects[i]["caption"],
-                            "score": round(cosine, 6),
-                            "right": i in relevant[query],
-                        }
-                        for i, cosine in zip(near, cosines, strict=True)
-                    ],
-                }
-            )
+    scores, rows = nearest(queries[chosen], shapes, NEAREST)
+    for query, near, cosines in zip(chosen, rows.tolist(), scores.tolist(), strict=True):
+        about = gallery.objects[query]
+        image = {"uid": about["uid"], "view": about["view"]} if task.startswith("image") else {}
+        listed = [
+            {
+                "uid": gallery.objects[i]["uid"],
+                "text": gallery.objects[i]["caption"],
+                "score": round(cosine, 6),
+                "right": i in relevant[query],
+            }
+            for i, cosine in zip(near, cosines, strict=True)
+        ]
+        found.append({"task": task, "query": about["caption"], **image, "nearest": listed})
     return found
 
 
 def zero_shot_table(
     gallery: Gallery,
-    embeddings: Mapping[str, np.ndarray],  # what to [n, D], of all objects of the gallery
+    embeddings: Mapping[str, np.ndarray],  # name of a row to [n, D], of all objects of the gallery
     classes: np.ndarray,  # [C, D]
     names: Sequence[str],  # [C], as the catalog writes them
     settings: Evaluation,
@@ -135,36 +119,22 @@ def zero_shot_table(
     """Rows of zero-shot classification of the gallery's objects whose category is among the names.
 
     Raises:
-        ClipgsError: no object is of one of the classes.
+        ClipgsError: no object has one of the classes.
     """
     place = {name: i for i, name in enumerate(names)}
     kept = [i for i, row in enumerate(gallery.objects) if row["category"] in place]
     if not kept:
-        raise ClipgsError("no object of the gallery is of one of the classes: name them in evaluation.classes")
+        raise ClipgsError("no object of the gallery has one of the classes; name its categories in evaluation.classes")
     labels = [place[gallery.objects[i]["category"]] for i in kept]
     groups = [gallery.objects[i]["group"] for i in kept]
-    rows = [
-        {
-            "from": what,
-            **zero_shot(
-                shapes[kept],
-                classes,
-                labels,
-                names,
-                groups=groups,
-                resamples=settings.resamples,
-                seed=settings.seed,
-            ),
-        }
-        for what, shapes in embeddings.items()
-    ]
+    measure = partial(zero_shot, groups=groups, resamples=settings.resamples, seed=settings.seed)
     return {
         "protocol": ZERO_SHOT_PROTOCOL,
         "gallery": gallery.about(),
         "seed": settings.seed,
         "class_names": list(names),
         **about,
-        "rows": rows,
+        "rows": [{"from": what, **measure(rows[kept], classes, labels, names)} for what, rows in embeddings.items()],
     }
 
 
@@ -173,27 +143,23 @@ def few_shot_table(
     classifiers: Mapping[str, Predict],  # name to what labels an episode of these rows
     settings: Evaluation,
 ) -> dict[str, Any]:
-    """Rows of few-shot classification, one a cell and classifier; what cannot be drawn is said under `missing`."""
+    """Rows of few-shot classification, one per kind of episode and classifier.
+
+    `missing` has the kinds of episodes for which there are too few classes.
+    """
     known = [(i, row["category"], row["group"]) for i, row in enumerate(objects) if row["category"]]
-    asked_of = settings.split if settings.split != "all" else None
-    queries = [one for one in known if asked_of in (None, objects[one[0]]["split"])]
+    queries = [one for one in known if settings.split in ("all", objects[one[0]]["split"])]
     learn_of = settings.few_shot_support
     support = queries if learn_of == "same" else [one for one in known if objects[one[0]]["split"] == learn_of]
+    draw = partial(
+        episodes, queries_a_class=settings.few_shot_queries, strict=settings.few_shot_strict, seed=settings.seed
+    )
     rows, missing = [], []
     progress = Progress("few-shot", len(settings.few_shot) * len(classifiers) * FOLDS, "episode")
-    for cell in settings.few_shot:
-        ways, shots = (int(part.split("-")[0]) for part in cell.split())
+    for kind in settings.few_shot:
+        ways, shots = (int(part.split("-")[0]) for part in kind.split())
         try:
-            drawn, eligible = episodes(
-                support,
-                queries,
-                ways,
-                shots,
-                folds=FOLDS,
-                queries_a_class=settings.few_shot_queries,
-                strict=settings.few_shot_strict,
-                seed=settings.seed,
-            )
+            drawn, eligible = draw(support, queries, ways, shots)
         except ClipgsError as error:
             missing.append({"ways": ways, "shots": shots, "reason": str(error)})
             continue
@@ -213,5 +179,5 @@ def few_shot_table(
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a table of numbers, whole."""
+    """Writes a table as JSON, with a checksum."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Zero-shot classification: an object is of the class whose text lies nearest."""
+"""Zero-shot classification: an object gets the class with the nearest text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from clipgs.evaluation.retrieval import CONFIDENCE, RESAMPLES, interval, nearest, ranks
 
 KS = (1, 3, 5)
-CONFUSIONS = 100  # pairs of classes that are written out, the commonest
+CONFUSIONS = 100  # pairs of classes in a table, the most frequent
 
 
 def zero_shot(
@@ -18,33 +18,33 @@ def zero_shot(
     names: Sequence[str],  # [C]
     *,
     groups: Sequence[str] | None = None,  # [n]
-    ks: Sequence[int] = KS,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Top-k accuracy by sample and by class; classes of equal score share, as in `retrieval`.
+    """Top-k accuracy over objects and over classes. Classes of equal score share, as in `retrieval`.
 
-    By class is the mean over the classes that have an object of their own mean. Chance is k / C. The interval is of the
-    accuracy by sample, over groups.
+    `by_class` is the mean of the classes' own accuracies, over the classes that have objects. Chance is k / C.
+    `interval` belongs to the accuracy over objects and resamples groups.
 
-    Returns a dict: `top1` and so on, `by_class` and `chance` with the same keys, `interval`, `objects`, `classes`,
-    `classes_with_objects`, `per_class` (name to objects and top1) and `confusions` (true, taken for, objects).
+    Returns a dict: `top1` and so on, `by_class`, `chance` and `interval` with the same keys, `objects`, `classes`,
+    `classes_with_objects`, `groups`, `confidence`, `resamples`, `seed`, `per_class` (name to objects and top1) and
+    `confusions` (class, taken_for, objects).
     """
     true = np.asarray(labels, np.int64)
     found = ranks(shapes, classes, true[:, None].tolist())
-    hits = {f"top{k}": found.hits(k) for k in ks}
+    hits = {f"top{k}": found.hits(k) for k in KS}
     present, of = np.unique(true, return_inverse=True)
     sizes = np.bincount(of)
     numbers: dict[str, Any] = {name: float(values.mean()) for name, values in hits.items()}
     numbers["by_class"] = {name: float((np.bincount(of, values) / sizes).mean()) for name, values in hits.items()}
-    numbers["chance"] = {f"top{k}": float(found.chance().hits(k).mean()) for k in ks}
+    numbers["chance"] = {f"top{k}": float(found.chance().hits(k).mean()) for k in KS}
     grouped = np.unique(groups if groups is not None else np.arange(len(true)), return_inverse=True)[1].reshape(-1)
     numbers["interval"] = {
         name: interval(values, grouped, resamples=resamples, seed=seed) for name, values in hits.items()
     }
     numbers |= {"objects": len(true), "classes": len(classes), "classes_with_objects": len(present)}
     numbers |= {"groups": int(grouped.max()) + 1, "confidence": CONFIDENCE, "resamples": resamples, "seed": seed}
-    first = np.bincount(of, hits["top1"]) / sizes if "top1" in hits else np.zeros(len(present))
+    first = np.bincount(of, hits["top1"]) / sizes
     numbers["per_class"] = {
         names[row]: {"objects": int(size), "top1": float(value)}
         for row, size, value in zip(present, sizes, first, strict=True)
@@ -54,7 +54,7 @@ def zero_shot(
 
 
 def confusions(labels: np.ndarray, taken_for: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The commonest pairs of a class and what its objects were taken for, wrong ones only."""
+    """The most frequent errors: a class, the class that its objects were taken for, and the number of objects."""
     wrong = labels != taken_for
     pairs, counts = np.unique(np.stack([labels[wrong], taken_for[wrong]]), axis=1, return_counts=True)
     order = np.lexsort((pairs[1], pairs[0], -counts))[:CONFUSIONS]

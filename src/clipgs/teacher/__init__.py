@@ -1,1 +1,1 @@
-"""The frozen teacher: a CLIP of open_clip, and its features of every picture and caption."""
+"""The frozen teacher: a CLIP of open_clip, and its features of images and captions."""

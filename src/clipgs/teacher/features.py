@@ -1,9 +1,10 @@
-"""Features: what the frozen teacher sees in every picture and reads in every caption, once.
+"""Features: the frozen teacher's embeddings of all images and captions.
 
-Pictures and captions lie in two files, so that a mended caption sends no picture through the teacher again.
+Images and captions have a file each, so that a corrected caption does not encode the images again.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,9 +19,9 @@ from torch import Tensor
 from clipgs.config import PICTURES, Config
 from clipgs.core import workers
 from clipgs.core.bundles import Members, read_metadata, tar_objects, write_tensors
-from clipgs.core.errors import ClipgsError, describe_error
+from clipgs.core.errors import ClipgsError, describe_error, snakemake
 from clipgs.core.files import check
-from clipgs.core.runner import Files, Row, Task, good, over_objects
+from clipgs.core.runner import Files, Results, Row, Task, good, over_objects
 from clipgs.splats.pictures import read_all
 from clipgs.stages import job, path, table
 from clipgs.teacher import model as teachers
@@ -29,8 +30,7 @@ from clipgs.teacher.model import Teacher
 log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
-Results = Iterator[tuple[Task, tuple[Row, Files] | str]]
-_SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # of one teacher's features, in every file
+_SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # metadata that all files of a run share
 
 
 class Features(NamedTuple):
@@ -39,52 +39,61 @@ class Features(NamedTuple):
     uids: list[str]
     images: Tensor  # [n, V, D] float16, unit length
     texts: Tensor  # [n, D] float16, unit length
-    scores: Tensor  # [n, V] float32, cosine of text and picture
+    scores: Tensor  # [n, V] float32, cosine of text and image
     metadata: Metadata
 
 
 def features_path(config: Config, kind: str, shard: str) -> Path:
-    """Where a shard's features lie; `kind` is images or texts."""
+    """The file of a shard's features; `kind` is images or texts."""
     return config.output_path / "features" / config.teacher.slug / kind / f"{shard}.safetensors"
 
 
 def embed_images(config: Config, shard: str, threads: int) -> None:
-    """Puts all pictures of a shard's objects through the teacher.
+    """Encodes all images of a shard's objects with the teacher.
 
-    Writes `features/TEACHER/images/S.safetensors`: `images` [n, V, D] float16 of unit length, rows by uid, of every
-    object that has its pictures. On a CPU an object's row depends on nothing but its pictures and the teacher.
+    Writes `features/TEACHER/images/S.safetensors`: `images` [n, V, D] float16 of unit length, rows sorted by uid, of
+    the objects with images. On a CPU a row depends only on the object's images and the teacher.
     """
     folder = PICTURES[config.teacher.images]
     pictures = path(config, folder, shard, ".tar")
     check(pictures)
     members = tar_objects(pictures)
     teacher = teachers.load(config)
-    embed = on_gpu if teacher.device.type == "cuda" else on_cpu
     seen = {uid: shown(members[uid], config) for uid in sorted(good(table(config, folder, shard)))}
     tasks = [Task(uid, f"{files.digest()} {teacher.weights_sha256}", files) for uid, files in seen.items()]
-    uids, rows = [], []
     compute = partial(embed, teacher, threads=threads, config=config)
-    for row, files in over_objects(job(config, "embed-images", shard), tasks, compute):
-        if row["status"] == "ok":
-            uids.append(row["uid"])
-            rows.append(np.frombuffer(files[0][1], np.float16).reshape(config.views.count, -1))
-    images = np.stack(rows) if rows else np.empty((0, config.views.count, teacher.dim), np.float16)
-    write_tensors(features_path(config, "images", shard), {"images": images}, _metadata(teacher, config, uids))
+    done = over_objects(job(config, "embed-images", shard), tasks, compute)
+    found = {row["uid"]: files[0][1] for row, files in done if row["status"] == "ok"}
+    images = np.frombuffer(b"".join(found.values()), np.float16).reshape(-1, config.views.count, teacher.dim)
+    write_tensors(features_path(config, "images", shard), {"images": images}, _metadata(teacher, config, [*found]))
 
 
 def shown(members: Members, config: Config) -> Members:
-    """The pictures of the object that the teacher sees: not the cameras, nor the views that fits are judged by."""
+    """The object's images that the teacher sees: without the cameras and the held-out views."""
     pictures = sorted(entry for entry in members.entries if entry[0].endswith((".png", ".webp")))
     return Members(members.path, tuple(pictures[: config.views.count]))
 
 
+def embed(teacher: Teacher, tasks: list[Task], threads: int, config: Config) -> Results:
+    """Yields each task, whose payload are the files of an object's images, with their embeddings or an error."""
+    return (on_gpu if teacher.device.type == "cuda" else on_cpu)(teacher, tasks, threads, config)
+
+
 def on_cpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) -> Results:
-    """One object at a time in each of `threads` threads."""
-    yield from zip(tasks, _map_single_threaded(lambda task: _seen(teacher, task, config), tasks, threads), strict=True)
+    """Encodes one object at a time in each of `threads` threads."""
+
+    def row(task: Task) -> tuple[Row, Files] | str:
+        try:
+            images = read_all(task.payload)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises them for a file that is no image
+            return describe_error(error)
+        return _row(teacher.encode_images(images).half().numpy(), config)
+
+    yield from zip(tasks, _map_single_threaded(row, tasks, threads), strict=True)
 
 
 def _map_single_threaded(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """`function` of each item, in order, each in a thread that computes alone: no sum depends on their number."""
+    """`function` of each item, in order. Torch uses one thread per item, so no sum depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,68 +103,66 @@ def _map_single_threaded(function: Callable[[Any], Any], items: Iterable[Any], t
         torch.set_num_threads(before)
 
 
-def _seen(teacher: Teacher, task: Task, config: Config) -> tuple[Row, Files] | str:
-    try:
-        images = read_all(task.payload)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a file that is no picture
-        return describe_error(error)
-    return _row(teacher.encode_images(images).half().numpy(), config)
-
-
 def _row(features: np.ndarray, config: Config) -> tuple[Row, Files] | str:
     if len(features) != config.views.count:
         return f"it has {len(features)} pictures, and views.count is {config.views.count}"
     if not np.isfinite(features).all():
-        return "the teacher did not stay finite on its pictures"
+        return "the teacher gives numbers that are not finite for its pictures"
     return {}, [("images", features.tobytes())]
 
 
 def on_gpu(teacher: Teacher, tasks: list[Task], threads: int, config: Config) -> Results:
-    """Many objects at once, while worker processes read and decode the next; nothing waits for a batch to end.
+    """Encodes many objects at once, while worker processes read and decode the next ones.
 
-    A batch's pictures go up from pinned memory and its features come down into pinned memory, both in the order of the
-    device's stream; the features are looked at when the next two batches are on their way.
+    Images and features are copied through pinned memory, in the order of the device's stream. The features of a batch
+    are read after the next two batches have started, so that the GPU never waits.
     """
     timeout_seconds, memory_mb = config.workers.load_timeout_seconds, config.workers.load_memory_mb
     count = min(workers.usable_workers(threads, memory_mb), max(1, len(tasks)))
     payloads = (task.payload for task in tasks)
     decoded = workers.run(read_all, payloads, workers=count, timeout_seconds=timeout_seconds, memory_mb=memory_mb)
-    in_flight: list[_Batch] = []
+    in_flight: deque[_Batch] = deque()
+
+    def collect(most: int) -> Results:
+        while len(in_flight) > most:
+            batch = in_flight.popleft()
+            for index, features in zip(batch.indices, batch.features(), strict=True):
+                yield tasks[index], _row(features, config)
+
     for batch in _batches(decoded, teacher.batch):
         failed = {index: result.error for index, result in batch if isinstance(result, workers.Failure)}
         yield from ((tasks[index], error) for index, error in failed.items())
         whole = [(index, result) for index, result in batch if index not in failed]
         if whole:
             in_flight.append(_Batch(teacher, whole))
-        if len(in_flight) > 2:
-            yield from _collect(in_flight.pop(0), tasks, config)
-    for waiting in in_flight:
-        yield from _collect(waiting, tasks, config)
+        yield from collect(2)
+    yield from collect(0)
 
 
 def _batches(decoded: Iterable[tuple[int, Any]], size: int) -> Iterator[list[tuple[int, Any]]]:
-    """Objects together until they have `size` pictures, all of one shape."""
+    """Groups objects until they have `size` images, all of one shape."""
     batch: list[tuple[int, Any]] = []
-    shape, pictures = None, 0
+    shape: list[int] = []
+    count = 0
     for index, result in decoded:
-        one = None if isinstance(result, workers.Failure) else result.shape
-        if batch and ((one and shape and one[1:] != shape[1:]) or pictures + (one[0] if one else 0) > size):
+        images, *one = (0,) if isinstance(result, workers.Failure) else result.shape
+        if batch and ((one and shape and one != shape) or count + images > size):
             yield batch
-            batch, shape, pictures = [], None, 0
+            batch, shape, count = [], [], 0
         batch.append((index, result))
-        shape, pictures = one or shape, pictures + (one[0] if one else 0)
+        shape, count = one or shape, count + images
     if batch:
         yield batch
 
 
 class _Batch:
-    """Pictures of several objects on their way through the teacher."""
+    """Images of several objects that the teacher is encoding."""
 
     def __init__(self, teacher: Teacher, objects: list[tuple[int, np.ndarray]]) -> None:
         cuda = teacher.device.type == "cuda"
         self.indices = [index for index, _ in objects]
         self.counts = [len(images) for _, images in objects]
-        # Kept until the features are down: memory of a copy that is under way must not go.
+        # Kept until the features are there: the memory of a running copy must not be freed.
         shape = (sum(self.counts), *objects[0][1].shape[1:])
         self._pictures = torch.empty(shape, dtype=torch.uint8, pin_memory=cuda)
         np.concatenate([images for _, images in objects], out=self._pictures.numpy())
@@ -167,66 +174,61 @@ class _Batch:
             self._event.record()
 
     def features(self) -> list[np.ndarray]:
-        """[V, D] float16 of each object; waits until they are down."""
+        """[V, D] float16 of each object; waits for the GPU."""
         if self._event is not None:
             self._event.synchronize()
         return np.split(self._features.numpy(), np.cumsum(self.counts)[:-1])
 
 
-def _collect(batch: _Batch, tasks: list[Task], config: Config) -> Results:
-    for index, features in zip(batch.indices, batch.features(), strict=True):
-        yield tasks[index], _row(features, config)
-
-
 def embed_texts(config: Config, shard: str, threads: int) -> None:
-    """Puts a shard's captions through the teacher, and scores each against the pictures of its object.
+    """Encodes a shard's captions with the teacher, and scores each against the images of its object.
 
     Writes `features/TEACHER/texts/S.safetensors`: `texts` [n, D] float16 of unit length and `scores` [n, V] float32,
-    the cosine of text and picture, of every packed triplet whose pictures have features; rows by uid.
+    the cosines of text and images, of every packed triplet whose images have features; rows sorted by uid.
 
     Raises:
-        ClipgsError: the pictures went through another teacher.
+        ClipgsError: a caption is empty, or the features of the images come from another teacher.
     """
     packed = good(table(config, "triplets", shard))
-    place, images, metadata = _open(features_path(config, "images", shard))
+    file = features_path(config, "images", shard)
+    images, metadata = _open(file)
     seen = {uid: row for row, uid in enumerate(metadata["uids"])}
     teacher = teachers.load(config)
     uids = sorted(packed.keys() & seen.keys())
     ours = _metadata(teacher, config, uids)
-    _check_same(place, metadata, "the configured one", ours)
+    _check_same(file, metadata, "the configured one", ours)
     for uid in sorted(packed.keys() - seen.keys()):
         log.warning("embed-texts %s: %s is left out: it has no features of its pictures", shard, uid)
     captions = [packed[uid]["caption"] for uid in uids]
     empty = [uid for uid, caption in zip(uids, captions, strict=True) if not caption.strip()]
     if empty:
+        again = snakemake("--force", path(config, "triplets", shard, ".parquet"))
         raise ClipgsError(
-            f"embed-texts {shard}: the caption of {empty[0]} is empty; mend its text in the source, or pack the shard "
-            f"again without it: snakemake --force {path(config, 'triplets', shard, '.parquet')}"
+            f"embed-texts {shard}: the caption of {empty[0]} is empty; correct its text in the source, or pack the "
+            f"shard again without it: {again}"
         )
-    cut = teacher.cut(captions)
-    if cut:
+    if cut := teacher.cut(captions):
+        most = f"the {teacher.tokenizer.context_length} tokens that {teacher.name} reads"
         log.warning(
-            "embed-texts %s: %d captions are longer than the %d tokens that %s reads (the first: %s); what is behind "
-            "is not read, a lower caption.max_characters cuts at a word",
-            shard, len(cut), teacher.tokenizer.context_length, teacher.name, uids[cut[0]],
-        )  # fmt: skip
-    texts = _encoded(teacher, captions, threads)
+            "embed-texts %s: %d captions are longer than %s (the first: %s); the rest of them is ignored; to cut them "
+            "at a word, lower caption.max_characters",
+            shard,
+            len(cut),
+            most,
+            uids[cut[0]],
+        )
+    if teacher.device.type == "cuda" or not captions:
+        texts = teacher.encode_texts(captions).half().cpu()
+    else:  # one by one, so that a caption's embedding is the same in any shard
+        texts = torch.cat([*_map_single_threaded(lambda text: teacher.encode_texts([text]).half(), captions, threads)])
     pictures = images["images"][[seen[uid] for uid in uids]]
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
     write_tensors(features_path(config, "texts", shard), {"texts": texts, "scores": scores}, ours)
 
 
-def _encoded(teacher: Teacher, captions: list[str], threads: int) -> Tensor:
-    """[n, D] float16 on the CPU. Computed there, each caption goes alone: its vector is the same in any shard."""
-    if teacher.device.type == "cuda" or not captions:
-        return teacher.encode_texts(captions).half().cpu()
-    alone = _map_single_threaded(lambda caption: teacher.encode_texts([caption]).half(), captions, threads)
-    return torch.cat(list(alone))
-
-
 def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata]:
-    """Uids, features [n, V, D] float16 and metadata of a shard's pictures, without those of its captions."""
-    _, tensors, metadata = _open(features_path(config, "images", shard))
+    """Uids, features [n, V, D] float16 and metadata of a shard's images, without its captions."""
+    tensors, metadata = _open(features_path(config, "images", shard))
     return metadata["uids"], tensors["images"], metadata
 
 
@@ -242,14 +244,15 @@ def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> Metadata:
 
 
 def read(config: Config, shard: str) -> Features:
-    """A shard's features of every packed triplet, rows by uid.
+    """A shard's features of every packed triplet, rows sorted by uid.
 
     Raises:
-        ClipgsError: a file is missing or damaged; or pictures and captions, or this shard and the first, went through
-            different teachers, both of which are named.
+        ClipgsError: a file is missing or damaged; or images and captions, or this shard and the first, come from
+            different teachers. The text names both.
     """
-    texts_path, texts, metadata = _open(features_path(config, "texts", shard))
-    images_path, images, about = _open(features_path(config, "images", shard))
+    texts_path, images_path = (features_path(config, kind, shard) for kind in ("texts", "images"))
+    texts, metadata = _open(texts_path)
+    images, about = _open(images_path)
     _check_same(texts_path, metadata, str(images_path), about)
     first = min(texts_path.parent.glob("[0-9]*.safetensors"))
     if first != texts_path:
@@ -258,29 +261,25 @@ def read(config: Config, shard: str) -> Features:
     rows = {uid: row for row, uid in enumerate(about["uids"])}
     missing = [uid for uid in uids if uid not in rows]
     if missing:
-        raise ClipgsError(f"{images_path} has no row of {missing[0]}; make both again: snakemake --force {images_path}")
-    chosen = [rows[uid] for uid in uids]
-    pictures = images["images"]
-    return Features(
-        uids,
-        pictures if chosen == list(range(len(pictures))) else pictures[chosen],
-        texts["texts"],
-        texts["scores"],
-        metadata,
-    )
+        again = snakemake("--force", images_path)
+        raise ClipgsError(f"{images_path} has no row of {missing[0]}; make both files again: {again}")
+    chosen, pictures = [rows[uid] for uid in uids], images["images"]
+    if chosen != list(range(len(pictures))):  # else without a copy
+        pictures = pictures[chosen]
+    return Features(uids, pictures, texts["texts"], texts["scores"], metadata)
 
 
-def _open(file: Path) -> tuple[Path, dict[str, Tensor], Metadata]:
+def _open(file: Path) -> tuple[dict[str, Tensor], Metadata]:
     check(file)
     metadata = _metadata_of(file)
-    return file, load_file(file), metadata
+    return load_file(file), metadata
 
 
 def _metadata_of(file: Path) -> Metadata:
     metadata = read_metadata(file)
     lacking = [key for key in ("uids", *_SAME) if key not in metadata]
     if lacking:
-        raise ClipgsError(f"{file} does not say its {lacking[0]}; make it again with: snakemake --force {file}")
+        raise ClipgsError(f"{file} does not say its {lacking[0]}; make it again with: {snakemake('--force', file)}")
     return metadata
 
 
@@ -288,8 +287,8 @@ def _check_same(one: Path, ours: Metadata, other: str, theirs: Metadata) -> None
     for key in _SAME:
         if ours[key] != theirs[key]:
             raise ClipgsError(
-                f"a mixture of teachers: {one} is of {_called(ours)}, {other} of {_called(theirs)}; "
-                f"make all of one: snakemake features --force {one}"
+                f"a mixture of teachers: {one} comes from {_called(ours)}, {other} from {_called(theirs)}; "
+                f"make all features with one teacher: {snakemake('features', '--force', one)}"
             )
 
 

@@ -1,7 +1,7 @@
-"""The frozen teacher: any CLIP of open_clip, read so that nothing in its weights can run.
+"""The frozen teacher: any CLIP of open_clip, loaded so that its file of weights cannot run code.
 
-The paper's is an EVA-CLIP (section 4); it does not say which. Here it is `teacher.name` and `teacher.pretrained`, by
-default the one of Uni3D, whose weights the encoder starts from.
+The paper uses an EVA-CLIP (section 4) and does not say which. Here `teacher.name` and `teacher.pretrained` name it. The
+default is Uni3D's teacher, because the encoder starts from Uni3D's weights.
 """
 
 import logging
@@ -25,21 +25,21 @@ from clipgs.teacher.weights import LOCAL_DIR, Opened, open_model
 
 log = logging.getLogger(__name__)
 
-_CPU_BATCH = 64  # pictures; fixed, because the last bit of a sum may depend on it
-_CHARACTERS_A_TOKEN = 64  # no token of the vocabulary is longer; what is cut off would never be read
+_CPU_BATCH = 64  # images; fixed, because the last bit of a sum may depend on it
+_CHARACTERS_A_TOKEN = 64  # no token of the vocabulary is longer
 
 
 class Teacher:
-    """A frozen CLIP: pictures and texts to vectors of unit length.
+    """A frozen CLIP, which embeds images and texts as vectors of unit length.
 
     Attributes:
         name: of the open_clip model.
-        pretrained: the tag or the file's name.
+        pretrained: the tag, or the name of the file of weights.
         weights_sha256: hash of the file of weights.
-        dim: D, the length of its vectors.
-        model: open_clip's own, in evaluation mode, on `device`, computing in `dtype`.
-        pixels: width and height of the pictures it sees.
-        batch: pictures or texts at once.
+        dim: D, the length of the vectors.
+        model: open_clip's model in evaluation mode, on `device`, computing in `dtype`.
+        pixels: width and height of its input images.
+        batch: images or texts per batch.
     """
 
     def __init__(self, opened: Opened, *, batch: int) -> None:
@@ -62,7 +62,7 @@ class Teacher:
     ) -> Tensor:
         """[n, D] float32 of unit length, on the teacher's device; does not wait for a GPU.
 
-        Resized and normalised as open_clip's own preprocessing does, on the device.
+        The device resizes and normalises the images as open_clip's own preprocessing does.
         """
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(images if images.flags.writeable else images.copy())
@@ -71,7 +71,7 @@ class Teacher:
         return self._in_batches(lambda part: self.model.encode_image(self.preprocess(part)), images)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """[n, D] float32 of unit length, on the teacher's device. What does not fit its context is not read.
+        """[n, D] float32 of unit length, on the teacher's device. Texts are cut at the length of the context.
 
         Raises:
             ClipgsError: a text is empty.
@@ -87,7 +87,7 @@ class Teacher:
         return self.tokenizer([text[: length * _CHARACTERS_A_TOKEN] for text in texts], context_length=length)
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Places of the texts that are longer than the teacher reads, as far as its tokenizer tells."""
+        """Places of the texts that are longer than the context; none if the tokenizer is not open_clip's own."""
         if not isinstance(self.tokenizer, SimpleTokenizer):
             return []
         return self.tokens(texts, more=1)[:, -1].nonzero()[:, 0].tolist()
@@ -96,9 +96,9 @@ class Teacher:
         self,
         images: Tensor,  # [n, H, W, 3] uint8
     ) -> Tensor:
-        """[n, 3, pixels, pixels] of the model's type on its device: resized and normalised."""
+        """[n, 3, pixels, pixels] of the model's type, on its device: resized and normalised."""
         _, height, width, _ = images.shape
-        if not (self._square and height == width):  # cropped, squashed or filled up, as the model's settings say
+        if not (self._square and height == width):  # cropped, squashed or padded, as the model's settings say
             transform = image_transform_v2(self.preprocessing, is_train=False)
             pictures = [transform(Image.fromarray(image)) for image in images.cpu().numpy()]
             return torch.stack(pictures).to(self.device, self.dtype)
@@ -106,7 +106,7 @@ class Teacher:
         if height != self.pixels:
             mode = "bilinear" if self.preprocessing.interpolation == "bilinear" else "bicubic"
             values = F.interpolate(values, (self.pixels, self.pixels), mode=mode, antialias=True)
-            values = values.round_().clamp_(0, 255)  # Pillow's pictures are bytes
+            values = values.round_().clamp_(0, 255)  # Pillow's images are bytes
         return values.sub_(self._mean).div_(self._std).to(self.dtype)
 
     @torch.no_grad()
@@ -118,34 +118,33 @@ class Teacher:
                 parts.append(F.normalize(encode(part).float(), dim=-1))
             except torch.OutOfMemoryError:
                 if self.batch == 1:
-                    raise ClipgsError(f"teacher {self.name}: one picture does not fit into the GPU's memory") from None
+                    raise ClipgsError(f"teacher {self.name}: one image does not fit into the GPU's memory") from None
                 self.batch = max(1, min(self.batch, len(part)) // 2)
                 torch.cuda.empty_cache()
-                log.warning("the GPU's memory does not hold the batch; going on with %d at once", self.batch)
+                log.warning("the batch does not fit into the GPU's memory; continuing with batches of %d", self.batch)
                 continue
             start += len(part)
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
 
 
 def load(config: Config) -> Teacher:
-    """The teacher that the configuration names; for `train` the small one, which must have been trained.
+    """The configured teacher. `train` means the small teacher, which must have been trained.
 
     Raises:
         UsageError: open_clip has no such model or tag, or there is no such file.
-        ClipgsError: the weights cannot be downloaded, are of another model, or hold more than tensors.
+        ClipgsError: the weights cannot be downloaded, belong to another model, or their file holds more than tensors.
     """
-    settings = config.teacher
-    device = choose_device(config.device)
+    settings, device = config.teacher, choose_device(config.device)
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
-    name = settings.name
-    if name == "train":
+    name, small = settings.name, settings.name == "train"
+    if small:
         for file in small_files(config):
             check(file)
         name = LOCAL_DIR + str(config.output_path / "teacher")
     opened = open_model(name, settings.pretrained, precision=precision, device=device, key="teacher")
-    if settings.name == "train":
+    if small:
         opened = opened._replace(name=SMALL_TEACHER)
     return Teacher(opened, batch=settings.batch if device == "cuda" else _CPU_BATCH)
 

@@ -1,4 +1,4 @@
-"""Models of open_clip with weights from a tag or a file, read so that nothing in them can run."""
+"""Models of open_clip with weights from a tag or a file, loaded so that the file cannot run code."""
 
 import difflib
 import json
@@ -6,6 +6,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import open_clip
 import torch
@@ -26,24 +27,24 @@ class Opened(NamedTuple):
 
     model: Any  # open_clip.CLIP or CoCa
     tokenizer: Any
-    name: str  # of the model; a folder's last part only
+    name: str  # of the model; of a folder only the last part
     pretrained: str  # the tag or the file's name
     sha256: str  # of the file of weights
-    dtype: torch.dtype  # of what it computes with, and of the pictures it takes
+    dtype: torch.dtype  # of its computations and input images
 
 
 def open_model(name: str, pretrained: str | None, *, precision: str, device: str, key: str) -> Opened:
-    """A model in evaluation mode and frozen, with its weights.
+    """A frozen model with its weights, in evaluation mode.
 
     Args:
         name: of a model of open_clip, `local-dir:FOLDER` or `hf-hub:NAME`.
-        pretrained: tag or file; not used with a folder or the hub, which bring their own.
+        pretrained: tag or file; ignored with a folder or the hub, which have their own weights.
         precision: float32 or bfloat16.
-        key: the section of the configuration that named them, for errors.
+        key: the section of the configuration that names model and weights, for errors.
 
     Raises:
         UsageError: there is no such model, tag or file.
-        ClipgsError: the weights cannot be downloaded or read, are of another model, or hold more than tensors.
+        ClipgsError: the weights cannot be downloaded or read, belong to another model, or are not only tensors.
     """
     called, dtype = PRECISIONS[precision]
     file, label = _find(name, pretrained, key)
@@ -51,7 +52,7 @@ def open_model(name: str, pretrained: str | None, *, precision: str, device: str
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(sha256_of, file)  # while the model is built
         try:
-            # Built where it shall run: filling five billion numbers at random takes minutes on a CPU.
+            # On its final device: random initialisation of five billion numbers takes minutes on a CPU.
             with torch.device(device):
                 tag = None if ":" in name else pretrained
                 model = open_clip.create_model(name, pretrained=tag, precision=called, device=device)
@@ -62,7 +63,7 @@ def open_model(name: str, pretrained: str | None, *, precision: str, device: str
 
 
 def _find(name: str, pretrained: str | None, key: str) -> tuple[Path, tuple[str, str]]:
-    """The file of weights, and how model and weights are called."""
+    """The file of weights, and the names of model and weights."""
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
         _check_folder(folder, key)
@@ -78,15 +79,14 @@ def _find(name: str, pretrained: str | None, key: str) -> tuple[Path, tuple[str,
         raise UsageError(
             f"config: {key}.name = {name}: open_clip has no such model"
             + (f"; did you mean {near[0]}?" if near else "")
-            + " (its names: python -c 'import open_clip; print(open_clip.list_models())')"
+            + " (list the names: python -c 'import open_clip; print(open_clip.list_models())')"
         )
     if not pretrained:
-        raise UsageError(f"config: {key}.pretrained is not set: give a tag of {name} or a file of weights")
-    tag = get_pretrained_cfg(name, pretrained)
-    if tag:
+        raise UsageError(f"config: {key}.pretrained is not set; set it to a tag of {name} or a file of weights")
+    if tag := get_pretrained_cfg(name, pretrained):
         if bool(tag.get("quick_gelu")) != bool(open_clip.get_model_config(name).get("quick_gelu")):
             other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-            raise UsageError(f"config: {key}.name = {name}: the weights {pretrained} are those of {other}: name that")
+            raise UsageError(f"config: {key}.name = {name}: {pretrained} are weights of {other}; set {key}.name to it")
         return _downloaded(lambda: download_pretrained(tag), f"{name} {pretrained}", key), (name, pretrained)
     file = Path(pretrained).expanduser()
     if not file.is_file():
@@ -113,29 +113,30 @@ def _check_folder(folder: Path, key: str) -> None:
 def _downloaded(download: Any, what: str, key: str) -> Path:
     try:
         return Path(download())
-    except Exception as error:  # of the hub's client, urllib and ssl, all saying one thing
+    except Exception as error:  # the hub's client, urllib and ssl have many types for one problem
         reason = " ".join(str(error).split())[:160]
         raise ClipgsError(
             f"{key} {what}: the weights could not be downloaded ({reason}); on a machine without network set "
-            f"{key}.pretrained to a .safetensors or .pt file that you copied there"
+            f"{key}.pretrained to a copied .safetensors or .pt file"
             + (", or teacher.name to train" if key == "teacher" else "")
         ) from None
 
 
 def _check_tensors(file: Path, key: str) -> None:
-    """Reads a file's table of contents: tensors, and nothing that could run."""
-    remedy = "save its state_dict as .safetensors where you trust it, and name that"
+    """Raises an error if the file holds anything besides tensors."""
+    remedy = "if you trust the file, save its state_dict as .safetensors and name that file"
     if file.suffix not in SUFFIXES:
-        raise UsageError(f"config: {key}.pretrained = {file}: must end in {', '.join(SUFFIXES)}")
+        raise UsageError(f"config: {key}.pretrained = {file}: the file name must end in {', '.join(SUFFIXES)}")
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
                 found: Any = dict.fromkeys(tensors.keys(), torch.empty(0))
         else:
-            found = _unpickled(file)
+            mmap = is_zipfile(file)  # not so in the format before torch 1.6
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise ClipgsError(
-            f"{key}: {file} holds more than tensors, and is not opened: it could run code; {remedy}"
+            f"{key}: {file} holds more than tensors and is not opened, because it could run code; {remedy}"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -143,22 +144,11 @@ def _check_tensors(file: Path, key: str) -> None:
     if isinstance(found, dict):
         found = found.get("state_dict", found)
     if not (isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values())):
-        raise ClipgsError(f"{key}: {file} holds no tensors by name, so it is no checkpoint; {remedy}")
-
-
-def _unpickled(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
+        raise ClipgsError(f"{key}: {file} is no checkpoint: it holds no tensors by name; {remedy}")
 
 
 def _mismatch(file: Path, name: str, key: str, error: str) -> str:
-    missing, unexpected, size = (error.count(word) for word in ("Missing key", "Unexpected key", "size mismatch"))
-    if missing or unexpected or size:
-        lines = [line.strip() for line in error.splitlines()[1:] if line.strip()]
-        reason = f"{lines[0][:160]}" if lines else "other keys"
-        return f"{key}: {file} is not a checkpoint of {name} ({reason}); set {key}.name to the model that it is of"
-    return f"{key}: {name} cannot be made with {file}: {' '.join(error.split())[:200]}"
+    if any(words in error for words in ("Missing key", "Unexpected key", "size mismatch")):
+        reason = next((line.strip()[:160] for line in error.splitlines()[1:] if line.strip()), "other keys")
+        return f"{key}: {file} is not a checkpoint of {name} ({reason}); set {key}.name to the model of these weights"
+    return f"{key}: {name} cannot load {file}: {' '.join(error.split())[:200]}"

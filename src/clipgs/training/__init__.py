@@ -1,1 +1,1 @@
-"""Training: the frozen teacher, its features of every triplet, and the encoder that learns from them."""
+"""Training of CLIP-GS on triplets and their features, and of the small teacher."""

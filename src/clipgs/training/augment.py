@@ -1,8 +1,8 @@
-"""Augmentation: an object is turned, scaled, shifted and sometimes stripped of its colours, anew each time it is seen.
+"""Augmentation: random rotation, scale and shift of an object, and sometimes grey instead of its colours.
 
-Positions, quaternions and scales turn together, so that the splat stays a splat: it renders as the turned object.
-Distances change by one factor, so farthest-point order and neighbours stay what they were. Kinds and sizes are those
-of Uni3D (Zhou et al., ICLR 2024).
+Positions, quaternions and scales change together, so the splat renders as the transformed object. All distances change
+by one factor, so farthest-point order and neighbours stay the same. Kinds and sizes of the changes are those of Uni3D
+(Zhou et al., ICLR 2024).
 """
 
 import math
@@ -16,13 +16,13 @@ from clipgs.config import Augmentation
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 
-DRAWS = 9  # numbers an object: quaternion 4, scale, shift 3, whether it keeps its colours
+DRAWS = 9  # numbers per object: quaternion 4, scale 1, shift 3, whether it keeps its colours 1
 
 
 def draw(settings: Augmentation, objects: int, generator: np.random.Generator) -> np.ndarray:
-    """The numbers of one augmentation for each object, [B, 9] float32, for `augment`."""
+    """Random numbers of one augmentation for each object, [B, 9] float32, for `augment`."""
     if settings.rotation == "full":
-        quats = generator.normal(size=(objects, 4))  # an isotropic direction in four dimensions: a uniform rotation
+        quats = generator.normal(size=(objects, 4))  # an isotropic direction in 4D is a uniform rotation
     else:
         half = generator.uniform(0, math.pi, objects) if settings.rotation == "y" else np.zeros(objects)
         zero = np.zeros(objects)
@@ -44,7 +44,7 @@ def augment(
     draws: Tensor,  # [B, 9], of `draw`
     grey: float = 0.4,
 ) -> Gaussians:
-    """Turns, then scales, then shifts each object by its own draw; where the draw says so, all its colours are grey."""
+    """Rotates, then scales, then shifts each object by its draws; makes it grey if they say so."""
     quats, scales, shifts, keeps = draws[:, :4], draws[:, 4], draws[:, 5:8], draws[:, 8]
     turned = transform(gaussians, quats, scales, shifts)
     keeps = keeps[:, None, None].to(gaussians.colors.dtype)
@@ -53,11 +53,11 @@ def augment(
 
 def transform(
     gaussians: Gaussians,  # [B, N, *]
-    quats_wxyz: Tensor,  # [B, 4], unit length: a rotation each
-    scales: Tensor,  # [B], a factor each
+    quats_wxyz: Tensor,  # [B, 4], rotations, unit length
+    scales: Tensor,  # [B], factors
     shifts: Tensor,  # [B, 3]
 ) -> Gaussians:
-    """The splat of x -> scale R x + shift: means move, orientations turn, log-scales grow by the factor's logarithm."""
+    """Transforms splats by x -> scale R x + shift: means, orientations and log-scales."""
     rotations = rotation_matrices(quats_wxyz)
     return replace(
         gaussians,

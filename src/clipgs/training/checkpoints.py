@@ -1,10 +1,7 @@
-"""The states that training is resumed from, and the best model so far.
-
-Everything is safetensors and JSON: nothing that is read can run.
-"""
+"""States that training resumes from, and the best model so far. All files are safetensors, so none can run code."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +23,17 @@ def save_state(
     names: Sequence[str],
     notes: dict[str, Any],
 ) -> None:
-    """Writes the state after `step` steps, then removes older states and the best models that only they name.
+    """Writes the state after `step` steps, then removes all other states, and all models but the best one.
 
     Args:
         names: of the optimizer's parameters, in its order.
-        notes: what else to remember; `best_step` names the best model so far.
+        notes: more values of the state; `best_step` names the best model so far.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()["state"]
     for index, name in enumerate(names):
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state[index].items()}
-    tensors |= {f"parameter.{name}": parameter for name, parameter in _loose(optimizer, names, model)}
+    tensors |= {f"parameter.{name}": parameter for name, parameter in _loose(optimizer, names, model).items()}
     _save(folder / f"step-{step:08d}.safetensors", tensors, {"step": step, **notes})
     best = f"best-{notes.get('best_step', -1):08d}.safetensors"
     for file in folder.glob("*.safetensors"):
@@ -45,17 +42,15 @@ def save_state(
             file.unlink(missing_ok=True)
 
 
-def _loose(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], model: nn.Module
-) -> Iterator[tuple[str, nn.Parameter]]:
+def _loose(optimizer: torch.optim.Optimizer, names: Sequence[str], model: nn.Module) -> dict[str, nn.Parameter]:
     """The optimizer's parameters that are not the model's."""
-    known = {id(parameter) for parameter in model.parameters()}
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    yield from ((name, p) for name, p in zip(names, parameters, strict=True) if id(p) not in known)
+    known = dict(model.named_parameters())
+    return {name: parameter for name, parameter in zip(names, parameters, strict=True) if name not in known}
 
 
 def save_best(folder: Path, step: int, model: dict[str, Tensor]) -> None:
-    """Writes the model as it was after `step` steps; it is kept as long as the last state names it."""
+    """Writes the model after `step` steps. `save_state` keeps it while it is the best one."""
     _save(folder / f"best-{step:08d}.safetensors", model, {"step": step})
 
 
@@ -67,16 +62,13 @@ def best(folder: Path, step: int) -> dict[str, Tensor]:
 def load_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str], settings: str
 ) -> dict[str, Any] | None:
-    """Loads the last state into model and optimizer; returns its notes, or None if there is none of these settings."""
+    """Loads the last state into model and optimizer; returns its notes, or None if no state has these settings."""
     files = sorted(file for file in folder.glob("*.safetensors") if _STATE.fullmatch(file.name))
-    if not files:
-        return None
-    notes = read_metadata(files[-1])
-    if notes["settings"] != settings:
+    if not files or (notes := read_metadata(files[-1]))["settings"] != settings:
         return None
     tensors = load_file(files[-1])
     with torch.no_grad():
-        for name, parameter in _loose(optimizer, names, model):
+        for name, parameter in _loose(optimizer, names, model).items():
             parameter.copy_(tensors[f"parameter.{name}"])
     model.load_state_dict(_below("model.", tensors))
     moments = {index: _below(f"optimizer.{name}.", tensors) for index, name in enumerate(names)}

@@ -1,8 +1,8 @@
-"""What training reads: each shard once as fixed-size records of half floats, mapped into memory, and its features.
+"""The inputs of training: records of each shard, which are fixed-size arrays of half floats on disk, and features.
 
-A record holds the first N Gaussians of an object as the encoder wants them (cleaned, centred, rows in farthest-point
-order), so a batch is put together by copying memory. Threads do that ahead of the steps, in an order that a seed fixes
-over all shards: what a step sees depends on its number alone, not on the process that asks or on what came before.
+A record holds the first N Gaussians of an object as the encoder needs them (cleaned, centred, rows in farthest-point
+order), so a batch only copies mapped memory. Threads read batches ahead. The seed and the number of a step alone decide
+its batch.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from clipgs.config import Config, Encoder
 from clipgs.core.bundles import tar_objects
-from clipgs.core.errors import ClipgsError, ObjectError, describe_error
+from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakemake
 from clipgs.core.files import check, sidecar, whole
 from clipgs.core.processes import usable_cores
-from clipgs.core.runner import Progress
+from clipgs.core.runner import Progress, good
 from clipgs.core.seeds import canonical_json, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
@@ -37,18 +37,12 @@ from clipgs.training.gather import Rows
 
 log = logging.getLogger(__name__)
 
-NUMBERS = 14  # a Gaussian: mean 3, quaternion 4, log-scale 3, opacity logit 1, colour 3
-_LOGIT = 10  # of them the opacity's
-_PREPARED_BY = (
-    "gaussians",
-    "groups",
-    "group_size",
-    "min_opacity",
-    "radius_fraction",
-    "outlier_radii",
-)  # keys that change a record
-_KEPT_SECONDS = 86_400  # since a run last took up records of other settings: one beside this may be about to open them
-_FORMAT = 2  # raised when the same splat would become another record
+NUMBERS = 14  # per Gaussian: mean 3, quaternion 4, log-scale 3, opacity logit 1, colour 3
+_LOGIT = 10  # column of the opacity logit
+# Settings of the encoder that change a record.
+_PREPARED_BY = ("gaussians", "groups", "group_size", "min_opacity", "radius_fraction", "outlier_radii")
+_KEPT_SECONDS = 86_400  # since the last use of records of other settings; another run may be about to open them
+_FORMAT = 2  # raised when the record of a splat changes
 _SPLITS = ("train", "validation", "test")
 
 
@@ -56,7 +50,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class Record(NamedTuple):
-    """One object: count real rows, and of each patch the rows nearest to its centre."""
+    """One object: `count` Gaussians, and for each patch the rows nearest to its centre."""
 
     count: int  # type: ignore[assignment]  # tuples have a method of this name
     rows: np.ndarray  # [N, 14] float16
@@ -64,7 +58,7 @@ class Record(NamedTuple):
 
 
 def _file_type(objects: int, settings: Encoder) -> np.dtype:
-    """A file of records, field by field; a count of 0 marks an object that could not be used."""
+    """The type of a file of records. An object that cannot be used has a count of 0."""
     g, n = settings.groups, settings.group_size
     rows = ("rows", "<f2", (objects, settings.gaussians, NUMBERS))
     row_number = "<i2" if settings.gaussians <= 1 << 15 else "<i4"
@@ -72,17 +66,14 @@ def _file_type(objects: int, settings: Encoder) -> np.dtype:
 
 
 def compact(config: Config, shard: str, threads: int | None = None) -> Path:
-    """Writes a shard's records, once: objects in the order of their uids, as `encoder.prepare` cleans them.
+    """Writes a shard's records unless they exist: objects sorted by uid, cleaned by `encoder.prepare`.
 
     Raises:
         ClipgsError: `triplets/S.tar` is missing or damaged.
     """
     tar = path(config, "triplets", shard, ".tar")
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
-    try:
-        checksum = sidecar(tar).read_text()
-    except OSError:
-        checksum = ""  # `check` below says what is wrong
+    checksum = sidecar(tar).read_text() if sidecar(tar).exists() else ""  # without one, `check` raises an error
     key = hashlib.sha256(canonical_json([_FORMAT, kind, checksum]).encode()).hexdigest()[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
     with suppress(FileNotFoundError):
@@ -111,8 +102,8 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
                     records[field][i] = getattr(packed, field)
             progress.step(ok=not isinstance(packed, str))
     progress.close()
-    for old in file.parent.glob(f"{shard}.*.npy"):  # of other settings, or of a shard that was packed again
-        with suppress(FileNotFoundError):  # another run removes it too
+    for old in file.parent.glob(f"{shard}.*.npy"):  # of other settings, or from before the shard was packed again
+        with suppress(FileNotFoundError):  # another run removed it
             if old != file and time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                 old.unlink()
     return file
@@ -122,21 +113,19 @@ def pack(
     gaussians: Gaussians,  # [N, *], prepared
     settings: Encoder,
 ) -> Record:
-    """The record of one object; missing rows are copies of the first with an opacity of zero.
+    """The record of one object. Missing rows are copies of the first one, with opacity 0.
 
     Raises:
-        ValueError: no Gaussians, or a number that half floats do not hold.
+        ValueError: there are no Gaussians, or a number does not fit into a half float.
     """
     if len(gaussians) == 0:
-        raise ValueError("no Gaussian is left of it")
+        raise ValueError("it has no Gaussians after cleaning")
     quats = torch.nn.functional.normalize(gaussians.quats_wxyz, dim=-1)
     logits = gaussians.opacity_logits[:, None].clamp(PADDING_LOGIT, -PADDING_LOGIT)
-    values = torch.cat([gaussians.means, quats, gaussians.log_scales, logits, gaussians.colors], dim=1)[
-        : settings.gaussians
-    ]
-    values = values.half()
+    values = torch.cat([gaussians.means, quats, gaussians.log_scales, logits, gaussians.colors], dim=1)
+    values = values[: settings.gaussians].half()
     if not values.isfinite().all():
-        raise ValueError("a number of it is not finite as a half float")
+        raise ValueError("one of its numbers is not finite as a half float")
     padding = values[:1].repeat(settings.gaussians - len(values), 1)
     padding[:, _LOGIT] = PADDING_LOGIT
     near = neighbours(values[:, :3].float().numpy(), settings.groups, settings.group_size)
@@ -148,9 +137,9 @@ def neighbours(
     groups: int,
     size: int,
 ) -> np.ndarray:  # [g, n]
-    """What `encoder.groups.nearest` finds for every augmentation of the object, found once, by a tree.
+    """The neighbours that `encoder.groups.nearest` finds, from a tree; they are the same for every augmentation.
 
-    Fewer rows than patches or neighbours are taken again from the first on.
+    If there are fewer rows than patches or neighbours, rows repeat from the first one on.
     """
     near = min(size, len(means))
     _, rows = cKDTree(means).query(means[np.arange(groups) % len(means)], k=np.arange(1, near + 1))
@@ -171,7 +160,7 @@ def unpack(
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B objects, K pictures of each."""
+    """B objects with K images each."""
 
     rows: Tensor  # [B, N, 14] float16, of `unpack`
     count: Tensor  # [B] int64
@@ -181,57 +170,54 @@ class Batch:
     scores: Tensor  # [B, K] float32, cos(text, image)
     captions: Tensor  # [B] int64, equal where captions are equal
     draws: Tensor  # [B, 9] float32, of `augment.draw`
-    uids: tuple[str, ...]
 
     def gaussians(self) -> Gaussians:
-        """[B, N, *], not augmented."""
+        """[B, N, *], without augmentation."""
         return unpack(self.rows, self.count)
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device; does not wait for the copy."""
+        """The batch on another device; does not wait for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Self:
-        """The same where a GPU can fetch it by itself, copied where it is not there yet."""
+        """The batch in pinned memory; copies only what is not pinned yet."""
         return self._map(Tensor.pin_memory)
 
     def __getitem__(self, part: slice) -> Self:
-        return replace(self._map(lambda tensor: tensor[part]), uids=self.uids[part])
+        return self._map(lambda tensor: tensor[part])
 
     def __len__(self) -> int:
-        return len(self.uids)
+        return len(self.count)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        names = [field.name for field in fields(self) if field.name != "uids"]
-        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
-        return replace(self, **changed)
+        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
 
 
-class _Place(NamedTuple):
-    """Where objects lie: arrays of one length."""
+class _Places(NamedTuple):
+    """The places of objects, as arrays of one length."""
 
-    shards: np.ndarray  # into the list of shards
-    rows: np.ndarray  # into the shard's records and features
+    shards: np.ndarray  # number of the shard
+    rows: np.ndarray  # in the shard's records and features
     counts: np.ndarray  # Gaussians
     captions: np.ndarray  # equal where captions are equal
-    splits: np.ndarray  # into _SPLITS, -1 for none
+    splits: np.ndarray  # number in _SPLITS, -1 for none
 
 
 class TrainingData:
-    """The objects of a run's shards: mapped records and features, and which object is where.
+    """Mapped records and features of all objects of a run's shards that the encoder can use.
 
     Args:
-        shards: names; every packed object of them that the encoder can use is here.
-        files: their records, of `compact`.
+        shards: names.
+        files: their records, from `compact`.
         pin: whether batches go to a GPU.
 
     Raises:
-        ClipgsError: features are missing, or of other objects, or of several teachers.
+        ClipgsError: features are missing, or belong to other objects or to several teachers.
     """
 
     def __init__(self, config: Config, shards: Sequence[str], files: Sequence[Path], pin: bool = False) -> None:
         if not shards:
-            raise ClipgsError("there are no shards to train on; make them with: snakemake triplets")
+            raise ClipgsError(f"there are no shards to train on; make them with: {snakemake('triplets')}")
         self._settings = config.training
         self.pin = pin
         records = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
@@ -240,12 +226,11 @@ class TrainingData:
         self.teacher = {name: found[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
         self.pictures, self.dim = found[0].images.shape[1:]
         self.shards = list(shards)
-        names = [file.name for file in files]  # with the hashes of what they were made from
+        names = [file.name for file in files]  # each has the hash of its inputs
         self.identity = hashlib.sha256(canonical_json([names, self.teacher]).encode()).hexdigest()
         uids, places = [], []
         for index, shard in enumerate(shards):
-            packed = sorted((row for row in table(config, "triplets", shard) if row["status"] == "ok"),
-                            key=lambda row: row["uid"])  # fmt: skip
+            packed = [row for uid, row in sorted(good(table(config, "triplets", shard)).items())]
             names = [row["uid"] for row in packed]
             self._check_features(shard, names, found[index])
             rows = np.flatnonzero(counts[index])
@@ -254,38 +239,39 @@ class TrainingData:
             uids += [names[row] for row in rows]
             caption_ids = np.frombuffer(b"".join(captions), "<i8")
             shard_of = np.full(len(rows), index)
-            places.append(_Place(shard_of, rows, counts[index][rows], caption_ids[rows], np.array(splits)[rows]))
+            places.append(_Places(shard_of, rows, counts[index][rows], caption_ids[rows], np.array(splits)[rows]))
         self.uids = np.array(uids, dtype=np.str_)
-        self._places = _Place(*(np.concatenate(arrays) for arrays in zip(*places, strict=True)))
+        self._places = _Places(*(np.concatenate(arrays) for arrays in zip(*places, strict=True)))
         self._rows = Rows([mapped["rows"][0] for mapped in records])  # [n, N, 14] each
         self._neighbours = Rows([mapped["neighbours"][0] for mapped in records])  # [n, g, K] each
         self._texts = Rows([one.texts.numpy() for one in found])  # [n, D] each
         self._images = Rows([one.images.flatten(0, 1).numpy() for one in found])  # [n V, D] each
         self._scores = Rows([one.scores.flatten().numpy() for one in found])  # [n V] each
 
-    def _check_features(self, shard: str, uids: list[str], found: "features.Features") -> None:
-        if list(found.uids) != uids:
+    def _check_features(self, shard: str, uids: list[str], found: features.Features) -> None:
+        again = snakemake("--forcerun", "embed_images", "embed_texts")
+        pictures = found.images.shape[1]
+        if found.uids != uids:
             raise ClipgsError(
-                f"the features of shard {shard} are of other objects than its triplets; "
-                f"make them again: snakemake --forcerun embed_images embed_texts"
+                f"the features of shard {shard} belong to other objects than its triplets; make them again: {again}"
             )
-        if found.images.shape[1] != self.pictures:
+        if pictures != self.pictures:
             raise ClipgsError(
-                f"shard {shard} has features of {found.images.shape[1]} pictures an object, the first of "
-                f"{self.pictures}; make those of all shards again: snakemake --forcerun embed_images embed_texts"
+                f"shard {shard} has features of {pictures} images per object, the first shard of {self.pictures}; "
+                f"make the features of all shards again: {again}"
             )
-        if self._settings.views > found.images.shape[1]:
+        if self._settings.views > pictures:
             raise ClipgsError(
-                f"config: training.views = {self._settings.views}, but shard {shard} has {found.images.shape[1]} "
-                "pictures an object"
+                f"config: training.views = {self._settings.views}, but shard {shard} has {pictures} images per object; "
+                f"set training.views to {pictures} or less"
             )
 
     def split(self, name: str) -> np.ndarray:
-        """Objects of a split, as indices."""
+        """Indices of the objects of a split."""
         return np.flatnonzero(self._places.splits == _SPLITS.index(name))
 
     def shard_of(self, uid: str) -> str:
-        """The shard an object lies in."""
+        """The shard of an object."""
         (found,) = np.flatnonzero(self.uids == uid)
         return self.shards[self._places.shards[found]]
 
@@ -295,7 +281,7 @@ class TrainingData:
         views: np.ndarray,  # [B, K]
         draws: np.ndarray,  # [B, 9]
     ) -> Batch:
-        """Copies the objects' records and the features of the named views."""
+        """Copies the objects' records and the features of these images."""
         shards, rows = self._places.shards[objects], self._places.rows[objects]
         shown = (rows[:, None] * self.pictures + views).ravel()
         of_each = np.repeat(shards, views.shape[1])
@@ -308,20 +294,19 @@ class TrainingData:
             scores=self._scores(of_each, shown, self.pin).view(views.shape),
             captions=torch.from_numpy(self._places.captions[objects]),
             draws=torch.from_numpy(draws),
-            uids=tuple(self.uids[objects].tolist()),
         )
         return batch.pinned() if self.pin else batch
 
 
 class TrainingBatches:
-    """The share of one process of each step's batch; a pure function of the step.
+    """The batch of a step, or one process's equal share of it; a pure function of the step.
 
     Args:
-        objects: what to train on, as indices.
-        rank, world: this process and the number of them; each has an equal part of the batch.
+        objects: indices of the objects to train on.
+        rank, world: this process, and the number of processes.
 
     Raises:
-        ClipgsError: there are fewer objects than a batch holds, or the batch cannot be shared out evenly.
+        ClipgsError: there are fewer objects than in a batch, or the processes cannot share it evenly.
     """
 
     def __init__(self, data: TrainingData, objects: np.ndarray, config: Config, rank: int = 0, world: int = 1) -> None:
@@ -332,16 +317,21 @@ class TrainingBatches:
                 f"set training.batch to {max(len(objects), 1)} or less, or add objects"
             )
         if settings.batch % world:
-            raise ClipgsError(f"config: training.batch = {settings.batch} cannot be shared out over {world} processes")
+            raise ClipgsError(
+                f"config: training.batch = {settings.batch} cannot be shared evenly by {world} processes; "
+                f"set training.batch to a multiple of {world}"
+            )
         self._data, self._objects, self._settings = data, objects, settings
         share = settings.batch // world
         self._share = slice(rank * share, (rank + 1) * share)
-        self._order = (-1, objects)  # epoch and its order; replaced as one: several threads ask
+        self._order = (-1, objects)  # epoch and its order, replaced together because several threads read them
         self.steps_per_epoch = len(objects) // settings.batch
 
     def objects(self, step: int) -> np.ndarray:
-        """Objects of the whole batch of a step. Each epoch is an order of its own over all shards; its rest, less
-        than a batch, is left out."""
+        """Indices of the objects of a step's whole batch.
+
+        Each epoch has its own order over all shards. The last objects, fewer than a batch, are left out.
+        """
         epoch, place = divmod(step, self.steps_per_epoch)
         known, order = self._order
         if epoch != known:
@@ -351,10 +341,9 @@ class TrainingBatches:
         return order[place * self._settings.batch :][: self._settings.batch]
 
     def __call__(self, step: int) -> Batch:
-        """This process's share of a step, with views and augmentation drawn."""
+        """This process's share of a step, with random images and augmentation."""
         generator = np.random.default_rng(seed_of(self._settings.seed, "batch", str(step)))
         objects = self.objects(step)
-        pictures = self._data.pictures
-        views = generator.random((len(objects), pictures)).argsort(axis=1)[:, : self._settings.views]
+        views = generator.random((len(objects), self._data.pictures)).argsort(axis=1)[:, : self._settings.views]
         draws = draw(self._settings.augmentation, len(objects), generator)
         return self._data.batch(objects[self._share], views[self._share], draws[self._share])

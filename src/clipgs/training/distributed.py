@@ -1,4 +1,4 @@
-"""Several processes that train one model: their ranks, gathered features with gradients, and the start by torchrun."""
+"""Several processes that train one model: ranks, gathered features with gradients, and their launch by torchrun."""
 
 import logging
 import os
@@ -23,25 +23,25 @@ from clipgs.stages import runtime_settings, stage_settings
 log = logging.getLogger(__name__)
 
 _TIMEOUT, _CPU_TIMEOUT = timedelta(minutes=30), timedelta(hours=12)  # records of many shards may take hours
-_FAULT = "clipgs train: "  # what the command says before a fault
+_ERROR = "clipgs train: "  # prefix of the command's error messages
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process among the processes of the run."""
 
     rank: int
     world: int
     device: torch.device
-    _cpu_group: Any = None  # for `barrier` and `broadcast`, with a longer timeout than the GPUs' group
+    _cpu_group: Any = None  # for `barrier` and `broadcast`, with a longer timeout than on GPUs
 
     @property
     def is_main(self) -> bool:
-        """Whether this process, of rank 0, writes the run's files."""
+        """Whether this process writes the run's files."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Waits for all processes."""
         if self.world > 1:
             distributed.barrier(group=self._cpu_group)
 
@@ -49,11 +49,10 @@ class Ranks:
         self,
         share: Tensor,  # [B / world, ...]
     ) -> Tensor:  # [B, ...]
-        """The shares of all processes in the order of their ranks, differentiable in this one's own.
+        """The shares of all processes in the order of their ranks, with gradients for this process's own share.
 
-        The gradient counts `world` times, because averaging the parameters' gradients over the processes, as
-        DistributedDataParallel does, divides it by as much. So where every process computes the loss of the whole
-        batch, the averaged gradient is that of the whole batch.
+        Every process computes the loss of the whole batch. The gradient counts `world` times, because
+        DistributedDataParallel averages gradients over the processes: the average is then that of the whole batch.
         """
         return _Gather.apply(share, self) if self.world > 1 else share
 
@@ -87,17 +86,20 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """This process as torchrun started it, or alone; NCCL between GPUs, gloo between CPUs.
+    """This process as torchrun started it, or alone; with NCCL between GPUs, gloo between CPUs.
 
     Args:
-        device: `cuda` or `cpu`; each process of a machine takes the GPU of its number there.
+        device: `cuda` or `cpu`. Process i of a machine uses its GPU i.
+
+    Raises:
+        ClipgsError: there are more processes than GPUs.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda" and local >= torch.cuda.device_count():
         raise ClipgsError(
-            f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
-            "start no more processes than that (torchrun --nproc-per-node)"
+            f"process {local} of this machine has no GPU, because torch sees {torch.cuda.device_count()}; "
+            "start fewer processes (torchrun --nproc-per-node)"
         )
     where = torch.device(device, local) if device == "cuda" else torch.device(device)
     if where.type == "cuda":
@@ -118,49 +120,44 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def processes_here() -> int:
-    """How many processes of the run are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def gpus_to_launch(config: Config) -> int:
-    """The number of processes that this one is to start, one a GPU; 1 in a process that was started so."""
+    """The number of processes to start, one per GPU; 1 in a process that torchrun started."""
     if launched():
         return 1
-    visible = torch.cuda.device_count()  # those that a scheduler left, too
+    visible = torch.cuda.device_count()  # a scheduler may hide some
     return min(config.workers.gpus or visible, visible)
 
 
 def launch(config: Config, processes: int) -> None:
-    """Runs `clipgs train` in several processes of this machine under torchrun, and logs what they log.
+    """Runs `clipgs train` under torchrun in several processes of this machine, and logs their log lines.
 
-    torchrun ends with this process and they with torchrun, however it ends.
+    torchrun ends with this process, and the processes end with torchrun, even if they are killed.
 
     Raises:
-        ClipgsError: one of them failed; with its own words, where it said why.
+        ClipgsError: a process failed; the text is its error message if it has one.
     """
     command = [sys.executable, "-m", __name__, "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "clipgs", "train", "--settings", stage_settings(config, "train")]
     own = {"CLIPGS_RUNTIME": runtime_settings(config), PARENT: str(os.getpid())}
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **own}
-    faults = []
+    errors = []
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
         assert torchrun.stderr is not None
         try:
             for line in torchrun.stderr:
-                if line.startswith(_FAULT):  # every process may have the same one
-                    faults.append(line.removeprefix(_FAULT).strip())
+                if line.startswith(_ERROR):  # often the same one in every process
+                    errors.append(line.removeprefix(_ERROR).strip())
                 else:
                     log.info("%s", line.rstrip())
         except BaseException:
             torchrun.terminate()
             raise
     if torchrun.returncode:
-        raise ClipgsError(faults[0] if faults else f"one of {processes} processes failed; its error stands above")
+        raise ClipgsError(errors[0] if errors else f"one of {processes} processes failed; see its error above")
 
 
 def _torchrun() -> None:
-    """torchrun on this process's arguments, in one line where it would print a traceback of its own."""
+    """Runs torchrun with this process's arguments; a failure is one line instead of torchrun's traceback."""
     end_with(int(os.environ[PARENT]))
     os.environ[PARENT] = str(os.getpid())
     logging.disable(logging.ERROR)

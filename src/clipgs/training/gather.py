@@ -1,7 +1,7 @@
-"""Rows of many arrays, mapped from many files, copied to one place in one call.
+"""Copies rows of many arrays, mapped from many files, in one call.
 
-Object by object it would take Python's lock some thousand times a batch, and the thread that launches the kernels of a
-training step wants that lock before each of them.
+A loop in Python would take the GIL some thousand times per batch, and the thread that launches the GPU's kernels needs
+the GIL for each launch.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Rows:
-    """Arrays of one type and shape but for their lengths, [n_s, ...] each; kept as they are, in memory or mapped."""
+    """Arrays [n_s, ...] of one type, with different lengths n_s; in memory or mapped, without a copy."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         if len(kinds := {(array.dtype, array.shape[1:]) for array in arrays}) != 1:
@@ -30,11 +30,11 @@ class Rows:
 
     def __call__(
         self,
-        arrays: np.ndarray,  # [M], which of the arrays
-        rows: np.ndarray,  # [M], which of its rows
+        arrays: np.ndarray,  # [M], numbers of arrays
+        rows: np.ndarray,  # [M], rows in these arrays
         pin: bool = False,
     ) -> Tensor:  # [M, ...]
-        """The rows in the order asked for, where `pin` says so in memory that a GPU fetches from by itself.
+        """A copy of these rows, in pinned memory if `pin`.
 
         Raises:
             IndexError: there is no such row.

@@ -1,7 +1,7 @@
-"""The two losses of CLIP-GS: shape against text, and shape against pictures that vote (paper, section 4.2, eq. 3, 4).
+"""The two losses of CLIP-GS: the text loss, and the Image Voting Loss (paper, section 4.2, eq. 3 and 4).
 
-Rows of every argument are unit length. `logit_scale` is the factor on the cosines (1 over the temperature), not its
-logarithm. Under several processes the arguments are the gathered ones: the denominators run over the whole batch.
+Rows of all arguments have unit length. `logit_scale` is the factor on the cosines (1 / temperature), not its logarithm.
+With several processes the arguments are the gathered ones, so the denominators cover the whole batch.
 """
 
 from typing import Literal
@@ -21,8 +21,8 @@ def text_loss(
 ) -> Tensor:
     """L_text: the symmetric contrastive loss, mean over objects and both directions (paper, eq. 3).
 
-    With `captions`, an object of the same caption is no negative: its entry is left out of the denominator. Without,
-    every other object is one, as in the paper.
+    With `captions`, objects of the same caption are no negatives: the denominator leaves them out. Without `captions`,
+    all other objects are negatives, as in the paper.
     """
     logits = logit_scale * shape @ text.T  # [B, B]
     if captions is not None:
@@ -42,8 +42,8 @@ def image_voting_loss(
 ) -> Tensor:
     """L_img = 1 / (2 B K) sum_bk S_bk (CE_b(G I_k^T) + CE_b(I_k G^T)), the Image Voting Loss (paper, eq. 4).
 
-    I_k holds the k-th sampled view of every object, so a view meets one view of each other object and never another
-    view of its own. `score_norm` says how S follows from the scores: see `votes`.
+    I_k has the k-th sampled view of every object. So the negatives of a view are one view of each other object, and
+    never another view of its own object. `votes` computes S from the scores by `score_norm`.
     """
     logits = logit_scale * torch.einsum("bd,jkd->kbj", shape, images)  # [K, B, B]
     return (votes(scores, score_norm).T * _both_ways(logits)).mean() / 2
@@ -55,8 +55,8 @@ def votes(
 ) -> Tensor:  # [B, K]
     """The weight S of each view.
 
-    none: the cosine, negative ones as 0. mean_one: the same over its mean over the object's views, so that every
-    object has one say. softmax: K times the softmax over the object's views, of mean one too.
+    none: the cosine, with negative ones as 0. mean_one: that divided by its mean over the object's views, so that all
+    objects have the same weight. softmax: K times the softmax over the object's views, which has mean 1 too.
     """
     if score_norm == "softmax":
         return scores.shape[1] * scores.softmax(dim=1)

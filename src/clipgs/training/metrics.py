@@ -1,17 +1,14 @@
-"""What is measured during a run: retrieval on the validation split and speed; and the files that keep it."""
+"""Measurements during a run: retrieval on the validation split, speed, and their files."""
 
 import json
-import logging
 import time
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clipgs.core.prefetch import Prefetch
-
-log = logging.getLogger(__name__)
 
 
 def validation_retrieval(
@@ -20,14 +17,14 @@ def validation_retrieval(
     images: Tensor,  # [n, K, D]
     captions: Tensor,  # [n]
 ) -> dict[str, float]:
-    """How well texts and images find their own shape among all: recall at 1 and mean reciprocal rank.
+    """Recall at 1 and mean reciprocal rank of the own shape of each text and image, among all shapes.
 
-    Unlike in `evaluation.retrieval`, only the own shape counts as found, and equal similarities count against it; other
-    shapes of the same caption are left out. So it runs on the GPU in one product, and a collapsed encoder scores 0.
+    Unlike in `evaluation.retrieval`, only the own shape is a right answer, shapes of the same caption are left out, and
+    ties count as wrong. So one product on the GPU is enough, and a collapsed encoder scores 0.
     """
 
     def ranks_of(queries: Tensor, right: Tensor) -> Tensor:
-        """Wrong shapes that come before the query's own, [n]."""
+        """[n] wrong shapes before the query's own."""
         similar = queries @ shapes.T
         own = similar.diagonal()[:, None]
         return ((similar >= own) & ~right).sum(dim=1)
@@ -45,7 +42,7 @@ def validation_retrieval(
 
 
 class Speed:
-    """Samples a second, and the share of the time in which a step waited for its data."""
+    """Samples per second, and the fraction of the time that steps wait for data."""
 
     def __init__(self, prefetch: Prefetch) -> None:
         self._prefetch = prefetch
@@ -65,48 +62,33 @@ class Speed:
 
 
 class MetricsFiles:
-    """`metrics.jsonl`, which a killed and resumed run writes to the same bytes; `speed.jsonl`; TensorBoard.
+    """`metrics.jsonl`, which has the same bytes after a killed and resumed run; `speed.jsonl`; TensorBoard.
 
     Args:
-        step: the number of steps that are done; lines of later ones are removed.
+        step: the number of finished steps; removes the lines of later ones.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = _cut(folder / "metrics.jsonl", step).open("a")
-        self._speed = _cut(folder / "speed.jsonl", step).open("a")
+        self._files = {name: _cut(folder / f"{name}.jsonl", step).open("a") for name in ("metrics", "speed")}
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def step(self, step: int, numbers: dict[str, float]) -> None:
-        self._write(self._metrics, step, "", numbers)
-
-    def validation(self, step: int, numbers: dict[str, float]) -> None:
-        self._write(self._metrics, step, "validation_", numbers)
-        log.info("train: step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-
-    def speed(self, step: int, numbers: dict[str, float]) -> None:
-        self._write(self._speed, step, "", numbers)
-
-    def _write(self, file: IO[str], step: int, prefix: str, numbers: dict[str, float]) -> None:
-        numbers = {prefix + name: value for name, value in numbers.items()}
-        file.write(json.dumps({"step": step, **numbers}) + "\n")
-        file.flush()
+    def write(self, step: int, numbers: dict[str, float], file: Literal["metrics", "speed"] = "metrics") -> None:
+        """Adds a line to a file, and its numbers to TensorBoard."""
+        print(json.dumps({"step": step, **numbers}), file=self._files[file], flush=True)
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._metrics.close()
-        self._speed.close()
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
         self._board.close()
 
 
 def _cut(file: Path, step: int) -> Path:
-    """Removes the lines of later steps and a last line without an end; returns the file."""
+    """Removes the lines of later steps, and an incomplete last line; returns the file."""
     kept = []
     for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
         if not line.endswith("\n") or json.loads(line)["step"] > step:

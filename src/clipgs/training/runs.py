@@ -1,6 +1,6 @@
-"""A run's folder: what the run was made from, the finished model with its card, and the folder to publish.
+"""The folder of a run: its inputs, the finished model with its card, and the folder to publish.
 
-Imports nothing heavy: Snakemake asks for a run's shards whenever it parses.
+Imports nothing heavy, because Snakemake reads a run's shards whenever it parses.
 """
 
 import json
@@ -28,7 +28,7 @@ CARD = "README.md"
 
 
 def run_path(config: Config) -> Path:
-    """The folder of the run that the configuration names."""
+    """The folder of the configured run."""
     return config.output_path / "runs" / config.training.run
 
 
@@ -37,16 +37,16 @@ def _inputs_path(config: Config) -> Path:
 
 
 def run_shards(config: Config, shards: Sequence[str]) -> list[str]:
-    """The shards that the run is made from: those it began with, if it began with these settings; else all of them.
+    """The shards that a run of these settings began with, or all shards if there is no such run.
 
-    So objects that come later do not set off a training that is under way or done.
+    So later objects do not restart a running or finished training.
     """
     begun = begun_with(config)
     return begun if begun is not None else list(shards)
 
 
 def begun_with(config: Config) -> list[str] | None:
-    """The shards that a run of these very settings began with; None where there is no such run."""
+    """The shards that a run of the same settings began with; None if there is no such run."""
     try:
         inputs = json.loads(_inputs_path(config).read_text())
     except (OSError, ValueError):
@@ -55,12 +55,9 @@ def begun_with(config: Config) -> list[str] | None:
 
 
 def begin(config: Config, shards: Sequence[str]) -> None:
-    """Notes down which shards the run is made from."""
+    """Writes the shards of the run to `inputs.json`."""
     inputs = {"settings": stage_settings(config, "train"), "shards": list(shards)}
     write_bytes(_inputs_path(config), (json.dumps(inputs, indent=1) + "\n").encode())
-
-
-# --- the finished run -------------------------------------------------------------------------------------------------
 
 
 def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes: dict[str, Any]) -> None:
@@ -68,8 +65,8 @@ def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes
 
     Args:
         model: the encoder's state.
-        notes: `dim`, `teacher`, `objects`, `shards`, `step`, `steps`, `logit_scale` and `validation`, kept in the
-            file's metadata.
+        notes: the metadata of the model's file: `dim`, `teacher`, `pictures`, `objects`, `shards`, `step`, `steps`,
+            `logit_scale` and `validation`.
     """
     settings = json.loads(stage_settings(config, "train"))
     values = {key: value for key, value in settings.items() if key not in ("stage", "version")}
@@ -80,7 +77,7 @@ def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes
 
 
 def card(config: Config, notes: dict[str, Any]) -> str:
-    """The model card, in the form that model hubs read."""
+    """The model card, in the format of model hubs."""
     teacher, scores = notes["teacher"], notes["validation"]
     measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(scores.items()))
     return f"""---
@@ -125,11 +122,10 @@ them and their licences. State here under which licence you publish the weights.
 
 
 def publish(run: Path, folder: Path, half: bool = True) -> None:
-    """Copies what others need of a finished run into a folder that can be uploaded as it is: weights (in half
-    precision), settings, model card.
+    """Writes a folder to upload: the weights of a finished run (in half precision if `half`), settings, model card.
 
     Raises:
-        ClipgsError: the run is not finished, or damaged.
+        ClipgsError: the run is not finished, or a file is damaged.
     """
     from safetensors.torch import load_file
 
@@ -143,6 +139,6 @@ def publish(run: Path, folder: Path, half: bool = True) -> None:
     for name in (CONFIG, CARD):
         shutil.copyfile(run / name, folder / name)
     small = run.parent.parent / "teacher"
-    if notes["teacher"]["teacher"] == SMALL_TEACHER and small.is_dir():  # nobody else has it
+    if notes["teacher"]["teacher"] == SMALL_TEACHER and small.is_dir():  # others cannot download it
         shutil.copytree(small, folder / "teacher", dirs_exist_ok=True)
-    log.info("%s holds %s, %s and %s", folder, MODEL, CONFIG, CARD)
+    log.info("publish: wrote %s, %s and %s to %s", MODEL, CONFIG, CARD, folder)

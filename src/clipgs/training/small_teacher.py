@@ -1,12 +1,11 @@
-"""The small teacher: a CLIP of open_clip that is really trained, on the renders, captions and categories at hand.
+"""The small teacher: a CLIP of open_clip, trained on the dataset's own renders, captions and categories.
 
-It stands in for EVA-CLIP where there is no network and no GPU, so that every stage runs everywhere. What it knows is
-what these objects taught it: figures under it are not those of EVA-CLIP, and must not be held against them.
+It replaces EVA-CLIP on a machine without network and GPU, so that every stage runs everywhere. It knows only these
+objects, so its results must not be compared with those of EVA-CLIP.
 """
 
 import hashlib
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,20 +27,18 @@ from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.runner import Progress
-from clipgs.core.seeds import canonical_json, seed_of
+from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
 
-log = logging.getLogger(__name__)
-
 ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
-_BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as CLIP was trained (Radford et al., 2021, table 19)
-_MAX_LOGIT_SCALE = math.log(100)  # the same
+_BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as for CLIP (Radford et al., 2021, table 19)
+_MAX_LOGIT_SCALE = math.log(100)  # CLIP's too
 _FORMS = ("{}", "a {}", "a 3D model of a {}")  # the texts of a category
-_ZOOM, _SHIFT = (0.85, 1.15), 0.1  # how far a picture is enlarged, and moved, as a share of its width
+_ZOOM, _SHIFT = (0.85, 1.15), 0.1  # of an image: factors, and a fraction of its width
 _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
 CARD = """# A small teacher
@@ -63,8 +60,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 def make(config: Config, threads: int) -> None:
     """Trains the small teacher on the training split's renders, captions and categories.
 
-    Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (what it was trained on) and
-    README.md. On a CPU, with as many threads, the same triplets and settings give the same bytes.
+    Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (its training data) and
+    README.md. On a CPU the same triplets, settings and number of threads give the same bytes.
 
     Raises:
         ClipgsError: there are no triplets to train on.
@@ -76,9 +73,8 @@ def make(config: Config, threads: int) -> None:
     architecture = json.loads(ARCHITECTURE.read_text())
     images, texts, categories = read_pictures(dataset, chosen, architecture["vision_cfg"]["image_size"], threads)
     torch.set_num_threads(threads)
-    model, loss = train(
-        images, texts, categories, settings, seed_of(config.seed, "teacher"), choose_device(config.device)
-    )
+    seed, device = seed_of(config.seed, "teacher"), choose_device(config.device)
+    model, loss = train(images, texts, categories, settings, seed, device)
     about = {
         "architecture": SMALL_TEACHER,
         "seed": config.seed,
@@ -99,16 +95,16 @@ def make(config: Config, threads: int) -> None:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(json.loads(canonical_json(value)), indent=1).encode() + b"\n"
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
 def read_pictures(
     dataset: TripletDataset, places: Sequence[int], pixels: int, threads: int
 ) -> tuple[Tensor, list[str], list[str | None]]:
-    """Pictures [n, V, pixels, pixels, 3] uint8, captions and categories of the objects at these places.
+    """Images [n, V, pixels, pixels, 3] uint8, captions and categories of the objects at these places.
 
     Raises:
-        ClipgsError: an object's pictures cannot be read, or objects have different numbers of them.
+        ClipgsError: an object's images cannot be read, or objects have different numbers of images.
     """
     texts: list[str] = []
     categories: list[str | None] = []
@@ -127,20 +123,20 @@ def read_pictures(
         read_resized, payloads(), workers=count, timeout_seconds=_DECODE_SECONDS, memory_mb=_DECODE_MB
     ):
         if isinstance(result, workers.Failure):
-            raise ClipgsError(f"the pictures of {dataset.uids[places[index]]} cannot be read: {result.error}")
+            raise ClipgsError(f"the images of {dataset.uids[places[index]]} cannot be read: {result.error}")
         found[index] = result
         progress.step()
     progress.close()
     if len({len(pictures) for pictures in found.values()}) > 1:
-        raise ClipgsError(f"{dataset.path}: objects have different numbers of pictures; pack all shards again")
+        raise ClipgsError(f"{dataset.path}: objects have different numbers of images; pack all shards again")
     return torch.from_numpy(np.stack([found[i] for i in range(len(places))])), texts, categories
 
 
 class _Texts(NamedTuple):
-    """Texts that a batch is drawn from, and whose they are."""
+    """Distinct texts to draw batches from."""
 
-    owners: list[list[int]]  # [T], the objects of each
-    share: np.ndarray  # [T], of all objects
+    owners: list[list[int]]  # [T], the objects of each text
+    share: np.ndarray  # [T], their fraction of all objects
     tokens: Tensor  # [T, forms, context]
 
 
@@ -162,11 +158,11 @@ def train(
     seed: int,
     device: str,
 ) -> tuple[torch.nn.Module, float]:
-    """The trained model and its mean loss over the last tenth of the steps.
+    """The trained model, and its mean loss over the last tenth of the steps.
 
-    The loss is open_clip's own. No batch holds two objects of one text: each would be the other's negative, though it
-    is as true of it. A text comes as often as it has objects. The text is the caption, and in some of the steps
-    (`settings.category_steps`) the category: who has read long captions alone does not know a bare name.
+    The loss is open_clip's. A batch never has two objects with the same text, because they would be negatives of each
+    other. A text is drawn as often as it has objects. Texts are captions, and in a fraction of the steps
+    (`settings.category_steps`) categories, because a model of long captions alone does not know bare names.
     """
     architecture = json.loads(ARCHITECTURE.read_text())
     with torch.random.fork_rng(["cuda"] if device == "cuda" else []):
@@ -179,14 +175,14 @@ def train(
     names = [name and spoken(name) for name in categories]
     if len(set(names) - {None}) > 1:
         sources.append(_texts(names, _FORMS, tokenizer))
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, eps=_EPS)
     warmup = max(1, round(_WARMUP_FRACTION * settings.steps))
-    preprocessing = PreprocessCfg()
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in
-                 (preprocessing.mean, preprocessing.std))  # fmt: skip
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (PreprocessCfg.mean, PreprocessCfg.std)
+    )
     contrast, losses = ClipLoss(), []
     progress = Progress("teacher", settings.steps, "step")
     for step in range(settings.steps):
@@ -199,8 +195,7 @@ def train(
         places = torch.from_numpy(np.array([draw.choice(source.owners[text]) for text in texts])).to(device)
         tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)].to(device)
         views = torch.from_numpy(draw.integers(0, images.shape[1], size)).to(device)
-        pictures = (images[places, views].permute(0, 3, 1, 2).float() - mean) / std
-        pictures = moved(pictures, draw)
+        pictures = moved((images[places, views].permute(0, 3, 1, 2).float() - mean) / std, draw)
         image_features = model.encode_image(pictures, normalize=True)
         text_features = model.encode_text(tokens, normalize=True)
         loss = contrast(image_features, text_features, model.logit_scale.exp())
@@ -214,7 +209,7 @@ def train(
     progress.close()
     last = torch.stack(losses[-max(1, settings.steps // 10) :]).mean().item()
     if not math.isfinite(last):
-        raise ClipgsError("the small teacher did not stay finite; lower teacher.small.learning_rate")
+        raise ClipgsError("the loss of the small teacher is not finite; lower teacher.small.learning_rate")
     return model.eval(), last
 
 
@@ -222,7 +217,7 @@ def moved(
     pictures: Tensor,  # [B, 3, H, W]
     draw: np.random.Generator,
 ) -> Tensor:
-    """The pictures enlarged, shifted and mirrored at random; what comes in at an edge is the edge's colour."""
+    """Scales, shifts and mirrors images at random; pixels from outside have the colour of the edge."""
     count = len(pictures)
     zoom = draw.uniform(*_ZOOM, count)
     transform = np.zeros((count, 2, 3), np.float32)

@@ -12,15 +12,15 @@ def teacher(config: Config, threads: int) -> None:
 
 
 def train(config: Config, threads: int = 1) -> None:
-    """Trains CLIP-GS on the training split of every shard, or goes on where it was killed.
+    """Trains CLIP-GS on the training split of all shards, or resumes a killed run.
 
-    Writes `runs/RUN/`: `model.safetensors` (of the step that was best on the validation split), `config.yaml`,
-    `README.md` (the model card), `metrics.jsonl`, `speed.jsonl`, `tensorboard/`. `state/` is what a killed run goes on
-    from; `inputs.json` says which shards the run was made from.
+    Writes `runs/RUN/`: `model.safetensors` (from the best step on the validation split), `config.yaml`, `README.md`
+    (the model card), `metrics.jsonl`, `speed.jsonl` and `tensorboard/`. A killed run resumes from `state/`;
+    `inputs.json` lists the shards of the run.
 
     Raises:
-        ClipgsError: inputs are missing or of several teachers, there are fewer objects than a batch holds, or a loss
-            or gradient is not finite; the text names the object.
+        ClipgsError: inputs are missing or come from several teachers, there are fewer objects than in a batch, or a
+            loss or gradient is not finite; the text names the object.
     """
     from clipgs.training import distributed, trainer
 

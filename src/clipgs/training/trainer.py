@@ -1,15 +1,16 @@
-"""The training of CLIP-GS, in one process or many, to be killed and resumed at any step.
+"""Training of CLIP-GS in one process or several; a killed run resumes at any step.
 
-What a step does depends on its number alone: the order, the views, the augmentation and every random choice inside the
-model come from seeds made of it, so a resumed run repeats what it would have done.
+The seeds of a step follow from its number: the order, the images, the augmentation and all random choices inside the
+model. So a resumed run does the same steps as an undisturbed one.
 """
 
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,15 +38,15 @@ log = logging.getLogger(__name__)
 
 _MAX_LOGIT_SCALE = 100.0  # CLIP's (Radford et al., 2021)
 _SPEED_EVERY_STEPS = 20
-_STATE_SHARE = 0.02  # of the time, at most for states after validations; those every `checkpoint_steps` come anyway
+_STATE_SHARE = 0.02  # of the time, at most, for states between those of every `checkpoint_steps`
 
 
 def train(config: Config, device: str, threads: int) -> None:
-    """One process of a run, from the shards to the finished run; see `stages.train`.
+    """One process of a run, from the shards to the finished model; see `stages.train`.
 
     Args:
         device: `cuda` or `cpu`.
-        threads: of torch on a CPU, where this process is the only one.
+        threads: of torch, on a CPU and in a single process.
     """
     if device == "cpu" and not distributed.launched():
         torch.set_num_threads(min(threads, usable_cores()))
@@ -53,7 +54,7 @@ def train(config: Config, device: str, threads: int) -> None:
         shards = ranks.broadcast(runs.begun_with(config) or frozen_shards(config))
         if ranks.is_main:
             runs.begin(config, shards)
-        loaders = max(1, usable_cores() // distributed.processes_here())
+        loaders = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # set by torchrun
         for shard in shards[ranks.rank :: ranks.world]:
             compact(config, shard, loaders)
         ranks.barrier()
@@ -66,31 +67,23 @@ def train(config: Config, device: str, threads: int) -> None:
 
 @contextmanager
 def fixed_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms use the batch's statistics, as in training, and do not update their running ones."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    """Batch norms use the batch's statistics, as in training, but do not update the running ones."""
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm1d)}
+    for norm in momenta:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
 
 
-class _Losses(NamedTuple):
-    total: Tensor
-    text: Tensor
-    image: Tensor
-    good: Tensor  # [B] whether all numbers of an object are finite
-
-
 class _Pending(NamedTuple):
-    """Numbers of a step on their way to the CPU."""
+    """Numbers of a step, being copied to the CPU."""
 
     step: int
     numbers: Tensor  # [len(_NUMBERS)]
-    good: Tensor  # [B]
+    finite: Tensor  # [B] whether all numbers of an object are finite
     ready: Any  # a CUDA event, or None
 
 
@@ -121,13 +114,10 @@ class Trainer:
         groups.append({"params": [self.log_scale], "names": ["log_scale"], "factor": 1.0, "weight_decay": 0.0})
         self.names = [name for group in groups for name in group.pop("names")]
         self.optimizer = adamw(groups, settings.lr, ranks.device)
-        self._parallel = (
-            nn.parallel.DistributedDataParallel(
-                self.model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, broadcast_buffers=False
-            )
-            if ranks.world > 1
-            else self.model
-        )
+        self._parallel = self.model
+        if ranks.world > 1:
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            self._parallel = nn.parallel.DistributedDataParallel(self.model, devices, broadcast_buffers=False)
         self.step = 0
         self._best: dict[str, Any] = {}
         self._unwritten_best: dict[str, Tensor] = {}
@@ -135,9 +125,9 @@ class Trainer:
         self._pending: deque[_Pending] = deque()
 
     def run(self) -> None:
-        """Trains to the end and writes the finished run."""
+        """Trains to the last step and writes the finished run."""
         self._resume()
-        with MetricsFiles(self.folder, self.step) if self._ranks.is_main else nullcontext() as metrics:
+        with closing(MetricsFiles(self.folder, self.step)) if self._ranks.is_main else nullcontext() as metrics:
             self._train(metrics)
         self._finish()
 
@@ -157,7 +147,7 @@ class Trainer:
             if progress:
                 progress.step(count=self._settings.batch)
             if metrics and (speed.steps >= _SPEED_EVERY_STEPS or at_end):
-                metrics.speed(self.step, speed.numbers(self._settings.batch))
+                metrics.write(self.step, speed.numbers(self._settings.batch), "speed")
             if validate:
                 self._validate(metrics)
             if keep:
@@ -168,9 +158,9 @@ class Trainer:
     def train_step(self, batch: Batch) -> _Pending:
         """One step on this process's share of a batch.
 
-        A share larger than `micro_batch` is embedded in parts without gradients, contrasted whole, and embedded again
-        part by part with the gradients of the contrast (GradCache, Gao et al. 2021): the same random choices, and
-        running statistics that move once.
+        A share larger than `micro_batch` is encoded in parts without gradients. The loss of the whole batch gives the
+        gradients of the embeddings, and the parts are encoded again with these (GradCache, Gao et al. 2021). Both
+        passes make the same random choices, and only the first updates running statistics.
         """
         settings, ranks = self._settings, self._ranks
         self.model.train()
@@ -182,8 +172,8 @@ class Trainer:
             module = self._parallel if whole else self.model
             share = torch.cat([self._embed(module, part, index) for index, part in enumerate(parts)])
         leaf = share.detach().requires_grad_()
-        losses = self._losses(leaf, batch)
-        losses.total.backward()
+        losses, finite = self._losses(leaf, batch)
+        losses[0].backward()
         assert leaf.grad is not None
         assert self.log_scale.grad is not None
         gradients = leaf.grad.split(size)
@@ -195,20 +185,18 @@ class Trainer:
                     with self._keep_local(index < len(parts) - 1):
                         self._embed(self._parallel, part, index).backward(gradient)
         ranks.mean(self.log_scale.grad)
-        norm = nn.utils.clip_grad_norm_(
-            [parameter for group in self.optimizer.param_groups for parameter in group["params"]], settings.clip_norm
-        )
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         set_learning_rates(self.optimizer, settings.lr, schedule(self.step, self.steps, self._warmup))
         self.optimizer.step()
         self.optimizer.zero_grad()
         scale = self.log_scale.detach().exp()
         with torch.no_grad():
             self.log_scale.clamp_(0, math.log(_MAX_LOGIT_SCALE))
-        numbers = torch.stack([losses.total, losses.text, losses.image, scale, norm]).detach()
-        return self._start_copy(numbers, losses.good)
+        return self._start_copy(torch.stack([*losses, scale, norm]).detach(), finite)
 
     def _embed(self, module: nn.Module, part: Batch, index: int) -> Tensor:
-        """[b, D] of a part of the share; the same random choices each time it is asked."""
+        """[b, D] of a part of the share, with the same random choices in each call."""
         torch.manual_seed(seed_of(self._settings.seed, "forward", str(self.step), str(self._ranks.rank), str(index)))
         seen = augment(part.gaussians(), part.draws)  # in single precision: bfloat16 moves positions by up to 0.008
         with self._autocast():
@@ -218,8 +206,8 @@ class Trainer:
         self,
         leaf: Tensor,  # [B / world, D]
         batch: Batch,
-    ) -> _Losses:
-        """The losses of the whole batch, which every process computes."""
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """The losses of the whole batch (sum, text, images), and [B] whether all numbers of an object are finite."""
         gather, settings = self._ranks.gather, self._settings
         shape = gather(leaf)
         text, images = gather(batch.texts).float(), gather(batch.images).float()
@@ -228,69 +216,56 @@ class Trainer:
         of_text = text_loss(shape, text, scale, captions=captions if settings.duplicate_captions == "mask" else None)
         of_images = image_voting_loss(shape, images, scores, scale, score_norm=settings.score_norm)
         rows = torch.cat([shape.detach(), text, images.flatten(1), scores], dim=1)
-        return _Losses(of_text + settings.image_weight * of_images, of_text, of_images, rows.isfinite().all(dim=1))
+        return (of_text + settings.image_weight * of_images, of_text, of_images), rows.isfinite().all(dim=1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         cuda = self._ranks.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16, enabled=cuda and self._settings.precision == "bf16")
 
     def _keep_local(self, local: bool) -> AbstractContextManager[Any]:
-        """Whether gradients are accumulated in this process and not averaged over all yet."""
+        """If `local`, accumulates gradients in this process, without an average over all processes."""
         if local and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             return self._parallel.no_sync()
         return nullcontext()
 
-    # --- numbers ---
-
-    def _start_copy(self, numbers: Tensor, good: Tensor) -> _Pending:
+    def _start_copy(self, numbers: Tensor, finite: Tensor) -> _Pending:
         if self._ranks.device.type != "cuda":
-            return _Pending(self.step, numbers, good, None)
-        numbers, good = (tensor.to("cpu", non_blocking=True) for tensor in (numbers, good))
+            return _Pending(self.step, numbers, finite, None)
+        numbers, finite = (tensor.to("cpu", non_blocking=True) for tensor in (numbers, finite))
         ready = torch.cuda.Event()
         ready.record()
-        return _Pending(self.step, numbers, good, ready)
+        return _Pending(self.step, numbers, finite, ready)
 
     def _report(self, metrics: MetricsFiles | None, wait: bool) -> None:
-        """Checks and writes the numbers of the step before, while the GPU computes this one.
-
-        Args:
-            wait: until this step is done, and its numbers are written too.
-
-        Raises:
-            ClipgsError: a loss or gradient is not finite.
-        """
+        """Checks and writes the numbers of the previous step, while the GPU computes this one; with `wait` of both."""
         while len(self._pending) > (0 if wait else 1):
-            step, numbers, good, ready = self._pending.popleft()
+            step, numbers, finite, ready = self._pending.popleft()
             if ready is not None:
                 ready.synchronize()
             values = dict(zip(_NUMBERS, numbers.tolist(), strict=True))
-            if not good.all() or not all(map(math.isfinite, values.values())):
-                raise self._not_finite(step, good.numpy(), values)
+            if not finite.all() or not all(map(math.isfinite, values.values())):
+                raise self._not_finite(step, finite.numpy(), values)
             if metrics:
-                metrics.step(step + 1, {**values, "lr": self._settings.lr * schedule(step, self.steps, self._warmup)})
+                metrics.write(step + 1, {**values, "lr": self._settings.lr * schedule(step, self.steps, self._warmup)})
 
-    def _not_finite(self, step: int, good: np.ndarray, values: dict[str, float]) -> ClipgsError:
-        """The error of a step, which is the same in every process."""
-        uids = self._data.uids[self._batches.objects(step)[~good]].tolist()
+    def _not_finite(self, step: int, finite: np.ndarray, values: dict[str, float]) -> ClipgsError:
+        """The error of a step, the same in every process."""
+        uids = self._data.uids[self._batches.objects(step)[~finite]].tolist()
         if not uids:
             bad = next(name for name, value in values.items() if not math.isfinite(value))
-            return ClipgsError(
-                f"step {step + 1}: {bad} is not finite, though every object's embedding is; lower training.lr"
-            )
-        if len(uids) == len(good):
-            return ClipgsError(f"step {step + 1}: no object's embedding is finite any more; lower training.lr")
+            return ClipgsError(f"step {step + 1}: {bad} is not finite, but all embeddings are; lower training.lr")
+        if len(uids) == len(finite):
+            return ClipgsError(f"step {step + 1}: no embedding is finite any more; lower training.lr")
         named = ", ".join(f"{uid} (shard {self._data.shard_of(uid)})" for uid in uids[:3])
         more = f" and {len(uids) - 3} more" if len(uids) > 3 else ""
         return ClipgsError(
-            f"step {step + 1}: the loss is not finite, because of {named}{more}: its splat, text or pictures give "
-            "numbers that are not; look at its PLY and features, or leave it out of the catalog"
+            f"step {step + 1}: the loss is not finite, because of {named}{more}: the embedding of its splat, text "
+            "or images is not finite; check its PLY and features, or exclude it (clipgs exclude)"
         )
-
-    # --- validation, states, the end ---
 
     @torch.no_grad()
     def _validate(self, metrics: MetricsFiles | None) -> None:
-        """Retrieval over the validation split; keeps the model if it is the best so far."""
+        """Measures retrieval on the validation split; keeps the model if it is the best so far."""
         self._average_statistics()
         objects = self._data.split("validation")
         if len(objects) == 0:
@@ -298,7 +273,7 @@ class Trainer:
         self.model.eval()
         ranks, settings = self._ranks, self._settings
         share = -(-len(objects) // ranks.world)
-        mine = np.resize(objects, share * ranks.world)[ranks.rank * share :][:share]  # filled up with the first ones
+        mine = np.resize(objects, share * ranks.world)[ranks.rank * share :][:share]  # padded with the first ones
         views = np.linspace(0, self._data.pictures, settings.views, endpoint=False).astype(int)
         size = min(settings.micro_batch, share)
         chunks = [mine[start : start + size] for start in range(0, share, size)]
@@ -311,7 +286,7 @@ class Trainer:
         for batch in Prefetch(read, range(len(chunks)), self._config.workers.loaders):
             batch = batch.to(ranks.device)
             with self._autocast():
-                # Not compiled: another batch size and mode would compile it once more.
+                # `forward` is not compiled: another batch size and mode would compile the model once more.
                 shapes = self.model.forward(batch.gaussians(), batch.neighbours).float()
             parts.append((shapes, batch.texts.float(), batch.images.float(), batch.captions))
         shapes, texts, images, captions = (ranks.gather(torch.cat(tensors))[: len(objects)] for tensors in zip(*parts))  # noqa: B905
@@ -319,30 +294,29 @@ class Trainer:
         score = (numbers["text_mrr"] + numbers["image_mrr"]) / 2
         if not self._best or score > self._best["best_score"]:
             self._best = {"best_step": self.step, "best_score": score, "validation": numbers}
-            if ranks.is_main:  # written when a state is, which may be many validations later
+            if ranks.is_main:  # written with the next state
                 self._unwritten_best = {
                     name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
                 }
         if metrics:
-            metrics.validation(self.step, numbers)
+            metrics.write(self.step, {f"validation_{name}": value for name, value in numbers.items()})
+            listed = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+            log.info("train: step %d: %s", self.step, listed)
 
     def _average_statistics(self) -> None:
-        """Averages the running statistics of batch norms over the processes, each of which has its own."""
+        """Averages the running statistics of batch norms over the processes."""
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
                 for statistic in (module.running_mean, module.running_var):
                     assert statistic is not None
                     self._ranks.mean(statistic)
 
-    def _notes(self) -> dict[str, Any]:
-        return {"settings": self._identity(), **self._best}
-
     def _identity(self) -> str:
-        """What must be equal for a state to be resumed: the settings, the number of processes, and the objects."""
+        """What a state must have in common with the run to be resumed: settings, number of processes, objects."""
         return f"{stage_settings(self._config, 'train')} {self._ranks.world} {self._data.identity}"
 
     def _state_is_cheap(self) -> bool:
-        """Whether one as long as the last would be a small part of the time since that one."""
+        """Whether writing a state takes a small part of the time since the last one."""
         return self._state_seconds <= _STATE_SHARE * (time.monotonic() - self._state_written)
 
     def _save_state(self) -> None:
@@ -352,7 +326,8 @@ class Trainer:
             if self._unwritten_best:
                 checkpoints.save_best(self._state, self._best["best_step"], self._unwritten_best)
                 self._unwritten_best = {}
-            checkpoints.save_state(self._state, self.step, self.model, self.optimizer, self.names, self._notes())
+            notes = {"settings": self._identity(), **self._best}
+            checkpoints.save_state(self._state, self.step, self.model, self.optimizer, self.names, notes)
         self._state_written = time.monotonic()
         self._state_seconds = self._state_written - start
 
@@ -363,17 +338,19 @@ class Trainer:
         self.step = notes["step"]
         self._best = {name: notes[name] for name in ("best_step", "best_score", "validation") if name in notes}
         if self._ranks.is_main:
-            log.info("train: goes on after step %d of %d", self.step, self.steps)
+            log.info("train: resumes after step %d of %d", self.step, self.steps)
 
     def _finish(self) -> None:
-        """Writes the finished run of the best state."""
+        """Writes the finished run with the best model."""
         if not self._ranks.is_main:
             return
         data = self._data
-        step = self._best.get("best_step", self.step)
-        model = checkpoints.best(self._state, step) if self._best else self.model.state_dict()
-        if not self._best:
-            log.warning("train: there is no validation split, so the last weights are taken")
+        step, model, which = self.step, self.model.state_dict(), "the last"
+        if self._best:
+            step, which = self._best["best_step"], "the best on the validation split"
+            model = checkpoints.best(self._state, step)
+        else:
+            log.warning("train: there is no validation split, so the last weights are used")
         notes = {
             "dim": data.dim,
             "teacher": data.teacher,
@@ -386,5 +363,4 @@ class Trainer:
             "validation": self._best.get("validation", {}),
         }
         runs.write_run(self.folder, self._config, model, notes)
-        which = "the best on the validation split" if self._best else "the last"
-        log.info("train: %s holds step %d of %d, %s", self.folder, step, self.steps, which)
+        log.info("train: wrote step %d of %d, %s, to %s", step, self.steps, which, self.folder)
