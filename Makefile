@@ -12,7 +12,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # What pyrender draws with where there is no display; Debian 12, 13 and Ubuntu 22.04, 24.04 name them so.
 OPENGL := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri
 
-.PHONY: help .venv demo test test-gpu lint format lock bench clean
+.PHONY: help .venv demo test test-gpu lint format config lock bench clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -74,6 +74,11 @@ format: .venv  ## lay the code out
 	ruff check --fix
 	ruff format
 	snakefmt Snakefile workflow
+
+config: .venv  ## config.yaml from the code, below the lines that it begins with
+	@sed '/^$$/q' config.yaml > config.yaml.part
+	$(BIN)/clipgs config --recipe demo >> config.yaml.part
+	mv config.yaml.part config.yaml
 
 lock: .venv  ## requirements.lock from pyproject.toml; a version that still fits stays
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --fork-strategy fewest --python-version 3.11 \

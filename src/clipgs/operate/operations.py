@@ -149,7 +149,7 @@ def publish(options: Namespace) -> int:
 
 
 def config(options: Namespace) -> int:
-    sys.stdout.write(configuration.schema() if options.schema else configuration.to_yaml())
+    sys.stdout.write(configuration.schema() if options.schema else configuration.to_yaml(options.recipe))
     return 0
 
 
@@ -255,7 +255,10 @@ OPERATIONS = (
         config,
         "print the whole configuration with units and meanings",
         "config > config.yaml",
-        [argument("--schema", action="store_true", help="as JSON schema, for editors")],
+        [
+            argument("--schema", action="store_true", help="as JSON schema, for editors"),
+            argument("--recipe", default="paper", choices=("demo", "fast", "paper"), help="default: paper"),
+        ],
         standing=False,
     ),
     Operation(doctor, "check what this machine has, with a remedy for what it lacks", "doctor"),
