@@ -43,6 +43,7 @@ MODULES = {
     "meshes/cameras.py": ("meshes/test_cameras.py",),
     "meshes/materials.py": ("meshes/test_materials.py",),
     "catalog/shards.py": ("catalog/test_shards.py", "catalog/test_objaverse.py"),
+    "catalog/stages.py": ("catalog/test_shards.py",),
     "triplets/captions.py": ("triplets/test_captions.py", "triplets/test_cap3d.py"),
     "splats/gaussians.py": ("splats/test_gaussians.py", "splats/test_ply.py"),
 }
@@ -70,13 +71,13 @@ def prepare(folder: Path, module: str) -> None:
     (folder / "setup.cfg").write_text("[mutmut]\n" + "".join(lines))
 
 
-def mutate(folder: Path, mutants: list[str]) -> None:
-    """Runs mutmut in a prepared folder, on all mutants or on those named."""
+def mutate(folder: Path, mutants: list[str], children: int) -> None:
+    """Runs mutmut in a prepared folder, on all mutants or on those named, in so many processes at once."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     (folder / "mutants" / "src").mkdir(parents=True)  # Python remembers that a folder of its path was not there
     places = {"PYTHONPATH": str(folder / "mutants" / "src"), "CLIPGS_SHARED": str(folder / "nothing")}
     environment = {**os.environ, **threads, **places}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *mutants]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(children), *mutants]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line[:1] not in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"]  # its bar
@@ -121,6 +122,7 @@ def defined(module: str, path: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES))
+    parser.add_argument("--children", type=int, default=1, help="mutants at once")
     parser.add_argument("--again", action="store_true", help="only what survived before")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -137,7 +139,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as temporary:
             prepare(Path(temporary), module)
-            mutate(Path(temporary), tried if again else [])
+            mutate(Path(temporary), tried if again else [], arguments.children)
             found = judge(Path(temporary), module)
         if again:
             found["survivors"] += [one for one in old["survivors"] if "reason" in one]
