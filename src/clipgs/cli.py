@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipgs import __version__
-from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, UsageError, advice
 from clipgs.core.runner import marked
 from clipgs.operate import started
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         _log_to(getattr(options, "log", None))
-        return options.call(options)
+        return options.call(options) or 0
     except UsageError as error:
         log.error("clipgs %s: %s", options.command, error)
         return 2
@@ -93,7 +93,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
 
 
-def _run_stage(stage: Stage, options: argparse.Namespace) -> int:
+def _run_stage(stage: Stage, options: argparse.Namespace) -> None:
     runtime = os.environ.get(RUNTIME)
     if options.settings or (runtime and not options.config):
         config = from_settings(*(options.settings or ()), runtime or "{}")
@@ -103,26 +103,17 @@ def _run_stage(stage: Stage, options: argparse.Namespace) -> int:
     if stage.per == ("shards",):
         values = [[Path(shard).stem for shard in options.shards]]
     more = {"threads": options.threads} if stage.threads else {}
-    if stage.per == ("shard",):
-        with marked(job(config, stage.name, options.shard)):
-            stage.function(config, *values, **more)
-    else:
+    with marked(job(config, stage.name, options.shard)) if stage.per == ("shard",) else nullcontext():
         stage.function(config, *values, **more)
-    return 0
 
 
-def _operate(operation: Operation, options: argparse.Namespace) -> int:
+def _operate(operation: Operation, options: argparse.Namespace) -> int | None:
     if not operation.standing:
         return operation.run(options)
-    return operation.run(options, _configuration(options))
-
-
-def _configuration(options: argparse.Namespace) -> Config:
-    """That of `--config`, else of the output that the command stands at."""
-    if options.config:
-        config = started.layered(options.config)
-        return config.model_copy(update={"output": str(options.output)}) if options.output else config
-    return started.standing_at(options.output)
+    if not options.config:
+        return operation.run(options, started.standing_at(options.output))
+    config = started.layered(options.config)
+    return operation.run(options, config.model_copy(update={"output": str(options.output)} if options.output else None))
 
 
 def _log_to(file: Path | None) -> None:
