@@ -5,9 +5,7 @@ import re
 import textwrap
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
-from clipgs.config.fields import meaning
+from clipgs.config.fields import Section, meaning, section_of
 from clipgs.config.recipes import KEYS, RECIPES
 from clipgs.config.sections import Config
 
@@ -37,17 +35,16 @@ def to_yaml(recipe: str = "paper") -> str:
     """
     lines: list[str] = []
 
-    def write(model: type[BaseModel], depth: int, prefix: str) -> None:
+    def write(model: type[Section], depth: int, prefix: str) -> None:
         indent = "  " * depth
         for name, field in model.model_fields.items():
             key, text = prefix + name, meaning(field.description)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if section := section_of(field):
                 lines.extend(["", f"{indent}{name}:  # {text}"])
-                write(field.annotation, depth + 1, f"{key}.")
+                write(section, depth + 1, f"{key}.")
                 lines.append("")
                 continue
-            value = None if key in KEYS else field.get_default(call_default_factory=True)
-            value = recipe if key == "recipe" else value
+            value = recipe if key == "recipe" else None if key in KEYS else field.get_default()
             extra: Any = field.json_schema_extra
             comment = "  # " + (" | ".join(_choices(field.annotation)) or extra["unit"])
             comment += "  # assumed" if extra["assumed"] else ""
