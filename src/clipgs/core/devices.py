@@ -1,8 +1,8 @@
 """Which GPUs there are, those of this process, and their compiler. Imports nothing heavy: Snakemake counts GPUs when it
 parses.
 
-Several processes of one machine share its GPUs by lock files: whoever takes one holds its lock until it ends, however
-it ends. Where a batch system or the process that started this one chose the GPU, its choice stands.
+Several processes of one machine share its GPUs by lock files: a process that takes a GPU holds its lock until it ends.
+Where a batch system or the process that started this one chose the GPU, its choice is kept.
 """
 
 import logging
@@ -66,7 +66,7 @@ def _locked(gpus: list[str], count: int) -> list[str]:
     folder = Path(tempfile.gettempdir()) / f"clipgs-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     locks = {gpu: FileLock(folder / f"{gpu}.lock", blocking=False, thread_local=False) for gpu in gpus}
-    told = False
+    waiting = False
     while True:
         taken: list[str] = []
         for gpu, lock in locks.items():
@@ -79,9 +79,9 @@ def _locked(gpus: list[str], count: int) -> list[str]:
             return taken
         for gpu in taken:
             locks[gpu].release()
-        if not told:
+        if not waiting:
             log.info("waiting for %d of the GPUs %s: other runs of yours hold them", count, ", ".join(gpus))
-            told = True
+        waiting = True
         time.sleep(_ASK_AGAIN_SECONDS)
 
 
@@ -93,8 +93,9 @@ def find_nvcc() -> str | None:
 
 
 def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
-    """`cuda` or `cpu`: what is `wanted` (`auto`: what is there). Of several GPUs this process takes `gpus` (0: all):
-    free ones if `alone`, for a fit keeps one busy; drawing leaves it idle most of the time.
+    """`cuda` or `cpu`, as `wanted` (`auto`: cuda if there is a GPU). This process takes `gpus` of the GPUs (0: all).
+
+    With `alone` it takes GPUs that no other process has: a fit keeps a GPU busy, rendering does not.
 
     Raises:
         ClipgsError: CUDA is wanted, and torch sees none.
@@ -107,7 +108,5 @@ def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not torch.cuda.is_available():
-        raise ClipgsError(
-            "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
-        )
+        raise ClipgsError("config: device = cuda, but torch sees no GPU; see `clipgs doctor`, or set `device: cpu`")
     return wanted

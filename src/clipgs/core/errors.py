@@ -21,13 +21,13 @@ class ObjectError(Exception):
 
 
 def describe_error(error: BaseException) -> str:
-    """`Class: first sentence`, as it stands in a row of a table."""
+    """`Class: first sentence`, as a row of a table has it."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:300]}"
 
 
 def advice(error: OSError, setting: str = "output") -> str:
-    """What a person can do about a disk's error, to stand behind its text: `; free some space ...`, or nothing.
+    """What a person can do about a disk's error, to be added to its text: `; free some space ...`, or nothing.
 
     `setting` is the key of the configuration that names the folder.
     """
