@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClipgsError as error:
         log.error("clipgs %s: %s", options.command, error)
         return 1
-    except OSError as error:  # the disk's fault or the permissions', never an object's: those are rows
+    except OSError as error:  # of the disk or the permissions: an object's error is a row
         log.error("clipgs %s: %s: %s%s", options.command, error.filename or "disk", error.strerror, advice(error))
         return 1
     except KeyboardInterrupt:
@@ -81,9 +81,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(*names, **more)
         command.set_defaults(call=partial(_operate, operation))
         if operation.standing:
-            command.add_argument(
-                "--output", type=Path, metavar="FOLDER", help="an output: the configuration is that of its last run"
-            )
+            text = "an output: the configuration is that of its last run"
+            command.add_argument("--output", type=Path, metavar="FOLDER", help=text)
             _add_config(command)
     return whole
 

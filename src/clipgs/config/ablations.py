@@ -22,27 +22,16 @@ def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = N
     return Variant(title, against, MappingProxyType({"encoder": encoder or {}, "training": training}))
 
 
-POINTS_ONLY: dict[str, Any] = {
-    "attributes": ["position", "color"],
-    "point_attributes": "position_color",
-    "refinement": False,
-}
-ONE_VIEW: dict[str, Any] = {
-    "views": 1,
-    "score_norm": "mean_one",
-}  # one picture an object, of weight 1: Uni3D's own loss
+POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
+_ALL_ATTRIBUTES = {"point_attributes": "all", "refinement": False}
+ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "mean_one"}  # one image of weight 1: Uni3D's own loss
 
-# The paper's table 5, then what it leaves open. First weights: `clipgs.evaluation.rows`.
+# The paper's table 5, then rows on what the paper leaves open. First weights: `clipgs.evaluation.rows`.
 ROWS: Mapping[str, Variant] = MappingProxyType(
     {
         "uni3d": _variant("Uni3D as it is, on positions and colours", None, POINTS_ONLY, **ONE_VIEW),
         "position-color": _variant("fine-tuned on positions and colours", "uni3d", POINTS_ONLY, **ONE_VIEW),
-        "all-attributes": _variant(
-            "fine-tuned on all attributes",
-            "position-color",
-            {"refinement": False, "point_attributes": "all"},
-            **ONE_VIEW,
-        ),
+        "all-attributes": _variant("fine-tuned on all attributes", "position-color", _ALL_ATTRIBUTES, **ONE_VIEW),
         "tokenizer": _variant("with the GS Tokenizer", "all-attributes", **ONE_VIEW),
         "voting": _variant("with the Image Voting Loss", "tokenizer"),
         "order-xyz": _variant("one order: xyz", "voting", {"orders": ["xyz"]}),
@@ -77,9 +66,10 @@ class Ablations(Section):
     @field_validator("rows")
     @classmethod
     def _known(cls, rows: list[str]) -> list[str]:
-        for row in (row for row in rows if row not in ROWS):
-            near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
+        for row in rows:
+            if row not in ROWS:
+                near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
         for row in rows:
             against = ROWS[row].against
             if against is not None and against not in rows:
