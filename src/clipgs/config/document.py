@@ -16,15 +16,12 @@ def schema() -> str:
     """The JSON schema of the configuration, for editors that check YAML against one."""
     made = Config.model_json_schema()
     for dotted in KEYS:
-        *sections, last = dotted.split(".")
-        place = made
-        for name in sections:
-            field = place["properties"][name]
-            place = made["$defs"][field["$ref"].rpartition("/")[2]]
-        own = place["properties"][last]
+        section, key = dotted.split(".")
+        properties = made["$defs"][made["properties"][section]["$ref"].rpartition("/")[2]]["properties"]
+        own = properties[key]
         limits = {name: own.pop(name) for name in list(own) if name not in ("default", "description", "title")}
         own["description"] = _with_recipes(meaning(own["description"]), dotted)
-        place["properties"][last] = {"anyOf": [limits, {"type": "null"}], **own}
+        properties[key] = {"anyOf": [limits, {"type": "null"}], **own}
     return json.dumps(made, indent=2) + "\n"
 
 

@@ -89,17 +89,15 @@ def _tried(look: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
         return {"error": describe_error(error)}
 
 
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    nothing, limit = subprocess.DEVNULL, PROBE_SECONDS
+    return subprocess.run(command, stdin=nothing, capture_output=True, errors="replace", timeout=limit)
+
+
 def _probe(name: str) -> dict[str, Any]:
     """Runs one of PROBES in a process of its own: what it found, or `error` and why."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "clipgs.operate.doctor", name],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        done = _run(sys.executable, "-m", "clipgs.operate.doctor", name)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PROBE_SECONDS} s"}
     if done.returncode < 0:
@@ -127,8 +125,7 @@ def _torchvision(torch: dict[str, Any]) -> Row:
 def _driver() -> dict[str, Any]:
     """NVIDIA's driver, by nvidia-smi or, in containers without that, by libcuda; `found` is empty without."""
     if smi := shutil.which("nvidia-smi"):
-        query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        done = subprocess.run([smi, *query], capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = _run(smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
         if done.returncode == 0 and done.stdout.strip():
             return {"found": "; ".join(line.strip() for line in done.stdout.splitlines())}
         reason = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
@@ -174,7 +171,7 @@ def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> Row:
         use = "gsplat's extension is built with it" if driver.get("found") else "only a GPU run needs it"
         toolkit = f"the CUDA {wanted} toolkit" if wanted else "the CUDA toolkit"
         return "note", f"no nvcc: {use}", f"install {toolkit} and set CUDA_HOME"
-    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    done = _run(nvcc, "--version")
     version = re.search(r"release (\d+)\.(\d+)", done.stdout)
     if done.returncode or not version:
         return "note", f"{nvcc} does not run", "set CUDA_HOME to a CUDA toolkit that works"

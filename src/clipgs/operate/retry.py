@@ -4,9 +4,9 @@
 rule, so that Snakemake runs it again; it changes no result.
 """
 
-import io
 import json
 import logging
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,20 +117,10 @@ def _members(stage: Stage, files: list[Path]) -> Callable[[str], Files]:
         members = tar_objects(files[1])
         return lambda uid: list(members[uid].read().items())
     if stage.bundle == ".npz":
-        import numpy as np
-
-        arrays = np.load(files[1], allow_pickle=False)
-        names: dict[str, list[str]] = {}
-        for name in arrays.files:
-            names.setdefault(name.split("/")[0], []).append(name)
-
-        def of_arrays(uid: str) -> Files:
-            found = []
-            for name in names[uid]:
-                buffer = io.BytesIO()
-                np.save(buffer, arrays[name], allow_pickle=False)
-                found.append((name.removeprefix(f"{uid}/"), buffer.getvalue()))
-            return found
-
-        return of_arrays
+        arrays = zipfile.ZipFile(files[1])
+        return lambda uid: [
+            (name.removeprefix(f"{uid}/").removesuffix(".npy"), arrays.read(name))
+            for name in arrays.namelist()
+            if name.startswith(f"{uid}/")
+        ]
     return lambda uid: []

@@ -4,7 +4,6 @@ Snakemake itself says what is done, stale and to do, so that nobody has to trust
 """
 
 import json
-import os
 import re
 import socket
 import statistics
@@ -13,10 +12,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from clipgs.catalog.shards import frozen_shards, plan, shard_path
@@ -118,16 +119,8 @@ def _mark(config: Config, rule: str, shard: str) -> dict[str, Any]:
 
 
 def _lives(mark: dict[str, Any]) -> bool:
-    """Whether the process still runs, as far as this host can tell."""
-    if mark.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(mark["process"]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # another user's
-    return True
+    """Whether the process still runs; of another host's it is not known."""
+    return mark.get("host") != socket.gethostname() or psutil.pid_exists(mark["process"])
 
 
 def failures(config: Config) -> list[dict[str, Any]]:
@@ -151,11 +144,8 @@ def failures(config: Config) -> list[dict[str, Any]]:
 
 def disk(config: Config) -> dict[str, int]:
     """Folder of the output to its bytes, the largest first."""
-    sizes: Counter[str] = Counter()
-    for folder in config.output_path.iterdir() if config.output_path.is_dir() else ():
-        if folder.is_dir():
-            sizes[folder.name] = _bytes(folder.rglob("*"))
-    return dict(sizes.most_common())
+    sizes = {folder.name: _bytes(folder.rglob("*")) for folder in config.output_path.glob("*/")}
+    return dict(Counter(sizes).most_common())
 
 
 def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
@@ -175,10 +165,8 @@ def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
 def _bytes(files: Iterable[Path]) -> int:
     total = 0
     for file in files:
-        try:
+        with suppress(OSError):  # a run may remove it
             total += file.stat().st_size if file.is_file() else 0
-        except OSError:
-            continue  # a run is at work
     return total
 
 

@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from clipgs.config import Config
+from clipgs.config import Config, read_layers
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.operate.lock import OutputLock
 from clipgs.operate.started import freeze
@@ -61,14 +59,9 @@ def job_prefix(output: Path) -> str:
 
 def _profile(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; --profile names the folder of a profile") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{file} must hold keys and values")
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist; --profile names the folder of a profile")
+    settings = read_layers(file)
     if "CHANGE_ME" in str(settings.get("default-resources")):
         raise UsageError(f"{file}: set slurm_account, and the partitions, to those of your cluster")
     return settings
