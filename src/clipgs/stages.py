@@ -20,34 +20,20 @@ from clipgs.core.seeds import canonical_json
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: a rule, a command, and the function `clipgs.PACKAGE.stages.NAME`.
+    """A stage: a rule, a command, and the function `clipgs.PACKAGE.stages.NAME`."""
 
-    Attributes:
-        name: of the command. The rule and the function have underscores where it has dashes.
-        package: the package of the function.
-        help: what it does, for `--help`.
-        keys: the settings that its result depends on, dotted. Objects, views and captions of earlier stages reach it
-            through its input files.
-        version: raised when the stage's code changes its output.
-        per: what one job works on: a shard, several shards, a row and seed of the ablation, or (empty) everything.
-        folder: of its files under the output; of a stage over shards `FOLDER/S.parquet` is its table.
-        bundle: suffix of the file beside the table, with the objects' data.
-        after: the stages whose files it reads.
-        by_object: it makes each object's row by itself, so failed objects can be retried without the others.
-        threads: the function takes the number of threads or processes that it may use.
-    """
-
-    name: str
-    package: str
-    help: str
+    name: str  # of the command; the rule and the function have underscores instead of dashes
+    package: str  # of the function
+    help: str  # what it does, for `--help`
+    # Dotted settings that its result depends on. What earlier stages made reaches it through its input files.
     keys: tuple[str, ...] = ()
-    version: int = 1
-    per: tuple[str, ...] = ("shard",)
-    folder: str = ""
-    bundle: str = ""
-    after: tuple[str, ...] = ()
-    by_object: bool = False
-    threads: bool = True
+    version: int = 1  # raised when the stage's code changes its output
+    per: tuple[str, ...] = ("shard",)  # what a job works on: a shard, several shards, a row and seed, or everything: ()
+    folder: str = ""  # of its files under the output; of a stage over shards `FOLDER/S.parquet` is its table
+    bundle: str = ""  # suffix of the file beside the table, with the objects' data
+    after: tuple[str, ...] = ()  # the stages whose files it reads
+    by_object: bool = False  # makes each object's row by itself, so failed objects can be retried without the others
+    threads: bool = True  # the function takes the number of threads or processes that it may use
 
     @property
     def rule(self) -> str:

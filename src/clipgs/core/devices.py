@@ -105,8 +105,8 @@ def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
     take_gpus(gpus, alone=alone)
     import torch  # once the GPU is chosen, and not at all where there is none
 
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
         raise ClipgsError("config: device = cuda, but torch sees no GPU; see `clipgs doctor`, or set `device: cpu`")
-    return wanted
+    return "cpu"

@@ -30,7 +30,6 @@ def sidecar(path: Path) -> Path:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`. It is renamed to `path` if the block ends well, and else removed."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
@@ -50,7 +49,6 @@ def atomic(path: Path) -> Iterator[Path]:
     Temporary files that a killed writer of the same file left are removed first. If that writer still lives (on another
     host), its rename fails and the newer file is kept.
     """
-    path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         leftover.unlink(missing_ok=True)
     with whole(path) as temporary:
@@ -70,7 +68,6 @@ def check(path: Path) -> None:
     Raises:
         ClipgsError: the file is missing, unfinished or damaged; the text names the command that makes it again.
     """
-    path = Path(path)
     reason = damage(path)
     if reason is None:
         return

@@ -32,20 +32,14 @@ _LOG_EVERY_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work on one shard.
-
-    Attributes:
-        folder: of its files under `output`.
-        settings: what its result depends on, as canonical JSON.
-        max_failed_fraction: `workers.max_failed_fraction`.
-    """
+    """A stage's work on one shard."""
 
     output: Path
     stage: str
     shard: str
-    folder: str
-    settings: str
-    max_failed_fraction: float
+    folder: str  # of its files under `output`
+    settings: str  # what its result depends on, as canonical JSON
+    max_failed_fraction: float  # `workers.max_failed_fraction`
 
     def __str__(self) -> str:
         return f"{self.stage} {self.shard}"
@@ -166,8 +160,7 @@ def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tupl
             errors[task.uid] = result
             log.warning("%s: %s failed: %s", job, task.uid, result)
         else:
-            row, files = result
-            journal.put(task.uid, keys[task.uid], row, files)
+            journal.put(task.uid, keys[task.uid], *result)
         progress.step(ok=not isinstance(result, str) and result[0].get("status", "ok") == "ok")
     progress.close()
     fail_as_a_whole(job, errors, len(tasks))

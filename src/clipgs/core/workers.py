@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from clipgs.core.errors import ClipgsError, describe_error
@@ -137,11 +138,10 @@ def _guarded(call: bytes, memory_mb: int) -> bytes:
 
 
 def _watch_memory(finished: threading.Event, limit_bytes: int) -> None:
-    page = resource.getpagesize()
+    process = psutil.Process()
     while not finished.wait(_WATCH_SECONDS):
-        with open("/proc/self/statm") as statm:
-            if int(statm.read().split()[1]) * page > limit_bytes:
-                os._exit(_OVER_MEMORY)
+        if process.memory_info().rss > limit_bytes:
+            os._exit(_OVER_MEMORY)
 
 
 def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/")) -> int:

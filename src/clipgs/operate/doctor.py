@@ -243,9 +243,6 @@ def _memory() -> Row:
     return "ok", found, ""
 
 
-# The probes: each runs in a process of its own and returns what it found.
-
-
 def _probe_torch() -> dict[str, Any]:
     import warnings
 

@@ -46,20 +46,12 @@ _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
 @dataclass(frozen=True)
 class Operation:
-    """A command that is no stage.
+    """A command that is no stage."""
 
-    Attributes:
-        run: gets the options, and the configuration where `standing` is set; returns the exit code, None for 0. Its
-            docstring is the text of `--help`.
-        example: without `clipgs`.
-        arguments: besides those that every command has.
-        standing: it works on an output: without `--config` the configuration is that of the output's last run.
-    """
-
-    run: Callable[..., int | None]
-    example: str
-    arguments: tuple[Argument, ...]
-    standing: bool
+    run: Callable[..., int | None]  # gets the options, and the configuration if `standing`; returns the exit code
+    example: str  # without `clipgs`
+    arguments: tuple[Argument, ...]  # besides those that every command has
+    standing: bool  # works on an output: without `--config` the configuration is that of the output's last run
 
     @property
     def name(self) -> str:
@@ -67,6 +59,7 @@ class Operation:
 
     @property
     def help(self) -> str:
+        """The docstring of the function."""
         text = self.run.__doc__ or self.name
         return f"{text[0].lower()}{text[1:].rstrip('.')}"
 

@@ -7,7 +7,7 @@ rule, so that Snakemake runs it again; it changes no result.
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from clipgs.catalog.shards import frozen_shards, shard_path
@@ -15,7 +15,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table, tar_objects
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import check, whole
-from clipgs.core.runner import Files, Row
+from clipgs.core.runner import Files
 from clipgs.core.seeds import canonical_json
 from clipgs.operate.lock import OutputLock
 from clipgs.stages import STAGES, Stage, fed_by, job, retriable
@@ -71,9 +71,8 @@ def retries(config: Config) -> dict[str, dict[str, int]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"{_path(config)} is damaged ({error}); remove it, and all that was retried is made again"
-        ) from None
+        text = f"{_path(config)} is damaged ({error}); remove it, and the next run makes all that was retried again"
+        raise UsageError(text) from None
 
 
 def _failed(config: Config, stage: str, shard: str) -> int:
@@ -94,21 +93,13 @@ def keep_good(config: Config, name: str, shard: str) -> None:
     except ClipgsError:
         log.info("%s %s is missing or not whole: the next run makes all of it", name, shard)
         return
-    journal = job(config, name, shard).journal
+    journal, of_object = job(config, name, shard).journal, _members(STAGES[name], files)
     journal.clear()
-    for uid, key, row, members in _objects(STAGES[name], files):
-        journal.put(uid, key, row, members)
-
-
-def _objects(stage: Stage, files: list[Path]) -> Iterator[tuple[str, str, Row, Files]]:
-    """Uid, key, row and files of each good object, as the stage made them."""
-    of_object = _members(stage, files)
     for row in read_table(files[0]):
-        if row["status"] != "ok" or not row.get("key"):
-            continue
-        own = {name: value for name, value in row.items() if name not in ("uid", "status", "error", "key")}
-        pictures = [(name, own.pop(name)) for name, value in row.items() if isinstance(value, bytes)]
-        yield row["uid"], row["key"], own, [*of_object(row["uid"]), *pictures]
+        if row["status"] == "ok" and row.get("key"):
+            own = {key: value for key, value in row.items() if key not in ("uid", "status", "error", "key")}
+            pictures = [(key, own.pop(key)) for key, value in row.items() if isinstance(value, bytes)]
+            journal.put(row["uid"], row["key"], own, [*of_object(row["uid"]), *pictures])
 
 
 def _members(stage: Stage, files: list[Path]) -> Callable[[str], Files]:

@@ -75,10 +75,9 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
 
 def _instance(rule: str, file: str) -> str:
     """Which of a rule's jobs makes a file: that of a shard, of an ablation's run, or the only one."""
-    per = OF_RULE[rule].per if rule in OF_RULE else ()
     if match := _FILE.fullmatch(file):
         return match[1]
-    return Path(file).parent.name if set(per) & {"row", "seed"} else "all"
+    return Path(file).parent.name if rule in OF_RULE and "seed" in OF_RULE[rule].per else "all"
 
 
 def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:

@@ -28,7 +28,7 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
 
     def judge(file: Path) -> str | None:
         if not file.exists() and file.parent.name in config.temporary:
-            return None  # removed, as the configuration says
+            return None  # removed, since it is temporary
         if not set_aside or not file.exists():
             return damage(file)
         try:
