@@ -19,7 +19,7 @@ from clipgs.stages import STAGES, Stage, from_settings, job
 
 log = logging.getLogger("clipgs")
 
-RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result, beside its --settings
+RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What a stage works on: how its argument is called in --help, and an example.
 _ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "shard": ({"help": "name of the shard, such as 00000"}, "00000"),

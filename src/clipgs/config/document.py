@@ -26,7 +26,7 @@ def schema() -> str:
 
 
 def to_yaml(recipe: str = "paper") -> str:
-    """The whole configuration as YAML: above each key its meaning, behind its value the unit or the choices.
+    """The whole configuration as YAML: above each key its meaning, after its value the unit or the choices.
 
     A key that the recipe gives is null; its meaning ends with the value in each recipe.
     """

@@ -101,7 +101,7 @@ def tar_objects(path: Path) -> dict[str, Members]:
         for info in tar:
             uid, name = re.split(r"[/.]", info.name, maxsplit=1)
             entries.setdefault(uid, []).append((name, info.offset_data, info.size))
-            # Keeps no list of what is behind; the standard library's stubs leave this attribute out.
+            # Keeps no list of the members that were read; the standard library's stubs leave this attribute out.
             tar.members = []  # type: ignore[attr-defined]
     return {uid: Members(str(path), tuple(found)) for uid, found in entries.items()}
 

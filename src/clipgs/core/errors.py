@@ -9,7 +9,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class ClipgsError(Exception):
-    """The run cannot go on (configuration, disk, a damaged file). Its text is one line for the person who reads it."""
+    """The run cannot continue (configuration, disk, a damaged file). Its text is one line for the user."""
 
 
 class UsageError(ClipgsError):
@@ -17,7 +17,7 @@ class UsageError(ClipgsError):
 
 
 class ObjectError(Exception):
-    """One object's own fault. Its text is one plain sentence, and becomes the error of the object's row."""
+    """An error of one object. Its text is one plain sentence, and becomes the error of the object's row."""
 
 
 def describe_error(error: BaseException) -> str:

@@ -55,7 +55,7 @@ class Job:
 
     @property
     def mark(self) -> Path:
-        """The file that says who works on it, or how that failed; none once it is done."""
+        """The file with the process that works on it, or with its error; removed once it is done."""
         return self.output / "work" / self.stage / f"{self.shard}.json"
 
 

@@ -1,4 +1,4 @@
-"""Worker processes with limits, for work on files that nobody vouches for.
+"""Worker processes with limits, for work on files of unknown quality.
 
 A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others continue.
 """
@@ -53,7 +53,7 @@ def run(
     """Calls `function(task)` for every task in spawned processes.
 
     Yields (index of the task, result or `Failure`) in the order in which they finish. `function` must be importable by
-    name, tasks and results picklable. Tasks are drawn as workers come free. Each task may run for `timeout_seconds` and
+    name, tasks and results picklable. A task starts when a worker is free; it may run for `timeout_seconds` and
     its process hold `memory_mb`. A worker uses one thread and dies with its parent.
 
     Raises:

@@ -117,7 +117,7 @@ def _torchvision(torch: dict[str, Any]) -> Row:
     if "error" in torch:
         return "note", "torch does not import", ""
     if torch["torchvision_error"]:
-        # Usually a CPU-only torch from one place beside a CUDA-linked torchvision from another.
+        # Usually a CPU-only torch from one index and a CUDA-linked torchvision from another.
         return "missing", f"not built for this torch ({torch['torchvision_error']})", TORCH_PAIR
     return "ok", torch["torchvision"], ""
 
@@ -127,7 +127,7 @@ def _driver() -> dict[str, Any]:
     if smi := shutil.which("nvidia-smi"):
         done = _run(smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
         if done.returncode == 0 and done.stdout.strip():
-            return {"found": "; ".join(line.strip() for line in done.stdout.splitlines())}
+            return {"found": "; ".join(map(str.strip, done.stdout.splitlines()))}
         reason = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
         return {"error": f"nvidia-smi: {reason[0]}"}
     library = _probe("libcuda")

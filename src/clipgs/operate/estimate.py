@@ -18,7 +18,7 @@ OBJECT_BYTES = 30_000  # tar headers and the JSON with 36 cameras
 
 # Seconds of one core an object, on an Intel Xeon of 2.3 GHz.
 LOAD_SECONDS = 0.1
-VIEW_SECONDS, VIEW_SECONDS_A_PIXEL = 0.4, 1.1e-5  # of one drawn picture, for all 40 of them, with Mesa
+VIEW_SECONDS, VIEW_SECONDS_A_PIXEL = 0.4, 1.1e-5  # for all 40 views; a pixel of one rendered view; with Mesa
 FIT_SECONDS_A_GAUSSIAN, FIT_SECONDS_A_PIXEL = 2.0e-7, 9.0e-8  # a step
 RENDER_SECONDS = 0.5
 PACK_SECONDS = 0.02
@@ -42,7 +42,7 @@ class Need:
 def rates(config: Config) -> dict[str, tuple[float, float, float]]:
     """Of each stage bytes on disk, seconds of one core and seconds of one GPU, for one object."""
     views, fit = config.views, config.fit
-    pictures, drawn = views.count + views.held_out, (views.pixels * views.supersample) ** 2
+    images, rendered = views.count + views.held_out, (views.pixels * views.supersample) ** 2
     splat = GAUSSIAN_BYTES * fit.gaussians
     renders = views.count * config.render.pixels**2 * RENDER_BYTES_A_PIXEL
     step = FIT_SECONDS_A_GAUSSIAN * fit.gaussians + FIT_SECONDS_A_PIXEL * views.pixels**2
@@ -50,7 +50,7 @@ def rates(config: Config) -> dict[str, tuple[float, float, float]]:
     return {
         "fetch": (0.0, LOAD_SECONDS, 0.0),
         "sample": (POINT_BYTES * config.points.count, LOAD_SECONDS, 0.0),
-        "view": (pictures * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * drawn, 0.0),
+        "view": (images * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * rendered, 0.0),
         "fit": (splat, fit.steps * step, fit.steps * gpu_step + GPU_JOB_SECONDS / config.catalog.shard_objects),
         "render": (renders, RENDER_SECONDS, 0.0),
         "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),

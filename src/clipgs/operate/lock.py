@@ -1,4 +1,4 @@
-"""One run at a time over an output, whatever folder or host it is started from. Imports nothing heavy."""
+"""One run at a time over an output, from any folder or host. Imports nothing heavy."""
 
 import fcntl
 import getpass

@@ -98,7 +98,7 @@ def status(options: Namespace, config: Config) -> None:
 @operation(
     "submit --config mine.yaml",
     argument("target", nargs="?", default="triplets", help="of the workflow (default: triplets)"),
-    argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm beside the Snakefile"),
+    argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm in the folder of the Snakefile"),
     _SNAKEFILE,
     argument("--snakemake", type=shlex.split, default=[], metavar="ARGS", help=_SNAKEMAKE),
 )
@@ -142,7 +142,7 @@ def retry(options: Namespace, config: Config) -> None:
     "exclude UID",
     argument("uids", nargs="*", metavar="UID", help="objects that leave"),
     argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
-    argument("--reason", default="on request", help="stands in the dataset card"),
+    argument("--reason", default="on request", help="for the dataset card"),
     argument("--undo", action="store_true", help="take them in again"),
 )
 def exclude(options: Namespace, config: Config) -> None:

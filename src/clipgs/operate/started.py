@@ -83,7 +83,7 @@ def layered(files: Sequence[str], values: dict[str, Any] | None = None) -> Confi
 
 
 def edited(config: Config) -> bool:
-    """Whether the files that gave this configuration to the last run say something else now."""
+    """Whether the files that gave this configuration to the last run were edited since."""
     try:
         start = json.loads((config.output_path / START).read_text())
         return layered(start["files"], start["values"]) != config

@@ -1,6 +1,6 @@
-"""How far an output is: stages by shards, objects and failures, disk, what could go, and what is left to do.
+"""How far an output is: stages by shards, objects and failures, disk, what can be removed, and what is left to do.
 
-Snakemake itself says what is done, stale and to do, so that nobody has to trust a second opinion.
+What is done, stale and to do comes from Snakemake itself.
 """
 
 import json
@@ -90,9 +90,9 @@ def _summary(config: Config, target: str | None, snakefile: Path | None) -> list
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
-        own = [line.removeprefix("clipgs: ") for line in said if line.startswith("clipgs: ") and "note:" not in line]
-        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {said[-1].strip()}")
+        text = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
+        own = [line.removeprefix("clipgs: ") for line in text if line.startswith("clipgs: ") and "note:" not in line]
+        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {text[-1].strip()}")
     start = next((i for i, line in enumerate(lines) if line.startswith("output_file\t")), len(lines))
     return [line for line in lines[start + 1 :] if line.count("\t") == 5]
 

@@ -1,4 +1,4 @@
-"""A run on a cluster that is safe to start again, whatever became of the last one."""
+"""A run on a cluster that is safe to start again after any end of the last one."""
 
 import hashlib
 import logging
