@@ -35,12 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _log_to(getattr(options, "log", None))
         return options.call(options) or 0
-    except UsageError as error:
-        log.error("clipgs %s: %s", options.command, error)
-        return 2
     except ClipgsError as error:
         log.error("clipgs %s: %s", options.command, error)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:  # of the disk or the permissions: an object's error is a row
         log.error("clipgs %s: %s: %s%s", options.command, error.filename or "disk", error.strerror, advice(error))
         return 1

@@ -76,11 +76,6 @@ def good(rows: list[Row]) -> dict[str, Row]:
     return {row["uid"]: row for row in rows if row["status"] == "ok"}
 
 
-def failed(uid: str, error: str) -> Row:
-    """The row of an object that failed."""
-    return {"uid": uid, "status": "failed", "error": error}
-
-
 @contextmanager
 def marked(job: Job) -> Iterator[None]:
     """Writes a mark while the stage runs and when it fails; removes mark and journal once its files are whole.
@@ -166,7 +161,7 @@ def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tupl
     fail_as_a_whole(job, errors, len(tasks))
     for task in tasks:
         if task.uid in errors:
-            yield failed(task.uid, errors[task.uid]), []
+            yield {"uid": task.uid, "status": "failed", "error": errors[task.uid]}, []
             continue
         if (entry := journal.get(task.uid, keys[task.uid])) is None:
             raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")

@@ -70,7 +70,7 @@ def run(
     running: dict[Future[bytes], int] = {}
     try:
         while True:
-            # One task more than workers is queued; a crash could lose more.
+            # One task more than workers is queued: with more, a crash could reach them.
             while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
                 # Pickled here and opened under guard: pebble loses a task that its worker cannot open.
                 call = pickle.dumps((function, entry[1]))

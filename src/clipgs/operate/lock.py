@@ -68,10 +68,8 @@ def holder(output: Path) -> dict[str, Any] | None:
     """User, host, process and start of the run that holds the output; None where none does. Changes nothing."""
     path = lock_path(output)
     found = _read(path)
-    if not found:
-        return None
-    if found.get("host") != socket.gethostname():
-        return found
+    if not found or found.get("host") != socket.gethostname():
+        return found or None
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
