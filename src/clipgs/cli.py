@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         for names, more in operation.arguments:
             command.add_argument(*names, **more)
         command.set_defaults(call=partial(_operate, operation))
-        if operation.standing:
+        if operation.on_output:
             text = "an output: the configuration is that of its last run"
             command.add_argument("--output", type=Path, metavar="FOLDER", help=text)
             _add_config(command)
@@ -104,10 +104,10 @@ def _run_stage(stage: Stage, options: argparse.Namespace) -> None:
 
 
 def _operate(operation: Operation, options: argparse.Namespace) -> int | None:
-    if not operation.standing:
+    if not operation.on_output:
         return operation.run(options)
     if not options.config:
-        return operation.run(options, started.standing_at(options.output))
+        return operation.run(options, started.of_output(options.output))
     config = started.layered(options.config)
     return operation.run(options, config.model_copy(update={"output": str(options.output)} if options.output else None))
 

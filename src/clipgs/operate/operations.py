@@ -48,10 +48,10 @@ _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 class Operation:
     """A command that is no stage."""
 
-    run: Callable[..., int | None]  # gets the options, and the configuration if `standing`; returns the exit code
+    run: Callable[..., int | None]  # gets the options, and the configuration if `on_output`; None: exit code 0
     example: str  # without `clipgs`
     arguments: tuple[Argument, ...]  # besides those that every command has
-    standing: bool  # works on an output: without `--config` the configuration is that of the output's last run
+    on_output: bool  # works on an output: without `--config` the configuration is that of the output's last run
 
     @property
     def name(self) -> str:
@@ -67,11 +67,11 @@ class Operation:
 OPERATIONS: list[Operation] = []
 
 
-def operation(example: str, *arguments: Argument, standing: bool = True) -> Callable[[_Run], _Run]:
+def operation(example: str, *arguments: Argument, on_output: bool = True) -> Callable[[_Run], _Run]:
     """Adds the function below to OPERATIONS."""
 
     def add(run: _Run) -> _Run:
-        OPERATIONS.append(Operation(run, example, arguments, standing))
+        OPERATIONS.append(Operation(run, example, arguments, on_output))
         return run
 
     return add
@@ -184,7 +184,7 @@ def search(options: Namespace, config: Config) -> None:
     argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb"),
     _FOLDER,
     argument("--uid", action="append", default=[], help="only this object; may be given several times"),
-    standing=False,
+    on_output=False,
 )
 def export(options: Namespace) -> None:
     """Write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY."""
@@ -198,7 +198,7 @@ def export(options: Namespace) -> None:
     argument("run", type=Path, help="the run's folder"),
     _FOLDER,
     argument("--full", action="store_true", help="weights in single precision, not half"),
-    standing=False,
+    on_output=False,
 )
 def publish(options: Namespace) -> None:
     """Write a finished run as a folder to upload: weights, settings, model card."""
@@ -210,7 +210,7 @@ def publish(options: Namespace) -> None:
 @operation(
     "config > config.yaml",
     argument("--schema", action="store_true", help="as JSON schema, for editors"),
-    standing=False,
+    on_output=False,
 )
 def config(options: Namespace) -> None:
     """Print the whole configuration with units and meanings."""

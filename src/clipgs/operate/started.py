@@ -46,7 +46,7 @@ def arguments_of(files: Sequence[str], values: dict[str, Any]) -> list[str]:
     return named + (["--config", *given] if given else [])
 
 
-def standing_at(output: Path | None) -> Config:
+def of_output(output: Path | None) -> Config:
     """The configuration of an output's last run. It may be asked for from any folder.
 
     If the run was started in another folder, this process changes to that folder: the run's paths are relative to it.
