@@ -7,7 +7,7 @@ from clipgs.core.processes import PARENT, end_with
 
 
 class _NoPandas:
-    """As if pandas were not installed."""
+    """Makes imports of pandas fail, as if it were not installed."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
@@ -16,10 +16,9 @@ class _NoPandas:
 
 
 def command() -> int:
-    """`clipgs.cli.main`, with a pyarrow that knows no pandas.
+    """`clipgs.cli.main`, with a pyarrow that does not import pandas.
 
-    It looks for pandas once, where it is first given a list, to ask whether that is one of its series: two seconds in
-    every job.
+    pyarrow imports pandas when it first gets a list, to ask whether that is a pandas series: two seconds in every job.
     """
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))

@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipgs import __version__
-from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, UsageError, advice
 from clipgs.core.runner import marked
 from clipgs.operate import started
@@ -19,7 +19,7 @@ from clipgs.stages import STAGES, Stage, from_settings, job
 
 log = logging.getLogger("clipgs")
 
-RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result, beside its --settings
+RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What a stage works on: how its argument is called in --help, and an example.
 _ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "shard": ({"help": "name of the shard, such as 00000"}, "00000"),
@@ -34,14 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         _log_to(getattr(options, "log", None))
-        return options.call(options)
-    except UsageError as error:
-        log.error("clipgs %s: %s", options.command, error)
-        return 2
+        return options.call(options) or 0
     except ClipgsError as error:
         log.error("clipgs %s: %s", options.command, error)
-        return 1
-    except OSError as error:  # the disk's fault or the permissions', never an object's: those are rows
+        return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:  # of the disk or the permissions: an object's error is a row
         log.error("clipgs %s: %s: %s%s", options.command, error.filename or "disk", error.strerror, advice(error))
         return 1
     except KeyboardInterrupt:
@@ -80,10 +77,9 @@ def parser() -> argparse.ArgumentParser:
         for names, more in operation.arguments:
             command.add_argument(*names, **more)
         command.set_defaults(call=partial(_operate, operation))
-        if operation.standing:
-            command.add_argument(
-                "--output", type=Path, metavar="FOLDER", help="an output: the configuration is that of its last run"
-            )
+        if operation.on_output:
+            text = "an output: the configuration is that of its last run"
+            command.add_argument("--output", type=Path, metavar="FOLDER", help=text)
             _add_config(command)
     return whole
 
@@ -93,7 +89,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
 
 
-def _run_stage(stage: Stage, options: argparse.Namespace) -> int:
+def _run_stage(stage: Stage, options: argparse.Namespace) -> None:
     runtime = os.environ.get(RUNTIME)
     if options.settings or (runtime and not options.config):
         config = from_settings(*(options.settings or ()), runtime or "{}")
@@ -103,26 +99,17 @@ def _run_stage(stage: Stage, options: argparse.Namespace) -> int:
     if stage.per == ("shards",):
         values = [[Path(shard).stem for shard in options.shards]]
     more = {"threads": options.threads} if stage.threads else {}
-    if stage.per == ("shard",):
-        with marked(job(config, stage.name, options.shard)):
-            stage.function(config, *values, **more)
-    else:
+    with marked(job(config, stage.name, options.shard)) if stage.per == ("shard",) else nullcontext():
         stage.function(config, *values, **more)
-    return 0
 
 
-def _operate(operation: Operation, options: argparse.Namespace) -> int:
-    if not operation.standing:
+def _operate(operation: Operation, options: argparse.Namespace) -> int | None:
+    if not operation.on_output:
         return operation.run(options)
-    return operation.run(options, _configuration(options))
-
-
-def _configuration(options: argparse.Namespace) -> Config:
-    """That of `--config`, else of the output that the command stands at."""
-    if options.config:
-        config = started.layered(options.config)
-        return config.model_copy(update={"output": str(options.output)}) if options.output else config
-    return started.standing_at(options.output)
+    if not options.config:
+        return operation.run(options, started.of_output(options.output))
+    config = started.layered(options.config)
+    return operation.run(options, config.model_copy(update={"output": str(options.output)} if options.output else None))
 
 
 def _log_to(file: Path | None) -> None:

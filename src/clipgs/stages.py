@@ -20,34 +20,20 @@ from clipgs.core.seeds import canonical_json
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: a rule, a command, and the function `clipgs.PACKAGE.stages.NAME`.
+    """A stage: a rule, a command, and the function `clipgs.PACKAGE.stages.NAME`."""
 
-    Attributes:
-        name: of the command. The rule and the function have underscores where it has dashes.
-        package: the package that the function stands in.
-        help: what it does, for `--help`.
-        keys: the settings that its result depends on, dotted. Objects, views and captions of earlier stages reach it
-            through its input files.
-        version: raised when the code of the stage changes what it makes.
-        per: what one job works on: a shard, several shards, a row and seed of the ablation, or (empty) everything.
-        folder: of its files under the output; of a stage over shards `FOLDER/S.parquet` is its table.
-        bundle: suffix of the file beside the table that holds what was made of the objects.
-        after: the stages whose files it reads.
-        by_object: it makes each object's row by itself, so failed objects can be retried without the others.
-        threads: the function takes the number of threads or processes that it may use.
-    """
-
-    name: str
-    package: str
-    help: str
+    name: str  # of the command; the rule and the function have underscores instead of dashes
+    package: str  # of the function
+    help: str  # what it does, for `--help`
+    # Dotted settings that its result depends on. What earlier stages made reaches it through its input files.
     keys: tuple[str, ...] = ()
-    version: int = 1
-    per: tuple[str, ...] = ("shard",)
-    folder: str = ""
-    bundle: str = ""
-    after: tuple[str, ...] = ()
-    by_object: bool = False
-    threads: bool = True
+    version: int = 1  # raised when the stage's code changes its output
+    per: tuple[str, ...] = ("shard",)  # what a job works on: a shard, several shards, a row and seed, or everything: ()
+    folder: str = ""  # of its files under the output; of a stage over shards `FOLDER/S.parquet` is its table
+    bundle: str = ""  # suffix of the file beside the table, with the objects' data
+    after: tuple[str, ...] = ()  # the stages whose files it reads
+    by_object: bool = False  # makes each object's row by itself, so failed objects can be retried without the others
+    threads: bool = True  # the function takes the number of threads or processes that it may use
 
     @property
     def rule(self) -> str:
@@ -55,7 +41,7 @@ class Stage:
 
     @property
     def function(self) -> Callable[..., None]:
-        """Imported when it is asked for: most need numpy or torch, which parsing the workflow must not."""
+        """Imported at its first use: most stages import numpy or torch, and parsing the workflow must not."""
         return getattr(import_module(f"clipgs.{self.package}.stages"), self.rule)
 
     def files(self, output: Path, shard: str) -> list[Path]:
@@ -67,118 +53,69 @@ _TEACHER = tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "p
 _CAMERAS = ("views.count", "views.fov_degrees", "views.distance")
 _UP_AXES = ("catalog.folder.up_axis", "catalog.splats.up_axis")
 
-# In the order of the workflow.
+# In the order of the workflow. Captions depend on more keys, which `_caption_keys` gives.
 _ALL = (
-    Stage(
-        "freeze", "catalog", "freeze new objects into new shards",
-        per=("shards",), folder="catalog/shards", threads=False,
-    ),
-    Stage(
-        "label", "catalog", "write the labels of a shard's objects: category, text, licence, credit, page",
-        folder="catalog/labels", after=("freeze",),
-    ),
-    Stage(
-        "objects", "catalog", "write one table of all objects",
-        per=(), folder="catalog", after=("freeze",), threads=False,
-    ),
-    Stage(
-        "fetch", "meshes", "download or locate the mesh files of a shard's objects, and check them",
-        keys=("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians"),
-        folder="meshes", after=("freeze",), by_object=True,
-    ),
-    Stage(
-        "sample", "meshes", "sample coloured surface points",
-        keys=("seed", "catalog.folder.up_axis", "meshes", "points"),
-        folder="points", bundle=".npz", after=("fetch",), by_object=True,
-    ),
-    Stage(
-        "view", "meshes", "render views of the meshes, with their cameras",
-        keys=("seed", "catalog.folder.up_axis", "meshes", "views"),
-        folder="views", bundle=".tar", after=("fetch",), by_object=True,
-    ),
-    Stage(
-        "fit", "splats", "fit one Gaussian splat to the views of each object",
-        keys=("seed", "catalog.splats.up_axis", "catalog.splats.box_fraction", "views", "fit"),
-        folder="splats", bundle=".tar", after=("fetch", "sample", "view"), by_object=True,
-    ),
-    Stage(
-        "render", "splats", "render the splats from the canonical cameras",
-        keys=("render", *_CAMERAS),
-        folder="renders", bundle=".tar", after=("fit",), by_object=True,
-    ),
-    Stage(
-        "caption", "triplets", "give every object its caption",
-        keys=("caption",), version=2,  # and what its pictures and their judge depend on: `_caption_keys`
-        folder="captions", after=("label", "fetch"),
-    ),
-    Stage(
-        "pack", "triplets", "pack splats, renders and captions into WebDataset tars",
-        keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=2,
-        folder="triplets", bundle=".tar", after=("label", "fetch", "sample", "view", "fit", "render", "caption"),
-    ),
-    Stage(
-        "index", "triplets", "write the index, the dataset card and the contact sheet",
-        keys=("pack",), per=(), folder="triplets", after=("objects", "view", "pack"), threads=False,
-    ),
-    Stage(
-        "teacher", "training", "train the small teacher on renders, captions and categories",
-        keys=("seed", "teacher.small"), per=(), folder="teacher", after=("index",),
-    ),
-    Stage(
-        "embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
-        keys=("views.count", *_TEACHER), folder="features", after=("teacher", "render", "view"),
-    ),
-    Stage(
-        "embed-texts", "teacher", "encode a shard's captions with the teacher",
-        keys=_TEACHER, folder="features", after=("teacher", "embed-images", "pack"),
-    ),
-    Stage(
-        "train", "training", "train CLIP-GS on the triplets and their features",
-        keys=("encoder", "training", *_TEACHER), per=(), folder="runs", after=("pack", "embed-images", "embed-texts"),
-    ),
-    Stage(
-        "embed-shapes", "evaluation", "encode every splat with the run's encoder",
-        keys=("training.run",), per=(), folder="evaluation", after=("train", "index"), threads=False,
-    ),
-    Stage(
-        "evaluate", "evaluation", "measure the run: retrieval, zero-shot and few-shot classification",
-        keys=("evaluation", "training.run", "views.count", *_TEACHER),
-        per=(), folder="evaluation", after=("embed-shapes", "embed-images", "embed-texts"),
-    ),
-    Stage(
-        "baselines", "evaluation", "measure other people's models on the same objects, where their files are",
-        keys=("evaluation", "training.run", "views.count", "teacher"),
-        per=(), folder="evaluation", after=("evaluate",), threads=False,
-    ),
-    Stage(
-        "ablation-points", "evaluation", "write the surface points of a shard's meshes as splats",
-        keys=("encoder.gaussians",), folder="ablations/points/triplets", bundle=".tar", after=("sample", "pack"),
-    ),
-    Stage(
-        "ablation-start", "evaluation", "train the point encoder that the rows of a seed start from",
-        keys=("encoder", "training", *_TEACHER), per=("seed",), folder="ablations/points/runs",
-        after=("ablation-points", "embed-images", "embed-texts"),
-    ),
-    Stage(
-        "ablation-train", "evaluation", "train a row of the ablation with a seed",
-        keys=("encoder", "training", *_TEACHER), per=("row", "seed"), folder="runs",
-        after=("ablation-start", "pack", "embed-images", "embed-texts"),
-    ),
-    Stage(
-        "ablation-evaluate", "evaluation", "measure a row of the ablation with a seed",
-        keys=("encoder", "evaluation", "training.run", "views.count", *_TEACHER), per=("row", "seed"),
-        folder="evaluation", after=("ablation-start", "ablation-train", "index"),
-    ),
-    Stage(
-        "ablations", "evaluation", "put the ablation's runs into one table",
-        keys=("evaluation", "ablations", "encoder", "training", "views.count", "teacher"),
-        per=(), folder="evaluation", after=("ablation-evaluate",), threads=False,
-    ),
-    Stage(
-        "report", "report", "write one page of what was made: renders, tables, curves, splats to turn",
-        keys=("report", "pack.title", "views.pixels", "views.held_out"),
-        per=(), folder="report", after=("index", "evaluate", "baselines", "ablations"), threads=False,
-    ),
+    Stage("freeze", "catalog", "freeze new objects into new shards",
+          per=("shards",), folder="catalog/shards", threads=False),
+    Stage("label", "catalog", "write the labels of a shard's objects: category, text, licence, credit, page",
+          folder="catalog/labels", after=("freeze",)),
+    Stage("objects", "catalog", "write one table of all objects",
+          per=(), folder="catalog", after=("freeze",), threads=False),
+    Stage("fetch", "meshes", "download or locate the mesh files of a shard's objects, and check them",
+          keys=("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians"), folder="meshes", after=("freeze",),
+          by_object=True),
+    Stage("sample", "meshes", "sample coloured surface points",
+          keys=("seed", "catalog.folder.up_axis", "meshes", "points"), folder="points", bundle=".npz", after=("fetch",),
+          by_object=True),
+    Stage("view", "meshes", "render views of the meshes, with their cameras",
+          keys=("seed", "catalog.folder.up_axis", "meshes", "views"), folder="views", bundle=".tar", after=("fetch",),
+          by_object=True),
+    Stage("fit", "splats", "fit one Gaussian splat to the views of each object",
+          keys=("seed", "catalog.splats.up_axis", "catalog.splats.box_fraction", "views", "fit"), folder="splats",
+          bundle=".tar", after=("fetch", "sample", "view"), by_object=True),
+    Stage("render", "splats", "render the splats from the canonical cameras",
+          keys=("render", *_CAMERAS), folder="renders", bundle=".tar", after=("fit",), by_object=True),
+    Stage("caption", "triplets", "give every object its caption",
+          keys=("caption",), version=2, folder="captions", after=("label", "fetch")),
+    Stage("pack", "triplets", "pack splats, renders and captions into WebDataset tars",
+          keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=2, folder="triplets", bundle=".tar",
+          after=("label", "fetch", "sample", "view", "fit", "render", "caption")),
+    Stage("index", "triplets", "write the index, the dataset card and the contact sheet",
+          keys=("pack",), per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
+    Stage("teacher", "training", "train the small teacher on renders, captions and categories",
+          keys=("seed", "teacher.small"), per=(), folder="teacher", after=("index",)),
+    Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
+          keys=("views.count", *_TEACHER), folder="features", after=("teacher", "render", "view")),
+    Stage("embed-texts", "teacher", "encode a shard's captions with the teacher",
+          keys=_TEACHER, folder="features", after=("teacher", "embed-images", "pack")),
+    Stage("train", "training", "train CLIP-GS on the triplets and their features",
+          keys=("encoder", "training", *_TEACHER), per=(), folder="runs",
+          after=("pack", "embed-images", "embed-texts")),
+    Stage("embed-shapes", "evaluation", "encode every splat with the run's encoder",
+          keys=("training.run",), per=(), folder="evaluation", after=("train", "index"), threads=False),
+    Stage("evaluate", "evaluation", "measure the run: retrieval, zero-shot and few-shot classification",
+          keys=("evaluation", "training.run", "views.count", *_TEACHER), per=(), folder="evaluation",
+          after=("embed-shapes", "embed-images", "embed-texts")),
+    Stage("baselines", "evaluation", "measure other people's models on the same objects, where their files are",
+          keys=("evaluation", "training.run", "views.count", "teacher"), per=(), folder="evaluation",
+          after=("evaluate",), threads=False),
+    Stage("ablation-points", "evaluation", "write the surface points of a shard's meshes as splats",
+          keys=("encoder.gaussians",), folder="ablations/points/triplets", bundle=".tar", after=("sample", "pack")),
+    Stage("ablation-start", "evaluation", "train the point encoder that the rows of a seed start from",
+          keys=("encoder", "training", *_TEACHER), per=("seed",), folder="ablations/points/runs",
+          after=("ablation-points", "embed-images", "embed-texts")),
+    Stage("ablation-train", "evaluation", "train a row of the ablation with a seed",
+          keys=("encoder", "training", *_TEACHER), per=("row", "seed"), folder="runs",
+          after=("ablation-start", "pack", "embed-images", "embed-texts")),
+    Stage("ablation-evaluate", "evaluation", "measure a row of the ablation with a seed",
+          keys=("encoder", "evaluation", "training.run", "views.count", *_TEACHER), per=("row", "seed"),
+          folder="evaluation", after=("ablation-start", "ablation-train", "index")),
+    Stage("ablations", "evaluation", "put the ablation's runs into one table",
+          keys=("evaluation", "ablations", "encoder", "training", "views.count", "teacher"), per=(),
+          folder="evaluation", after=("ablation-evaluate",), threads=False),
+    Stage("report", "report", "write one page of what was made: renders, tables, curves, splats to turn",
+          keys=("report", "pack.title", "views.pixels", "views.held_out"), per=(), folder="report",
+          after=("index", "evaluate", "baselines", "ablations"), threads=False),
 )  # fmt: skip
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 OF_RULE: dict[str, Stage] = {stage.rule: stage for stage in _ALL}
@@ -190,7 +127,7 @@ def retriable() -> dict[str, Stage]:
 
 
 def fed_by(name: str) -> list[str]:
-    """The stages by object that read what a stage makes, or what one of these makes, in their order."""
+    """The stages by object that read a stage's files, directly or through each other, in their order."""
     reached = {name}
     for stage in STAGES.values():
         if stage.by_object and reached & set(stage.after):
@@ -200,7 +137,7 @@ def fed_by(name: str) -> list[str]:
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-# What a rule's settings hold besides keys: what else its result, or its running again, depends on.
+# What the settings of a rule have besides keys.
 _BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
 
 
@@ -223,13 +160,9 @@ def stage_settings(config: Config, name: str, **more: str) -> str:
 
 
 def _caption_keys(config: Config) -> tuple[str, ...]:
-    """What captions depend on besides their own section: pictures and teacher count only where they are looked at."""
-    keys: tuple[str, ...] = ()
-    if config.caption.writer:
-        keys += ("seed", "views.count", "teacher.images")
-    if config.caption.uses_teacher:
-        keys += _TEACHER
-    return tuple(dict.fromkeys(keys))
+    """What captions depend on besides their own section: images and teacher only where they are used."""
+    images = ("seed", "views.count", "teacher.images") if config.caption.writer else ()
+    return images + (_TEACHER if config.caption.uses_teacher else ())
 
 
 def runtime_settings(config: Config) -> str:
@@ -271,12 +204,12 @@ def job(config: Config, name: str, shard: str) -> Job:
 
 
 def path(config: Config, folder: str, shard: str, suffix: str) -> Path:
-    """Where a stage's file of a shard lies."""
+    """The path of a stage's file of a shard."""
     return config.output_path / folder / f"{shard}{suffix}"
 
 
 def table(config: Config, folder: str, shard: str, columns: list[str] | None = None) -> list[Row]:
-    """All rows of an earlier stage, its file checked; pictures in it are only read where `columns` names them."""
+    """All rows of an earlier stage, its file checked. Images in it are only read where `columns` names them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

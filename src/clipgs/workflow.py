@@ -43,10 +43,10 @@ class Resources(NamedTuple):
 
 
 def share(cores: int, shards: int, gpus: int, on_cluster: bool) -> Resources:
-    """How the cores and GPUs of a machine are shared out.
+    """How jobs share the cores and GPUs of a machine.
 
-    With several shards, one is fitted on a GPU while the last is rendered and the meshes of the next are read. The
-    shares of the cores keep these abreast of each other at 256 pixels. On a cluster a job asks for one GPU where the
+    With several shards, one is fitted on a GPU while the last is rendered and the meshes of the next are read. At 256
+    pixels, these shares of the cores keep the three equally fast. On a cluster a job asks for one GPU if the
     configuration says cuda, and the scheduler chooses which.
     """
     fit = render = meshes = cores
@@ -65,7 +65,7 @@ def share(cores: int, shards: int, gpus: int, on_cluster: bool) -> Resources:
 
 
 class Run:
-    """A configuration and what it plans: the words that rules are written in.
+    """A configuration and its plan: the names that the rules use.
 
     Raises:
         ClipgsError: the configuration or the source is wrong.
@@ -75,17 +75,15 @@ class Run:
         self.config = config
         self.plan = plan(config)
         self.shards = self.plan.shards
-        # Those that the run began with: objects that came later do not set off a training that is under way or done.
+        # Those that the run began with: new objects do not restart a training that runs or is finished.
         self.run_shards = run_shards(config, self.shards)
         captions = listed_digest(located(config))
         self._captions = {"captions": captions} if captions else {}
         self._excluded = excluded_digests(config)
         self._retries = retries(config)
         self._lock: OutputLock | None = None
-        self.files: list[str] = []  # overlays, and single values, that gave Snakemake the configuration
+        self.files: list[str] = []  # the overlays and single values that gave Snakemake the configuration
         self.values: dict[str, Any] = {}
-
-    # --- settings ---
 
     def of(self, stage: str) -> str:
         """What the result of a stage depends on, as one string: the only param of its rule."""
@@ -93,30 +91,23 @@ class Run:
         return stage_settings(self.config, stage, **more.get(stage, {}))
 
     def of_shard(self, stage: str) -> Callable[[Any], str]:
-        """As `of`, of a stage for which more than its settings decides on a shard: labels, exclusions, retries."""
+        """As `of`, for a stage whose shards also depend on labels, exclusions or retries."""
 
         def settings(wildcards: Any) -> str:
-            shard = wildcards.shard
-            more = {}
+            shard, more = wildcards.shard, {}
             if stage == "label":
-                more = {"labels": self.plan.label_digests.get(shard, "")}
+                more["labels"] = self.plan.label_digests.get(shard, "")
             elif stage == "pack" and shard in self._excluded:
-                more = {"excluded": self._excluded[shard]}
+                more["excluded"] = self._excluded[shard]
             elif shard in self._retries.get(stage, {}):
-                more = {"retry": str(self._retries[stage][shard])}
+                more["retry"] = str(self._retries[stage][shard])
             return stage_settings(self.config, stage, **more)
 
         return settings
 
-    # --- ablations ---
-
     def of_row(self, stage: str) -> Callable[[Any], str]:
         """As `of`, of a stage that works on a row and a seed of the ablation, or on a seed alone."""
-
-        def settings(wildcards: Any) -> str:
-            return stage_settings(self._config_of(wildcards), stage)
-
-        return settings
+        return lambda wildcards: stage_settings(self._config_of(wildcards), stage)
 
     def _config_of(self, wildcards: Any) -> Config:
         seed = int(wildcards.seed)
@@ -129,12 +120,11 @@ class Run:
 
     def start_of(self, wildcards: Any) -> list[str]:
         """The point encoder's model, where the rows of a seed start from that."""
-        if rows.has_uni3d(self.config):
-            return []
-        return [self.out(f"ablations/points/runs/{rows.START}{wildcards.seed}/model.safetensors")]
+        model = self.out(f"ablations/points/runs/{rows.START}{wildcards.seed}/model.safetensors")
+        return [] if rows.has_uni3d(self.config) else [model]
 
     def trained_row(self, wildcards: Any) -> list[str]:
-        """What a row's evaluation needs: its model; of Uni3D as it is, the weights that the others start from."""
+        """The model that a row's evaluation needs. That of Uni3D as it is: the first weights of the other rows."""
         if wildcards.row == "uni3d":
             return self.start_of(wildcards)
         return [self.out(f"runs/{rows.ABLATION}{wildcards.row}-s{wildcards.seed}/model.safetensors")]
@@ -144,8 +134,6 @@ class Run:
         """The names of the ablation's evaluations."""
         seeds = self.config.ablations.seeds
         return [f"{rows.ABLATION}{row}-s{seed}" for row in rows.chosen(self.config) for seed in seeds]
-
-    # --- paths ---
 
     def out(self, name: str) -> str:
         """A file of the output."""
@@ -174,13 +162,13 @@ class Run:
 
     @property
     def teacher(self) -> list[str]:
-        """The files that hold the teacher; none where it comes by a tag."""
+        """The files of the teacher; none if its weights are given by a tag."""
         teacher = self.config.teacher
         return self.small_teacher if teacher.name == "train" else model_files(teacher.name, teacher.pretrained)
 
     @property
     def coca(self) -> list[str]:
-        """The user's files that hold the model that writes captions."""
+        """The user's files of the model that writes captions."""
         coca = self.config.caption.coca
         return model_files(coca.name, coca.pretrained) if self.config.caption.writer else []
 
@@ -192,30 +180,25 @@ class Run:
 
     @property
     def asked_pictures(self) -> list[str]:
-        """The pictures that an evaluation asks with and the teacher has not seen, of every shard that keeps them."""
+        """The pictures for image queries that the teacher has not encoded, of every shard that keeps them."""
         folders = {PICTURES[what] for what in self.config.evaluation.pictures}
-        return [
-            self.out(f"{folder}/{shard}.tar")
-            for folder in sorted(folders - {PICTURES[self.config.teacher.images], *self.config.temporary})
-            for shard in self.shards
-        ]
-
-    # --- a run that is under way ---
+        folders -= {PICTURES[self.config.teacher.images], *self.config.temporary}
+        return [self.out(f"{folder}/{shard}.tar") for folder in sorted(folders) for shard in self.shards]
 
     def hold(self) -> None:
-        """Refuses to run beside another run over the same output, from whatever folder or host; notes the start."""
+        """Locks the output, or refuses to run while another run holds it; writes down the configuration."""
         with fatal(1):
             self._lock = OutputLock(self.config.output_path)
             started.write(self.config, self.files, self.values)
 
     def release(self) -> None:
-        """Gives the output back."""
+        """Releases the output."""
         if self._lock is not None:
             self._lock.release()
 
 
 def model_files(name: str, pretrained: str | None) -> list[str]:
-    """Files of the user's that hold a model of open_clip: another file there is another model."""
+    """The user's files of a model of open_clip: a changed file is another model."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
@@ -226,7 +209,7 @@ def model_files(name: str, pretrained: str | None) -> list[str]:
 
 @contextmanager
 def fatal(code: int) -> Iterator[None]:
-    """An error of ours ends Snakemake with one line: its own message would name a line of the Snakefile."""
+    """Ends Snakemake with one line for an error of ours: its own message would name a line of the Snakefile."""
     try:
         yield
     except ClipgsError as error:
@@ -237,8 +220,8 @@ def fatal(code: int) -> Iterator[None]:
 def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     """Reads the configuration and plans, for Snakemake's `workflow` object; prepares the environment of the commands.
 
-    Every job reads the workflow anew. It gets the configuration of its run through the environment, so that editing a
-    file while jobs wait in a queue changes nothing of what they were queued for.
+    Every job reads the workflow again. It gets the configuration of its run through the environment, so that editing a
+    file does not affect queued jobs.
     """
     main = workflow.is_main_process
     frozen = None if main else os.environ.get(FROZEN)
@@ -253,16 +236,16 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
             sys.stderr.write(f"clipgs: note: {note}\n")
     os.environ |= {
         FROZEN: config.model_dump_json(),
-        # What changes no result (places, device, limits) reaches a command here, where no rule depends on it.
+        # Commands get what changes no result (places, device, limits) here: no rule depends on it.
         "CLIPGS_RUNTIME": runtime_settings(config),
-        # The commands are those of the Python that runs Snakemake, activated or not.
+        # The commands are those of the Python that runs Snakemake, even if its environment is not activated.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
     }
     return run, _resources(workflow, config, len(run.shards))
 
 
 def notes(config: Config) -> list[str]:
-    """What a person should know before the first job."""
+    """What the user should know before the first job."""
     found = []
     if config.recipe == "demo" and config.catalog.source != "procedural":
         found.append(
@@ -281,7 +264,7 @@ def _shown(file: Path) -> str:
 
 @contextmanager
 def _speaking(main: bool) -> Iterator[None]:
-    """Reading the annotations of a large source for the first time takes a while, and says so."""
+    """Shows the log: reading the annotations of a large source for the first time takes minutes."""
     log, speaker = logging.getLogger("clipgs"), logging.StreamHandler()
     log.setLevel(logging.INFO)
     if main:
@@ -294,13 +277,13 @@ def _speaking(main: bool) -> Iterator[None]:
 
 def _resources(workflow: Any, config: Config, shards: int) -> Resources:
     local = workflow.local_exec
-    # Asked for more cores than there are, Snakemake would start jobs that only wait for each other and fill the memory.
+    # With more cores than there are, Snakemake would start jobs that wait for each other and fill the memory.
     if local and workflow._cores is not None:
         workflow.register_resource("_cores", min(workflow._cores, usable_cores()))
     gpus: list[str] = []
     if local and config.device != "cpu":
         gpus = visible_gpus()
-        if "gpu" in workflow.global_resources:  # --resources gpu=N leaves the others alone
+        if "gpu" in workflow.global_resources:  # --resources gpu=N uses the first N
             gpus = gpus[: workflow.global_resources["gpu"].value]
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if local and "gpu" not in workflow.global_resources:

@@ -139,7 +139,7 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     text = run.text()
     assert run.process.returncode == 0, text[-4000:]
     assert re.search(r"cancelling \d+ jobs that an earlier run left in the queue", text)
-    assert "taking off the lock of a run that was killed" in text
+    assert "removing the lock of a run that was killed" in text
     assert not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
 
     for name in ("00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "index.parquet", "README.md"):

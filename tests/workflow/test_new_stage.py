@@ -33,12 +33,9 @@ def polish(config: Config, shard: str, threads: int) -> None:
 
     write_objects(job(config, "polish", shard), tasks, compute, {}, member="{uid}.{name}")
 '''
-STAGE = """    Stage(
-        "polish", "splats", "polish the splats",
-        keys=("seed", "fit.min_psnr"), folder="polished", bundle=".tar", after=("fit",), by_object=True,
-    ),
-    Stage(
-        "render", "splats","""
+STAGE = """    Stage("polish", "splats", "polish the splats",
+          keys=("seed", "fit.min_psnr"), folder="polished", bundle=".tar", after=("fit",), by_object=True),
+    Stage("render", "splats","""
 RULE = """
 
 rule polish:
@@ -65,8 +62,8 @@ def extended(made, tmp_path_factory, checkout):
         file.write(FUNCTION)
     table = copy / "src/clipgs/stages.py"
     text = table.read_text()
-    assert text.count('    Stage(\n        "render", "splats",') == 1
-    table.write_text(text.replace('    Stage(\n        "render", "splats",', STAGE))
+    assert text.count('    Stage("render", "splats",') == 1
+    table.write_text(text.replace('    Stage("render", "splats",', STAGE))
     with open(copy / "workflow/rules/splats.smk", "a") as file:
         file.write(RULE)
     workspace = made.copy(tmp_path_factory.mktemp("polished") / "workspace")

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import field_validator
@@ -19,49 +18,36 @@ class Variant(NamedTuple):
 
 
 def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = None, **training: Any) -> Variant:
-    return Variant(title, against, MappingProxyType({"encoder": encoder or {}, "training": training}))
+    return Variant(title, against, {"encoder": encoder or {}, "training": training})
 
 
-POINTS_ONLY: dict[str, Any] = {
-    "attributes": ["position", "color"],
-    "point_attributes": "position_color",
-    "refinement": False,
+POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
+_ALL_ATTRIBUTES = {"point_attributes": "all", "refinement": False}
+ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "mean_one"}  # one image of weight 1: Uni3D's own loss
+
+# The paper's table 5, then rows on what the paper leaves open. First weights: `clipgs.evaluation.rows`.
+ROWS: Mapping[str, Variant] = {
+    "uni3d": _variant("Uni3D as it is, on positions and colours", None, POINTS_ONLY, **ONE_VIEW),
+    "position-color": _variant("fine-tuned on positions and colours", "uni3d", POINTS_ONLY, **ONE_VIEW),
+    "all-attributes": _variant("fine-tuned on all attributes", "position-color", _ALL_ATTRIBUTES, **ONE_VIEW),
+    "tokenizer": _variant("with the GS Tokenizer", "all-attributes", **ONE_VIEW),
+    "voting": _variant("with the Image Voting Loss", "tokenizer"),
+    "order-xyz": _variant("one order: xyz", "voting", {"orders": ["xyz"]}),
+    "order-hilbert": _variant("one order: Hilbert", "voting", {"orders": ["hilbert"]}),
+    "order-z": _variant("one order: Z", "voting", {"orders": ["z"]}),
+    "orders-concatenated": _variant("orders concatenated", "voting", {"order_fusion": "concatenate"}),
+    "orders-sampled": _variant("one order at random", "voting", {"order_fusion": "sample"}),
+    "views-1": _variant("K = 1", "voting", views=1),
+    "views-3": _variant("K = 3", "voting", views=3),
+    "views-10": _variant("K = 10", "voting", views=10),
+    "scores-mean-one": _variant("scores of mean 1", "voting", score_norm="mean_one"),
+    "scores-softmax": _variant("softmax of the scores", "voting", score_norm="softmax"),
+    "start-none": _variant("random first weights", "voting", {"initialisation": "none", "weights": None}),
+    "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
+    "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),
+    "gaussians-4096": _variant("4,096 Gaussians", "voting", {"gaussians": 4096}),
+    "duplicates-paper": _variant("equal captions as negatives", "voting", duplicate_captions="paper"),
 }
-ONE_VIEW: dict[str, Any] = {
-    "views": 1,
-    "score_norm": "mean_one",
-}  # one picture an object, of weight 1: Uni3D's own loss
-
-# The paper's table 5, then what it leaves open. First weights: `clipgs.evaluation.rows`.
-ROWS: Mapping[str, Variant] = MappingProxyType(
-    {
-        "uni3d": _variant("Uni3D as it is, on positions and colours", None, POINTS_ONLY, **ONE_VIEW),
-        "position-color": _variant("fine-tuned on positions and colours", "uni3d", POINTS_ONLY, **ONE_VIEW),
-        "all-attributes": _variant(
-            "fine-tuned on all attributes",
-            "position-color",
-            {"refinement": False, "point_attributes": "all"},
-            **ONE_VIEW,
-        ),
-        "tokenizer": _variant("with the GS Tokenizer", "all-attributes", **ONE_VIEW),
-        "voting": _variant("with the Image Voting Loss", "tokenizer"),
-        "order-xyz": _variant("one order: xyz", "voting", {"orders": ["xyz"]}),
-        "order-hilbert": _variant("one order: Hilbert", "voting", {"orders": ["hilbert"]}),
-        "order-z": _variant("one order: Z", "voting", {"orders": ["z"]}),
-        "orders-concatenated": _variant("orders concatenated", "voting", {"order_fusion": "concatenate"}),
-        "orders-sampled": _variant("one order at random", "voting", {"order_fusion": "sample"}),
-        "views-1": _variant("K = 1", "voting", views=1),
-        "views-3": _variant("K = 3", "voting", views=3),
-        "views-10": _variant("K = 10", "voting", views=10),
-        "scores-mean-one": _variant("scores of mean 1", "voting", score_norm="mean_one"),
-        "scores-softmax": _variant("softmax of the scores", "voting", score_norm="softmax"),
-        "start-none": _variant("random first weights", "voting", {"initialisation": "none", "weights": None}),
-        "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
-        "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),
-        "gaussians-4096": _variant("4,096 Gaussians", "voting", {"gaussians": 4096}),
-        "duplicates-paper": _variant("equal captions as negatives", "voting", duplicate_captions="paper"),
-    }
-)
 
 
 class Ablations(Section):
@@ -77,9 +63,10 @@ class Ablations(Section):
     @field_validator("rows")
     @classmethod
     def _known(cls, rows: list[str]) -> list[str]:
-        for row in (row for row in rows if row not in ROWS):
-            near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
+        for row in rows:
+            if row not in ROWS:
+                near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{row} is not a row; did you mean {near}? (there are: {', '.join(ROWS)})")
         for row in rows:
             against = ROWS[row].against
             if against is not None and against not in rows:

@@ -39,11 +39,11 @@ class Caption(Section):
 
     @property
     def writer(self) -> str | None:
-        """Which of `coca` and `consensus` writes captions of pictures, if any."""
+        """Which of `coca` and `consensus` writes captions from images, if any."""
         name = self.fallback if self.captioner == "cap3d" else self.captioner
         return name if name in ("coca", "consensus") else None
 
     @property
     def uses_teacher(self) -> bool:
-        """The teacher scores captions, against the features of the pictures."""
+        """Whether the teacher scores captions, by the features of the images."""
         return self.writer == "consensus" or self.min_score is not None

@@ -5,9 +5,7 @@ import re
 import textwrap
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
-from clipgs.config.fields import meaning
+from clipgs.config.fields import Section, meaning, section_of
 from clipgs.config.recipes import KEYS, RECIPES
 from clipgs.config.sections import Config
 
@@ -18,36 +16,32 @@ def schema() -> str:
     """The JSON schema of the configuration, for editors that check YAML against one."""
     made = Config.model_json_schema()
     for dotted in KEYS:
-        *sections, last = dotted.split(".")
-        place = made
-        for name in sections:
-            field = place["properties"][name]
-            place = made["$defs"][field["$ref"].rpartition("/")[2]]
-        own = place["properties"][last]
+        section, key = dotted.split(".")
+        properties = made["$defs"][made["properties"][section]["$ref"].rpartition("/")[2]]["properties"]
+        own = properties[key]
         limits = {name: own.pop(name) for name in list(own) if name not in ("default", "description", "title")}
         own["description"] = _with_recipes(meaning(own["description"]), dotted)
-        place["properties"][last] = {"anyOf": [limits, {"type": "null"}], **own}
+        properties[key] = {"anyOf": [limits, {"type": "null"}], **own}
     return json.dumps(made, indent=2) + "\n"
 
 
 def to_yaml(recipe: str = "paper") -> str:
-    """The whole configuration as YAML: above each key its meaning, behind its value the unit or the choices.
+    """The whole configuration as YAML: above each key its meaning, after its value the unit or the choices.
 
     A key that the recipe gives is null; its meaning ends with the value in each recipe.
     """
     lines: list[str] = []
 
-    def write(model: type[BaseModel], depth: int, prefix: str) -> None:
+    def write(model: type[Section], depth: int, prefix: str) -> None:
         indent = "  " * depth
         for name, field in model.model_fields.items():
             key, text = prefix + name, meaning(field.description)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if section := section_of(field):
                 lines.extend(["", f"{indent}{name}:  # {text}"])
-                write(field.annotation, depth + 1, f"{key}.")
+                write(section, depth + 1, f"{key}.")
                 lines.append("")
                 continue
-            value = None if key in KEYS else field.get_default(call_default_factory=True)
-            value = recipe if key == "recipe" else value
+            value = recipe if key == "recipe" else None if key in KEYS else field.get_default()
             extra: Any = field.json_schema_extra
             comment = "  # " + (" | ".join(_choices(field.annotation)) or extra["unit"])
             comment += "  # assumed" if extra["assumed"] else ""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from clipgs.config.fields import meaning
+from clipgs.config.fields import Section, meaning, section_of
 from clipgs.config.sections import Config
 from clipgs.core.errors import UsageError
 
@@ -38,7 +38,7 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
         UsageError: one line with the key, what is allowed and the nearest right name.
     """
     try:
-        config = Config.model_validate(_typed(Config, values))
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
     if config.caption.uses_teacher and config.teacher.name == "train":
@@ -48,39 +48,6 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
             "name a model of open_clip in teacher.name"
         )
     return config
-
-
-def _typed(model: type[BaseModel], values: Any) -> Any:
-    """The values with numbers, switches and nulls that came as text: Snakemake's `--config` nests only strings."""
-    if not isinstance(values, dict):
-        return values
-    typed = dict(values)
-    for name, field in model.model_fields.items():
-        value = typed.get(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            if name in typed:
-                typed[name] = _typed(field.annotation, value)
-        elif isinstance(value, str) and (value in ("null", "None") or str not in _scalar_types(field.annotation)):
-            typed[name] = _scalar(value)
-        elif isinstance(value, list) and float in _scalar_types(field.annotation):
-            typed[name] = [_scalar(item) if isinstance(item, str) else item for item in value]
-    return typed
-
-
-def _scalar(text: str) -> Any:
-    for read in (int, float, yaml.safe_load):  # YAML takes 1e-3 for text
-        try:
-            return read(text)
-        except (ValueError, yaml.YAMLError):
-            continue
-    return text
-
-
-def _scalar_types(annotation: Any) -> set[Any]:
-    arguments = get_args(annotation)
-    if not arguments:
-        return {annotation}
-    return {type(argument) if isinstance(argument, str) else argument for argument in arguments}
 
 
 def read(*paths: str | Path) -> Config:
@@ -112,60 +79,41 @@ def read_layers(*paths: str | Path) -> dict[str, Any]:
     return merge(*layers)
 
 
-def _field(path: tuple[str, ...]) -> FieldInfo | None:
-    model: Any = Config
-    field = None
-    for name in path:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
-            break
-        field = model.model_fields[name]
-        model = field.annotation
-    return field
-
-
-def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
-    names = []
+def _fields(model: type[Section] = Config, prefix: str = "") -> dict[str, FieldInfo]:
+    """Dotted name to field, of all sections and settings."""
+    found = {}
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += setting_names(field.annotation, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
+        found[prefix + name] = field
+        if section := section_of(field):
+            found |= _fields(section, f"{prefix}{name}.")
+    return found
+
+
+def setting_names() -> list[str]:
+    """Dotted names of all settings."""
+    return [name for name, field in _fields().items() if not section_of(field)]
 
 
 def _explain(error: Any) -> str:
-    path = tuple(str(part) for part in error["loc"])
-    dotted = ".".join(path)
+    path = [str(part) for part in error["loc"]]
+    dotted, known = ".".join(path), _fields()
+    if dotted in _GONE:
+        return f"{dotted} is no key any more: {_GONE[dotted]}"
     if error["type"] == "extra_forbidden":
-        known = setting_names()
-        sections = {name.rsplit(".", i)[0] for name in known for i in range(name.count(".") + 1)}
-        near = difflib.get_close_matches(dotted, sorted(sections | set(known)), n=1, cutoff=0.3)
-        same = [name for name in known if name.rsplit(".", 1)[-1] == path[-1]]  # right key, wrong section
-        nearest = same[:1] or near
-        siblings = sorted(
-            {
-                name[len(dotted) - len(path[-1]) :].split(".")[0]
-                for name in known
-                if name.startswith(dotted[: len(dotted) - len(path[-1])])
-            }
-        )
-        if dotted in _GONE:
-            return f"{dotted} is no key any more: {_GONE[dotted]}"
-        return (
-            f"{dotted} is not a key"
-            + (f"; did you mean {nearest[0]}?" if nearest else "")
-            + f" (allowed here: {', '.join(siblings)})"
-        )
+        same = [name for name in setting_names() if name.rsplit(".", 1)[-1] == path[-1]]  # right key, wrong section
+        nearest = same or difflib.get_close_matches(dotted, sorted(known), n=1, cutoff=0.3)
+        section = dotted.removesuffix(path[-1])
+        siblings = sorted({name.removeprefix(section).split(".")[0] for name in known if name.startswith(section)})
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return f"{dotted} is not a key{hint} (allowed here: {', '.join(siblings)})"
     message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    field = _field(path)
-    extra: Any = (field.json_schema_extra if field else None) or {}
-    text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message}"
+    text = f"{dotted} = {json.dumps(error['input'], default=str)}: {message[0].lower()}{message[1:]}"
+    names = [".".join(path[:count]) for count in range(len(path), 0, -1)]  # items of lists are no fields
+    field = next((known[name] for name in names if name in known), None)
+    if field is None:
+        return text
     if error["type"] == "literal_error" and isinstance(error["input"], str):
-        allowed = get_args(field.annotation) if field is not None else ()
-        near = difflib.get_close_matches(error["input"], [str(value) for value in allowed], n=1)
+        near = difflib.get_close_matches(error["input"], map(str, get_args(field.annotation)), n=1)
         text += f"; did you mean {near[0]}?" if near else ""
-    if field is not None and field.description and extra:
-        text += f" ({extra['unit']}: {meaning(field.description)})"
-    return text
+    extra: Any = field.json_schema_extra
+    return f"{text} ({extra['unit']}: {meaning(field.description)})" if extra else text

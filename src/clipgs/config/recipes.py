@@ -35,28 +35,22 @@ def values(recipe: str) -> dict[str, Any]:
     """The values of a recipe, nested as the configuration is.
 
     Raises:
-        KeyError: there is no such recipe.
+        ValueError: there is no such recipe.
     """
-    if recipe not in RECIPES:
-        raise KeyError(recipe)
+    column = RECIPES.index(recipe)
     nested: dict[str, Any] = {}
     for key, of_recipes in KEYS.items():
-        *parents, last = key.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = of_recipes[RECIPES.index(recipe)]
+        section, name = key.split(".")
+        nested.setdefault(section, {})[name] = of_recipes[column]
     return nested
 
 
-def fill(given: Any, recipe: Any) -> Any:
-    """`given` (nested) with the recipe's value where a key is missing or null; what is no mapping stays as it is."""
-    if not isinstance(given, dict):
-        return given
+def fill(given: dict[str, Any], recipe: str) -> dict[str, Any]:
+    """`given` (nested) with the recipe's value where a key is missing or null."""
     filled = dict(given)
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            filled[key] = fill(given.get(key) or {}, value)
-        elif given.get(key) is None:
-            filled[key] = value
+    for section, of_section in values(recipe).items():
+        own = given.get(section) or {}
+        if isinstance(own, dict):  # else it is an error, which the check of the types finds
+            kept = {name: value for name, value in own.items() if name not in of_section or value not in (None, "null")}
+            filled[section] = of_section | kept
     return filled

@@ -62,7 +62,7 @@ class Config(Section):
     @classmethod
     def _fill_from_recipe(cls, values: Any) -> Any:
         recipe = values.get("recipe", "paper") if isinstance(values, dict) else None
-        return recipes.fill(values, recipes.values(recipe)) if recipe in recipes.RECIPES else values
+        return recipes.fill(values, recipe) if recipe in recipes.RECIPES else values
 
     @property
     def output_path(self) -> Path:

@@ -30,10 +30,10 @@ class Workers(Section):
 
     @property
     def load_limits(self) -> Limits:
-        """For one mesh."""
+        """Of one mesh."""
         return Limits(self.load_timeout_seconds, self.load_memory_mb)
 
     @property
     def fit_limits(self) -> Limits:
-        """For one splat on a CPU."""
+        """Of one splat on a CPU."""
         return Limits(self.fit_timeout_seconds, self.fit_memory_mb)

@@ -1,4 +1,4 @@
-"""Many objects in one call on a GPU, while threads read ahead and finish behind."""
+"""Many objects in one call on a GPU, while threads read the next batch and finish the last."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -26,12 +26,12 @@ def in_batches(
     """Yields each task with its row and files, or with its error as text.
 
     Args:
-        size: objects a batch; halved when the GPU's memory runs out.
-        read: from a task's payload to what `compute` takes; what it raises is the object's own error. It may be called
+        size: objects per batch; halved when the GPU's memory runs out.
+        read: makes an input of `compute` from a task's payload. What it raises is the object's error. It may be called
             again for the same object.
-        compute: from a list of these to as many results.
-        finish: from a result, and what it was made from, to the object's row and files.
-        lower: the keys to lower where not even one object fits.
+        compute: makes a list of as many outputs from a list of inputs.
+        finish: makes the object's row and files from its output and input.
+        lower: the keys to lower if not even one object fits.
 
     Raises:
         ClipgsError: one object alone does not fit into the GPU's memory.
@@ -47,7 +47,7 @@ def in_batches(
                 if index not in reading:
                     reading[index] = pool.submit(read, tasks[index].payload)
             batch = range(first, min(first + size, len(tasks)))
-            # not to be used again: generators in what was read will have moved on
+            # Inputs are read again after a failure: generators in them may be partly consumed.
             results = {index: _result(reading.pop(index)) for index in batch}
             inputs = {index: result for index, result in results.items() if not isinstance(result, str)}
             try:
@@ -57,24 +57,22 @@ def in_batches(
                     raise ClipgsError(f"one object does not fit into the GPU's memory; lower {lower}") from None
                 size = max(1, len(inputs) // 2)
                 torch.cuda.empty_cache()
-                log.warning("the GPU's memory does not hold the batch; going on with %d objects a batch", size)
+                log.warning("the batch does not fit into the GPU's memory; going on with %d objects a batch", size)
                 continue
             for index in batch:
                 if isinstance(error := results[index], str):
                     yield tasks[index], error
-            for index, future in finishing.items():
-                yield tasks[index], _result(future)
+            yield from ((tasks[index], _result(future)) for index, future in finishing.items())
             finishing = {
                 index: pool.submit(finish, result, inputs[index])
                 for index, result in zip(inputs, computed, strict=True)
             }
             first = batch.stop
-        for index, future in finishing.items():
-            yield tasks[index], _result(future)
+        yield from ((tasks[index], _result(future)) for index, future in finishing.items())
 
 
 def _result(future: Future[Any]) -> Any:
-    """What a thread gave, or its error as text."""
+    """The result of a thread, or its error as text."""
     import torch
 
     try:

@@ -29,8 +29,7 @@ def write_table(path: Path, rows: list[dict[str, Any]], schema: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    unknown = {key for row in rows for key in row} - set(schema.names)
-    if unknown:
+    if unknown := {key for row in rows for key in row} - set(schema.names):
         raise ValueError(f"columns {sorted(unknown)} are not in the schema of {path}")
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
@@ -52,7 +51,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 class TarWriter:
     """Writes a tar whose bytes depend on its members alone; it appears whole or not at all.
 
-    Use as a context manager; members stand in the order in which they are added.
+    Use as a context manager; members keep the order in which they are added.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +72,7 @@ class TarWriter:
 
 
 class Members(NamedTuple):
-    """Where one object's files lie in a tar: enough for a worker to read them without an index of its own."""
+    """The places of one object's files in a tar: a worker reads them without an index of its own."""
 
     path: str
     entries: tuple[tuple[str, int, int], ...]  # name, offset, bytes
@@ -102,7 +101,7 @@ def tar_objects(path: Path) -> dict[str, Members]:
         for info in tar:
             uid, name = re.split(r"[/.]", info.name, maxsplit=1)
             entries.setdefault(uid, []).append((name, info.offset_data, info.size))
-            # Keeps no list of what is behind; the standard library's stubs leave this attribute out.
+            # Keeps no list of the members that were read; the standard library's stubs leave this attribute out.
             tar.members = []  # type: ignore[attr-defined]
     return {uid: Members(str(path), tuple(found)) for uid, found in entries.items()}
 
@@ -131,7 +130,7 @@ def write_tensors(
 
     Args:
         arrays: of numpy, or tensors on the CPU that need no gradient.
-        metadata: values of JSON. They stand under one key: several keys the package would order by chance.
+        metadata: values of JSON. They are kept under one key: safetensors writes several keys in a random order.
         checksum: whether the file gets a sidecar, as all files of the output but training states do.
     """
     import numpy as np

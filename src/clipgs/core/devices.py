@@ -1,13 +1,11 @@
-"""Which GPUs there are, those of this process, and their compiler. Imports nothing heavy: Snakemake counts GPUs when it
-parses.
+"""The GPUs of the machine, those of this process, and their compiler. Imports nothing heavy: Snakemake counts GPUs.
 
-Several processes of one machine share its GPUs by lock files: whoever takes one holds its lock until it ends, however
-it ends. Where a batch system or the process that started this one chose the GPU, its choice stands.
+Several processes of one machine share its GPUs by lock files: a process that takes a GPU holds its lock until it ends.
+Where a batch system or the process that started this one chose the GPU, its choice is kept.
 """
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -22,7 +20,7 @@ from clipgs.core.errors import ClipgsError
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Set where another has chosen: a batch system, or the starter of the several processes that train one model.
+# Set where the GPU is chosen already: by a batch system, or by the parent of the processes that train one model.
 _CHOSEN_BY = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "WORLD_SIZE")
 _ASK_AGAIN_SECONDS = 1.0
 _held: list[FileLock] = []  # the locks of the GPUs that this process took, kept until it ends
@@ -31,15 +29,15 @@ _held: list[FileLock] = []  # the locks of the GPUs that this process took, kept
 def visible_gpus(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> list[str]:
     """Names of the NVIDIA GPUs that a process may use, as CUDA_VISIBLE_DEVICES takes them.
 
-    What that variable says, where it is set; else one for each device file of the driver. No driver is started, which
-    can take seconds: a broken one is found when a fit starts.
+    These are the names in that variable if it is set, and else one for each device file of the driver. No driver is
+    started, which can take seconds: a broken one is found when a fit starts.
     """
     if VISIBLE in environment:
         names = [name.strip() for name in environment[VISIBLE].split(",")]
         # CUDA ignores what follows the first name that it does not know, and -1 is none
         return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
-    numbers = [re.fullmatch(r"nvidia(\d+)", file.name) for file in (root / "dev").glob("nvidia[0-9]*")]
-    count = sum(number is not None for number in numbers) or (root / "dev" / "dxg").exists()  # Windows shows it as one
+    devices = sum(file.name.removeprefix("nvidia").isdigit() for file in (root / "dev").glob("nvidia[0-9]*"))
+    count = devices or (root / "dev" / "dxg").exists()  # Windows shows all as one
     return [str(index) for index in range(count)]
 
 
@@ -47,11 +45,11 @@ def take_gpus(count: int = 1, *, alone: bool = True, environment: MutableMapping
     """Takes GPUs for the life of this process, before CUDA starts: it sets CUDA_VISIBLE_DEVICES.
 
     Args:
-        count: so many, or as many as there are; 0: all.
-        alone: waits until no other process of this user's has taken them alone; else takes any one.
+        count: how many, or all if there are fewer; 0: all.
+        alone: waits until no other process of this user has taken them alone; else takes any one.
 
     Returns:
-        Their names; none where there is nothing to choose from, or where others have chosen.
+        Their names; none if there are no GPUs, or if the batch system or the parent process chose.
     """
     gpus = visible_gpus(environment)
     if _held or not gpus or any(name in environment for name in _CHOSEN_BY):
@@ -62,11 +60,11 @@ def take_gpus(count: int = 1, *, alone: bool = True, environment: MutableMapping
 
 
 def _locked(gpus: list[str], count: int) -> list[str]:
-    """The first `count` of them that are free at one moment. Part of them is not kept, or two could wait for ever."""
+    """Waits until `count` GPUs are free, and takes them all at once: two processes with a part each would block."""
     folder = Path(tempfile.gettempdir()) / f"clipgs-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     locks = {gpu: FileLock(folder / f"{gpu}.lock", blocking=False, thread_local=False) for gpu in gpus}
-    told = False
+    waiting = False
     while True:
         taken: list[str] = []
         for gpu, lock in locks.items():
@@ -79,9 +77,9 @@ def _locked(gpus: list[str], count: int) -> list[str]:
             return taken
         for gpu in taken:
             locks[gpu].release()
-        if not told:
+        if not waiting:
             log.info("waiting for %d of the GPUs %s: other runs of yours hold them", count, ", ".join(gpus))
-            told = True
+        waiting = True
         time.sleep(_ASK_AGAIN_SECONDS)
 
 
@@ -93,8 +91,9 @@ def find_nvcc() -> str | None:
 
 
 def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
-    """`cuda` or `cpu`: what is `wanted` (`auto`: what is there). Of several GPUs this process takes `gpus` (0: all):
-    free ones if `alone`, for a fit keeps one busy; drawing leaves it idle most of the time.
+    """`cuda` or `cpu`, as `wanted` (`auto`: cuda if there is a GPU). This process takes `gpus` of the GPUs (0: all).
+
+    With `alone` it takes GPUs that no other process has: a fit keeps a GPU busy, rendering does not.
 
     Raises:
         ClipgsError: CUDA is wanted, and torch sees none.
@@ -104,10 +103,8 @@ def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:
     take_gpus(gpus, alone=alone)
     import torch  # once the GPU is chosen, and not at all where there is none
 
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
-        raise ClipgsError(
-            "config: device = cuda, but torch sees no GPU; `clipgs doctor` says why, `device: cpu` goes on"
-        )
-    return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise ClipgsError("config: device = cuda, but torch sees no GPU; see `clipgs doctor`, or set `device: cpu`")
+    return "cpu"

@@ -9,7 +9,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class ClipgsError(Exception):
-    """The run cannot go on (configuration, disk, a damaged file). Its text is one line for the person who reads it."""
+    """The run cannot continue (configuration, disk, a damaged file). Its text is one line for the user."""
 
 
 class UsageError(ClipgsError):
@@ -17,17 +17,17 @@ class UsageError(ClipgsError):
 
 
 class ObjectError(Exception):
-    """One object's own fault. Its text is one plain sentence, and becomes the error of the object's row."""
+    """An error of one object. Its text is one plain sentence, and becomes the error of the object's row."""
 
 
 def describe_error(error: BaseException) -> str:
-    """`Class: first sentence`, as it stands in a row of a table."""
+    """`Class: first sentence`, as a row of a table has it."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:300]}"
 
 
 def advice(error: OSError, setting: str = "output") -> str:
-    """What a person can do about a disk's error, to stand behind its text: `; free some space ...`, or nothing.
+    """What a person can do about a disk's error, to be added to its text: `; free some space ...`, or nothing.
 
     `setting` is the key of the configuration that names the folder.
     """

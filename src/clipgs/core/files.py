@@ -4,10 +4,10 @@ Every file of the output is written under a temporary name in its own folder and
 sidecar (`NAME.check`), which the next reader verifies.
 """
 
+import glob
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,21 +27,16 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + SIDECAR)
 
 
-def _replace(path: Path, temporary: Path) -> None:
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that becomes `path` if the block ends well, and goes if it does not."""
-    path = Path(path)
+    """Yields a temporary path beside `path`. It is renamed to `path` if the block ends well, and else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         yield temporary
-        _replace(path, temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     finally:
         with suppress(OSError):  # the folder itself may be what cannot be written
             temporary.unlink(missing_ok=True)
@@ -51,11 +46,10 @@ def whole(path: Path) -> Iterator[Path]:
 def atomic(path: Path) -> Iterator[Path]:
     """As `whole`, with a sidecar that `check` reads.
 
-    What a killed writer of the same file left behind is removed first; should that writer still live (an orphan on
-    another host), its rename fails and the newer file stands.
+    Temporary files that a killed writer of the same file left are removed first. If that writer still lives (on another
+    host), its rename fails and the newer file is kept.
     """
-    path = Path(path)
-    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         leftover.unlink(missing_ok=True)
     with whole(path) as temporary:
         yield temporary
@@ -66,11 +60,6 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.write_text(json.dumps({"bytes": size, "sha256": digest}) + "\n")
 
 
-def glob_escape(name: str) -> str:
-    """`name` as a glob pattern that matches only itself."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
 def check(path: Path) -> None:
     """Verifies a file of the output against its sidecar.
 
@@ -79,11 +68,10 @@ def check(path: Path) -> None:
     Raises:
         ClipgsError: the file is missing, unfinished or damaged; the text names the command that makes it again.
     """
-    path = Path(path)
-    again = f"make it again with: {snakemake('--rerun-incomplete', path)}"
     reason = damage(path)
     if reason is None:
         return
+    again = f"make it again with: {snakemake('--rerun-incomplete', path)}"
     if not path.exists():
         raise ClipgsError(f"{path} {reason}; {again}")
     damaged = path.with_name(path.name + ".damaged")
@@ -93,7 +81,7 @@ def check(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of the output, held against its sidecar; None where it is whole. Changes nothing."""
+    """What is wrong with a file of the output, compared with its sidecar; None where it is whole. Changes nothing."""
     if not path.exists():
         return "is missing"
     try:

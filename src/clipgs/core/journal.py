@@ -15,12 +15,11 @@ from clipgs.core.files import whole
 class Journal:
     """Finished objects of one shard and stage, kept until the shard's file is assembled.
 
-    An entry is keyed by uid, inputs and settings, so that after a kill what is done is taken and nothing stale is.
+    An entry is keyed by uid, inputs and settings: after a kill, finished objects are reused and stale ones are not.
     """
 
     def __init__(self, folder: Path, settings: str) -> None:
-        self.folder = Path(folder)
-        self._settings = settings
+        self.folder, self._settings = folder, settings
 
     def key(self, inputs: str) -> str:
         """Names what an object was made of: the same inputs and settings give the same 20 hex digits."""

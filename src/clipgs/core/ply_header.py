@@ -1,4 +1,4 @@
-"""The header of PLY files, which meshes and splats share: what stands in it, and how many bytes it promises."""
+"""The header of PLY files, for meshes and splats: its elements, and how many bytes follow."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -59,10 +59,10 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         yield from (path for path in (folder, *folder.parents) if path.is_relative_to(base) and path.is_dir())
 
 
-def _numbers(path: Path) -> list[float]:
-    """The numbers of a control file; none where there is no file or no limit."""
+def _numbers(folder: Path, *names: str) -> list[float]:
+    """The numbers in control files; none where a file is missing or sets no limit."""
     try:
-        return [float(word) for word in path.read_text().split()]
+        return [float(word) for name in names for word in (folder / name).read_text().split()]
     except (OSError, ValueError):  # "max" is no number
         return []
 
@@ -70,27 +70,20 @@ def _numbers(path: Path) -> list[float]:
 def _quotas(root: Path) -> Iterator[float]:
     """Cores that each control group allows, where it sets a limit."""
     for folder in _groups(root, "cpu"):
-        for numbers in (
-            _numbers(folder / "cpu.max"),
-            _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us"),
-        ):
-            if len(numbers) == 2 and min(numbers) > 0:  # v1 writes -1 for no limit
+        for numbers in (_numbers(folder, "cpu.max"), _numbers(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            if numbers and min(numbers) > 0:  # v1 writes -1 for no limit
                 yield numbers[0] / numbers[1]
 
 
 def _groups_free_bytes(root: Path) -> Iterator[float]:
     for folder in _groups(root, "memory"):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            numbers = _numbers(folder / limit_name) + _numbers(folder / used_name)
-            if len(numbers) == 2:
-                yield numbers[0] - numbers[1] + _reclaimable_bytes(folder)
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            if numbers := _numbers(folder, *names):
+                yield numbers[0] - numbers[1] + _file_cache_bytes(folder)
 
 
-def _reclaimable_bytes(folder: Path) -> float:
-    """File cache, which counts as used and is given up on demand."""
+def _file_cache_bytes(folder: Path) -> float:
+    """File cache counts as used memory, but the kernel frees it on demand."""
     try:
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""What every stage has in common: the way over one shard's objects, from input rows to a table and a bundle.
+"""What every stage has in common: the loop over one shard's objects, from input rows to a table and a bundle.
 
-A stage turns each object of a shard into a row and a few files. Finished objects are kept in a journal, so that a stage
-that was killed goes on where it was; failed ones become rows; the shard's own files are assembled at the end.
+A stage turns each object of a shard into a row and a few files. A journal keeps finished objects, so that a stage that
+was killed resumes. Failed objects become rows. The shard's own files are assembled at the end.
 """
 
 import logging
@@ -32,20 +32,14 @@ _LOG_EVERY_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work on one shard.
-
-    Attributes:
-        folder: of its files under `output`.
-        settings: what its result depends on, as canonical JSON.
-        max_failed_fraction: `workers.max_failed_fraction`.
-    """
+    """A stage's work on one shard."""
 
     output: Path
     stage: str
     shard: str
-    folder: str
-    settings: str
-    max_failed_fraction: float
+    folder: str  # of its files under `output`
+    settings: str  # what its result depends on, as canonical JSON
+    max_failed_fraction: float  # `workers.max_failed_fraction`
 
     def __str__(self) -> str:
         return f"{self.stage} {self.shard}"
@@ -61,7 +55,7 @@ class Job:
 
     @property
     def mark(self) -> Path:
-        """The file that says who works on it, or how that failed; none once it is done."""
+        """The file with the process that works on it, or with its error; removed once it is done."""
         return self.output / "work" / self.stage / f"{self.shard}.json"
 
 
@@ -82,17 +76,12 @@ def good(rows: list[Row]) -> dict[str, Row]:
     return {row["uid"]: row for row in rows if row["status"] == "ok"}
 
 
-def failed(uid: str, error: str) -> Row:
-    """The row of an object that failed."""
-    return {"uid": uid, "status": "failed", "error": error}
-
-
 @contextmanager
 def marked(job: Job) -> Iterator[None]:
-    """Leaves a mark while the stage runs and when it fails; clears away what only helped once its files are whole.
+    """Writes a mark while the stage runs and when it fails; removes mark and journal once its files are whole.
 
-    The commands use it. The journal goes last: should the disk fill while the table is written, what was made is still
-    there. Who calls a stage's function without this keeps the journal, and a repeated call takes all from it.
+    The commands use it. The journal is removed last: if the disk fills while the table is written, finished objects are
+    kept. A call of a stage's function without this keeps the journal, and a repeated call takes all objects from it.
     """
     at_work = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
 
@@ -131,30 +120,18 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and (now - self._last > _LOG_EVERY_SECONDS):
             self._last = now
-            left = (now - self._start) / self._done * (self._total - self._done)
-            log.info(
-                "%s: %d of %d %ss, %.4g a second, %d failed, %.0f s left",
-                self._what,
-                self._done,
-                self._total,
-                self._unit,
-                self._done / (now - self._start),
-                self._failed,
-                left,
-            )
+            rate = self._done / (now - self._start)
+            left = (self._total - self._done) / rate
+            self._log(f"{self._done} of {self._total} {self._unit}s, {rate:.4g} a second", f"{left:.0f} s left")
 
     def close(self) -> None:
         """Ends the bar and logs what was done."""
         self._bar.close()
         if self._done:
-            log.info(
-                "%s: %d %ss in %.1f s, %d failed",
-                self._what,
-                self._done,
-                self._unit,
-                time.monotonic() - self._start,
-                self._failed,
-            )
+            self._log(f"{self._done} {self._unit}s in {time.monotonic() - self._start:.1f} s")
+
+    def _log(self, done: str, *more: str) -> None:
+        log.info("%s: %s", self._what, ", ".join([done, f"{self._failed} failed", *more]))
 
 
 def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tuple[Row, Files]]:
@@ -178,17 +155,15 @@ def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tupl
             errors[task.uid] = result
             log.warning("%s: %s failed: %s", job, task.uid, result)
         else:
-            row, files = result
-            journal.put(task.uid, keys[task.uid], row, files)
+            journal.put(task.uid, keys[task.uid], *result)
         progress.step(ok=not isinstance(result, str) and result[0].get("status", "ok") == "ok")
     progress.close()
     fail_as_a_whole(job, errors, len(tasks))
     for task in tasks:
         if task.uid in errors:
-            yield failed(task.uid, errors[task.uid]), []
+            yield {"uid": task.uid, "status": "failed", "error": errors[task.uid]}, []
             continue
-        entry = journal.get(task.uid, keys[task.uid])
-        if entry is None:
+        if (entry := journal.get(task.uid, keys[task.uid])) is None:
             raise ClipgsError(f"{journal.folder} lost {task.uid} while it was in use; run the same command again")
         row, files = entry
         yield {"uid": task.uid, "status": "ok", "error": None, **row, "key": keys[task.uid]}, files
@@ -226,10 +201,9 @@ def write_objects(
 
 
 def fail_as_a_whole(job: Job, errors: dict[str, str], total: int) -> None:
-    """Stops a stage whose objects nearly all failed: then the fault is hardly theirs."""
+    """Stops a stage if nearly all of its objects failed: the cause is then hardly in the objects."""
     if total >= _SHARD_TO_FAIL_AS_A_WHOLE and len(errors) > job.max_failed_fraction * total:
-        common = Counter(errors.values()).most_common(3)
-        reasons = "; ".join(f"{count} x {error}" for error, count in common)
+        reasons = "; ".join(f"{count} x {error}" for error, count in Counter(errors.values()).most_common(3))
         raise ClipgsError(f"{job}: {len(errors)} of {total} objects failed: {reasons}")
 
 

@@ -1,7 +1,6 @@
-"""Worker processes with limits, for work on files that nobody vouches for.
+"""Worker processes with limits, for work on files of unknown quality.
 
-A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others
-go on.
+A task that raises, runs too long, takes too much memory or kills its process becomes a `Failure`; the others continue.
 """
 
 import logging
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from clipgs.core.errors import ClipgsError, describe_error
@@ -24,30 +24,20 @@ from clipgs.core.processes import end_with, free_memory_bytes, usable_cores
 
 _log = logging.getLogger(__name__)
 
-# A worker loads trimesh and OpenGL once (about a second) and is replaced after this many tasks, so that what
-# graphics drivers and decoders never give back cannot add up.
+# A worker loads trimesh and OpenGL once (about a second). It is replaced after this many tasks, which bounds the leaks
+# of graphics drivers and decoders.
 _TASKS_A_WORKER = 64
-
-# Exit code of a worker that saw itself over its memory.
-_OVER_MEMORY = 86
-
-# Address space that is reserved and never touched (thread stacks, allocator arenas, the compiler inside
-# llvmpipe) counts for RLIMIT_DATA, not for the memory in use.
+_OVER_MEMORY = 86  # exit code of a worker that found itself over its memory
+# Address space that is reserved but never touched (thread stacks, allocator arenas, the compiler inside llvmpipe)
+# counts for RLIMIT_DATA, but not for the memory in use.
 _RESERVED_MB = 1024
-
 _WATCH_SECONDS = 0.05
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "LP_NUM_THREADS",  # Mesa's llvmpipe
-)
+_ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMBA", "LP")  # LP: Mesa's llvmpipe
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a task that gave no result: `Class: one sentence`."""
+    """Why a task gave no result: `Class: one sentence`."""
 
     error: str
 
@@ -59,14 +49,12 @@ def run(
     workers: int,
     timeout_seconds: float,
     memory_mb: int,
-    progress: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Calls `function(task)` for every task in spawned processes.
 
-    Yields (index of the task, result or `Failure`) in the order in which they finish; `progress` is called
-    after each. `function` must be importable by name, tasks and results picklable. Tasks are drawn as workers
-    come free. Each task may run for `timeout_seconds` and its process hold `memory_mb`. A worker uses one
-    thread and dies with its parent.
+    Yields (index of the task, result or `Failure`) in the order in which they finish. `function` must be importable by
+    name, tasks and results picklable. A task starts when a worker is free; it may run for `timeout_seconds` and
+    its process hold `memory_mb`. A worker uses one thread and dies with its parent.
 
     Raises:
         ClipgsError: a task raised it; no other task would fare better.
@@ -82,7 +70,7 @@ def run(
     running: dict[Future[bytes], int] = {}
     try:
         while True:
-            # One task more than workers lies ready; more would only wait where a crash could reach them.
+            # One task more than workers is queued: with more, a crash could reach them.
             while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
                 # Pickled here and opened under guard: pebble loses a task that its worker cannot open.
                 call = pickle.dumps((function, entry[1]))
@@ -93,8 +81,6 @@ def run(
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
                 index = running.pop(finished)
                 yield index, _outcome(finished, timeout_seconds, memory_mb)
-                if progress is not None:
-                    progress()
         pool.close()
     finally:
         pool.stop()  # what still runs, where the caller gave up
@@ -109,8 +95,7 @@ def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> A
     except ProcessExpired as expired:
         if expired.exitcode == _OVER_MEMORY:
             return _too_much_memory(memory_mb)
-        if expired.exitcode < 0:
-            number = -expired.exitcode
+        if (number := -expired.exitcode) > 0:
             return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})")
         return Failure(f"Killed: the worker ended with exit code {expired.exitcode}")
     if isinstance(outcome, ClipgsError):
@@ -122,12 +107,8 @@ def _too_much_memory(memory_mb: int) -> Failure:
     return Failure(f"MemoryError: needed more than {memory_mb} MB")
 
 
-# --- inside a worker ----------------------------------------------------------------------------------------
-
-
 def _start_worker(parent: int, memory_mb: int) -> None:
-    for variable in _THREAD_VARIABLES:
-        os.environ[variable] = "1"
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in _ONE_THREAD}
     end_with(parent)
     limit = (memory_mb + _RESERVED_MB) << 20
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -151,21 +132,16 @@ def _guarded(call: bytes, memory_mb: int) -> bytes:
         _log.debug("task failed", exc_info=True)
         return pickle.dumps(Failure(describe_error(error)))
     finally:
-        # Joined before the result is sent: a worker that ends in the middle of that would take the pool
-        # with it.
+        # Joined before the result is sent: a worker that ends while it sends would break the pool.
         finished.set()
         watch.join()
 
 
 def _watch_memory(finished: threading.Event, limit_bytes: int) -> None:
-    page = resource.getpagesize()
+    process = psutil.Process()
     while not finished.wait(_WATCH_SECONDS):
-        with open("/proc/self/statm") as statm:
-            if int(statm.read().split()[1]) * page > limit_bytes:
-                os._exit(_OVER_MEMORY)
-
-
-# --- how many -----------------------------------------------------------------------------------------------
+        if process.memory_info().rss > limit_bytes:
+            os._exit(_OVER_MEMORY)
 
 
 def usable_workers(threads: int, memory_mb_per_worker: int, root: Path = Path("/")) -> int:

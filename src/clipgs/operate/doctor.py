@@ -1,7 +1,7 @@
-"""What this machine has of what a run needs, and for each gap the one command or setting that closes it.
+"""What this machine has of what a run needs, and for each gap the command or setting that closes it.
 
-Whatever could crash or hang an interpreter (torch, a GPU driver, OpenGL) is tried in a process of its own,
-under a time limit. The Makefile runs one of those processes too: `python -m clipgs.operate.doctor opengl`.
+What could crash or hang an interpreter (torch, a GPU driver, OpenGL) is tried in a process of its own, with a time
+limit. The Makefile runs one of these processes too: `python -m clipgs.operate.doctor opengl`.
 """
 
 import importlib.util
@@ -29,31 +29,27 @@ OPENGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
 TORCH_PAIR = "pip install --force-reinstall -c requirements.lock torch torchvision"
 
 Status = Literal["ok", "note", "missing"]
+Row = tuple[Status, str, str]  # status, what was found, remedy
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.
-
-    status: `ok`; `note`, a run goes on without it; `missing`, a run fails without it.
-    found: what is there. remedy: what to do about it, empty where nothing need be done.
-    """
+    """One line of the report."""
 
     name: str
-    status: Status
+    status: Status  # note: a run works without it; missing: a run fails without it
     found: str
     remedy: str = ""
 
 
 def doctor(output: Path = Path("results")) -> list[Check]:
-    """Look at this machine, and at the disk that a run would fill; `output` need not exist yet.
+    """Looks at this machine, and at the disk that a run would fill; `output` need not exist yet.
 
     Never raises: a check that fails is itself a row.
     """
-    driver = _tried(_driver)
-    torch = _tried(_probe, "torch")
+    driver, torch = _tried(_driver), _tried(_probe, "torch")
     return [
-        _checked("Python", _python),
+        Check("Python", "ok", f"{platform.python_version()} ({sys.executable})"),  # pip refuses one that is too old
         _checked("torch", _torch, torch),
         _checked("torchvision", _torchvision, torch),
         _checked("CUDA driver", _cuda_driver, driver),
@@ -79,12 +75,11 @@ def format(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _checked(name: str, check: Callable[..., tuple[Status, str, str]], *facts: Any) -> Check:
+def _checked(name: str, check: Callable[..., Row], *facts: Any) -> Check:
     try:
         return Check(name, *check(*facts))
-    except Exception as error:  # the doctor's whole purpose is to report on machines nobody foresaw
-        found = f"could not be checked: {describe_error(error)}"
-        return Check(name, "note", found, "look at this by hand; a run may work")
+    except Exception as error:  # of any kind: the doctor reports on machines that nobody foresaw
+        return Check(name, "note", f"could not be checked: {describe_error(error)}", "check by hand; a run may work")
 
 
 def _tried(look: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
@@ -94,17 +89,15 @@ def _tried(look: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
         return {"error": describe_error(error)}
 
 
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    nothing, limit = subprocess.DEVNULL, PROBE_SECONDS
+    return subprocess.run(command, stdin=nothing, capture_output=True, errors="replace", timeout=limit)
+
+
 def _probe(name: str) -> dict[str, Any]:
-    """Run one of PROBES in a process of its own; what it found, or `error` and why."""
+    """Runs one of PROBES in a process of its own: what it found, or `error` and why."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "clipgs.operate.doctor", name],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        done = _run(sys.executable, "-m", "clipgs.operate.doctor", name)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PROBE_SECONDS} s"}
     if done.returncode < 0:
@@ -114,42 +107,34 @@ def _probe(name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# The checks. Each returns status, what was found, and the remedy.
-
-
-def _python() -> tuple[Status, str, str]:
-    return "ok", f"{platform.python_version()} ({sys.executable})", ""  # pip refuses one that is too old
-
-
-def _torch(torch: dict[str, Any]) -> tuple[Status, str, str]:
+def _torch(torch: dict[str, Any]) -> Row:
     if "error" in torch:
         return "missing", torch["error"], "make .venv (or: pip install -c requirements.lock -e .)"
     return "ok", torch["version"], ""
 
 
-def _torchvision(torch: dict[str, Any]) -> tuple[Status, str, str]:
+def _torchvision(torch: dict[str, Any]) -> Row:
     if "error" in torch:
         return "note", "torch does not import", ""
     if torch["torchvision_error"]:
-        # Usually a CPU-only torch from one place beside a CUDA-linked torchvision from another.
-        return "missing", f"not the pair of this torch ({torch['torchvision_error']})", TORCH_PAIR
+        # Usually a CPU-only torch from one index and a CUDA-linked torchvision from another.
+        return "missing", f"not built for this torch ({torch['torchvision_error']})", TORCH_PAIR
     return "ok", torch["torchvision"], ""
 
 
 def _driver() -> dict[str, Any]:
     """NVIDIA's driver, by nvidia-smi or, in containers without that, by libcuda; `found` is empty without."""
     if smi := shutil.which("nvidia-smi"):
-        query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        done = subprocess.run([smi, *query], capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = _run(smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
         if done.returncode == 0 and done.stdout.strip():
-            return {"found": "; ".join(line.strip() for line in done.stdout.splitlines())}
+            return {"found": "; ".join(map(str.strip, done.stdout.splitlines()))}
         reason = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
         return {"error": f"nvidia-smi: {reason[0]}"}
     library = _probe("libcuda")
     return {"found": "" if "error" in library else f"libcuda for CUDA {library['cuda']}"}
 
 
-def _cuda_driver(driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _cuda_driver(driver: dict[str, Any]) -> Row:
     if "error" in driver:
         return "note", driver["error"], "reload or reinstall NVIDIA's driver; until then: device: cpu"
     if not driver["found"]:
@@ -158,7 +143,7 @@ def _cuda_driver(driver: dict[str, Any]) -> tuple[Status, str, str]:
     return "ok", driver["found"], ""
 
 
-def _cuda_in_torch(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _cuda_in_torch(torch: dict[str, Any], driver: dict[str, Any]) -> Row:
     if "error" in torch:
         return "note", "torch does not import", ""
     if torch["devices"]:
@@ -168,14 +153,10 @@ def _cuda_in_torch(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Statu
     if torch["cuda"] is None:
         return "missing", "a GPU is there, but this torch is a CPU-only build", TORCH_PAIR
     found = f"a GPU is there, but torch cannot use it: {torch['cuda_error'] or 'it gives no reason'}"
-    return (
-        "missing",
-        found,
-        f"check CUDA_VISIBLE_DEVICES, or update the driver to one for CUDA {torch['cuda']}",
-    )
+    return "missing", found, f"check CUDA_VISIBLE_DEVICES, or update the driver to one for CUDA {torch['cuda']}"
 
 
-def _c_compiler(driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _c_compiler(driver: dict[str, Any]) -> Row:
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return "ok", path, ""
@@ -183,14 +164,14 @@ def _c_compiler(driver: dict[str, Any]) -> tuple[Status, str, str]:
     return "note", f"none: {use}", "sudo apt-get install -y build-essential"
 
 
-def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> Row:
     wanted = torch.get("cuda")
     nvcc = find_nvcc()
     if nvcc is None:
         use = "gsplat's extension is built with it" if driver.get("found") else "only a GPU run needs it"
         toolkit = f"the CUDA {wanted} toolkit" if wanted else "the CUDA toolkit"
         return "note", f"no nvcc: {use}", f"install {toolkit} and set CUDA_HOME"
-    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    done = _run(nvcc, "--version")
     version = re.search(r"release (\d+)\.(\d+)", done.stdout)
     if done.returncode or not version:
         return "note", f"{nvcc} does not run", "set CUDA_HOME to a CUDA toolkit that works"
@@ -201,14 +182,15 @@ def _cuda_compiler(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Statu
     return "ok", found, ""
 
 
-def _gsplat(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _gsplat(torch: dict[str, Any], driver: dict[str, Any]) -> Row:
     gpu = bool(driver.get("found"))
     lacking: Status = "missing" if gpu else "note"
-    spec = importlib.util.find_spec("gsplat")  # found, not imported: the import starts the build
+    spec = importlib.util.find_spec("gsplat")  # not imported: the import starts the build
     if spec is None or spec.origin is None:
         use = "the GPU engine needs it" if gpu else "only a GPU run needs it"
         return lacking, f"not installed: {use}", "pip install -c requirements.lock -e '.[gpu]'" if gpu else ""
-    if any(Path(spec.origin).parent.glob("csrc*.so")) or (Path(spec.origin).parent / "csrc.py").is_file():
+    folder = Path(spec.origin).parent
+    if any(folder.glob("csrc*.so")) or (folder / "csrc.py").is_file():
         return "ok", "installed with its extension", ""
     if "error" in torch:
         return "note", "installed, but torch does not import", ""
@@ -221,21 +203,20 @@ def _gsplat(torch: dict[str, Any], driver: dict[str, Any]) -> tuple[Status, str,
     return "note", "installed, its extension will be built at first use (a minute or more)", ""
 
 
-def _opengl(driver: dict[str, Any]) -> tuple[Status, str, str]:
+def _opengl(driver: dict[str, Any]) -> Row:
     frame = _probe("opengl")
     if "error" in frame:
         found = f"no frame can be drawn through EGL ({frame['error']})"
         return "missing", found, f"sudo apt-get install -y {OPENGL_PACKAGES}"
     found = f"a frame was drawn by {frame['renderer']}"
-    if not re.search("llvmpipe|softpipe|swrast", frame["renderer"]):
-        return "ok", found, ""
-    if driver.get("found"):
+    on_cpu = re.search("llvmpipe|softpipe|swrast", frame["renderer"])
+    if on_cpu and driver.get("found"):
         remedy = "install the driver's OpenGL part (in a container: NVIDIA_DRIVER_CAPABILITIES=all)"
         return "note", f"{found}, on the CPU, though a GPU is there", remedy
-    return "ok", f"{found}, on the CPU", ""
+    return "ok", f"{found}, on the CPU" if on_cpu else found, ""
 
 
-def _disk(output: Path) -> tuple[Status, str, str]:
+def _disk(output: Path) -> Row:
     folder = output.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -250,19 +231,16 @@ def _disk(output: Path) -> tuple[Status, str, str]:
     return "ok", found, ""
 
 
-def _cores() -> tuple[Status, str, str]:
+def _cores() -> Row:
     return "ok", f"{usable_cores()} of {os.cpu_count()} usable", ""
 
 
-def _memory() -> tuple[Status, str, str]:
+def _memory() -> Row:
     usable = free_memory_bytes() / GIB
     found = f"{usable:.1f} GiB usable of {psutil.virtual_memory().total / GIB:.0f}"
     if usable < 2:
         return "note", found, "close other programs, or run with --cores 1; a worker takes up to 1.5 GiB"
     return "ok", found, ""
-
-
-# The probes: each runs in a process of its own and returns what it found.
 
 
 def _probe_torch() -> dict[str, Any]:
@@ -303,7 +281,7 @@ def _probe_libcuda() -> dict[str, Any]:
 
 
 def _probe_opengl() -> dict[str, Any]:
-    """Draw one red triangle with pyrender through EGL, and look at its middle."""
+    """Draws one red triangle with pyrender through EGL, and checks its middle."""
     import numpy as np
 
     from clipgs.meshes.headless import import_pyrender

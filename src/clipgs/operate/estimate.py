@@ -1,7 +1,6 @@
 """What a run will need, from measured rates: disk, jobs and hours a stage, before anything is started.
 
-The rates were read off the benchmarks (docs/scaling.md says on which machines); they tell the size of a run, not its
-end to the hour.
+The rates come from the benchmarks (docs/scaling.md names the machines). They give the size of a run, not its exact end.
 """
 
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ OBJECT_BYTES = 30_000  # tar headers and the JSON with 36 cameras
 
 # Seconds of one core an object, on an Intel Xeon of 2.3 GHz.
 LOAD_SECONDS = 0.1
-VIEW_SECONDS, VIEW_SECONDS_A_PIXEL = 0.4, 1.1e-5  # of one drawn picture, for all 40 of them, with Mesa
+VIEW_SECONDS, VIEW_SECONDS_A_PIXEL = 0.4, 1.1e-5  # for all 40 views; a pixel of one rendered view; with Mesa
 FIT_SECONDS_A_GAUSSIAN, FIT_SECONDS_A_PIXEL = 2.0e-7, 9.0e-8  # a step
 RENDER_SECONDS = 0.5
 PACK_SECONDS = 0.02
 # Seconds of one H200 an object and step, at 256 px and 10,000 Gaussians.
 GPU_FIT_SECONDS = 1.9e-5
-GPU_JOB_SECONDS = 20  # of a job that fits, during which its GPU waits: its start, the first pictures, the last files
+GPU_JOB_SECONDS = 20  # of a fit job in which its GPU waits: start, first pictures, last files
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Need:
     disk_bytes: float
     core_hours: float
     gpu_hours: float  # where the stage runs on a GPU; its core-hours are those without one
-    passing: bool  # the configuration drops its files when nothing needs them any more
+    passing: bool  # its files are temporary
 
 
 def rates(config: Config) -> dict[str, tuple[float, float, float]]:
     """Of each stage bytes on disk, seconds of one core and seconds of one GPU, for one object."""
     views, fit = config.views, config.fit
-    pictures, drawn = views.count + views.held_out, (views.pixels * views.supersample) ** 2
+    images, rendered = views.count + views.held_out, (views.pixels * views.supersample) ** 2
     splat = GAUSSIAN_BYTES * fit.gaussians
     renders = views.count * config.render.pixels**2 * RENDER_BYTES_A_PIXEL
     step = FIT_SECONDS_A_GAUSSIAN * fit.gaussians + FIT_SECONDS_A_PIXEL * views.pixels**2
@@ -51,7 +50,7 @@ def rates(config: Config) -> dict[str, tuple[float, float, float]]:
     return {
         "fetch": (0.0, LOAD_SECONDS, 0.0),
         "sample": (POINT_BYTES * config.points.count, LOAD_SECONDS, 0.0),
-        "view": (pictures * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * drawn, 0.0),
+        "view": (images * views.pixels**2 * VIEW_BYTES_A_PIXEL, VIEW_SECONDS + VIEW_SECONDS_A_PIXEL * rendered, 0.0),
         "fit": (splat, fit.steps * step, fit.steps * gpu_step + GPU_JOB_SECONDS / config.catalog.shard_objects),
         "render": (renders, RENDER_SECONDS, 0.0),
         "pack": (splat + renders + OBJECT_BYTES, PACK_SECONDS, 0.0),
@@ -64,28 +63,25 @@ def needs(config: Config) -> tuple[Plan, list[Need]]:
     Raises:
         ClipgsError: as `clipgs.catalog.shards.plan`.
     """
-    made = plan(config)
-    objects, of_object = made.objects, rates(config)
-    needs = []
-    needed = {"index"}
+    made, of_object = plan(config), rates(config)
+    found, needed = [], {"index"}
     for stage in reversed(STAGES.values()):
         needed |= set(stage.after) if stage.name in needed else set()
     for stage in (stage for stage in STAGES.values() if stage.name in needed or stage.by_object):
-        size, seconds, gpu = of_object.get(stage.name, (0.0, 0.0, 0.0))
+        size, core, gpu = (made.objects * rate for rate in of_object.get(stage.name, (0.0, 0.0, 0.0)))
         jobs = len(made.shards) if stage.per == ("shard",) else 1
-        passing = stage.folder in config.temporary
-        needs.append(Need(stage.name, jobs, objects * size, objects * seconds / 3600, objects * gpu / 3600, passing))
-    return made, needs
+        found.append(Need(stage.name, jobs, size, core / 3600, gpu / 3600, stage.folder in config.temporary))
+    return made, found
 
 
 def plan_text(config: Config) -> str:
     """Which objects are taken, and the needs as a table, for `clipgs plan`."""
     made, stages = needs(config)
     jobs = sum(need.jobs for need in stages)
+    shards = f"{len(made.shards):,} shards of up to {config.catalog.shard_objects:,}"
     lines = [
         *(f"{note[0].upper()}{note[1:]}." for note in made.notes),
-        f"{made.objects:,} objects in {len(made.shards):,} shards of up to {config.catalog.shard_objects:,}, "
-        f"{jobs:,} jobs",
+        f"{made.objects:,} objects in {shards}, {jobs:,} jobs",
         f"{'stage':<8} {'jobs':>7} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
     ]
     for need in stages:

@@ -1,4 +1,4 @@
-"""One run at a time over an output, whatever folder or host it is started from. Imports nothing heavy."""
+"""One run at a time over an output, from any folder or host. Imports nothing heavy."""
 
 import fcntl
 import getpass
@@ -6,19 +6,20 @@ import json
 import os
 import socket
 import time
+from collections import defaultdict
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from clipgs.core.errors import ClipgsError
 
 
-# Not filelock: the locked file holds the holder's name, which its older versions empty when they only ask for the lock,
-# and `holder` asks with a shared lock, which it does not know.
-class OutputLock:
-    """Holds an output for as long as the process lives: a lock of the operating system, so a kill gives it back.
+# Not filelock: its older versions empty the file, which names the holder, when they only ask for the lock. And `holder`
+# asks with a shared lock, which filelock does not have.
+class OutputLock(AbstractContextManager):
+    """Holds an output for as long as the process lives: a lock of the operating system, which a kill releases.
 
-    The file names the holder. Where a file system keeps locks to one host, a run of another host is known by the name
-    that it left.
+    The file names the holder. Where a file system keeps locks on one host, the name shows a run on another host.
 
     Raises:
         ClipgsError: another run holds the output; the text names it.
@@ -35,11 +36,15 @@ class OutputLock:
             free = False
         if not free:
             self._file.close()
-            raise ClipgsError(refusal(output, _read(path)))
-        self._write({"user": _user(), "host": socket.gethostname(), "process": os.getpid(), "since": _now()})
+            raise ClipgsError(
+                f"{output} is in use by another run ({describe(_read(path))}); wait for it or stop it. "
+                f"If that host is gone for good, remove {path}"
+            )
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._write({"user": _user(), "host": socket.gethostname(), "process": os.getpid(), "since": since})
 
     def release(self) -> None:
-        """Gives the output back."""
+        """Releases the output."""
         if not self._file.closed:
             self._write({})
             self._file.close()
@@ -49,9 +54,6 @@ class OutputLock:
         self._file.truncate()
         self._file.write(json.dumps(holder) + "\n" if holder else "")
         self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self.release()
@@ -66,10 +68,8 @@ def holder(output: Path) -> dict[str, Any] | None:
     """User, host, process and start of the run that holds the output; None where none does. Changes nothing."""
     path = lock_path(output)
     found = _read(path)
-    if not found:
-        return None
-    if found.get("host") != socket.gethostname():
-        return found
+    if not found or found.get("host") != socket.gethostname():
+        return found or None
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -80,17 +80,7 @@ def holder(output: Path) -> dict[str, Any] | None:
 
 def describe(found: dict[str, Any]) -> str:
     """`ada on login1, process 4711, since 2026-01-31 08:00`."""
-    return "{user} on {host}, process {process}, since {since}".format(
-        **{key: found.get(key, "?") for key in ("user", "host", "process", "since")}
-    )
-
-
-def refusal(output: Path, found: dict[str, Any]) -> str:
-    """Why a second run is refused, in one line."""
-    return (
-        f"{output} is in use by another run ({describe(found)}); wait for it or stop it. "
-        f"If that host is gone for good, remove {lock_path(output)}"
-    )
+    return "{user} on {host}, process {process}, since {since}".format_map(defaultdict(lambda: "?", found))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -106,7 +96,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return str(os.getuid())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")

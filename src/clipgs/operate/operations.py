@@ -9,10 +9,10 @@ import os
 import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipgs import config as configuration
 from clipgs.config import Config
@@ -20,6 +20,9 @@ from clipgs.core.errors import UsageError, snakemake
 from clipgs.operate import started
 
 log = logging.getLogger(__name__)
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+_Run = TypeVar("_Run", bound=Callable[..., int | None])
 
 
 def positive(text: str) -> int:
@@ -30,7 +33,7 @@ def positive(text: str) -> int:
     return value
 
 
-def argument(*names: str, **more: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def argument(*names: str, **more: Any) -> Argument:
     """As `ArgumentParser.add_argument` takes it."""
     return names, more
 
@@ -38,55 +41,81 @@ def argument(*names: str, **more: Any) -> tuple[tuple[str, ...], dict[str, Any]]
 CORES = argument("--threads", type=positive, default=os.cpu_count() or 1, help="processes or threads at most")
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
+_SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A command that is no stage.
+    """A command that is no stage."""
 
-    Attributes:
-        run: gets the options, and the configuration where `standing` is set; returns the exit code.
-        help: what it does.
-        example: without `clipgs`.
-        arguments: besides those that every command has.
-        standing: it works on an output: without `--config` the configuration is that of the output's last run.
-    """
-
-    run: Callable[..., int]
-    help: str
-    example: str
-    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
-    standing: bool = True
+    run: Callable[..., int | None]  # gets the options, and the configuration if `on_output`; None: exit code 0
+    example: str  # without `clipgs`
+    arguments: tuple[Argument, ...]  # besides those that every command has
+    on_output: bool  # works on an output: without `--config` the configuration is that of the output's last run
 
     @property
     def name(self) -> str:
         return self.run.__name__
 
+    @property
+    def help(self) -> str:
+        """The docstring of the function."""
+        text = self.run.__doc__ or self.name
+        return f"{text[0].lower()}{text[1:].rstrip('.')}"
 
-def plan(options: Namespace, config: Config) -> int:
+
+OPERATIONS: list[Operation] = []
+
+
+def operation(example: str, *arguments: Argument, on_output: bool = True) -> Callable[[_Run], _Run]:
+    """Adds the function below to OPERATIONS."""
+
+    def add(run: _Run) -> _Run:
+        OPERATIONS.append(Operation(run, example, arguments, on_output))
+        return run
+
+    return add
+
+
+@operation("plan --config configs/objaverse_240k.yaml")
+def plan(options: Namespace, config: Config) -> None:
+    """Print what a run will need: disk, jobs and hours of each stage."""
     from clipgs.operate.estimate import plan_text
 
     sys.stdout.write(plan_text(config))
-    return 0
 
 
-def status(options: Namespace, config: Config) -> int:
+@operation("status", argument("target", nargs="?", help="of the workflow (default: triplets)"), _SNAKEFILE)
+def status(options: Namespace, config: Config) -> None:
+    """Print how far a run is: stages by shards, failures, quality, disk, what is left to do."""
     from clipgs.operate import status as module
 
     sys.stdout.write(module.status(config, options.target, options.snakefile))
     if not options.config and started.edited(config):
         sys.stdout.write("the configuration was edited after this run began; --config shows what would run now\n")
-    return 0
 
 
-def submit(options: Namespace, config: Config) -> int:
+@operation(
+    "submit --config mine.yaml",
+    argument("target", nargs="?", default="triplets", help="of the workflow (default: triplets)"),
+    argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm in the folder of the Snakefile"),
+    _SNAKEFILE,
+    argument("--snakemake", type=shlex.split, default=[], metavar="ARGS", help=_SNAKEMAKE),
+)
+def submit(options: Namespace, config: Config) -> None:
+    """Run the workflow on a SLURM cluster; safe to repeat after a kill."""
     from clipgs.operate import submit as module
 
     module.submit(config, options.target, options.profile, options.snakefile, options.snakemake)
-    return 0
 
 
+@operation(
+    "verify --threads 8",
+    argument("--set-aside", action="store_true", help="move damaged files away: the next run makes them"),
+    CORES,
+)
 def verify(options: Namespace, config: Config) -> int:
+    """Compare every file of the output with its checksum."""
     from clipgs.operate import verify as module
 
     count, damaged = module.verify(config, options.threads, set_aside=options.set_aside)
@@ -95,21 +124,29 @@ def verify(options: Namespace, config: Config) -> int:
     return 1 if damaged else 0
 
 
-def retry(options: Namespace, config: Config) -> int:
+@operation(
+    "retry fit",
+    argument("stage", help="one that makes objects one by one, such as fetch or fit"),
+    argument("shards", nargs="*", metavar="shard", help="only these shards"),
+)
+def retry(options: Namespace, config: Config) -> None:
+    """Make the next run try a stage's failed objects again, and no others."""
     from clipgs.operate import retry as module
 
     found = module.retry(config, options.stage, options.shards)
-    if not found:
-        sys.stdout.write(f"no object failed at {options.stage}\n")
-        return 0
-    sys.stdout.write(
-        f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again by the next run: "
-        f"{snakemake('triplets')}\n"
-    )
-    return 0
+    text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again by the next run"
+    sys.stdout.write(f"{text}: {snakemake('triplets')}\n" if found else f"no object failed at {options.stage}\n")
 
 
-def exclude(options: Namespace, config: Config) -> int:
+@operation(
+    "exclude UID",
+    argument("uids", nargs="*", metavar="UID", help="objects that leave"),
+    argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
+    argument("--reason", default="on request", help="for the dataset card"),
+    argument("--undo", action="store_true", help="take them in again"),
+)
+def exclude(options: Namespace, config: Config) -> None:
+    """Take objects out of the dataset: the next run packs their shards again."""
     from clipgs.catalog import excluded
     from clipgs.catalog.sources.objaverse import read_uids
 
@@ -118,10 +155,18 @@ def exclude(options: Namespace, config: Config) -> int:
         raise UsageError("name the objects, or a file with one uid a line in --list")
     shards = excluded.exclude(config, uids, options.reason, undo=options.undo)
     sys.stdout.write(f"the next run packs these shards again: {' '.join(shards)}; {snakemake('triplets')}\n")
-    return 0
 
 
-def search(options: Namespace, config: Config) -> int:
+@operation(
+    'search "a red chair"',
+    argument("query", help="a text, or a .png, .jpg or .webp file"),
+    argument("--run", metavar="FOLDER", help="of a finished run (default: runs/ and the configured name)"),
+    argument("--count", type=positive, default=5, metavar="K", help="how many (default: 5)"),
+    argument("--triplets", type=Path, metavar="FOLDER", help="to search (default: those of the run)"),
+    argument("--picture", type=Path, default=Path("search.png"), metavar="FILE", help="default: search.png"),
+)
+def search(options: Namespace, config: Config) -> None:
+    """Print the splats nearest to a text or to the picture in a file, and write a picture of them."""
     from clipgs.report import search as module
 
     given = options.run if options.run is not None else f"runs/{config.training.run}"
@@ -131,135 +176,53 @@ def search(options: Namespace, config: Config) -> int:
     found = module.search(options.query, run, k=options.count, **kept)
     sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
     log.info("search: %s shows them", options.picture)
-    return 0
 
 
-def export(options: Namespace) -> int:
+@operation(
+    "export results/triplets --format gltf --to splats",
+    argument("inputs", nargs="+", metavar="INPUT", help="PLY files, tars of triplets, or folders of either"),
+    argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb"),
+    _FOLDER,
+    argument("--uid", action="append", default=[], help="only this object; may be given several times"),
+    on_output=False,
+)
+def export(options: Namespace) -> None:
+    """Write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY."""
     from clipgs.splats import export as module
 
     module.export(options.inputs, options.to, options.format, options.uid)
-    return 0
 
 
-def publish(options: Namespace) -> int:
+@operation(
+    "publish results/runs/base --to clip-gs-base",
+    argument("run", type=Path, help="the run's folder"),
+    _FOLDER,
+    argument("--full", action="store_true", help="weights in single precision, not half"),
+    on_output=False,
+)
+def publish(options: Namespace) -> None:
+    """Write a finished run as a folder to upload: weights, settings, model card."""
     from clipgs.training import runs
 
     runs.publish(options.run, options.to, half=not options.full)
-    return 0
 
 
-def config(options: Namespace) -> int:
+@operation(
+    "config > config.yaml",
+    argument("--schema", action="store_true", help="as JSON schema, for editors"),
+    argument("--recipe", default="paper", choices=("demo", "fast", "paper"), help="default: paper"),
+    on_output=False,
+)
+def config(options: Namespace) -> None:
+    """Print the whole configuration with units and meanings."""
     sys.stdout.write(configuration.schema() if options.schema else configuration.to_yaml(options.recipe))
-    return 0
 
 
+@operation("doctor")
 def doctor(options: Namespace, config: Config) -> int:
+    """Check what this machine has, with a remedy for what it lacks."""
     from clipgs.operate import doctor as module
 
     checks = module.doctor(config.output_path)
     sys.stdout.write(module.format(checks) + "\n")
     return 1 if any(check.status == "missing" for check in checks) else 0
-
-
-OPERATIONS = (
-    Operation(
-        plan,
-        "print what a run will need: disk, jobs and hours of each stage",
-        "plan --config configs/objaverse_240k.yaml",
-    ),
-    Operation(
-        status,
-        "print how far a run is: stages by shards, failures, quality, disk, what is left to do",
-        "status",
-        [argument("target", nargs="?", help="of the workflow (default: triplets)"), _SNAKEFILE],
-    ),
-    Operation(
-        submit,
-        "run the workflow on a SLURM cluster; safe to repeat after a kill",
-        "submit --config mine.yaml",
-        [
-            argument("target", nargs="?", default="triplets", help="of the workflow (default: triplets)"),
-            argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm beside the Snakefile"),
-            _SNAKEFILE,
-            argument(
-                "--snakemake",
-                type=shlex.split,
-                default=[],
-                metavar="ARGS",
-                help="further arguments: --snakemake='--jobs 50'",
-            ),
-        ],
-    ),
-    Operation(
-        verify,
-        "compare every file of the output with its checksum",
-        "verify --threads 8",
-        [argument("--set-aside", action="store_true", help="move damaged files away: the next run makes them"), CORES],
-    ),
-    Operation(
-        retry,
-        "make the next run try a stage's failed objects again, and no others",
-        "retry fit",
-        [
-            argument("stage", help="one that makes objects one by one, such as fetch or fit"),
-            argument("shards", nargs="*", metavar="shard", help="only these shards"),
-        ],
-    ),
-    Operation(
-        exclude,
-        "take objects out of the dataset: the next run packs their shards again",
-        "exclude UID",
-        [
-            argument("uids", nargs="*", metavar="UID", help="objects that leave"),
-            argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
-            argument("--reason", default="on request", help="stands in the dataset card"),
-            argument("--undo", action="store_true", help="take them in again"),
-        ],
-    ),
-    Operation(
-        search,
-        "print the splats nearest to a text or to the picture in a file, and write a picture of them",
-        'search "a red chair"',
-        [
-            argument("query", help="a text, or a .png, .jpg or .webp file"),
-            argument("--run", metavar="FOLDER", help="of a finished run (default: runs/ and the configured name)"),
-            argument("--count", type=positive, default=5, metavar="K", help="how many (default: 5)"),
-            argument("--triplets", type=Path, metavar="FOLDER", help="to search (default: those of the run)"),
-            argument("--picture", type=Path, default=Path("search.png"), metavar="FILE", help="default: search.png"),
-        ],
-    ),
-    Operation(
-        export,
-        "write splats as files of other programs: .splat, glTF (KHR_gaussian_splatting) or PLY",
-        "export results/triplets --format gltf --to splats",
-        [
-            argument("inputs", nargs="+", metavar="INPUT", help="PLY files, tars of triplets, or folders of either"),
-            argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb"),
-            _FOLDER,
-            argument("--uid", action="append", default=[], help="only this object; may be given several times"),
-        ],
-        standing=False,
-    ),
-    Operation(
-        publish,
-        "write a finished run as a folder to upload: weights, settings, model card",
-        "publish results/runs/base --to clip-gs-base",
-        [
-            argument("run", type=Path, help="the run's folder"),
-            _FOLDER,
-            argument("--full", action="store_true", help="weights in single precision, not half"),
-        ],
-        standing=False,
-    ),
-    Operation(
-        config,
-        "print the whole configuration with units and meanings",
-        "config > config.yaml",
-        [
-            argument("--schema", action="store_true", help="as JSON schema, for editors"),
-            argument("--recipe", default="paper", choices=("demo", "fast", "paper"), help="default: paper"),
-        ],
-        standing=False,
-    ),
-    Operation(doctor, "check what this machine has, with a remedy for what it lacks", "doctor"),
-)

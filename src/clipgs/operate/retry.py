@@ -1,22 +1,21 @@
 """Making failed objects again, and only those.
 
-`catalog/retries.json` counts how often a shard's stage was retried. The count stands in the settings of that shard's
-rule, so that Snakemake does what has no other cause; it changes no result.
+`catalog/retries.json` counts how often a shard's stage was retried. The count is part of the settings of that shard's
+rule, so that Snakemake runs it again; it changes no result.
 """
 
-import io
 import json
 import logging
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from clipgs.catalog.shards import frozen_shards, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, tar_objects
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import check, whole
-from clipgs.core.runner import Files, Row
+from clipgs.core.runner import Files
 from clipgs.core.seeds import canonical_json
 from clipgs.operate.lock import OutputLock
 from clipgs.stages import STAGES, Stage, fed_by, job, retriable
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
-    """Makes the next run try a stage's failed objects again. Good ones are kept, in that stage and in those after it.
+    """Makes the next run try a stage's failed objects again. Good objects are kept, there and in later stages.
 
     Args:
         shards: only these; empty: all.
@@ -40,14 +39,12 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
     if stage not in retriable():
         raise UsageError(f"{stage} cannot be retried; {', '.join(retriable())} can")
     known = frozen_shards(config)
-    for shard in shards:
-        if shard not in known:
-            raise UsageError(f"{config.output_path} has no shard {shard}")
+    if unknown := [shard for shard in shards if shard not in known]:
+        raise UsageError(f"{config.output_path} has no shard {unknown[0]}")
     found, counts = {}, retries(config)
     with OutputLock(config.output_path):
         for shard in shards or known:
-            count = _failed(config, stage, shard)
-            if not count:
+            if not (count := _failed(config, stage, shard)):
                 continue
             found[shard] = count
             for each in (stage, *fed_by(stage)):
@@ -74,13 +71,12 @@ def retries(config: Config) -> dict[str, dict[str, int]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"{_path(config)} is damaged ({error}); remove it, and all that was retried is made again"
-        ) from None
+        text = f"{_path(config)} is damaged ({error}); remove it, and the next run makes all that was retried again"
+        raise UsageError(text) from None
 
 
 def _failed(config: Config, stage: str, shard: str) -> int:
-    """How many objects failed there; what can never be used (a duplicate, an unreadable file) does not count."""
+    """How many objects failed; objects that can never be used (a duplicate, an unreadable file) do not count."""
     table, *_ = STAGES[stage].files(config.output_path, shard)
     if not table.exists():
         return 0
@@ -89,53 +85,33 @@ def _failed(config: Config, stage: str, shard: str) -> int:
 
 
 def keep_good(config: Config, name: str, shard: str) -> None:
-    """Puts the shard's good objects back into the stage's journal: Snakemake removes the files that hold them before
-    the stage runs."""
+    """Copies a shard's good objects into the stage's journal, since Snakemake removes their files before the stage."""
     files = STAGES[name].files(config.output_path, shard)
     try:
         for file in files:
             check(file)
     except ClipgsError:
-        log.info("%s %s is not there or not whole: the next run makes all of it", name, shard)
+        log.info("%s %s is missing or not whole: the next run makes all of it", name, shard)
         return
-    journal = job(config, name, shard).journal
+    journal, of_object = job(config, name, shard).journal, _members(STAGES[name], files)
     journal.clear()
-    for uid, key, row, members in _objects(STAGES[name], files):
-        journal.put(uid, key, row, members)
-
-
-def _objects(stage: Stage, files: list[Path]) -> Iterator[tuple[str, str, Row, Files]]:
-    """Uid, key, row and files of each good object, as the stage made them."""
-    of_object = _members(stage, files)
     for row in read_table(files[0]):
-        if row["status"] != "ok" or not row.get("key"):
-            continue
-        uid, key = row["uid"], row["key"]
-        pictures = [(name, value) for name, value in row.items() if isinstance(value, bytes)]
-        own = {name: value for name, value in row.items() if name not in ("uid", "status", "error", "key")}
-        yield uid, key, {name: own[name] for name in own if name not in dict(pictures)}, [*of_object(uid), *pictures]
+        if row["status"] == "ok" and row.get("key"):
+            own = {key: value for key, value in row.items() if key not in ("uid", "status", "error", "key")}
+            pictures = [(key, own.pop(key)) for key, value in row.items() if isinstance(value, bytes)]
+            journal.put(row["uid"], row["key"], own, [*of_object(row["uid"]), *pictures])
 
 
-def _members(stage: Stage, files: list[Path]) -> Any:
+def _members(stage: Stage, files: list[Path]) -> Callable[[str], Files]:
     """A function from a uid to its files in the shard's bundle."""
     if stage.bundle == ".tar":
         members = tar_objects(files[1])
         return lambda uid: list(members[uid].read().items())
     if stage.bundle == ".npz":
-        import numpy as np
-
-        arrays = np.load(files[1], allow_pickle=False)
-        names: dict[str, list[str]] = {}
-        for name in arrays.files:
-            names.setdefault(name.split("/")[0], []).append(name)
-
-        def of_arrays(uid: str) -> Files:
-            found = []
-            for name in names[uid]:
-                buffer = io.BytesIO()
-                np.save(buffer, arrays[name], allow_pickle=False)
-                found.append((name.removeprefix(f"{uid}/"), buffer.getvalue()))
-            return found
-
-        return of_arrays
+        arrays = zipfile.ZipFile(files[1])
+        return lambda uid: [
+            (name.removeprefix(f"{uid}/").removesuffix(".npy"), arrays.read(name))
+            for name in arrays.namelist()
+            if name.startswith(f"{uid}/")
+        ]
     return lambda uid: []

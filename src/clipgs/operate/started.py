@@ -1,5 +1,7 @@
-"""The configuration that a run was started with, kept in its output, so that the commands that look after the output
-need no `--config`, and say what to type next with the user's own files."""
+"""The configuration that a run was started with, kept in its output.
+
+Commands that work on the output then need no `--config`, and name the user's own files in what to type next.
+"""
 
 import json
 import os
@@ -20,43 +22,46 @@ LAST = Path(".snakemake", "clipgs-output")
 
 
 def write(config: Config, files: Sequence[str], values: dict[str, Any]) -> None:
-    """Notes a run's configuration in its output, and the overlays and single values that gave it to Snakemake."""
-    with whole(config.output_path / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Writes a run's configuration to its output, and the overlays and single values that gave it to Snakemake."""
+    start = {"folder": os.getcwd(), "files": list(files), "values": values}
+    freeze(config)
     with whole(config.output_path / START) as temporary:
-        temporary.write_text(
-            json.dumps({"folder": os.getcwd(), "files": list(files), "values": values}, indent=1) + "\n"
-        )
+        temporary.write_text(json.dumps(start, indent=1) + "\n")
     with whole(LAST) as temporary:
         temporary.write_text(config.output + "\n")
+
+
+def freeze(config: Config) -> Path:
+    """Writes the configuration to `OUTPUT/run.yaml`, and returns that path."""
+    with whole(config.output_path / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return config.output_path / CONFIG
 
 
 def arguments_of(files: Sequence[str], values: dict[str, Any]) -> list[str]:
     """Snakemake's arguments for a configuration: overlays, and single values as `--config` takes them."""
     named = ["--configfile", *files] if files else []
-    given = [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}".removesuffix("\n...")
-             for key, value in values.items()]  # fmt: skip
+    texts = {key: yaml.safe_dump(value, default_flow_style=True, width=10**6) for key, value in values.items()}
+    given = [f"{key}={text.strip()}".removesuffix("\n...") for key, text in texts.items()]
     return named + (["--config", *given] if given else [])
 
 
-def standing_at(output: Path | None) -> Config:
-    """The configuration of an output: that of its last run, from whatever folder it is asked for.
+def of_output(output: Path | None) -> Config:
+    """The configuration of an output's last run. It may be asked for from any folder.
+
+    If the run was started in another folder, this process changes to that folder: the run's paths are relative to it.
 
     Args:
-        output: the folder; default: the output that the working folder lies in, else the one that the last run from
-            here wrote, else that of ./config.yaml. Where the run was started elsewhere, this process goes there, since
-            its paths are relative to that folder.
+        output: the folder; default: the output that contains the working folder, else the output of the last run from
+            here, else that of ./config.yaml.
 
     Raises:
-        UsageError: `output` is none of a run.
+        UsageError: `output` is not the output of a run.
     """
-    if output is None:
-        found = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / CONFIG).is_file()), None)
-        found = found or _last()
-    elif not (output / CONFIG).is_file():
+    if output and not (output / CONFIG).is_file():
         raise UsageError(f"{output} holds no {CONFIG}, which every run writes into its output")
-    else:
-        found = output
+    candidates = [output] if output else [Path.cwd(), *Path.cwd().parents, _last()]
+    found = next((folder for folder in candidates if folder and (folder / CONFIG).is_file()), None)
     if found is None:
         return layered([])
     config, place = read(found / CONFIG), found.resolve()
@@ -71,24 +76,23 @@ def standing_at(output: Path | None) -> Config:
 
 
 def layered(files: Sequence[str], values: dict[str, Any] | None = None) -> Config:
-    """Overlays and single values over ./config.yaml, as Snakemake lays `--configfile` and `--config` over it."""
+    """Overlays and single values over ./config.yaml, as Snakemake applies `--configfile` and `--config`."""
     os.environ[RUN_ARGUMENTS] = shlex.join(arguments_of(files, values or {}))
     layers = [*([PROJECT_FILE] if Path(PROJECT_FILE).exists() else []), *files]
     return check(merge(read_layers(*layers), values or {}), where=" + ".join(layers) or "config")
 
 
 def edited(config: Config) -> bool:
-    """Whether the files that gave this configuration to the last run say something else now."""
+    """Whether the files that gave this configuration to the last run were edited since."""
     try:
         start = json.loads((config.output_path / START).read_text())
         return layered(start["files"], start["values"]) != config
     except (OSError, ValueError, KeyError, TypeError, ClipgsError):
-        return False  # they have gone, or are being edited
+        return False  # they were removed, or are being edited
 
 
 def _last() -> Path | None:
     try:
-        output = Path(LAST.read_text().strip())
+        return Path(LAST.read_text().strip())
     except OSError:
         return None
-    return output if (output / CONFIG).is_file() else None

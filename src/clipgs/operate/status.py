@@ -1,22 +1,23 @@
-"""How far an output is: stages by shards, objects and failures, disk, what could go, and what is left to do.
+"""How far an output is: stages by shards, objects and failures, disk, what can be removed, and what is left to do.
 
-Snakemake itself says what is done, stale and to do, so that nobody has to trust a second opinion.
+What is done, stale and to do comes from Snakemake itself.
 """
 
 import json
-import os
 import re
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from clipgs.catalog.shards import frozen_shards, plan, shard_path
@@ -61,25 +62,22 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
     for rule, shard in sorted(pending):
         stage = found.setdefault(rule, State())
         state = "done" if not pending[rule, shard] else "stale" if there[rule, shard] else "to do"
-        mark = _mark(config, rule, shard)
-        if state != "done" and mark:
+        if state != "done" and (mark := _mark(config, rule, shard)):
             if mark["state"] == "failed":
                 state, stage.errors[shard] = "failed", mark.get("error") or "no reason given"
             elif active and _lives(mark):
                 state = "running"
             else:
-                state, stage.errors[shard] = "failed", "its job ended without a word: killed, or out of memory or time"
+                state, stage.errors[shard] = "failed", "its job ended without an error: killed, out of memory or time"
         stage.shards[state].append(shard)
-    order = {rule: index for index, rule in enumerate(OF_RULE)}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    return {rule: found[rule] for rule in [*OF_RULE, *found] if rule in found}
 
 
 def _instance(rule: str, file: str) -> str:
     """Which of a rule's jobs makes a file: that of a shard, of an ablation's run, or the only one."""
-    per = OF_RULE[rule].per if rule in OF_RULE else ()
     if match := _FILE.fullmatch(file):
         return match[1]
-    return Path(file).parent.name if set(per) & {"row", "seed"} else "all"
+    return Path(file).parent.name if rule in OF_RULE and "seed" in OF_RULE[rule].per else "all"
 
 
 def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:
@@ -92,9 +90,9 @@ def _summary(config: Config, target: str | None, snakefile: Path | None) -> list
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
-        own = [line.removeprefix("clipgs: ") for line in said if line.startswith("clipgs: ") and "note:" not in line]
-        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {said[-1].strip()}")
+        text = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
+        own = [line.removeprefix("clipgs: ") for line in text if line.startswith("clipgs: ") and "note:" not in line]
+        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {text[-1].strip()}")
     start = next((i for i, line in enumerate(lines) if line.startswith("output_file\t")), len(lines))
     return [line for line in lines[start + 1 :] if line.count("\t") == 5]
 
@@ -105,8 +103,7 @@ def find_snakefile() -> Path:
     Raises:
         ClipgsError: there is none.
     """
-    here = (Path("Snakefile"), Path("workflow") / "Snakefile", Path(__file__).resolve().parents[3] / "Snakefile")
-    for file in here:
+    for file in (Path("Snakefile"), Path("workflow/Snakefile"), Path(__file__).resolve().parents[3] / "Snakefile"):
         if file.is_file():
             return file.absolute()
     raise ClipgsError("there is no Snakefile here; change into the folder in which you run Snakemake")
@@ -121,16 +118,8 @@ def _mark(config: Config, rule: str, shard: str) -> dict[str, Any]:
 
 
 def _lives(mark: dict[str, Any]) -> bool:
-    """Whether the process still runs, as far as this host can tell."""
-    if mark.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(mark["process"]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # another user's
-    return True
+    """Whether the process still runs; of another host's it is not known."""
+    return mark.get("host") != socket.gethostname() or psutil.pid_exists(mark["process"])
 
 
 def failures(config: Config) -> list[dict[str, Any]]:
@@ -154,11 +143,8 @@ def failures(config: Config) -> list[dict[str, Any]]:
 
 def disk(config: Config) -> dict[str, int]:
     """Folder of the output to its bytes, the largest first."""
-    sizes: Counter[str] = Counter()
-    for folder in config.output_path.iterdir() if config.output_path.is_dir() else ():
-        if folder.is_dir():
-            sizes[folder.name] = _bytes(folder.rglob("*"))
-    return dict(sizes.most_common())
+    sizes = {folder.name: _bytes(folder.rglob("*")) for folder in config.output_path.glob("*/")}
+    return dict(Counter(sizes).most_common())
 
 
 def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
@@ -168,8 +154,7 @@ def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
     for stage in map(STAGES.__getitem__, _BEFORE_FIT):
         files = [stage.files(config.output_path, shard)[1] for shard in fitted]
         sizes[f"{stage.folder}/*{stage.bundle}"] = _bytes(files)
-    damaged = [file for file in config.output_path.rglob("*.damaged")]
-    sizes["*.damaged"] = _bytes(damaged)
+    sizes["*.damaged"] = _bytes(config.output_path.rglob("*.damaged"))
     if holder(config.output_path) is None:
         sizes["work/"] = _bytes((config.output_path / "work").rglob("*"))
         sizes[".*.part"] = _bytes(config.output_path.rglob(".*.part"))
@@ -179,10 +164,8 @@ def could_go(config: Config, found: dict[str, State]) -> dict[str, int]:
 def _bytes(files: Iterable[Path]) -> int:
     total = 0
     for file in files:
-        try:
+        with suppress(OSError):  # a run may remove it
             total += file.stat().st_size if file.is_file() else 0
-        except OSError:
-            continue  # a run is at work
     return total
 
 
@@ -210,35 +193,35 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     found = stages(config, target, snakefile)
     busy = holder(config.output_path)
     lines = [f"{config.output}: " + (f"in use by {describe(busy)}" if busy else "no run works on it"), ""]
-    lines += _table(["shards", *STATES], [[name, *map(_count, (s.shards[state] for state in STATES))]
-                                          for name, s in found.items()])  # fmt: skip
+    rows = [["shards", *STATES]]
+    for name, stage in found.items():
+        rows.append([name, *(f"{len(shards):,}" if shards else "." for shards in stage.shards.values())])
+    lines += _table(rows)
     for name, stage in found.items():
         for error, count in Counter(stage.errors.values()).most_common(3):
             where = next(shard for shard, text in stage.errors.items() if text == error)
             lines.append(f"{name} {where}" + (f" and {count - 1} more" if count > 1 else "") + f": {error}")
     lines += ["", *packed(config)]
-    used = disk(config)
-    if used:
+    if used := disk(config):
         lines += ["", "disk: " + ", ".join(f"{name} {size_text(size)}" for name, size in used.items() if size)]
-    spare = could_go(config, found)
-    if spare:
+    if spare := could_go(config, found):
         lines.append("could go: " + ", ".join(f"{name} {size_text(size)}" for name, size in spare.items()))
         if any(name.split("/")[0] in ("points", "views") for name in spare):
             command = snakemake("--delete-temp-output", "triplets")
             lines.append(f"          points and views: set `temporary` and run {command};")
             lines.append("          a later change of a `fit` key makes them again")
-    hours = left(config, found)
-    if hours:
-        lines += ["", *_table(["left", "objects", "of one core", "of one H200"], [
-            [name, f"{count:,}", time_text(core), time_text(gpu) if gpu else ""]
-            for name, (count, core, gpu) in hours.items()
-        ])]  # fmt: skip
+    if hours := left(config, found):
+        rows = [["left", "objects", "of one core", "of one H200"]]
+        for name, (count, core, gpu) in hours.items():
+            rows.append([name, f"{count:,}", time_text(core), time_text(gpu) if gpu else ""])
+        lines += ["", *_table(rows)]
     lines += [f"run {name}: trained on {text}" for name, text in _runs(config)]
     lines += ["", *_places(config)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def packed(config: Config) -> list[str]:
+    """Lines on the packed and the failed objects."""
     from clipgs.triplets.card import failures as grouped
 
     tables = [path(config, "triplets", shard, ".parquet") for shard in frozen_shards(config)]
@@ -260,13 +243,13 @@ def _quality(config: Config, psnr: list[float]) -> str:
     values = sorted(value for value in psnr if value is not None)  # ready splats have none
     if not values:
         return ""
-    mean = statistics.fmean(values)
-    return (f", PSNR {mean:.1f} dB in the mean, {values[0]:.1f} to {values[-1]:.1f} (held-out views, "
-            f"{config.fit.gaussians:,} Gaussians, {config.fit.steps:,} steps, {config.views.pixels} px)")  # fmt: skip
+    psnr_text = f"PSNR {statistics.fmean(values):.1f} dB in the mean, {values[0]:.1f} to {values[-1]:.1f}"
+    fit = f"{config.fit.gaussians:,} Gaussians, {config.fit.steps:,} steps, {config.views.pixels} px"
+    return f", {psnr_text} (held-out views, {fit})"
 
 
 def _places(config: Config) -> list[str]:
-    """Where what was made lies."""
+    """The paths of the results."""
     places = {
         "triplets": "triplets/index.parquet",
         "card": "triplets/README.md",
@@ -283,24 +266,13 @@ def _runs(config: Config) -> list[tuple[str, str]]:
     found = []
     for file in sorted((config.output_path / "runs").glob("*/inputs.json")):
         try:
-            shards = json.loads(file.read_text())["shards"]
-            names = set(shards)
+            names = set(json.loads(file.read_text())["shards"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         found.append((file.parent.name, f"{len(names & now)} of {len(now)} shards"))
     return found
 
 
-def _count(shards: list[str]) -> str:
-    return f"{len(shards):,}" if shards else "."
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths: dict[int, int] = defaultdict(int)
-    for row in [head, *rows]:
-        for i, cell in enumerate(row):
-            widths[i] = max(widths[i], len(cell))
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(widths[i]) for i, cell in enumerate(row[1:], 1))]).rstrip()
-        for row in [head, *rows]
-    ]
+def _table(rows: list[list[str]]) -> list[str]:
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""A run on a cluster that is safe to start again, whatever became of the last one."""
+"""A run on a cluster that is safe to start again after any end of the last one."""
 
 import hashlib
 import logging
@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from clipgs.config import Config
+from clipgs.config import Config, read_layers
 from clipgs.core.errors import ClipgsError, UsageError
-from clipgs.core.files import whole
 from clipgs.operate.lock import OutputLock
+from clipgs.operate.started import freeze
 from clipgs.operate.status import find_snakefile
 
 log = logging.getLogger(__name__)
@@ -24,32 +22,28 @@ _CANCEL_SECONDS = 120.0
 
 
 def submit(config: Config, target: str, profile: Path | None, snakefile: Path | None, more: list[str]) -> None:
-    """Clears away what an earlier run left, and becomes Snakemake.
+    """Cleans up after an earlier run, and becomes Snakemake.
 
-    Jobs of an earlier run over this output are cancelled by the name that they all begin with: Snakemake would submit
-    them once more beside those that still run. Its lock is taken off, and what they left unfinished is made again. The
-    configuration is written to `OUTPUT/run.yaml` and read from there, so that editing a file changes nothing of a run
-    that was started.
+    Jobs of an earlier run over this output are cancelled, by the prefix of their names: Snakemake would submit them a
+    second time. The run's lock is removed, and unfinished files are made again. The configuration is written to
+    `OUTPUT/run.yaml` and read from there, so editing a file does not affect a run that was started.
 
     Args:
         more: further arguments of Snakemake.
 
     Raises:
-        ClipgsError: another run holds the output, or the jobs do not go.
+        ClipgsError: another run holds the output, or its jobs do not end.
     """
     snakefile = snakefile or find_snakefile()
     profile = profile or snakefile.parent / "profiles" / "slurm"
     workflow = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
     settings = _profile(profile)
-    frozen = config.output_path / "run.yaml"
     prefix = job_prefix(config.output_path)
     with OutputLock(config.output_path):
         cancel_leftovers(prefix)
-        with whole(frozen) as temporary:
-            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        workflow += ["--configfile", str(frozen)]
+        workflow += ["--configfile", str(freeze(config))]
         if any(Path(".snakemake", "locks").glob("*")):
-            log.info("taking off the lock of a run that was killed")
+            log.info("removing the lock of a run that was killed")
             subprocess.run([*workflow, "--unlock"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     named = ["--slurm-jobname-prefix", prefix] if settings.get("executor") == "slurm" else []
     command = [*workflow, "--workflow-profile", str(profile), "--rerun-incomplete", *named, target, *more]
@@ -59,36 +53,29 @@ def submit(config: Config, target: str, profile: Path | None, snakefile: Path | 
 
 
 def job_prefix(output: Path) -> str:
-    """What the names of all jobs over an output begin with."""
+    """The prefix of the names of all jobs over an output."""
     return f"clipgs-{hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:8]}"
 
 
 def _profile(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; --profile names the folder of a profile") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{file} must hold keys and values")
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist; --profile names the folder of a profile")
+    settings = read_layers(file)
     if "CHANGE_ME" in str(settings.get("default-resources")):
         raise UsageError(f"{file}: set slurm_account, and the partitions, to those of your cluster")
     return settings
 
 
-def cancel_leftovers(prefix: str) -> int:
-    """Cancels one's own jobs whose names begin so, and waits until the last is gone; returns how many there were.
+def cancel_leftovers(prefix: str) -> None:
+    """Cancels the user's own jobs with that prefix, and waits until the last has ended.
 
     Raises:
-        ClipgsError: SLURM does not answer, or some do not go.
+        ClipgsError: SLURM does not answer, or some jobs do not end.
     """
-    if shutil.which("squeue") is None:
-        return 0
-    jobs = _queued(prefix)
+    jobs = _queued(prefix) if shutil.which("squeue") else []
     if not jobs:
-        return 0
+        return
     log.info("cancelling %d jobs that an earlier run left in the queue", len(jobs))
     _slurm("scancel", *jobs)
     deadline = time.monotonic() + _CANCEL_SECONDS
@@ -96,11 +83,10 @@ def cancel_leftovers(prefix: str) -> int:
         if time.monotonic() > deadline:
             raise ClipgsError(f"{len(left)} jobs of an earlier run do not end: scancel {' '.join(left)}, and run again")
         time.sleep(1)
-    return len(jobs)
 
 
 def _queued(prefix: str) -> list[str]:
-    """Ids of one's own jobs in the queue, an array as one, that have not wholly ended."""
+    """Ids of the user's own jobs in the queue, an array as one, that have not ended."""
     lines = [line.split(maxsplit=1) for line in _slurm("squeue", "--me", "--noheader", "--format=%A %j").splitlines()]
     return sorted({number for number, name in lines if name.startswith(f"{prefix}_")})
 

@@ -10,15 +10,15 @@ from clipgs.core.files import SIDECAR, check, damage
 from clipgs.core.runner import Progress
 from clipgs.stages import STAGES
 
-# Where every file has its sidecar: the catalog, and the folders of stages over shards.
+# Folders in which every file has a sidecar: the catalog, and those of stages over shards.
 _CHECKED = ("catalog", *dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per == ("shard",)))
-# Elsewhere curves and states that still grow have none.
+# In the others, curves and states that still grow have none.
 _PARTLY = tuple(dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per != ("shard",)))
-_WITHOUT = ("excluded.csv", "retries.json")  # that users may edit
+_WITHOUT = ("excluded.csv", "retries.json")  # users may edit them
 
 
 def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[int, list[str]]:
-    """Holds every file against its sidecar: the number of files, and a line for each that is not whole.
+    """Compares every file with its sidecar: the number of files, and a line for each that is not whole.
 
     Args:
         set_aside: move damaged files away, so that the next run makes them again.
@@ -28,7 +28,7 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
 
     def judge(file: Path) -> str | None:
         if not file.exists() and file.parent.name in config.temporary:
-            return None  # was dropped, as the configuration says
+            return None  # removed, since it is temporary
         if not set_aside or not file.exists():
             return damage(file)
         try:
@@ -52,10 +52,7 @@ def _files(config: Config) -> Iterator[Path]:
         for path in (config.output_path / name).rglob("*"):
             if path.name.startswith(".") or path.suffix == ".damaged" or path.name in _WITHOUT or path.is_dir():
                 continue
-            if path.suffix != SIDECAR:
-                yield path
-            elif not path.with_suffix("").exists():
-                yield path.with_suffix("")
+            yield path if path.suffix != SIDECAR else path.with_suffix("")
     for name in _PARTLY:
         for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
             yield sidecar.with_suffix("")
