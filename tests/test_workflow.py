@@ -15,8 +15,8 @@ from clipgs.workflow import Run, fatal, model_files, notes, share
     [
         (16, 10, 0, False, (16, 16, 16, 16, 0, 0, 0)),  # no GPU: one job after the other
         (16, 1, 1, False, (16, 16, 16, 16, 1, 0, 1)),  # one shard: nothing runs beside it
-        (16, 10, 1, False, (16, 10, 3, 3, 1, 0, 1)),
-        (64, 10, 4, False, (64, 40, 3, 3, 1, 0, 4)),
+        (16, 10, 1, False, (16, 10, 3, 16, 1, 0, 1)),
+        (64, 10, 4, False, (64, 40, 3, 16, 1, 0, 4)),
         (2, 10, 4, False, (2, 1, 1, 1, 1, 0, 4)),  # never none
         (8, 10, 0, True, (8, 8, 8, 8, 1, 1, 1)),  # the scheduler chooses the GPU, and each job asks for one
     ],

@@ -35,8 +35,8 @@ class Resources(NamedTuple):
 
     threads: int  # of a job that has the machine alone
     mesh_threads: int  # of one that reads meshes
-    fit_threads: int
-    render_threads: int
+    fit_threads: int  # of one that fits or renders
+    gpu_threads: int  # of one that has a GPU for itself, beside others on the other GPUs
     one_gpu: int
     render_gpu: int
     train_gpus: int
@@ -49,15 +49,15 @@ def share(cores: int, shards: int, gpus: int, on_cluster: bool) -> Resources:
     pixels, these shares of the cores keep the three equally fast. On a cluster a job asks for one GPU if the
     configuration says cuda, and the scheduler chooses which.
     """
-    fit = render = meshes = cores
+    fit = meshes = cores
     if gpus and shards > 1:
-        fit = render = max(1, cores // (5 * gpus))
-        meshes = max(1, cores - gpus * (fit + render))
+        fit = max(1, cores // (5 * gpus))
+        meshes = max(1, cores - 2 * gpus * fit)
     return Resources(
         threads=cores,
         mesh_threads=meshes,
         fit_threads=fit,
-        render_threads=render,
+        gpu_threads=max(1, cores // max(1, gpus)),
         one_gpu=int(gpus > 0 or on_cluster),
         render_gpu=int(on_cluster),
         train_gpus=gpus or int(on_cluster),

@@ -118,7 +118,7 @@ rule ablation_start:
         out("benchmarks/ablation_start/{seed}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.threads
+    threads: RESOURCES.gpu_threads
     resources:
         mem_mb=16000,
         gpu=RESOURCES.one_gpu,
@@ -147,7 +147,7 @@ rule ablation_train:
         out("benchmarks/ablation_train/{row}-s{seed}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.threads
+    threads: RESOURCES.gpu_threads
     resources:
         mem_mb=16000,
         gpu=RESOURCES.one_gpu,
@@ -177,7 +177,7 @@ rule ablation_evaluate:
         out("benchmarks/ablation_evaluate/{row}-s{seed}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.threads
+    threads: RESOURCES.gpu_threads
     resources:
         mem_mb=8000,
         gpu=RESOURCES.one_gpu,

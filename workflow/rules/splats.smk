@@ -38,7 +38,7 @@ rule render:
         out("benchmarks/render/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.render_threads
+    threads: RESOURCES.fit_threads
     resources:
         mem_mb=2000,
         gpu=RESOURCES.render_gpu,

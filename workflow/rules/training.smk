@@ -34,7 +34,7 @@ rule embed_images:
         out("benchmarks/embed_images/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.threads
+    threads: RESOURCES.gpu_threads
     resources:
         mem_mb=8000,
         gpu=RESOURCES.one_gpu,
@@ -58,7 +58,7 @@ rule embed_texts:
         out("benchmarks/embed_texts/{shard}.tsv")
     conda:
         GPU_ENV
-    threads: RESOURCES.threads
+    threads: RESOURCES.gpu_threads
     resources:
         mem_mb=8000,
         gpu=RESOURCES.one_gpu,
