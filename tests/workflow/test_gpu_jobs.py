@@ -38,3 +38,15 @@ def test_the_users_own_number_stands_and_so_does_the_cpu(workspace, monkeypatch)
     assert asked(workspace, "--resources", "gpu=1", "--config", "device=cpu")["fit"] == 0
     jobs = asked(workspace, "--resources", "gpu=1")
     assert (jobs["fit"], jobs["train"]) == (1, 1)
+
+
+def test_the_rows_of_an_ablation_run_side_by_side_each_with_a_gpu_and_its_share_of_the_cores(workspace, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    done = workspace.run("-n", "ablations", "--cores", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = done.stdout + done.stderr
+    jobs = re.findall(r"^rule (ablation_(?:start|train|evaluate)):$(.*?resources: [^\n]*)", text, re.M | re.S)
+    assert len(jobs) == 3 + 4 * 3 + 5 * 3  # seeds; rows without the one that is as it is; rows
+    for _, job in jobs:
+        assert re.search(r"\bgpu=1\b", job)
+        assert "threads: " not in job  # one of two cores
