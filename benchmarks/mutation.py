@@ -12,9 +12,10 @@ mutant whose tests hang counts as found. Tests that need data from outside the r
 is the same for everyone. With `--only`, the other modules keep what was found before; with `--again`, only survivors
 are tried, of modules whose code is still the same: for tests that were added since.
 
-Writes benchmarks/results/mutation.json: scores, and every survivor. `reason` says of one that does what the code does
-why no test can find it; it is written there by hand and kept as long as its change is. Such a mutant counts as not
-found in `score`, and is left out of `score_without_equivalent`.
+Writes benchmarks/results/mutation.json: scores, and every survivor. Its `reason` is written there by hand, and kept as
+long as its change is. One that begins with "equal: " says why the mutant does what the code does, so that no test can
+find it: it counts as not found in `score`, and is left out of `score_without_equivalent`. Any other reason says why no
+test found it yet, and changes no score.
 """
 
 import argparse
@@ -134,7 +135,7 @@ def main() -> int:
         reasons = {one["change"]: one["reason"] for one in old["survivors"] if "reason" in one}
         code = sha256((CHECKOUT / "src" / "clipgs" / module).read_bytes()).hexdigest()
         again = arguments.again and old.get("sha256") == code
-        tried = [one["mutant"] for one in old["survivors"] if "reason" not in one]
+        tried = [one["mutant"] for one in old["survivors"] if not equal(one)]
         if again and not tried:
             continue
         with tempfile.TemporaryDirectory() as temporary:
@@ -142,7 +143,7 @@ def main() -> int:
             mutate(Path(temporary), tried if again else [], arguments.children)
             found = judge(Path(temporary), module)
         if again:
-            found["survivors"] += [one for one in old["survivors"] if "reason" in one]
+            found["survivors"] += [one for one in old["survivors"] if equal(one)]
             found["hangs"] += old["hangs"]
         for one in found["survivors"]:
             if one["change"] in reasons:
@@ -163,8 +164,13 @@ def scores(modules: list[dict[str, Any]]) -> dict[str, float]:
     mutants = sum(one["mutants"] for one in modules)
     survivors = [survivor for one in modules for survivor in one["survivors"]]
     found = mutants - len(survivors)
-    same = sum("reason" in survivor for survivor in survivors)
+    same = sum(map(equal, survivors))
     return {"score": round(found / mutants, 4), "score_without_equivalent": round(found / (mutants - same), 4)}
+
+
+def equal(survivor: dict[str, Any]) -> bool:
+    """Whether a survivor's reason says that it is the same program."""
+    return survivor.get("reason", "").startswith("equal: ")
 
 
 if __name__ == "__main__":

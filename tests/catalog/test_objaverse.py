@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, plan, shard_path
+from clipgs.catalog.records import frozen_schema
+from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, plan, shard_path
 from clipgs.catalog.sources import source
 from clipgs.catalog.stages import freeze, label, objects
 from clipgs.config import check
-from clipgs.core.bundles import read_table
+from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from tests.catalog.objaverse_tree import glb_of, uid_of, write_gz, write_objaverse
 
@@ -182,6 +183,8 @@ def test_an_unchanged_plan_reads_no_annotation(tmp_path, package, monkeypatch):
     freeze_all(config)
     first = plan(config)
     assert plan(config) == first
+    other = config.model_copy(update={"output": str(tmp_path / "other")})  # has a plan of its own in the cache
+    assert plan(other).pending == ("00000", "00001", "00002")
 
     def never(*arguments):
         raise AssertionError("an unchanged plan must read no table")
@@ -189,6 +192,18 @@ def test_an_unchanged_plan_reads_no_annotation(tmp_path, package, monkeypatch):
     monkeypatch.setattr("clipgs.catalog.sources.annotations.AnnotatedSource.table", property(never))
     monkeypatch.setattr("clipgs.catalog.sources.annotations._load_json", never)
     assert plan(config) == first
+
+
+def test_another_frozen_shard_or_setting_is_planned_again(tmp_path, package):
+    config = config_of(tmp_path)
+    assert plan(config).pending == ("00000", "00001", "00002")
+    catalog = config.catalog.model_copy(update={"shard_objects": 3})
+    assert len(plan(config.model_copy(update={"catalog": catalog})).pending) == 4
+    freeze_all(config)
+    assert plan(config).pending == ()
+    path = shard_path(config, "00002")
+    write_table(path, read_table(path)[1:], frozen_schema())
+    assert plan(config).pending == ("00003",)
 
 
 def test_appended_objects_go_to_new_shards_and_only_their_file_is_read(tmp_path, package, monkeypatch):
@@ -225,9 +240,19 @@ def test_a_mended_annotation_changes_one_digest_and_no_frozen_shard(tmp_path, pa
 
 def test_rules_that_leave_out_a_frozen_object_do_not_make_it_gone(tmp_path, package):
     freeze_all(config_of(tmp_path))
+    before = plan(config_of(tmp_path))
     stricter = config_of(tmp_path, curation={"licenses": ["cc0"]})
+    assert plan(stricter).curation_digest != before.curation_digest
     assert plan(stricter).pending == ()
     assert plan(stricter).frozen == ("00000", "00001", "00002")
+
+
+def test_curation_tells_rules_and_counts(tmp_path, package):
+    config = config_of(tmp_path, curation={"licenses": ["cc0"]}, lvis="train")
+    found = curation(config)
+    rules = found.pop("rules")
+    assert found == {"source": "objaverse", "taken": 4, "lvis": 1, "refused": {"licenses": 8}}
+    assert rules == {**config.catalog.curation.model_dump(), "lvis": "train"}
 
 
 def test_another_list_leaves_frozen_objects_and_their_labels_as_they_were(tmp_path, package):

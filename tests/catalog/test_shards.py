@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -83,6 +84,34 @@ def test_a_second_copy_is_a_row_of_its_own(tmp_path, meshes):
     assert rows["a.obj"]["note"] is None
     assert rows["copy.obj"]["note"] == f"duplicate of {rows['a.obj']['uid']}"
     assert rows["copy.obj"]["uid"] != rows["a.obj"]["uid"]
+    (meshes / "late.obj").write_text("a")
+    freeze_all(config)
+    (late,) = [row for row in rows_of(config) if row["locator"] == "late.obj"]
+    assert late["note"] == f"duplicate of {rows['a.obj']['uid']}"  # of the first, in a shard that was frozen before
+
+
+def test_each_frozen_shard_is_a_line_of_the_log(tmp_path, meshes, caplog):
+    caplog.set_level(logging.INFO, stages.__name__)
+    freeze_all(config_of(tmp_path))
+    expected = ["froze shard 00000: 2 objects", "froze shard 00001: 2 objects", "froze shard 00002: 1 objects"]
+    assert caplog.messages == expected
+
+
+def test_frozen_objects_keep_the_labels_of_their_own_source(tmp_path, meshes):
+    (tmp_path / "m.csv").write_text("file,text\n" + "".join(f"{n}.obj,the {n}\n" for n in "abcde"))
+    folder = {"path": str(meshes), "manifest": str(tmp_path / "m.csv")}
+    config = config_of(tmp_path, folder=folder)
+    freeze_all(config)
+    before = plan(config).label_digests
+    other = config_of(tmp_path, folder=folder, source="procedural", procedural={"objects": 3})
+    made = plan(other)
+    assert made.pending == ("00003", "00004")
+    assert {shard: made.label_digests[shard] for shard in before} == before
+    for shard in before:  # the last has a single object
+        label(other, shard)
+        locators = {row["uid"]: row["locator"] for row in read_table(shard_path(other, shard))}
+        texts = {locators[row["uid"]]: row["text"] for row in read_table(labels_path(other, shard))}
+        assert texts == {locator: f"the {locator[0]}" for locator in locators.values()}
 
 
 def test_a_folder_that_is_not_mounted_stops_the_run(tmp_path, meshes):
@@ -226,6 +255,14 @@ def test_without_a_category_a_split_is_a_hash_of_the_group(tmp_path):
         place = plain_hash(row["group"])
         assert row["split"] == ("test" if place < 0.3 else "validation" if place < 0.5 else "train")
     assert Counter(row["split"] for row in rows).keys() == {"train", "test", "validation"}
+
+
+@pytest.mark.parametrize(("place", "split"), [(0.0, "test"), (0.25, "validation"), (0.5, "train"), (0.75, "train")])
+def test_a_share_ends_before_its_bound(tmp_path, monkeypatch, place, split):
+    """So that a share of 0 gets no group at all."""
+    monkeypatch.setattr(stages, "unit_hash", lambda group: place)
+    splits = stages._Splits(config_of(tmp_path, test_fraction=0.25, validation_fraction=0.25), [])
+    assert splits._by_hash("g") == split
 
 
 @pytest.mark.parametrize("already", [0, 5])

@@ -203,9 +203,10 @@ def test_every_number_by_its_name():
     ranked = ranks(queries, gallery, relevant)
     hits = {f"R@{k}": ranked.hits(k) for k in (1, 4)}
     chance = ranked.chance()
-    bounds = {name: plain_interval(values, of, 30, 7, False) for name, values in hits.items()}
-    bounds["median_rank"] = plain_interval(ranked.expected, of, 30, 7, True)
-    found = retrieval(queries, gallery, relevant, groups=names, ks=(1, 4), resamples=30, seed=7)
+    # So few resamples that their bounds are not those of the default number.
+    bounds = {name: plain_interval(values, of, 4, 7, False) for name, values in hits.items()}
+    bounds["median_rank"] = plain_interval(ranked.expected, of, 4, 7, True)
+    found = retrieval(queries, gallery, relevant, groups=names, ks=(1, 4), resamples=4, seed=7)
     assert found.pop("interval") == {name: pytest.approx(list(values)) for name, values in bounds.items()}
     assert found == {
         **{name: pytest.approx(values.mean()) for name, values in hits.items()},
@@ -218,10 +219,11 @@ def test_every_number_by_its_name():
         "gallery": 30,
         "groups": 3,
         "confidence": 0.95,
-        "resamples": 30,
+        "resamples": 4,
         "seed": 7,
     }
     assert retrieval(queries, gallery, relevant) == module.summarise(ranked, ks=(1, 5, 10), resamples=1000, seed=0)
+    assert module.summarise(ranked) == module.summarise(ranked, seed=0)
     assert module.summarise(ranked) == module.summarise(ranked, groups=[f"{i:02d}" for i in range(12)])
 
 
@@ -264,6 +266,48 @@ def test_most_of_a_spread_gallery_is_never_looked_at_twice(monkeypatch):
     looked.clear()
     ranks(unit(rng, 20, 16), unit(rng, 3000, 16), [[i] for i in range(20)])
     assert sum(looked) <= 20 * 3
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32])
+def test_relevant_rows_may_be_whole_numbers_of_any_type(kind):
+    rng = np.random.default_rng(7)
+    gallery, queries = unit(rng, 30, 5), unit(rng, 6, 5)
+    relevant = [[i, i + 9] for i in range(6)]
+    found = ranks(queries, gallery, [np.array(rows, kind) for rows in relevant])
+    assert all(map(np.array_equal, found, ranks(queries, gallery, relevant)))
+
+
+def test_scores_exactly_as_far_apart_as_a_tie_may_be_are_equal(monkeypatch):
+    monkeypatch.setattr(module, "TIE", 1.0)  # a difference that cosines have without rounding
+    found = ranks(np.eye(3)[:1], np.eye(3)[[0, 1, 2]], [[0, 1]])
+    assert (found.better, found.wrong, found.right) == (0, 1, 2)
+    found = ranks(np.eye(3)[:1], np.eye(3)[[0, 1, 2]], [[1]])  # the first row scores 1, the right one 0
+    assert (found.better, found.wrong, found.right) == (0, 2, 1)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_scores_are_exact_whatever_the_rows_are_kept_in(kind):
+    rng = np.random.default_rng(8)
+    gallery, queries = rng.standard_normal((50, 24)).astype(kind), rng.standard_normal((6, 24)).astype(kind)
+    scores, rows = nearest(queries, gallery, 4)
+    wide = nearest(queries.astype(float), gallery.astype(float), 4)
+    assert np.array_equal(rows, wide[1])
+    np.testing.assert_allclose(scores, wide[0], rtol=0, atol=1e-14)
+
+
+def test_rows_of_floats_are_not_copied():
+    for kind in (np.float16, np.float32, np.float64):
+        rows = np.ones((4, 3), kind)
+        assert np.shares_memory(module._rows(rows, "rows").numpy(), rows)
+
+
+def test_float32_errs_within_the_bound():
+    flat, steep = torch.full((1, 20000), 0.1), torch.full((1, 20000), 1e-3)
+    steep[0, 0] = 1
+    for rows in (flat, steep):
+        ((_, _, score),) = module._scores(rows, rows)
+        exact = module._exact(rows, rows, torch.tensor([0]), torch.tensor([0]))
+        assert abs(score.double() - exact) <= module._float32_error(20000)
 
 
 def test_weighted_median_is_that_of_repeated_values():

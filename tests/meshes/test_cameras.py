@@ -114,6 +114,7 @@ def test_poles_are_safe(eye):
         ([0, 2, 0], [0, 0, -1]),
         ([0, -2, 0], [0, 0, 1]),
         ([np.sqrt(1 - 0.9995**2), 0.9995, 0], [0, 0, -1]),  # nearly above: up has next to no direction
+        ([np.sqrt(1999), 999, 0], [0, 0, -1]),  # exactly at the bound: 1000 away
         ([0, 0.9985, np.sqrt(1 - 0.9985**2)], [0, np.sqrt(1 - 0.9985**2), -0.9985]),
         ([0, 0, 2], [0, 1, 0]),
     ],
@@ -139,7 +140,8 @@ def test_a_cube_fits_from_every_side():
 def test_cameras_come_back_from_their_file():
     viewmats, Ks = canonical(5, pixels=64)
     data = cameras_json(viewmats, Ks, np.int64(64))
-    assert data == cameras_json(viewmats.astype(float), Ks.astype(float), 64)
+    finer = viewmats.astype(float) * (1 + 1e-12), Ks.astype(float) * (1 + 1e-12)  # the same numbers in float32
+    assert data == cameras_json(*finer, 64)
     assert data.endswith(b"}\n")
     assert json.loads(data) == {
         "convention": "opencv world-to-camera",

@@ -173,6 +173,12 @@ def test_a_mask_keeps_what_is_exactly_at_the_cutoff():
     assert surface_rgba(part, np.array([0]), CORNER)[0, 3] == 1
 
 
+def test_an_alpha_beyond_its_limits_is_cut():
+    for factor, alpha in ((3.0, 1), (1.0, 0.5), (-0.5, 0)):
+        part = quad(Material((1, 1, 1, factor), alpha_mode="BLEND"), colors=[[1, 1, 1, 0.5]] * 4)
+        assert surface_rgba(part, np.array([0]), CORNER)[0, 3] == alpha
+
+
 def test_what_the_shader_is_told():
     """Metalness says whether alpha is written, roughness below which alpha nothing is drawn."""
     texture = Texture(np.uint8([[[1, 2, 3, 4], [5, 6, 7, 8]]]), "mirror", "clamp")

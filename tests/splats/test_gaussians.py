@@ -103,6 +103,13 @@ def test_a_splat_is_saved_and_loaded_by_its_own_methods(tmp_path):
     assert torch.equal(back.opacity_logits, one.opacity_logits)
 
 
+def test_errors_of_a_ply_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"^PLY: the file is empty\.$"):
+        Gaussians.from_ply(b"")
+    with pytest.raises(ValueError, match=r"^There are no Gaussians to save\.$"):
+        gaussians(0).to_ply()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 300])
 def test_farthest_point_order_is_that_of_the_slow_reference(rows):
     one = gaussians(rows)

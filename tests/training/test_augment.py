@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,26 @@ def test_colours_are_dropped_as_often_as_is_said():
     never, always = (Augmentation(color_dropout=rate) for rate in (0.0, 1.0))
     assert drawn(never, 50)[:, 8].tolist() == [1] * 50
     assert drawn(always, 50)[:, 8].tolist() == [0] * 50
+
+
+class Lowest:
+    """A generator that draws the least number there is."""
+
+    def normal(self, size):
+        return np.ones(size)
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        return np.full(size, low)
+
+
+def test_at_a_rate_of_zero_no_draw_at_all_drops_colours():
+    assert draw(Augmentation(color_dropout=0.0), 3, Lowest())[:, 8].tolist() == [1] * 3
+
+
+def test_colours_keep_their_type():
+    before = splats(2)
+    before = replace(before, colors=before.colors.half())
+    assert augment(before, drawn(Augmentation(), 2)).colors.dtype == torch.float16
 
 
 def test_nothing_changes_when_all_is_switched_off():

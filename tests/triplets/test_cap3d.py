@@ -59,6 +59,7 @@ COLUMNS = "it must have two, uid and caption (quoted, if it has a comma)"
         (None, "[Errno 2] No such file or directory: '{path}'"),
         ("uid,two,three\n", "has 3 columns at 'uid'; " + COLUMNS),
         ("only one\n", "has 1 columns at 'only one'; " + COLUMNS),
+        ('"a\r\nb",2,3\n', "has 3 columns at 'a\\r\\nb'; " + COLUMNS),
         (f"{'x' * 80},2,3\n", f"has 3 columns at {'x' * 70!r}; " + COLUMNS),
     ],
 )

@@ -52,6 +52,8 @@ def test_clean_cuts_nothing_in_two_that_is_joined():
     assert captions.clean(f"ab{joined}cd", 3) == "ab"
     assert captions.clean(f"a{joined}", 1) == "a"
     assert captions.clean(f"{joined}y", 1) == ""  # not even the first letter fits with its accent
+    assert captions.clean(f"{joined}y\u200d", 1) == ""  # whatever the text ends with
+    assert captions.clean("\u0331\u0331x", 1) == ""  # accents without a letter
     assert captions.clean("ab\u200dcd", 2) == "a"  # neither before a joiner
     assert captions.clean("ab\u200dcd", 3) == "a"  # nor behind it
     assert captions.clean("abc\u200dde", 5) == "abc\u200dd"
