@@ -77,10 +77,11 @@ def parser() -> argparse.ArgumentParser:
         for names, more in operation.arguments:
             command.add_argument(*names, **more)
         command.set_defaults(call=partial(_operate, operation))
+        if operation.on_output or operation.name == "submit":
+            _add_config(command)
         if operation.on_output:
             text = "an output: the configuration is that of its last run"
             command.add_argument("--output", type=Path, metavar="FOLDER", help=text)
-            _add_config(command)
     return whole
 
 
@@ -104,6 +105,9 @@ def _run_stage(stage: Stage, options: argparse.Namespace) -> None:
 
 
 def _operate(operation: Operation, options: argparse.Namespace) -> int | None:
+    for name, value in vars(options).items():
+        if isinstance(value, Path):  # the configuration may be that of another folder
+            setattr(options, name, value.absolute())
     if not operation.on_output:
         return operation.run(options)
     if not options.config:

@@ -13,18 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from snakemake.io import ancient
+
 from clipgs.catalog.excluded import excluded_digests
 from clipgs.catalog.shards import plan
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
-from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError
+from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, advice
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
 from clipgs.stages import runtime_settings, stage_settings
-from clipgs.training.runs import run_shards
+from clipgs.training.runs import begun_with, run_shards
 from clipgs.triplets.captions import listed_digest, located
 
 FROZEN = "CLIPGS_CONFIG"  # in the environment of a job: the configuration of the run that it belongs to
@@ -117,6 +119,15 @@ class Run:
     def shards_of_row(self, wildcards: Any) -> list[str]:
         """As `run_shards`, of a row and a seed, or of a seed's point encoder."""
         return run_shards(self._config_of(wildcards), self.shards)
+
+    def of_training(self, files: list[str], wildcards: Any = None) -> Any:
+        """The inputs of a training: of the configured run, or of a row of the ablation.
+
+        Ancient if a run began with these very settings, so that later objects do not train it again. Otherwise not:
+        Snakemake ignores changed params of a job with ancient inputs if any job before it has to run.
+        """
+        begun = begun_with(self.config if wildcards is None else self._config_of(wildcards)) is not None
+        return ancient(files) if begun else files
 
     def start_of(self, wildcards: Any) -> list[str]:
         """The point encoder's model, where the rows of a seed start from that."""
@@ -212,8 +223,9 @@ def fatal(code: int) -> Iterator[None]:
     """Ends Snakemake with one line for an error of ours: its own message would name a line of the Snakefile."""
     try:
         yield
-    except ClipgsError as error:
-        sys.stderr.write(f"clipgs: {error}\n")
+    except (ClipgsError, OSError) as error:
+        hint = advice(error) if isinstance(error, OSError) else ""
+        sys.stderr.write(f"clipgs: {error}{hint}\n")
         raise SystemExit(code) from None
 
 

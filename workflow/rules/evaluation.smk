@@ -100,14 +100,15 @@ rule ablation_points:
 
 rule ablation_start:
     input:
-        triplets=lambda wildcards: ancient(
+        triplets=lambda wildcards: RUN.of_training(
             expand(
                 out("ablations/points/triplets/{shard}.tar"),
                 shard=RUN.shards_of_row(wildcards),
-            )
+            ),
+            wildcards,
         ),
-        features=lambda wildcards: ancient(
-            RUN.all_features(RUN.shards_of_row(wildcards))
+        features=lambda wildcards: RUN.of_training(
+            RUN.all_features(RUN.shards_of_row(wildcards)), wildcards
         ),
     output:
         model=out("ablations/points/runs/points-s{seed}/model.safetensors"),
@@ -132,11 +133,12 @@ rule ablation_start:
 rule ablation_train:
     input:
         start=RUN.start_of,
-        triplets=lambda wildcards: ancient(
-            expand(out("triplets/{shard}.tar"), shard=RUN.shards_of_row(wildcards))
+        triplets=lambda wildcards: RUN.of_training(
+            expand(out("triplets/{shard}.tar"), shard=RUN.shards_of_row(wildcards)),
+            wildcards,
         ),
-        features=lambda wildcards: ancient(
-            RUN.all_features(RUN.shards_of_row(wildcards))
+        features=lambda wildcards: RUN.of_training(
+            RUN.all_features(RUN.shards_of_row(wildcards)), wildcards
         ),
     output:
         model=out("runs/ablation-{row}-s{seed}/model.safetensors"),

@@ -71,14 +71,13 @@ rule embed_texts:
 
 rule train:
     input:
-        triplets=ancient(expand(out("triplets/{shard}.tar"), shard=RUN.run_shards)),
-        tables=ancient(expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards)),
-        images=ancient(
-            expand(features("images/{shard}.safetensors"), shard=RUN.run_shards)
+        triplets=RUN.of_training(
+            expand(out("triplets/{shard}.tar"), shard=RUN.run_shards)
         ),
-        texts=ancient(
-            expand(features("texts/{shard}.safetensors"), shard=RUN.run_shards)
+        tables=RUN.of_training(
+            expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards)
         ),
+        features=RUN.of_training(RUN.all_features(RUN.run_shards)),
     output:
         model=RUN.of_run("model.safetensors"),
         config=RUN.of_run("config.yaml"),

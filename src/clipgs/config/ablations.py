@@ -72,3 +72,10 @@ class Ablations(Section):
             if against is not None and against not in rows:
                 raise ValueError(f"{row} is compared with {against}, which must be in the list too")
         return rows
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("seeds are 0 or more, each once")
+        return seeds

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 
 RUN_ARGUMENTS = "CLIPGS_RUN_ARGUMENTS"  # in the environment: what gave Snakemake the configuration of this run
 
@@ -41,4 +42,6 @@ def advice(error: OSError, setting: str = "output") -> str:
 
 def snakemake(*words: object) -> str:
     """The command that makes something of this run, with the user's own files: `snakemake triplets --configfile f`."""
-    return " ".join(["snakemake", *map(str, words), *filter(None, [os.environ.get(RUN_ARGUMENTS)])])
+    return " ".join(
+        ["snakemake", *(shlex.quote(str(word)) for word in words), *filter(None, [os.environ.get(RUN_ARGUMENTS)])]
+    )

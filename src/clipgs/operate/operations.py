@@ -101,11 +101,14 @@ def status(options: Namespace, config: Config) -> None:
     argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm in the folder of the Snakefile"),
     _SNAKEFILE,
     argument("--snakemake", type=shlex.split, default=[], metavar="ARGS", help=_SNAKEMAKE),
+    on_output=False,
 )
-def submit(options: Namespace, config: Config) -> None:
+def submit(options: Namespace) -> None:
     """Run the workflow on a SLURM cluster; safe to repeat after a kill."""
     from clipgs.operate import submit as module
 
+    # As Snakemake reads it: the files as they are now, not those of the last run.
+    config = started.layered(options.config or [])
     module.submit(config, options.target, options.profile, options.snakefile, options.snakemake)
 
 

@@ -61,15 +61,18 @@ def of_output(output: Path | None) -> Config:
     if output and not (output / CONFIG).is_file():
         raise UsageError(f"{output} holds no {CONFIG}, which every run writes into its output")
     candidates = [output] if output else [Path.cwd(), *Path.cwd().parents, _last()]
-    found = next((folder for folder in candidates if folder and (folder / CONFIG).is_file()), None)
+    # A file run.yaml alone may be a user's own, so both are asked for where nobody named the folder.
+    wanted = (CONFIG,) if output else (CONFIG, START)
+    found = next((one for one in candidates if one and all((one / name).is_file() for name in wanted)), None)
     if found is None:
         return layered([])
     config, place = read(found / CONFIG), found.resolve()
     try:
         start = json.loads((found / START).read_text())
         os.environ[RUN_ARGUMENTS] = shlex.join(arguments_of(start["files"], start["values"]))
-        os.chdir(start["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if (Path(start["folder"]) / config.output).resolve() == place:  # not a copy, nor moved since
+            os.chdir(start["folder"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # it was brought from another machine
     moved = config.output_path.resolve() != place
     return config.model_copy(update={"output": str(place)}) if moved else config
@@ -87,7 +90,7 @@ def edited(config: Config) -> bool:
     try:
         start = json.loads((config.output_path / START).read_text())
         return layered(start["files"], start["values"]) != config
-    except (OSError, ValueError, KeyError, TypeError, ClipgsError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ClipgsError):
         return False  # they were removed, or are being edited
 
 
