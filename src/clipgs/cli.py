@@ -14,7 +14,7 @@ from clipgs import __version__
 from clipgs.core.errors import ClipgsError, UsageError, advice
 from clipgs.core.runner import marked
 from clipgs.operate import started
-from clipgs.operate.operations import CORES, OPERATIONS, Operation
+from clipgs.operate.operations import CONFIGURATION, CORES, OPERATIONS, Argument, Operation
 from clipgs.stages import STAGES, Stage, from_settings, job
 
 log = logging.getLogger("clipgs")
@@ -66,28 +66,24 @@ def parser() -> argparse.ArgumentParser:
         command = add(stage.name, stage.help, " ".join(words + ["--threads 8"] * stage.threads))
         for name in stage.per:
             command.add_argument(name, **_ARGUMENTS[name][0])
-        if stage.threads:
-            names, more = CORES
-            command.add_argument(*names, **more)
+        _add(command, *[CORES] * stage.threads)
         command.add_argument("--settings", action="append", metavar="JSON", help="as the workflow gives them")
+        _add(command, *CONFIGURATION)
         command.set_defaults(call=partial(_run_stage, stage))
-        _add_config(command)
     for operation in OPERATIONS:
         command = add(operation.name, operation.help, operation.example)
-        for names, more in operation.arguments:
-            command.add_argument(*names, **more)
-        command.set_defaults(call=partial(_operate, operation))
-        if operation.on_output or operation.name == "submit":
-            _add_config(command)
+        _add(command, *operation.arguments)
         if operation.on_output:
             text = "an output: the configuration is that of its last run"
             command.add_argument("--output", type=Path, metavar="FOLDER", help=text)
+            _add(command, *CONFIGURATION)
+        command.set_defaults(call=partial(_operate, operation))
     return whole
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", action="append", metavar="FILE", help="YAML over ./config.yaml; later ones win")
-    command.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
+def _add(command: argparse.ArgumentParser, *arguments: Argument) -> None:
+    for names, more in arguments:
+        command.add_argument(*names, **more)
 
 
 def _run_stage(stage: Stage, options: argparse.Namespace) -> None:

@@ -39,6 +39,10 @@ def argument(*names: str, **more: Any) -> Argument:
 
 
 CORES = argument("--threads", type=positive, default=os.cpu_count() or 1, help="processes or threads at most")
+CONFIGURATION = (
+    argument("--config", action="append", metavar="FILE", help="YAML over ./config.yaml; later ones win"),
+    argument("--log", type=Path, metavar="FILE", help="write the log there too"),
+)
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
@@ -101,6 +105,7 @@ def status(options: Namespace, config: Config) -> None:
     argument("--profile", type=Path, metavar="FOLDER", help="default: profiles/slurm in the folder of the Snakefile"),
     _SNAKEFILE,
     argument("--snakemake", type=shlex.split, default=[], metavar="ARGS", help=_SNAKEMAKE),
+    *CONFIGURATION,
     on_output=False,
 )
 def submit(options: Namespace) -> None:
