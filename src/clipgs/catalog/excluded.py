@@ -5,7 +5,6 @@ shards do not change.
 """
 
 import csv
-import hashlib
 from pathlib import Path
 
 from clipgs.catalog.shards import frozen_shards, shard_path
@@ -13,7 +12,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import UsageError
 from clipgs.core.files import whole
-from clipgs.core.seeds import canonical_json
+from clipgs.core.seeds import json_digest
 
 COLUMNS = ("uid", "shard", "reason")
 NO_REASON = "on request"
@@ -46,7 +45,7 @@ def excluded(config: Config) -> dict[str, dict[str, str]]:
 def excluded_digests(config: Config) -> dict[str, str]:
     """Shard to a digest of its excluded objects, for the shards that have some."""
     listed = excluded(config).items()
-    return {shard: hashlib.sha256(canonical_json(uids).encode()).hexdigest()[:16] for shard, uids in listed}
+    return {shard: json_digest(uids)[:16] for shard, uids in listed}
 
 
 def exclude(config: Config, uids: list[str], reason: str = NO_REASON, *, undo: bool = False) -> list[str]:

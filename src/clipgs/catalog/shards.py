@@ -16,7 +16,7 @@ from clipgs.catalog.sources.annotations import AnnotatedSource
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import whole
-from clipgs.core.seeds import canonical_json
+from clipgs.core.seeds import canonical_json, json_digest
 
 MAX_GONE_FRACTION = 0.05  # if more of the known objects are missing, the folder is probably not mounted
 _PLAN_VERSION = 2  # raised when the same shards and source give another plan
@@ -80,7 +80,7 @@ def plan(config: Config) -> Plan:
     # Snakemake plans in every job, and reading all annotations takes long.
     files = [(stat.st_size, stat.st_mtime_ns) for stat in (shard_path(config, shard).stat() for shard in frozen)]
     settings = [config.catalog.model_dump(mode="json"), config.seed]
-    key = _digest([_PLAN_VERSION, objects.state, settings, frozen, files])
+    key = json_digest([_PLAN_VERSION, objects.state, settings, frozen, files])
     output = hashlib.sha256(str(config.output_path.absolute()).encode()).hexdigest()[:16]
     cached = config.cache_path / "plans" / f"{output}.json"
     try:
@@ -113,7 +113,7 @@ def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set
     # Sorted, because a pending shard has the order of the source, and a frozen one the order of the uids.
     digests = {shard: sources[name].label_digest(sorted(locators)) for shard, (name, locators) in members.items()}
     count = sum(len(locators) for _, locators in members.values())
-    rules = _digest(_curation(config, objects))
+    rules = json_digest(_curation(config, objects))
     return Plan(tuple(frozen), tuple(pending), digests, rules, tuple(objects.notes()), count), set(sources)
 
 
@@ -145,7 +145,3 @@ def _curation(config: Config, objects: Source) -> dict[str, Any]:
         "refused": objects.refusals(),
         "rules": {**config.catalog.curation.model_dump(mode="json"), "lvis": config.catalog.objaverse.lvis},
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -19,3 +19,8 @@ def unit_hash(text: str) -> float:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, 64 hex digits: equal values give the same."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

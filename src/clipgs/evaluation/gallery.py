@@ -4,7 +4,6 @@ Two evaluations are comparable only if the hashes of their galleries are equal. 
 packed bytes, group, caption and category, and the seeded image that represents it.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from clipgs.config import Evaluation
 from clipgs.core.errors import ClipgsError
-from clipgs.core.seeds import canonical_json, seed_of
+from clipgs.core.seeds import json_digest, seed_of
 
 Row = dict[str, Any]
 
@@ -66,7 +65,7 @@ class Gallery:
     def manifest(self) -> dict[str, Any]:
         """The contents of `gallery.json`."""
         content = {"split": self.split, "per": self.per, "objects": list(self.objects)}
-        return {"sha256": hashlib.sha256(canonical_json(content).encode()).hexdigest(), **content}
+        return {"sha256": json_digest(content), **content}
 
     def about(self) -> dict[str, Any]:
         """A short description, which every table measured on it contains."""

@@ -27,7 +27,7 @@ from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakema
 from clipgs.core.files import check, sidecar, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress, good
-from clipgs.core.seeds import canonical_json, seed_of
+from clipgs.core.seeds import json_digest, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.stages import path, table
@@ -74,7 +74,7 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     tar = path(config, "triplets", shard, ".tar")
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
     checksum = sidecar(tar).read_text() if sidecar(tar).exists() else ""  # without one, `check` raises an error
-    key = hashlib.sha256(canonical_json([_FORMAT, kind, checksum]).encode()).hexdigest()[:16]
+    key = json_digest([_FORMAT, kind, checksum])[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
     with suppress(FileNotFoundError):
         os.utime(file)
@@ -227,7 +227,7 @@ class TrainingData:
         self.pictures, self.dim = found[0].images.shape[1:]
         self.shards = list(shards)
         names = [file.name for file in files]  # each has the hash of its inputs
-        self.identity = hashlib.sha256(canonical_json([names, self.teacher]).encode()).hexdigest()
+        self.identity = json_digest([names, self.teacher])
         uids, places = [], []
         for index, shard in enumerate(shards):
             packed = [row for uid, row in sorted(good(table(config, "triplets", shard)).items())]

@@ -25,7 +25,7 @@ from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sidecar, whole
 from clipgs.core.runner import Progress
-from clipgs.core.seeds import canonical_json, unit_hash
+from clipgs.core.seeds import canonical_json, json_digest, unit_hash
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class AnnotatedSource:
             **self.config.catalog.model_dump(mode="json", include={"objaverse", "objaverse_xl", "curation"}),
             "given": given,
         }
-        key = hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:16]
+        key = json_digest(settings)[:16]
         manifest = self.files.cache / "tables" / f"{key}.json"
         try:
             inputs = json.loads(manifest.read_text())
@@ -246,7 +246,7 @@ class AnnotatedSource:
             inputs = [_stat(path) for path in self.gather()]
             with whole(manifest) as temporary:
                 temporary.write_text(canonical_json(inputs))
-        return f"{key}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]}"
+        return f"{key}-{json_digest(inputs)[:16]}"
 
     @cached_property
     def table(self) -> Any:

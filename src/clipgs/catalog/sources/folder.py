@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from clipgs.catalog.records import LABEL_COLUMNS, UID_PATTERN, UpAxis
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, UsageError
-from clipgs.core.seeds import canonical_json
+from clipgs.core.seeds import json_digest
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
@@ -169,7 +169,7 @@ class FolderSource:
     def label_digest(self, locators: list[str]) -> str:
         if self._manifest is None:
             return ""
-        return hashlib.sha256(canonical_json(self.labels(locators)).encode()).hexdigest()[:16]
+        return json_digest(self.labels(locators))[:16]
 
     def fetch(self, row: dict[str, Any]) -> Path:
         path = self._locate(row["locator"])
