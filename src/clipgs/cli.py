@@ -15,11 +15,10 @@ from clipgs.core.errors import ClipgsError, UsageError, advice
 from clipgs.core.runner import marked
 from clipgs.operate import started
 from clipgs.operate.operations import CONFIGURATION, CORES, OPERATIONS, Argument, Operation
-from clipgs.stages import STAGES, Stage, from_settings, job
+from clipgs.stages import RUNTIME, STAGES, Stage, from_settings, job
 
 log = logging.getLogger("clipgs")
 
-RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What a stage works on: how its argument is called in --help, and an example.
 _ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "shard": ({"help": "name of the shard, such as 00000"}, "00000"),

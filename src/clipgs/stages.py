@@ -137,6 +137,7 @@ def fed_by(name: str) -> list[str]:
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
+RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What the settings of a rule have besides keys.
 _BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
 

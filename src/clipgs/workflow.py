@@ -25,7 +25,7 @@ from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
-from clipgs.stages import runtime_settings, stage_settings
+from clipgs.stages import RUNTIME, runtime_settings, stage_settings
 from clipgs.training.runs import begun_with, run_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -249,7 +249,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     os.environ |= {
         FROZEN: config.model_dump_json(),
         # Commands get what changes no result (places, device, limits) here: no rule depends on it.
-        "CLIPGS_RUNTIME": runtime_settings(config),
+        RUNTIME: runtime_settings(config),
         # The commands are those of the Python that runs Snakemake, even if its environment is not activated.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
     }

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.processes import PARENT, end_with
-from clipgs.stages import runtime_settings, stage_settings
+from clipgs.stages import RUNTIME, runtime_settings, stage_settings
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def launch(config: Config, processes: int) -> None:
     """
     command = [sys.executable, "-m", __name__, "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "clipgs", "train", "--settings", stage_settings(config, "train")]
-    own = {"CLIPGS_RUNTIME": runtime_settings(config), PARENT: str(os.getpid())}
+    own = {RUNTIME: runtime_settings(config), PARENT: str(os.getpid())}
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **own}
     errors = []
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
