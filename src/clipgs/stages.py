@@ -83,7 +83,7 @@ _ALL = (
     Stage("index", "triplets", "write the index, the dataset card and the contact sheet",
           keys=("pack",), per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
     Stage("teacher", "training", "train the small teacher on renders, captions and categories",
-          keys=("seed", "teacher.small"), per=(), folder="teacher", after=("index",)),
+          keys=("seed", "teacher.small"), per=(), folder="teacher", after=("pack",)),
     Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
           keys=("views.count", *_TEACHER), folder="features", after=("teacher", "render", "view")),
     Stage("embed-texts", "teacher", "encode a shard's captions with the teacher",
@@ -92,10 +92,11 @@ _ALL = (
           keys=("encoder", "training", *_TEACHER), per=(), folder="runs",
           after=("pack", "embed-images", "embed-texts")),
     Stage("embed-shapes", "evaluation", "encode every splat with the run's encoder",
-          keys=("training.run",), per=(), folder="evaluation", after=("train", "index"), threads=False),
+          keys=("training.run",), per=(), folder="evaluation", after=("pack", "index", "train"),
+          threads=False),
     Stage("evaluate", "evaluation", "measure the run: retrieval, zero-shot and few-shot classification",
           keys=("evaluation", "training.run", "views.count", *_TEACHER), per=(), folder="evaluation",
-          after=("embed-shapes", "embed-images", "embed-texts")),
+          after=("index", "teacher", "embed-images", "embed-texts", "embed-shapes")),
     Stage("baselines", "evaluation", "measure other people's models on the same objects, where their files are",
           keys=("evaluation", "training.run", "views.count", "teacher"), per=(), folder="evaluation",
           after=("evaluate",), threads=False),
@@ -109,13 +110,13 @@ _ALL = (
           after=("ablation-start", "pack", "embed-images", "embed-texts")),
     Stage("ablation-evaluate", "evaluation", "measure a row of the ablation with a seed",
           keys=("encoder", "evaluation", "training.run", "views.count", *_TEACHER), per=("row", "seed"),
-          folder="evaluation", after=("ablation-start", "ablation-train", "index")),
+          folder="evaluation", after=("pack", "index", "teacher", "embed-images", "embed-texts", "ablation-start", "ablation-train")),
     Stage("ablations", "evaluation", "put the ablation's runs into one table",
           keys=("evaluation", "ablations", "encoder", "training", "views.count", "teacher"), per=(),
-          folder="evaluation", after=("ablation-evaluate",), threads=False),
+          folder="evaluation", after=("index", "embed-images", "embed-texts", "ablation-evaluate"), threads=False),
     Stage("report", "report", "write one page of what was made: renders, tables, curves, splats to turn",
           keys=("report", "pack.title", "views.pixels", "views.held_out"), per=(), folder="report",
-          after=("index", "evaluate", "baselines", "ablations"), threads=False),
+          after=("view", "pack", "index", "evaluate", "baselines"), threads=False),
 )  # fmt: skip
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 OF_RULE: dict[str, Stage] = {stage.rule: stage for stage in _ALL}
@@ -139,7 +140,7 @@ def fed_by(name: str) -> list[str]:
 
 RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What the settings of a rule have besides keys.
-_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry"})
+_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry", "shown"})
 
 
 def stage_settings(config: Config, name: str, **more: str) -> str:

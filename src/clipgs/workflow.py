@@ -13,20 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snakemake.io import ancient
-
 from clipgs.catalog.excluded import excluded_digests
 from clipgs.catalog.shards import plan
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, advice
+from clipgs.core.files import sha256_of
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation import rows
 from clipgs.operate import started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
 from clipgs.stages import RUNTIME, runtime_settings, stage_settings
-from clipgs.training.runs import begun_with, run_shards
+from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
 FROZEN = "CLIPGS_CONFIG"  # in the environment of a job: the configuration of the run that it belongs to
@@ -77,8 +76,9 @@ class Run:
         self.config = config
         self.plan = plan(config)
         self.shards = self.plan.shards
-        # Those that the run began with: new objects do not restart a training that runs or is finished.
-        self.run_shards = run_shards(config, self.shards)
+        # Those that a training began with: new objects do not restart one that runs or is finished.
+        self.run_shards = self._begun(config, "train")
+        self.teacher_shards = self._begun(config, "teacher")
         captions = listed_digest(located(config))
         self._captions = {"captions": captions} if captions else {}
         self._excluded = excluded_digests(config)
@@ -86,10 +86,15 @@ class Run:
         self._lock: OutputLock | None = None
         self.files: list[str] = []  # the overlays and single values that gave Snakemake the configuration
         self.values: dict[str, Any] = {}
+        self.named: Callable[[], set[str]] = set  # the targets of this run: known once the workflow is read
 
     def of(self, stage: str) -> str:
         """What the result of a stage depends on, as one string: the only param of its rule."""
-        more = {"objects": {"curation": self.plan.curation_digest}, "caption": self._captions}
+        more = {
+            "objects": {"curation": self.plan.curation_digest},
+            "caption": self._captions,
+            "report": self._shown_ablations,
+        }
         return stage_settings(self.config, stage, **more.get(stage, {}))
 
     def of_shard(self, stage: str) -> Callable[[Any], str]:
@@ -116,18 +121,13 @@ class Run:
         row = getattr(wildcards, "row", None)
         return rows.of_start(self.config, seed) if row is None else rows.of_row(self.config, row, seed)
 
-    def shards_of_row(self, wildcards: Any) -> list[str]:
+    def shards_of_row(self, wildcards: Any) -> Sequence[str]:
         """As `run_shards`, of a row and a seed, or of a seed's point encoder."""
-        return run_shards(self._config_of(wildcards), self.shards)
+        return self._begun(self._config_of(wildcards), "train")
 
-    def of_training(self, files: list[str], wildcards: Any = None) -> Any:
-        """The inputs of a training: of the configured run, or of a row of the ablation.
-
-        Ancient if a run began with these very settings, so that later objects do not train it again. Otherwise not:
-        Snakemake ignores changed params of a job with ancient inputs if any job before it has to run.
-        """
-        begun = begun_with(self.config if wildcards is None else self._config_of(wildcards)) is not None
-        return ancient(files) if begun else files
+    def _begun(self, config: Config, stage: str) -> Sequence[str]:
+        begun = begun_shards(config, stage)
+        return begun if begun and set(begun) <= set(self.shards) else self.shards
 
     def start_of(self, wildcards: Any) -> list[str]:
         """The point encoder's model, where the rows of a seed start from that."""
@@ -196,6 +196,23 @@ class Run:
         folders -= {PICTURES[self.config.teacher.images], *self.config.temporary}
         return [self.out(f"{folder}/{shard}.tar") for folder in sorted(folders) for shard in self.shards]
 
+    @property
+    def ablations(self) -> str:
+        """The table of the ablations."""
+        return self.out("evaluation/ablations.json")
+
+    @property
+    def _shown_ablations(self) -> dict[str, str]:
+        # The page shows the table where there is one. It must not be an input: a page would train dozens of models.
+        try:
+            return {"shown": sha256_of(Path(self.ablations))}
+        except OSError:
+            return {}
+
+    def asked_ablations(self, wildcards: Any) -> list[str]:
+        """The table of the ablations, where the page is made in the same run."""
+        return [self.ablations] if {"ablations", self.ablations} & self.named() else []
+
     def hold(self) -> None:
         """Locks the output, or refuses to run while another run holds it; writes down the configuration."""
         with fatal(1):
@@ -240,6 +257,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     with fatal(2), _speaking(main):
         run = Run(check(json.loads(frozen) if frozen else values))
     config = run.config
+    run.named = lambda: set(workflow.dag_settings.targets)
     if main:
         settings = workflow.config_settings
         run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)

@@ -197,12 +197,13 @@ def test_a_batch_of_one_and_no_validation_split(tmp_path, caplog):
 def test_a_run_is_frozen_on_its_shards(tmp_path):
     config = settings(tmp_path)
     make(config)
-    assert runs.run_shards(config, ["00000", "00001"]) == ["00000", "00001"]
-    runs.begin(config, ["00000"])
-    assert runs.run_shards(config, ["00000", "00001"]) == ["00000"]
-    assert runs.run_shards(settings(tmp_path, training={"epochs": 9}), ["00000", "00001"]) == ["00000", "00001"]
+    assert runs.begun_shards(config, "train") == []
+    runs.begin(config, "train", ["00000"])
+    assert runs.begun_shards(config, "train") == ["00000"]
+    assert runs.begun_shards(settings(tmp_path, training={"epochs": 9}), "train") == []
+    assert runs.begun_shards(config, "teacher") == []
     make_shard(config, "00002", ["new"])
-    assert runs.begun_with(config) == ["00000"]
+    assert runs.begun_shards(config, "train") == ["00000"]
 
 
 # --- killed and gone on ---

@@ -33,9 +33,9 @@ def test_again_does_nothing(embedded, tmp_path):
     assert about["shards"]
 
 
-def test_a_changed_caption_setting_encodes_no_picture_again(embedded, tmp_path):
+def test_other_captions_train_another_small_teacher(embedded, tmp_path):
     assert planned(embedded, tmp_path, caption={"max_characters": 20}) == {
-        "caption": 2, "pack": 2, "index": 1, "embed_texts": 2}  # fmt: skip
+        "caption": 2, "pack": 2, "teacher": 1, "embed_images": 2, "embed_texts": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ def test_a_changed_teacher(embedded, tmp_path, changed, rules):
     assert planned(embedded, tmp_path, teacher=changed) == rules
 
 
-def test_other_renders_encode_again_and_train_no_other_teacher(embedded, tmp_path):
+def test_other_renders_train_another_small_teacher(embedded, tmp_path):
     found = planned(embedded, tmp_path, render={"webp_quality": 80})
-    assert found == {"render": 2, "pack": 2, "index": 1, "embed_images": 2, "embed_texts": 2}
+    assert found == {"render": 2, "pack": 2, "teacher": 1, "embed_images": 2, "embed_texts": 2}
 
 
 def test_more_objects_train_no_other_teacher(embedded, tmp_path):
     workspace = embedded.copy(tmp_path / "more")
     workspace.add_objects(3)
-    stages = ("freeze", "label", "fetch", "sample", "view", "fit", "render", "caption", "pack", "objects", "index")
+    stages = ("freeze", "label", "fetch", "sample", "view", "fit", "render", "caption", "pack")
     assert planned(workspace, tmp_path) == dict.fromkeys((*stages, "embed_images", "embed_texts"), 1)
 
 

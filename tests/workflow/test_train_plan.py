@@ -100,9 +100,6 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_it_began_with(trained, tm
     assert json.loads((run / "inputs.json").read_text())["shards"] == ["00000", "00001"]
 
 
-def test_changed_settings_train_again_whatever_else_has_to_run(trained, tmp_path):
-    """Snakemake does not look at the params of a job with ancient inputs once a job before it runs."""
-    found = planned(trained, tmp_path, caption={"max_characters": 20}, training={"epochs": 3})
-    assert found["train"] == 1
-    alone = planned(trained, tmp_path, caption={"max_characters": 20})
-    assert "train" not in alone
+def test_changed_triplets_train_again(trained, tmp_path):
+    found = planned(trained, tmp_path, caption={"max_characters": 20})
+    assert found == {"caption": 2, "pack": 2, "embed_texts": 2, "train": 1}

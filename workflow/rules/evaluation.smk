@@ -100,16 +100,11 @@ rule ablation_points:
 
 rule ablation_start:
     input:
-        triplets=lambda wildcards: RUN.of_training(
-            expand(
-                out("ablations/points/triplets/{shard}.tar"),
-                shard=RUN.shards_of_row(wildcards),
-            ),
-            wildcards,
+        triplets=lambda wildcards: expand(
+            out("ablations/points/triplets/{shard}.tar"),
+            shard=RUN.shards_of_row(wildcards),
         ),
-        features=lambda wildcards: RUN.of_training(
-            RUN.all_features(RUN.shards_of_row(wildcards)), wildcards
-        ),
+        features=lambda wildcards: RUN.all_features(RUN.shards_of_row(wildcards)),
     output:
         model=out("ablations/points/runs/points-s{seed}/model.safetensors"),
         config=out("ablations/points/runs/points-s{seed}/config.yaml"),
@@ -133,13 +128,10 @@ rule ablation_start:
 rule ablation_train:
     input:
         start=RUN.start_of,
-        triplets=lambda wildcards: RUN.of_training(
-            expand(out("triplets/{shard}.tar"), shard=RUN.shards_of_row(wildcards)),
-            wildcards,
+        triplets=lambda wildcards: expand(
+            out("triplets/{shard}.tar"), shard=RUN.shards_of_row(wildcards)
         ),
-        features=lambda wildcards: RUN.of_training(
-            RUN.all_features(RUN.shards_of_row(wildcards)), wildcards
-        ),
+        features=lambda wildcards: RUN.all_features(RUN.shards_of_row(wildcards)),
     output:
         model=out("runs/ablation-{row}-s{seed}/model.safetensors"),
         config=out("runs/ablation-{row}-s{seed}/config.yaml"),
@@ -201,7 +193,7 @@ rule ablations:
         index=out("triplets/index.parquet"),
         features=RUN.all_features(SHARDS),
     output:
-        table=out("evaluation/ablations.json"),
+        table=RUN.ablations,
     log:
         out("logs/ablations.log"),
     benchmark:

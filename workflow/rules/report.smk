@@ -2,8 +2,7 @@
 rule report:
     input:
         TABLES + [out("evaluation/baselines.json")] if CONFIG.report.run else [],
-        # Shown where they were made; never made for the page.
-        [table for table in [out("evaluation/ablations.json")] if os.path.exists(table)],
+        RUN.asked_ablations,
         index=out("triplets/index.parquet"),
         tables=expand(out("triplets/{shard}.parquet"), shard=SHARDS),
         triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),

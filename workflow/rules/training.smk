@@ -1,7 +1,8 @@
-# Frozen once made, on the triplets of that day: more of them train no other teacher.
+# On the triplets of the shards that it began with: new shards train no other teacher, changed ones do.
 rule teacher:
     input:
-        triplets=ancient(out("triplets/index.parquet")),
+        triplets=expand(out("triplets/{shard}.tar"), shard=RUN.teacher_shards),
+        tables=expand(out("triplets/{shard}.parquet"), shard=RUN.teacher_shards),
     output:
         teacher=RUN.small_teacher,
         about=out("teacher/teacher.json"),
@@ -69,15 +70,12 @@ rule embed_texts:
         "--threads {threads} --log {log:q}"
 
 
+# On the shards that the run began with: new shards train no other model, changed ones do.
 rule train:
     input:
-        triplets=RUN.of_training(
-            expand(out("triplets/{shard}.tar"), shard=RUN.run_shards)
-        ),
-        tables=RUN.of_training(
-            expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards)
-        ),
-        features=RUN.of_training(RUN.all_features(RUN.run_shards)),
+        triplets=expand(out("triplets/{shard}.tar"), shard=RUN.run_shards),
+        tables=expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards),
+        features=RUN.all_features(RUN.run_shards),
     output:
         model=RUN.of_run("model.safetensors"),
         config=RUN.of_run("config.yaml"),

@@ -32,32 +32,27 @@ def run_path(config: Config) -> Path:
     return config.output_path / "runs" / config.training.run
 
 
-def _inputs_path(config: Config) -> Path:
-    return run_path(config) / "inputs.json"
+def _inputs_path(config: Config, stage: str) -> Path:
+    folder = run_path(config) if stage == "train" else config.output_path / stage
+    return folder / "inputs.json"
 
 
-def run_shards(config: Config, shards: Sequence[str]) -> list[str]:
-    """The shards that a run of these settings began with, or all shards if there is no such run.
+def begun_shards(config: Config, stage: str) -> list[str]:
+    """The shards that a training (`train`, `teacher`) of the same settings began with; none if there is no such one.
 
-    So later objects do not restart a running or finished training.
+    It keeps them: objects that come later do not restart a running or finished training.
     """
-    begun = begun_with(config)
-    return begun if begun is not None else list(shards)
-
-
-def begun_with(config: Config) -> list[str] | None:
-    """The shards that a run of the same settings began with; None if there is no such run."""
     try:
-        inputs = json.loads(_inputs_path(config).read_text())
-    except (OSError, ValueError):
-        return None
-    return inputs["shards"] if inputs["settings"] == stage_settings(config, "train") else None
+        inputs = json.loads(_inputs_path(config, stage).read_text())
+        return inputs["shards"] if inputs["settings"] == stage_settings(config, stage) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
-def begin(config: Config, shards: Sequence[str]) -> None:
-    """Writes the shards of the run to `inputs.json`."""
-    inputs = {"settings": stage_settings(config, "train"), "shards": list(shards)}
-    write_bytes(_inputs_path(config), (json.dumps(inputs, indent=1) + "\n").encode())
+def begin(config: Config, stage: str, shards: Sequence[str]) -> None:
+    """Writes the shards of a training to its `inputs.json`."""
+    inputs = {"settings": stage_settings(config, stage), "shards": list(shards)}
+    write_bytes(_inputs_path(config, stage), (json.dumps(inputs, indent=1) + "\n").encode())
 
 
 def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes: dict[str, Any]) -> None:

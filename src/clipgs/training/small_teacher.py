@@ -20,6 +20,7 @@ from open_clip.loss import ClipLoss
 from open_clip.transform import PreprocessCfg
 from torch import Tensor
 
+from clipgs.catalog.shards import frozen_shards
 from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
 from clipgs.core import workers
 from clipgs.core.bundles import write_tensors
@@ -30,6 +31,7 @@ from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
+from clipgs.training import runs
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
 
@@ -66,7 +68,9 @@ def make(config: Config, threads: int) -> None:
     Raises:
         ClipgsError: there are no triplets to train on.
     """
-    dataset = TripletDataset(config.output_path / "triplets", "train")
+    shards = runs.begun_shards(config, "teacher") or frozen_shards(config)
+    runs.begin(config, "teacher", shards)
+    dataset = TripletDataset(config.output_path / "triplets", "train", shards)
     settings = config.teacher.small
     chosen = sorted(range(len(dataset)), key=lambda i: hashlib.sha256(str(dataset.uids[i]).encode()).digest())
     chosen = sorted(chosen[: settings.max_objects])

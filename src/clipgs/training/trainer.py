@@ -51,9 +51,9 @@ def train(config: Config, device: str, threads: int) -> None:
     if device == "cpu" and not distributed.launched():
         torch.set_num_threads(min(threads, usable_cores()))
     with distributed.ranks(device) as ranks:
-        shards = ranks.broadcast(runs.begun_with(config) or frozen_shards(config))
+        shards = ranks.broadcast(runs.begun_shards(config, "train") or frozen_shards(config))
         if ranks.is_main:
-            runs.begin(config, shards)
+            runs.begin(config, "train", shards)
         loaders = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # set by torchrun
         for shard in shards[ranks.rank :: ranks.world]:
             compact(config, shard, loaders)

@@ -14,6 +14,7 @@ from clipgs.splats.pictures import from_image
 from clipgs.triplets.pack import TAR_BLOCK, digest
 
 Item = dict[str, Any]
+_COLUMNS = ["uid", "shard", "split", "offset", "bytes", "sha256"]
 
 
 class TripletDataset:
@@ -31,31 +32,27 @@ class TripletDataset:
     Args:
         path: the folder, `triplets/` of the output.
         split: train, validation or test; None for all.
+        shards: only these, read from their own tables; the index is not needed then.
 
     Raises:
-        ClipgsError: the index is missing or damaged or has no such split, or a tar is missing or cut short. Reading an
-            item raises it if the bytes are not those that were packed.
+        ClipgsError: the index or a table is missing or damaged or has no such split, or a tar is missing or cut short.
+            Reading an item raises it if the bytes are not those that were packed.
     """
 
-    def __init__(self, path: Path | str, split: str | None = None) -> None:
+    def __init__(self, path: Path | str, split: str | None = None, shards: Sequence[str] | None = None) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         self.path = Path(path)
-        index = self.path / "index.parquet"
-        columns = ["uid", "shard", "split", "offset", "bytes", "sha256"]
-        try:
-            rows = pq.ParquetFile(index).read(columns=columns)
-        except FileNotFoundError:
-            raise ClipgsError(f"{index} is missing; make it with: {snakemake('triplets')}") from None
-        except (OSError, pa.ArrowException) as error:
-            again = snakemake("--force", index)
-            raise ClipgsError(f"{index} cannot be read ({error}); make it again with: {again}") from None
+        if shards is None:
+            rows = _table(self.path / "index.parquet", _COLUMNS)
+        else:
+            tables = [_table(self.path / f"{shard}.parquet", [*_COLUMNS, "status"]) for shard in shards]
+            rows = pa.concat_tables(table.filter(pc.equal(table["status"], "ok")) for table in tables)
         if split is not None:
             splits = sorted(value for value in rows["split"].unique().to_pylist() if value is not None)
             if split not in splits:
-                raise ClipgsError(f"{index} has no split {split} (it has: {', '.join(splits) or 'none'})")
+                raise ClipgsError(f"{self.path} has no split {split} (it has: {', '.join(splits) or 'none'})")
             rows = rows.filter(pc.equal(rows["split"], split))
         # Arrays instead of dicts: a worker process of a DataLoader then shares their memory with its parent.
         self.uids = np.array(rows["uid"].to_pylist(), dtype=np.str_)
@@ -125,6 +122,19 @@ class TripletDataset:
             "text": members[f"{uid}.txt"].decode(),
             "meta": meta,
         }
+
+
+def _table(path: Path, columns: list[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read(columns=columns)
+    except FileNotFoundError:
+        raise ClipgsError(f"{path} is missing; make it with: {snakemake('triplets')}") from None
+    except (OSError, pa.ArrowException) as error:
+        again = snakemake("--force", path)
+        raise ClipgsError(f"{path} cannot be read ({error}); make it again with: {again}") from None
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:
