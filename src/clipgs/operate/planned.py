@@ -152,4 +152,6 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(job) for job in jobs(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])]))
+    sys.stdout.write(
+        json.dumps([asdict(job) for job in jobs(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])]) + "\n"
+    )

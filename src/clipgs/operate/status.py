@@ -4,34 +4,42 @@ What is done, stale and to do comes from Snakemake itself.
 """
 
 import json
-import re
 import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from clipgs.catalog.shards import frozen_shards, plan, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
+from clipgs.evaluation.rows import ABLATION
 from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
+from clipgs.operate.planned import planned
 from clipgs.stages import OF_RULE, STAGES, job, path, retriable
 
 STATES = ("done", "stale", "failed", "running", "to do")
 _SHOWN_FAILURES = 10
-_FILE = re.compile(r"(?:.*/)?(\d+)\.\w+")  # of a shard
 _BEFORE_FIT = ("sample", "view")  # whose bundles are needed no more once the splats are fitted
+
+
+# What a run can be asked for, each with what is there once it has been begun: status speaks of no others.
+_TARGETS = {
+    "triplets": "",
+    "features": "features",
+    "train": "runs/{run}",
+    "evaluate": "evaluation/{run}",
+    "baselines": "evaluation/baselines.json",
+    "ablations": f"runs/{ABLATION}*",
+    "report": "report/index.html",
+}
 
 
 @dataclass
@@ -40,29 +48,34 @@ class State:
 
     shards: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in STATES})
     errors: dict[str, str] = field(default_factory=dict)  # shard to why its job failed
+    # Shard to why it is stale: its own reason; empty if what it was made of will be made again.
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
-def stages(config: Config, target: str | None = None, snakefile: Path | None = None) -> dict[str, State]:
+def begun(config: Config) -> list[str]:
+    """The targets of which something is there, and the triplets."""
+    patterns = {target: pattern.format(run=config.training.run) for target, pattern in _TARGETS.items()}
+    return [target for target, pattern in patterns.items() if not pattern or any(config.output_path.glob(pattern))]
+
+
+def stages(config: Config, targets: Sequence[str] = (), snakefile: Path | None = None) -> dict[str, State]:
     """Each stage with its shards by state, in the order of the workflow.
 
     A shard is stale where something it was made of changed: an input, a setting, a version.
 
+    Args:
+        targets: what would be made; default: all that has been begun.
+
     Raises:
         ClipgsError: Snakemake cannot read the workflow.
     """
-    pending: dict[tuple[str, str], bool] = {}
-    there: dict[tuple[str, str], bool] = {}
-    for line in _summary(config, target, snakefile):
-        file, _, rule, _, status, todo = line.split("\t")
-        key = (rule, _instance(rule, file))
-        pending[key] = pending.get(key, False) or todo != "no update"
-        there[key] = there.get(key, True) and status != "missing"
+    values = config.model_dump(mode="json")
     active = holder(config.output_path) is not None
     found: dict[str, State] = {}
-    for rule, shard in sorted(pending):
-        stage = found.setdefault(rule, State())
-        state = "done" if not pending[rule, shard] else "stale" if there[rule, shard] else "to do"
-        if state != "done" and (mark := _mark(config, rule, shard)):
+    for job in planned(values, snakefile or find_snakefile(), targets or begun(config)):
+        stage, shard = found.setdefault(job.rule, State()), "-s".join(job.wildcards.values()) or "all"
+        state = "done" if not job.runs else "stale" if job.there else "to do"
+        if state != "done" and (mark := _mark(config, job.rule, shard)):
             if mark["state"] == "failed":
                 state, stage.errors[shard] = "failed", mark.get("error") or "no reason given"
             elif active and _lives(mark):
@@ -70,31 +83,27 @@ def stages(config: Config, target: str | None = None, snakefile: Path | None = N
             else:
                 state, stage.errors[shard] = "failed", "its job ended without an error: killed, out of memory or time"
         stage.shards[state].append(shard)
+        if state == "stale":
+            stage.reasons[shard] = job.why
+    for stage in found.values():
+        for names in stage.shards.values():
+            names.sort()
     return {rule: found[rule] for rule in [*OF_RULE, *found] if rule in found}
 
 
-def _instance(rule: str, file: str) -> str:
-    """Which of a rule's jobs makes a file: that of a shard, of an ablation's run, or the only one."""
-    if match := _FILE.fullmatch(file):
-        return match[1]
-    return Path(file).parent.name if rule in OF_RULE and "seed" in OF_RULE[rule].per else "all"
-
-
-def _summary(config: Config, target: str | None, snakefile: Path | None) -> list[str]:
-    """A line for each file of the workflow: file, date, rule, log, status, plan."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(config.model_dump(mode="json"), file)
-        file.flush()
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile or find_snakefile()), "--summary"]
-        command += ["--configfile", file.name, "--", *([target] if target else [])]  # or it is a file too
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
-    if done.returncode:
-        text = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
-        own = [line.removeprefix("clipgs: ") for line in text if line.startswith("clipgs: ") and "note:" not in line]
-        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {text[-1].strip()}")
-    start = next((i for i, line in enumerate(lines) if line.startswith("output_file\t")), len(lines))
-    return [line for line in lines[start + 1 :] if line.count("\t") == 5]
+def stale(found: dict[str, State]) -> list[str]:
+    """Lines on why stages are stale."""
+    lines, following = [], []
+    for rule, stage in found.items():
+        own = Counter(reason for reason in stage.reasons.values() if reason)
+        lines += [f"{rule} ({count}): {reason}" for reason, count in own.most_common(3)]
+        if len(own) > 3:
+            lines.append(f"{rule} ({sum(own.values())}): {len(own) - 3} more reasons")
+        if stage.reasons and not own:
+            following.append(rule)
+    if following:
+        lines.append(f"{', '.join(following)}: because of these")
+    return [("stale: " if not i else "       ") + line for i, line in enumerate(lines)]
 
 
 def find_snakefile() -> Path:
@@ -190,7 +199,8 @@ def left(config: Config, found: dict[str, State]) -> dict[str, tuple[int, float,
 
 def status(config: Config, target: str | None = None, snakefile: Path | None = None) -> str:
     """The text of `clipgs status`."""
-    found = stages(config, target, snakefile)
+    targets = [target] if target else begun(config)
+    found = stages(config, targets, snakefile)
     busy = holder(config.output_path)
     lines = [f"{config.output}: " + (f"in use by {describe(busy)}" if busy else "no run works on it"), ""]
     rows = [["shards", *STATES]]
@@ -201,6 +211,9 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
         for error, count in Counter(stage.errors.values()).most_common(3):
             where = next(shard for shard, text in stage.errors.items() if text == error)
             lines.append(f"{name} {where}" + (f" and {count - 1} more" if count > 1 else "") + f": {error}")
+    lines += stale(found)
+    if not target and (others := [name for name in _TARGETS if name not in targets]):
+        lines.append(f"not begun: {', '.join(others)}")
     lines += ["", *packed(config)]
     if used := disk(config):
         lines += ["", "disk: " + ", ".join(f"{name} {size_text(size)}" for name, size in used.items() if size)]
