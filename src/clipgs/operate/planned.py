@@ -152,6 +152,5 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(
-        json.dumps([asdict(job) for job in jobs(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])]) + "\n"
-    )
+    found = jobs(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    sys.stdout.write(json.dumps([asdict(job) for job in found]) + "\n")

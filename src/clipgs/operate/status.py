@@ -72,10 +72,10 @@ def stages(config: Config, targets: Sequence[str] = (), snakefile: Path | None =
     values = config.model_dump(mode="json")
     active = holder(config.output_path) is not None
     found: dict[str, State] = {}
-    for job in planned(values, snakefile or find_snakefile(), targets or begun(config)):
-        stage, shard = found.setdefault(job.rule, State()), "-s".join(job.wildcards.values()) or "all"
-        state = "done" if not job.runs else "stale" if job.there else "to do"
-        if state != "done" and (mark := _mark(config, job.rule, shard)):
+    for one in planned(values, snakefile or find_snakefile(), targets or begun(config)):
+        stage, shard = found.setdefault(one.rule, State()), "-s".join(one.wildcards.values()) or "all"
+        state = "done" if not one.runs else "stale" if one.there else "to do"
+        if state != "done" and (mark := _mark(config, one.rule, shard)):
             if mark["state"] == "failed":
                 state, stage.errors[shard] = "failed", mark.get("error") or "no reason given"
             elif active and _lives(mark):
@@ -84,7 +84,7 @@ def stages(config: Config, targets: Sequence[str] = (), snakefile: Path | None =
                 state, stage.errors[shard] = "failed", "its job ended without an error: killed, out of memory or time"
         stage.shards[state].append(shard)
         if state == "stale":
-            stage.reasons[shard] = job.why
+            stage.reasons[shard] = one.why
     for stage in found.values():
         for names in stage.shards.values():
             names.sort()
