@@ -82,7 +82,7 @@ def test_an_empty_folder_and_no_folder_are_one_line(tmp_path):
         (b"", "not a PLY"),
         (b"ply\nformat ascii 1.0\n", "cut short"),
         (b"ply\nformat ascii 1.0\nelement face 3\nend_header\n", "no element `vertex`"),
-        (b"ply\nelement vertex 3\nproperty float x\nproperty float y\nend_header\n", "no f_dc_0"),
+        (b"ply\nelement vertex 3\nproperty float x\nproperty float y\nend_header\n", "no z, f_dc_0"),
         (b"ply\nelement vertex 3\nproperty uint packed_position\nend_header\n", "compressed"),
     ],
 )
@@ -182,7 +182,7 @@ def mixed(tmp_path_factory):
         csv.writer(file).writerows([["file", "text"], ["chair.glb", "a chair of somebody"]])
     write(folder / "splats" / "block.ply", upside_down(splat()), harmonics=45)
     broken = splat()
-    broken.means[7, 0] = float("nan")
+    broken.means[:, 0] = float("nan")
     write(folder / "splats" / "broken.ply", broken)
     write(folder / "splats" / "large.ply", splat(1001))
     hidden = splat()
@@ -219,7 +219,7 @@ def test_bad_splats_are_rows_with_a_reason(mixed):
     failures = {uid: (row["stage"], row["error"]) for uid, row in rows.items() if row["status"] != "ok"}
     assert failures.keys() == {"broken", "large", "unseen", "mesh"}
     assert failures["broken"][0] == "fit"
-    assert "x of row 7 is not a finite number" in failures["broken"][1]
+    assert "none of its 400 Gaussians can be used" in failures["broken"][1]
     assert failures["large"] == ("fetch", "ObjectError: it has 1001 Gaussians, catalog.splats.max_gaussians is 1000")
     assert failures["unseen"] == ("fit", "ObjectError: none of its Gaussians can be seen")
     assert failures["mesh"][0] == "fetch"

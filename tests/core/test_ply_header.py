@@ -4,8 +4,9 @@ import pytest
 
 from clipgs.core.ply_header import parse_ply_header
 
-HEADER = """ply
-format {} 1.0
+HEADER = b"""ply
+format binary_little_endian 1.0
+comment \xc9mile \x85element face 8
 comment element face 9
 element vertex 4
 property float x
@@ -18,9 +19,9 @@ obj_info property float nothing
 """
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
 def test_elements_with_their_properties_and_the_bytes_of_a_row(ends):
-    header = parse_ply_header(HEADER.format("binary_little_endian").replace("\n", ends))
+    header = parse_ply_header(HEADER.replace(b"\n", ends))
     assert not header.text
     vertex, face = header.elements
     assert (vertex.name, vertex.count, vertex.properties, vertex.row_bytes) == ("vertex", 4, ["x", "red", "weight"], 13)
@@ -31,14 +32,14 @@ def test_elements_with_their_properties_and_the_bytes_of_a_row(ends):
     )  # the lengths
     assert header.element("face") is face
     assert header.element("edge") is None
-    assert parse_ply_header(HEADER.format("ascii")).text
+    assert parse_ply_header(HEADER.replace(b"binary_little_endian", b"ascii")).text
 
 
 def test_what_is_not_plys():
     with pytest.raises(ValueError, match="many"):
-        parse_ply_header(HEADER + "element edge many")
+        parse_ply_header(HEADER + b"element edge many")
     with pytest.raises(IndexError):
-        parse_ply_header("ply\nproperty float x\n")
-    header = parse_ply_header(HEADER + "element edge 1\nproperty half x")  # readers of text need no sizes
+        parse_ply_header(b"ply\nproperty float x\n")
+    header = parse_ply_header(HEADER + b"element edge 1\nproperty half x")  # readers of text need no sizes
     with pytest.raises(KeyError, match="half"):
         assert header.elements[2].row_bytes

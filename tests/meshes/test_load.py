@@ -128,6 +128,16 @@ PLY_HEADER = (
 )
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "shift-jis"])
+def test_comments_of_a_ply_have_any_encoding(tmp_path, loaded, encoding):
+    path = tmp_path / "object.ply"
+    header = PLY_HEADER.format("binary_little_endian", 4).replace("element", "comment drei Würfel 日本\nelement", 1)
+    data = b"".join(struct.pack("<3f3B", *corner, 255, 128, 0) for corner in np.vstack([np.zeros(3), np.eye(3)]))
+    data += b"".join(struct.pack("<B3i", 3, *face) for face in [(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)])
+    path.write_bytes(header.encode(encoding, "ignore") + data)
+    assert loaded(path).face_count == 4
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_ply_vertex_colors_are_srgb(tmp_path, loaded, text):
     path = tmp_path / "object.ply"

@@ -15,8 +15,7 @@ from clipgs.config import Encoder
 from clipgs.core.errors import ObjectError
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.order import farthest_point_order
-
-MAX_LOGIT = 30.0  # files may have infinite logits; at this one, sigmoids are already 0 or 1 and their gradient is 0
+from clipgs.splats.ply import MAX_LOGIT
 
 
 def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "the splat") -> Gaussians:

@@ -138,6 +138,11 @@ def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> 
 
     data = path.read_bytes()
     _check_ply_header(data, max_faces)
+    head, end, body = data.partition(END)
+    try:
+        head.decode()
+    except UnicodeDecodeError:  # trimesh reads comments as UTF-8 only
+        data = head.decode("latin-1").encode() + end + body
     textures: Any = _Textures(folder)
     return [_part(load_ply(io.BytesIO(data), resolver=textures), neutral)]
 
@@ -230,7 +235,7 @@ def _check_ply_header(data: bytes, max_faces: int) -> None:
     end = data.find(END)
     if not data.startswith(b"ply") or end < 0:
         raise ObjectError("the PLY file has no header")
-    header = parse_ply_header(data[:end].decode("latin-1"))
+    header = parse_ply_header(data[:end])
     needed = 0
     for element in header.elements:
         if element.count < 0:

@@ -1,5 +1,6 @@
 """The tensors that the packages pass to each other: surface points, posed views and Gaussians."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from clipgs.core.files import whole
 from clipgs.splats import ply
+
+logger = logging.getLogger(__name__)
 
 PARAMETERS = ("means", "quats_wxyz", "log_scales", "opacity_logits", "colors")  # of Gaussians, each a tensor
 PADDING_LOGIT = -200.0  # its sigmoid is exactly 0 in float32, its gradient too
@@ -119,13 +122,29 @@ class Gaussians(_Tensors):
     def from_ply(cls, data: bytes, name: str = "PLY") -> Self:
         """The splat in the bytes of a PLY, [N, ...] on the CPU, its rows in farthest-point order.
 
+        The log says what was dropped or replaced; see `ply.read`. Where float64 positions lie so far from the origin
+        that float32 would lose their digits, their median is taken off, and the log says so too.
+
         Args:
             name: of the splat; the errors begin with it.
 
         Raises:
-            ValueError: not a splat, cut short, empty, or with a value that is not finite.
+            ValueError: not a splat, cut short, empty, or without a row that can be used.
         """
-        means, f_dc, logits, log_scales, quats = np.split(ply.from_bytes(data, name), (3, 6, 7, 10), axis=1)
+        found = ply.read(data, name)
+        for note in found.notes:
+            logger.warning("%s: %s.", name, note)
+        if found.origin.any():
+            logger.warning("%s: far from the origin, so %s is taken off its positions.", name, found.origin.tolist())
+        return cls.from_rows(found.rows)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: np.ndarray,  # [N, 14] float32 in the order of SPLAT_PROPERTIES
+    ) -> Self:
+        """The splat of a PLY's rows."""
+        means, f_dc, logits, log_scales, quats = np.split(rows, (3, 6, 7, 10), axis=1)
         return cls(
             means=torch.from_numpy(means.copy()),
             quats_wxyz=torch.from_numpy(quats.copy()),

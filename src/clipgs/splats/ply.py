@@ -7,11 +7,12 @@ import io
 import logging
 import re
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 from plyfile import PlyData
 
-from clipgs.core.ply_header import END, parse_ply_header
+from clipgs.core.ply_header import END, SPLAT_PROPERTIES, parse_ply_header, splat_lacks
 from clipgs.splats.order import farthest_point_order
 
 logger = logging.getLogger(__name__)
@@ -19,15 +20,22 @@ logger = logging.getLogger(__name__)
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, sqrt(1 / (4 pi))
 COMMENT = "clipgs 1 order=fps frame=y-up"
 
-PROPERTIES = (
-    *("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
-    *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
-)
 MAX_HEADER_BYTES = 1 << 20
+MAX_LOGIT = 30.0  # files may have infinite logits; at this one, sigmoids are already 0 or 1 and their gradient is 0
+FLAT = 1e-6  # the scale of a flat Gaussian across its plane, as other programs read it
+_FAR = 100  # sizes from the origin; there float32 still resolves a hundred-thousandth of the size
+
+
+class PlySplat(NamedTuple):
+    """What the PLY of a splat holds."""
+
+    rows: np.ndarray  # [N, 14] float32, finite, in the order of SPLAT_PROPERTIES, in farthest-point order
+    origin: np.ndarray  # [3] float64, was taken off the positions; zeros but for float64 positions far from the origin
+    notes: list[str]  # what was dropped or replaced
 
 
 def to_bytes(
-    rows: np.ndarray,  # [N, 14] in the order of PROPERTIES
+    rows: np.ndarray,  # [N, 14] in the order of SPLAT_PROPERTIES
 ) -> bytes:
     """The PLY of one splat, its rows in farthest-point order.
 
@@ -36,32 +44,70 @@ def to_bytes(
     Raises:
         ValueError: a value that is not finite.
     """
-    rows = _finite_float32(rows, "the Gaussians")
+    with np.errstate(over="ignore"):
+        rows = rows.astype(np.float32)
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        count = int(bad.any(axis=1).sum())
+        raise ValueError(
+            f"the Gaussians: {SPLAT_PROPERTIES[column]} of row {row} is not a finite number ({count} such rows)."
+        )
     rows = rows[farthest_point_order(rows[:, :3])]
     return _header(len(rows)) + rows.astype("<f4").tobytes()
 
 
-def from_bytes(data: bytes, name: str) -> np.ndarray:  # [N, 14] float32 in the order of PROPERTIES
-    """The rows of any splat PLY, in farthest-point order; the errors begin with `name`.
+def read(data: bytes, name: str) -> PlySplat:
+    """Any splat PLY; the errors begin with `name`.
 
     The properties may have any order and number type, the file may be text or binary of either byte order, and other
-    properties are ignored. Spherical harmonics above degree 0 are dropped, and the log says so.
+    properties are ignored. Spherical harmonics above degree 0 are dropped, and the log says so. Rows with a value that
+    is not a number, or with a quaternion of zeros, are dropped. Infinite opacity logits and log-scales of -inf are
+    values (opaque, transparent, flat), and become finite ones.
 
     Raises:
-        ValueError: not a splat, cut short, empty, or with a value that is not finite.
+        ValueError: not a splat, cut short, empty, or without a row that can be used.
     """
     own = _own_rows(data)
-    rows, ordered = (own, True) if own is not None else _foreign_rows(data, name)
-    rows = _finite_float32(rows, name)
-    if not np.abs(rows[:, -4:]).max(axis=1).min() > 0:
-        raise ValueError(f"{name}: the quaternion of a Gaussian is all zeros.")
-    return rows if ordered else rows[farthest_point_order(rows[:, :3])]
+    found, ordered = _foreign(data, name) if own is None else (PlySplat(own, np.zeros(3), []), True)
+    rows, notes = _usable(found.rows, name)
+    if not ordered or len(rows) < len(found.rows):
+        rows = rows[farthest_point_order(rows[:, :3])]
+    return PlySplat(rows, found.origin, found.notes + notes)
+
+
+def _usable(
+    rows: np.ndarray,  # [N, 14] float32
+    name: str,
+) -> tuple[np.ndarray, list[str]]:  # [n, 14]
+    """The rows that are Gaussians, with finite values; and notes of what was dropped or replaced."""
+    notes = []
+    if not np.isfinite(rows).all():
+        rows = rows.copy()
+        logits, log_scales = rows[:, 6], rows[:, 7:10]
+        infinite, flat = np.isinf(logits), np.isneginf(log_scales)
+        logits[infinite] = np.copysign(np.float32(MAX_LOGIT), logits[infinite])
+        log_scales[flat] = np.log(FLAT)
+        if infinite.any():
+            notes.append(f"{infinite.sum()} infinite opacity logits became {MAX_LOGIT:g} or -{MAX_LOGIT:g}")
+        if flat.any():
+            notes.append(f"{flat.sum()} scales of zero became {FLAT:g}")
+    finite, turned = np.isfinite(rows).all(axis=1), np.abs(rows[:, 10:]).max(axis=1) != 0
+    kept = finite & turned
+    if kept.all():
+        return rows, notes
+    reasons = {"values that are not finite numbers": ~finite, "a quaternion of zeros": ~turned}
+    listed = ", ".join(f"{bad.sum()} with {reason}" for reason, bad in reasons.items() if bad.any())
+    if not kept.any():
+        raise ValueError(f"{name}: none of its {len(rows)} Gaussians can be used: {listed}.")
+    notes.append(f"{len(rows) - kept.sum()} of {len(rows)} Gaussians are dropped: {listed}")
+    return rows[kept], notes
 
 
 def _header(count: int) -> bytes:
     """The header that `to_bytes` writes."""
     lines = ["ply", "format binary_little_endian 1.0", f"comment {COMMENT}", f"element vertex {count}"]
-    return "\n".join([*lines, *(f"property float {name}" for name in PROPERTIES), "end_header", ""]).encode()
+    return "\n".join([*lines, *(f"property float {name}" for name in SPLAT_PROPERTIES), "end_header", ""]).encode()
 
 
 def _own_rows(data: bytes) -> np.ndarray | None:  # [N, 14]
@@ -71,31 +117,68 @@ def _own_rows(data: bytes) -> np.ndarray | None:  # [N, 14]
     """
     found = re.search(rb"\nelement vertex ([1-9]\d*)\n", data[: len(_header(0)) + 20])
     header = _header(int(found[1])) if found else b""
-    if not found or not data.startswith(header) or len(data) != len(header) + int(found[1]) * 4 * len(PROPERTIES):
+    if not found or not data.startswith(header) or len(data) != len(header) + int(found[1]) * 4 * len(SPLAT_PROPERTIES):
         return None
-    return np.frombuffer(data, "<f4", offset=len(header)).reshape(-1, len(PROPERTIES))
+    return np.frombuffer(data, "<f4", offset=len(header)).reshape(-1, len(SPLAT_PROPERTIES))
 
 
-def _foreign_rows(data: bytes, name: str) -> tuple[np.ndarray, bool]:
-    """The rows [N, 14] of any splat PLY, and whether they are in farthest-point order."""
+def _foreign(data: bytes, name: str) -> tuple[PlySplat, bool]:
+    """Any splat PLY, its values as they are in the file, and whether its rows are in farthest-point order."""
     columns, text = _check_header(data, name)
+    head, end, body = data.partition(END)
+    notes: list[str] = []
     try:
         # plyfile reads the rows one by one from memory (a quarter of a second), but all at once from a file.
         with io.BytesIO() if text else tempfile.TemporaryFile() as file:
-            file.write(data)
+            # plyfile reads comments as ASCII only.
+            file.writelines([head.decode("ascii", "replace").encode("ascii", "replace"), end, body])
             file.seek(0)
             ply = PlyData.read(file)
+        vertices = ply["vertex"].data
+        with np.errstate(over="ignore", invalid="ignore"):  # a double too large for float32 becomes infinite
+            xyz, origin = _near_origin(np.stack([vertices[axis] for axis in "xyz"], axis=1))
+            rows = np.empty((len(xyz), len(SPLAT_PROPERTIES)), np.float32)
+            rows[:, :3] = xyz
+            for i, column in enumerate(SPLAT_PROPERTIES[3:], 3):
+                rows[:, i] = vertices[column] if column in columns else np.log(FLAT)
+            if "f_dc_0" not in columns:
+                colors = np.stack([vertices[channel] for channel in ("red", "green", "blue")], axis=1)
+                rows[:, 3:6] = (_fractions(colors) - 0.5) / SH_C0
     except OSError:
         raise
     except Exception as error:  # of plyfile and, where plyfile does not check, of numpy
         raise ValueError(f"{name}: the PLY cannot be read ({error}).") from error
-    vertices = ply["vertex"].data
-    with np.errstate(over="ignore"):  # a double too large for float32 becomes infinite and is refused
-        rows = np.stack([vertices[column].astype(np.float32) for column in PROPERTIES], axis=1)
+    if "scale_2" not in columns:
+        notes.append(f"flat Gaussians without scale_2, which became {FLAT:g}")
+    if "f_dc_0" not in columns:
+        notes.append("the colours are those of red, green and blue")
     higher = sum(column.startswith("f_rest_") for column in columns)
     if higher:
         logger.info("%s: %d spherical harmonics above degree 0 are dropped.", name, higher)
-    return rows, any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in ply.comments)
+    ordered = any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in ply.comments)
+    return PlySplat(rows, origin, notes), ordered
+
+
+def _near_origin(
+    xyz: np.ndarray,  # [N, 3]
+) -> tuple[np.ndarray, np.ndarray]:  # [N, 3], [3] float64
+    """Positions less the origin of their own that float64 positions get where float32 would lose their digits."""
+    if xyz.dtype == np.float64:
+        finite = xyz[np.isfinite(xyz).all(axis=1)]
+        middle = np.median(finite, axis=0) if len(finite) else np.zeros(3)
+        size = np.median(np.abs(finite - middle).max(axis=1)) if len(finite) else 0.0
+        if np.abs(middle).max() > _FAR * size:
+            return xyz - middle, middle
+    return xyz, np.zeros(3)
+
+
+def _fractions(
+    colors: np.ndarray,  # [N, 3]
+) -> np.ndarray:  # [N, 3] float64 in [0, 1]
+    """Colours of 0 to 255, as shares of it; also of 0 to 65535 in 16 bits, or of 0 to 1 in floating point."""
+    if colors.dtype.kind == "f" and not np.nanmax(colors, initial=0) > 1:
+        return colors.astype(np.float64)
+    return colors / (65535 if colors.dtype.itemsize == 2 else 255)
 
 
 def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
@@ -109,13 +192,13 @@ def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
         raise ValueError(f"{name}: the PLY header does not end; the file is cut short.")
     body_bytes = len(data) - len(head) - len(end) - 1
     try:
-        header = parse_ply_header(head.decode("ascii"))
+        header = parse_ply_header(head)
         row_bytes = [element.row_bytes for element in header.elements]
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{name}: the PLY header cannot be read ({error}).") from error
     vertex = header.element("vertex")
     columns = vertex.properties if vertex else []
-    missing = [column for column in PROPERTIES if column not in columns]
+    missing = splat_lacks(columns)
     if "packed_position" in columns:
         raise ValueError(f"{name}: a compressed splat PLY; export it as an uncompressed PLY.")
     if missing:
@@ -132,17 +215,3 @@ def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
         if element.name == "vertex" and element.count == 0:
             raise ValueError(f"{name}: the splat has no Gaussians.")
     return columns, header.text
-
-
-def _finite_float32(
-    rows: np.ndarray,  # [N, 14]
-    name: str,
-) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        rows = rows.astype(np.float32)
-    bad = ~np.isfinite(rows)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        count = int(bad.any(axis=1).sum())
-        raise ValueError(f"{name}: {PROPERTIES[column]} of row {row} is not a finite number ({count} such rows).")
-    return rows

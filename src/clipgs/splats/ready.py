@@ -14,6 +14,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers
+from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
 from clipgs.stages import table
@@ -64,15 +65,18 @@ def _place(payload: ReadySplat) -> tuple[Row, Files]:
     torch.set_num_threads(1)
     config, file, up_axis = payload
     try:
-        gaussians = Gaussians.from_ply(file.read_bytes(), "the PLY")
+        found = ply.read(file.read_bytes(), "the PLY")
     except ValueError as error:
         raise ObjectError(str(error)) from None
-    gaussians = gaussians.prune(config.fit.prune_below)
+    gaussians = Gaussians.from_rows(found.rows).prune(config.fit.prune_below)
     if len(gaussians) == 0:
         raise ObjectError("none of its Gaussians can be seen")
+    if found.origin.any():
+        gaussians = replace(gaussians, means=gaussians.means.double() + torch.from_numpy(found.origin))
     placed, centre, scale = place(gaussians, up_axis, config.catalog.splats.box_fraction)
     dropped = read_header(file).harmonics
-    note = f"{dropped} spherical harmonics above degree 0 are dropped" if dropped else None
+    notes = [f"{dropped} spherical harmonics above degree 0 are dropped"] if dropped else []
+    note = "; ".join([*notes, *found.notes]) or None
     row: Row = {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}
     return row, [("ply", placed.to_ply())]
 

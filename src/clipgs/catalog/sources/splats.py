@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 from clipgs.catalog.records import UpAxis
 from clipgs.catalog.sources.folder import FolderSource
 from clipgs.core.errors import ObjectError
-from clipgs.core.ply_header import END, parse_ply_header
+from clipgs.core.ply_header import END, parse_ply_header, splat_lacks
 
 _HEADER_BYTES = 1 << 16
-_NEEDED = {"x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"}
-_NEEDED |= {"rot_0", "rot_1", "rot_2", "rot_3"}
 
 
 class SplatHeader(NamedTuple):
@@ -51,14 +49,13 @@ def read_header(path: Path) -> SplatHeader:
     if not head.startswith(b"ply") or not end:
         raise ObjectError("it is not a PLY file, or its header is cut short")
     try:
-        vertex = parse_ply_header(head.decode("latin-1")).element("vertex")
+        vertex = parse_ply_header(head).element("vertex")
     except (ValueError, IndexError) as error:
         raise ObjectError(f"its header cannot be read ({error})") from None
     if vertex is None or vertex.count < 0:
         raise ObjectError("its header has no element `vertex`")
     if "packed_position" in vertex.properties:
         raise ObjectError("it is a compressed splat PLY; export it as an uncompressed PLY")
-    if missing := _NEEDED.difference(vertex.properties):
-        listed = ", ".join(sorted(missing))
-        raise ObjectError(f"it is not a Gaussian splat: its vertices have no {listed} (a mesh or a point cloud?)")
+    if missing := ", ".join(splat_lacks(vertex.properties)):
+        raise ObjectError(f"it is not a Gaussian splat: its vertices have no {missing} (a mesh or a point cloud?)")
     return SplatHeader(vertex.count, sum(name.startswith("f_rest_") for name in vertex.properties))
