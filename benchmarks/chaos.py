@@ -29,6 +29,7 @@ import psutil
 from record import CHECKOUT, record
 
 from clipgs.config import merge
+from clipgs.core.files import sidecar
 
 sys.path.append(str(CHECKOUT))  # for the tests
 from tests.workflow.conftest import SETTINGS, Workspace
@@ -158,7 +159,7 @@ def cut_file(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -
     run.wait()
     kinds = (".tar", ".parquet", ".npz", ".csv", ".json", ".safetensors")
     files = sorted(f for f in workspace.output.rglob("*") if f.suffix in kinds and f.stat().st_size > 1)
-    files = [f for f in files if f.with_name(f.name + ".check").exists()]
+    files = [f for f in files if sidecar(f).exists()]
     if not files:
         return "there was none yet"
     file = dice.choice(files)

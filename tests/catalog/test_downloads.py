@@ -18,7 +18,7 @@ from clipgs.catalog import downloads, parts
 from clipgs.catalog.downloads import Downloader
 from clipgs.config import Downloads
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
-from clipgs.core.files import check
+from clipgs.core.files import check, older_sidecar, sidecar
 from tests.catalog.server import OBJAVERSE, Fault, Server, make_objaverse
 
 DATA = bytes(range(256)) * 40  # 10 kB
@@ -68,10 +68,22 @@ def test_a_file_comes_whole_with_a_sidecar_and_only_once(server, place):
     assert first.get(f"{server.url}/a.glb", place) == place
     assert place.read_bytes() == DATA
     check(place)
-    assert files(place) == {"a.glb", "a.glb.check"}
+    assert files(place) == {"a.glb", ".a.glb.check"}
     first.get(f"{server.url}/a.glb", place)
     downloader().get(f"{server.url}/a.glb", place)
     assert server.requests["/a.glb"] == 1
+
+
+def test_a_sidecar_of_the_older_name_counts_and_goes_with_its_file(server, place):
+    downloader().get(f"{server.url}/a.glb", place)
+    os.rename(sidecar(place), older_sidecar(place))
+    downloader().get(f"{server.url}/a.glb", place)
+    assert server.requests["/a.glb"] == 1
+    place.write_bytes(b"damaged")
+    downloader().get(f"{server.url}/a.glb", place)
+    assert server.requests["/a.glb"] == 2
+    assert place.read_bytes() == DATA
+    assert files(place) == {"a.glb", ".a.glb.check"}
 
 
 def test_a_known_hash_needs_no_sidecar(server, place):
@@ -213,7 +225,7 @@ def test_the_next_run_goes_on_where_the_last_ended(server, place):
     downloader().get(f"{server.url}/a.glb", place)
     assert place.read_bytes() == DATA
     assert server.sent["/a.glb"] == len(DATA)
-    assert files(place) == {"a.glb", "a.glb.check"}
+    assert files(place) == {"a.glb", ".a.glb.check"}
 
 
 @pytest.mark.parametrize("options", [{"ranges": False}, {"etags": False}])
@@ -465,7 +477,7 @@ def test_a_folder_can_be_the_endpoint(folder, place):
         fetch.get(fetch.resolve("https://host", "a.glb"), place.with_name("b"), sha256="0" * 64)
     with pytest.raises(ObjectError, match="at most"):
         fetch.get(fetch.resolve("https://host", "a.glb"), place.with_name("b"), max_bytes=10)
-    assert files(place) == {"a.glb", "a.glb.check"}
+    assert files(place) == {"a.glb", ".a.glb.check"}
 
 
 def test_a_folder_that_is_not_mounted_ends_the_run(tmp_path, place):
@@ -533,7 +545,7 @@ def test_hosts_whose_file_system_passes_no_locks_on_do_each_other_no_harm(server
     assert server.requests["/a.glb"] == 2
     assert place.read_bytes() == DATA
     check(place)
-    assert files(place) == {"a.glb", "a.glb.check"}
+    assert files(place) == {"a.glb", ".a.glb.check"}
 
 
 def test_of_500_objects_none_is_lost_or_comes_twice_when_a_tenth_of_requests_fails(tmp_path):

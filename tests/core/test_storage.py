@@ -20,7 +20,7 @@ from clipgs.core.bundles import (
     write_tensors,
 )
 from clipgs.core.errors import ClipgsError
-from clipgs.core.files import atomic, check, write_bytes
+from clipgs.core.files import atomic, check, older_sidecar, read_sidecar, sidecar, write_bytes
 from clipgs.core.journal import Journal
 from clipgs.core.seeds import seed_of
 
@@ -38,7 +38,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == []
     write_bytes(path, b"whole")
     check(path)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["a.bin", "a.bin.check"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".a.bin.check", "a.bin"]
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path):
@@ -54,13 +54,15 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
     assert not path.exists()
     assert len(list(tmp_path.iterdir())) == 1
     write_bytes(path, b"whole")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin", "a.bin.check"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".a.bin.check", "a.bin"]
 
 
-def test_a_kill_between_the_two_renames_is_seen(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [sidecar, older_sidecar])
+def test_a_kill_between_the_two_renames_is_seen(tmp_path, monkeypatch, name):
     """The older sidecar goes before the newer file stands, so that it is never taken for that one's."""
     path, replace = tmp_path / "a.bin", os.replace
     write_bytes(path, b"older")
+    replace(sidecar(path), name(path))
 
     def killed(source, target):
         if str(target).endswith(".check"):
@@ -72,7 +74,7 @@ def test_a_kill_between_the_two_renames_is_seen(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_bytes(path, b"newer")
     assert path.read_bytes() == b"newer"
-    assert not (tmp_path / "a.bin.check").exists()
+    assert read_sidecar(path) is None
     with pytest.raises(ClipgsError, match="may be unfinished"):
         check(path)
 
@@ -81,21 +83,37 @@ def test_a_kill_between_the_two_renames_is_seen(tmp_path, monkeypatch):
 def test_a_damaged_file_is_set_aside(tmp_path, damage):
     path = tmp_path / "a.bin"
     write_bytes(path, b"0123456789")
-    sidecar = tmp_path / "a.bin.check"
     if damage == "cut":
         path.write_bytes(b"01234")
     elif damage == "flip":
         path.write_bytes(b"0123456780")
     elif damage == "no sidecar":
-        sidecar.unlink()
+        sidecar(path).unlink()
     else:
-        sidecar.write_text("{")
+        sidecar(path).write_text("{")
     with pytest.raises(ClipgsError, match="make it again with: snakemake"):
         check(path)
     assert not path.exists()
     assert (tmp_path / "a.bin.damaged").exists()
     with pytest.raises(ClipgsError, match="is missing"):
         check(path)
+
+
+def test_a_sidecar_of_the_older_name_is_read_until_the_file_is_written_again(tmp_path):
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"0123456789")
+    text = read_sidecar(path)
+    os.rename(sidecar(path), older_sidecar(path))
+    check(path)
+    assert read_sidecar(path) == text
+    write_bytes(path, b"another")
+    check(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".a.bin.check", "a.bin"]
+    os.rename(sidecar(path), older_sidecar(path))
+    path.write_bytes(b"anothes")
+    with pytest.raises(ClipgsError, match="does not have the bytes that were written"):
+        check(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin.damaged"]
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -192,7 +210,7 @@ def test_tensors_are_read_as_they_were_written(tmp_path):
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
     write_tensors(tmp_path / "b", arrays, checksum=False)
     assert read_metadata(tmp_path / "b") == {}
-    assert {file.name for file in tmp_path.iterdir()} == {"a", "a.check", "b"}
+    assert {file.name for file in tmp_path.iterdir()} == {"a", ".a.check", "b"}
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
     with pytest.raises(ClipgsError, match="cannot be read"):
         read_metadata(tmp_path / "a")

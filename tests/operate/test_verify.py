@@ -1,7 +1,7 @@
 import pytest
 
 from clipgs import config as configuration
-from clipgs.core.files import write_bytes
+from clipgs.core.files import older_sidecar, owner, sidecar, write_bytes
 from clipgs.operate.verify import verify
 
 
@@ -28,7 +28,7 @@ def test_a_whole_output_is_whole(config):
         ("triplets/README.md", lambda file: file.write_bytes(b"triplets/README.me"), "not have the bytes"),
         ("views/00000.tar", lambda file: file.unlink(), "is missing"),
         ("runs/base/model.safetensors", lambda file: file.write_bytes(b"Weights"), "not have the bytes"),
-        ("views/00000.tar", lambda file: file.with_name("00000.tar.check").unlink(), "no readable .check"),
+        ("views/00000.tar", lambda file: sidecar(file).unlink(), "no readable .00000.tar.check"),
     ],
 )
 def test_each_damage_is_named_and_only_set_aside_when_asked(config, name, damage, words):
@@ -45,6 +45,17 @@ def test_each_damage_is_named_and_only_set_aside_when_asked(config, name, damage
     assert line.count(str(file)) == 1 + ("make it again" in line)
     assert not file.exists()
     assert file.with_name(file.name + ".damaged").exists() == was
+
+
+def test_sidecars_of_the_older_name_count_too(config):
+    for file in list(filter(None, map(owner, config.output_path.rglob("*")))):
+        sidecar(file).rename(older_sidecar(file))
+    assert verify(config, 2) == (5, [])
+    for name in ("views/00000.tar", "runs/base/model.safetensors"):
+        (config.output_path / name).unlink()
+    count, lines = verify(config, 2)
+    assert count == 5
+    assert len(lines) == 2
 
 
 def test_what_the_configuration_drops_is_not_missing(config):

@@ -99,7 +99,7 @@ def test_all_that_is_made_from_the_table_knows_a_new_stage(extended):
     status = clipgs(extended, "status", targets[0], "--snakefile", str(extended.checkout / "Snakefile"))
     assert line_of(status, "polish") == ["polish", "1", ".", ".", ".", "."]
     verified = clipgs(extended, "verify")
-    assert len(list((extended.output / "polished").glob("*.check"))) == 4
+    assert len(list((extended.output / "polished").glob(".*.check"))) == 4
     (extended.output / "polished" / "00000.tar").write_bytes(b"")
     assert "polished/00000.tar has 0 bytes" in run(extended, sys.executable, "-m", "clipgs", "verify").stdout
     assert "files are whole" in verified

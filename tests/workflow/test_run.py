@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipgs import config as configuration
 from clipgs.core.bundles import read_table, tar_objects
-from clipgs.core.files import check
+from clipgs.core.files import check, owner
 
 from .conftest import SETTINGS, Workspace
 
@@ -25,10 +25,10 @@ def objects_of(workspace, folder):
 
 
 def test_every_file_matches_its_sidecar(made):
-    sidecars = list(made.output.rglob("*.check"))
-    assert len(sidecars) > 20
-    for sidecar in sidecars:
-        check(sidecar.with_suffix(""))
+    files = list(filter(None, map(owner, made.output.rglob("*"))))
+    assert len(files) > 20
+    for file in files:
+        check(file)
     assert not list(made.output.rglob("*.part"))
     assert not [path for path in (made.output / "work").rglob("*") if path.is_file()]
 

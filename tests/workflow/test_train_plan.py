@@ -8,7 +8,7 @@ import yaml
 
 from clipgs import config as configuration
 from clipgs.core.bundles import read_table, write_tensors
-from clipgs.core.files import check
+from clipgs.core.files import check, sidecar
 
 from .conftest import SETTINGS
 
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_it_began_with(trained, tm
     run = workspace.output / "runs" / "base"
     for name in ("model.safetensors", "config.yaml", "README.md"):
         (run / name).unlink()
-        (run / f"{name}.check").unlink()
+        sidecar(run / name).unlink()
     workspace.add_objects(3)
     assert planned(workspace, tmp_path) == {"train": 1}
     done = workspace.make(target="train")

@@ -34,7 +34,7 @@ from clipgs import __version__
 from clipgs.catalog.parts import Part, Version
 from clipgs.config import Downloads
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice
-from clipgs.core.files import damage, sha256_of, sidecar
+from clipgs.core.files import damage, read_sidecar, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Downloader:
                 return True
         if request.sha256 is not None:
             right = sha256_of(path) == request.sha256
-        elif sidecar(path).exists():
+        elif read_sidecar(path) is not None:
             right = damage(path) is None
         else:
             return False  # nothing shows that it is whole

@@ -1,7 +1,7 @@
 """Unfinished downloads in the cache: hidden and locked until they are whole.
 
 A file is written to a hidden `.NAME.part` in its folder, and renamed once its bytes are right, so a file with a final
-name is whole. If the caller knows no hash, a `NAME.check` sidecar keeps size and hash for later.
+name is whole. If the caller knows no hash, a sidecar keeps size and hash for later.
 
 The part is also the lock: its writer holds `flock` on it. The kernel releases the lock when the process dies, so locks
 are never stale, and the next process resumes the download (`.NAME.part.json` names the version). Hosts that share a
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from clipgs.core.errors import DISK_FULL
-from clipgs.core.files import sidecar
+from clipgs.core.files import hidden, older_sidecar, sidecar
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class Part:
             temporary = _part_path(where)
             temporary.write_text(json.dumps({"bytes": self.size, "sha256": digest}) + "\n")
             os.replace(temporary, where)
+            older_sidecar(self._target).unlink(missing_ok=True)
         try:
             self._note.unlink(missing_ok=True)  # first, so that no note is left if the process is killed in between
             os.replace(self._path, self._target)
@@ -121,7 +122,7 @@ class Part:
 
 
 def _part_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
+    return hidden(target, "part")
 
 
 def _locked(path: Path) -> int:

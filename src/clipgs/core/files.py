@@ -1,7 +1,8 @@
 """Files that are whole or not there.
 
 Every file of the output is written under a temporary name in its own folder and renamed. Its size and hash go into a
-sidecar (`NAME.check`), which the next reader verifies.
+sidecar, which the next reader verifies. It is hidden (`.NAME.check`), because libraries that load a folder take
+`NAME.check` for data. Version 0.1.0 wrote `NAME.check`; it is still read, until the file is written again.
 """
 
 import glob
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from clipgs.core.errors import ClipgsError, snakemake
 
-SIDECAR = ".check"
+_SIDECAR = ".check"
 
 
 def sha256_of(path: Path) -> str:
@@ -24,14 +25,46 @@ def sha256_of(path: Path) -> str:
 
 
 def sidecar(path: Path) -> Path:
-    return path.with_name(path.name + SIDECAR)
+    """Where the sidecar of a file is written."""
+    return path.with_name(f".{path.name}{_SIDECAR}")
+
+
+def older_sidecar(path: Path) -> Path:
+    """Where version 0.1.0 wrote the sidecar of a file."""
+    return path.with_name(path.name + _SIDECAR)
+
+
+def read_sidecar(path: Path) -> str | None:
+    """The text of a file's sidecar, of either name; None without one."""
+    for name in (sidecar(path), older_sidecar(path)):
+        with suppress(FileNotFoundError):
+            return name.read_text()
+    return None
+
+
+def remove_sidecar(path: Path) -> None:
+    """Removes the sidecar of a file, of either name, if it has one."""
+    for name in (sidecar(path), older_sidecar(path)):
+        name.unlink(missing_ok=True)
+
+
+def owner(path: Path) -> Path | None:
+    """The file that `path` is the sidecar of; None if it is no sidecar."""
+    if path.suffix != _SIDECAR:
+        return None
+    return path.with_name(path.name.removeprefix(".").removesuffix(_SIDECAR))
+
+
+def hidden(path: Path, end: str) -> Path:
+    """A hidden name beside a file, for what is not whole yet."""
+    return path.with_name(f".{path.name.removeprefix('.')}.{end}")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`. It is renamed to `path` if the block ends well, and else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    temporary = hidden(path, f"{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -55,7 +88,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         size, digest = temporary.stat().st_size, sha256_of(temporary)
         # Without its sidecar a file counts as unfinished, so a kill between the two renames is seen.
-        sidecar(path).unlink(missing_ok=True)
+        remove_sidecar(path)
     with whole(sidecar(path)) as temporary:
         temporary.write_text(json.dumps({"bytes": size, "sha256": digest}) + "\n")
 
@@ -76,7 +109,7 @@ def check(path: Path) -> None:
         raise ClipgsError(f"{path} {reason}; {again}")
     damaged = path.with_name(path.name + ".damaged")
     os.replace(path, damaged)
-    sidecar(path).unlink(missing_ok=True)
+    remove_sidecar(path)
     raise ClipgsError(f"{path} {reason}; it was set aside as {damaged.name}; {again}")
 
 
@@ -85,10 +118,10 @@ def damage(path: Path) -> str | None:
     if not path.exists():
         return "is missing"
     try:
-        expected = json.loads(sidecar(path).read_text())
+        expected = json.loads(read_sidecar(path) or "")
         size, digest = expected["bytes"], expected["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "has no readable .check file beside it, so it may be unfinished"
+        return f"has no readable {sidecar(path).name} beside it, so it may be unfinished"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes instead of {size}"
     if sha256_of(path) != digest:

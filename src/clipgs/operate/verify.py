@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
-from clipgs.core.files import SIDECAR, check, damage
+from clipgs.core.files import check, damage, owner
 from clipgs.core.runner import Progress
 from clipgs.stages import STAGES
 
@@ -50,9 +50,9 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
 def _files(config: Config) -> Iterator[Path]:
     for name in _CHECKED:
         for path in (config.output_path / name).rglob("*"):
-            if path.name.startswith(".") or path.suffix == ".damaged" or path.name in _WITHOUT or path.is_dir():
-                continue
-            yield path if path.suffix != SIDECAR else path.with_suffix("")
+            if file := owner(path):
+                yield file
+            elif not (path.name.startswith(".") or path.suffix == ".damaged" or path.name in _WITHOUT or path.is_dir()):
+                yield path
     for name in _PARTLY:
-        for sidecar in (config.output_path / name).rglob(f"*{SIDECAR}"):
-            yield sidecar.with_suffix("")
+        yield from filter(None, map(owner, (config.output_path / name).rglob("*")))

@@ -24,7 +24,7 @@ from torch import Tensor
 from clipgs.config import Config, Encoder
 from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakemake
-from clipgs.core.files import check, sidecar, whole
+from clipgs.core.files import check, read_sidecar, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress, good
 from clipgs.core.seeds import json_digest, seed_of
@@ -73,7 +73,7 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     """
     tar = path(config, "triplets", shard, ".tar")
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
-    checksum = sidecar(tar).read_text() if sidecar(tar).exists() else ""  # without one, `check` raises an error
+    checksum = read_sidecar(tar) or ""  # without one, `check` raises an error
     key = json_digest([_FORMAT, kind, checksum])[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
     with suppress(FileNotFoundError):

@@ -23,7 +23,7 @@ from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
-from clipgs.core.files import sidecar, whole
+from clipgs.core.files import remove_sidecar, whole
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, json_digest, unit_hash
 
@@ -148,8 +148,8 @@ class AnnotationFiles:
                 return self.read(get, name, load)
             again = ""
             if path.is_relative_to(self._own):
-                for file in (path, sidecar(path)):
-                    file.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                remove_sidecar(path)
                 again = "; it was removed: run the same command again to download it"
             raise ClipgsError(f"{path} is cut or damaged ({error}){again}") from None
 
