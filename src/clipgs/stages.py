@@ -81,7 +81,7 @@ _ALL = (
           keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=2, folder="triplets", bundle=".tar",
           after=("label", "fetch", "sample", "view", "fit", "render", "caption")),
     Stage("index", "triplets", "write the index, the dataset card and the contact sheet",
-          keys=("pack",), per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
+          keys=("pack",), version=2, per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
     Stage("teacher", "training", "train the small teacher on renders, captions and categories",
           keys=("seed", "teacher.small"), per=(), folder="teacher", after=("pack",)),
     Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",

@@ -1,15 +1,24 @@
 import csv
 import io
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from clipgs.config import Pack
 from clipgs.core.errors import ClipgsError
+from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets import card
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
+from clipgs.triplets.dataset import TripletDataset
+from tests.packed_world import write_index
+from tests.triplets.conftest import make_shard
 
 
 def rows(count: int = 3, **values) -> list[dict]:
@@ -54,6 +63,54 @@ def test_card_of_a_dataset(packed):
         assert f"]({name})" in text
         with Image.open(folder / name) as image:
             image.load()
+
+
+LOAD = """
+import json, sys
+import datasets
+
+rows = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])["train"]
+streamed = datasets.load_dataset(sys.argv[1], split="train", streaming=True)
+found = {
+    "keys": rows["__key__"][:],
+    "streamed": [row["__key__"] for row in streamed],
+    "columns": rows.column_names,
+    "ply": [row["ply"].hex() for row in rows],
+    "images": [row["00.webp"].size for row in rows],
+    "text": rows["txt"][:],
+    "json": rows["json"][:],
+}
+print(json.dumps(found))
+"""
+
+
+def loaded(folder, cache) -> dict:
+    """What the library `datasets` makes of the folder."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", LOAD, str(folder), str(cache / "datasets")]
+    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def test_the_library_of_the_hub_loads_each_triplet_once_by_the_folders_name(shard, tmp_path):
+    # Of the first objects it could not tell the type of these.
+    shard.inputs["labels"] = [label | {"license": None, "credit": None} for label in shard.inputs["labels"]]
+    shard.inputs["stages"]["fit"] = [row | {"psnr": None} for row in shard.inputs["stages"]["fit"]]
+    other = make_shard(shard.folder, "00001", ["f", "g", "h", "i", "j"])
+    for one in (shard, other):
+        one.pack()
+    write_index(shard.folder)
+    write([shard, other])
+    folder, index = shard.tar.parent, TripletDataset(shard.tar.parent)
+    make_shard(shard.folder, "00002", ["k", "l", "m", "n", "o"]).pack()  # before the card is written again
+    found = loaded(folder, tmp_path / "cache")
+    assert found["keys"] == found["streamed"] == [*index.uids, "k", "l", "m"]
+    assert found["columns"] == [*(name.partition(".")[2] for name in index.members(0)), "__key__", "__url__"]
+    for i, item in enumerate(index):
+        assert torch.equal(Gaussians.from_ply(bytes.fromhex(found["ply"][i])).means, item["gaussians"].means)
+        assert found["text"][i] == item["text"]
+        assert found["json"][i] == item["meta"]
+    assert found["images"] == [[32, 32]] * 9
+    assert [meta["license"] for meta in found["json"]] == [None] * 3 + ["CC-BY-4.0"] * 6
 
 
 def test_same_triplets_same_bytes(packed):
@@ -115,6 +172,24 @@ def test_text_from_the_data_stays_text():
 )
 def test_hub_license(name, hub):
     assert card.hub_license(name) == hub
+
+
+@pytest.mark.parametrize(
+    ("values", "language"),
+    [
+        ({"caption_source": "Cap3D", "source": "objaverse"}, ["en"]),
+        ({"caption_source": "CoCa, chosen by the teacher", "source": "folder"}, ["en"]),
+        ({"caption_source": "catalog text", "source": "procedural"}, ["en"]),
+        ({"caption_source": "catalog text", "source": "folder"}, None),
+    ],
+)
+def test_the_language_is_stated_where_it_is_known(values, language):
+    def stated(*known):
+        return yaml.safe_load(card.readme(known, "Mugs").split("---\n")[1]).get("language")
+
+    assert stated(*rows(3, **values)) == language
+    assert stated(*rows(3, **values), *rows(1, caption_source="catalog text", source="folder")) is None
+    assert stated() is None
 
 
 def test_failures_that_differ_in_numbers_are_one_reason():

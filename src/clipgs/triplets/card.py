@@ -22,11 +22,13 @@ from clipgs.core.runner import Row
 from clipgs.splats.pictures import from_image
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset, best_render
-from clipgs.triplets.pack import read_rows
+from clipgs.triplets.pack import read_rows, schema
 
 SHOWN_NAMES = 60  # of categories and caption sources
 SHOWN_FAILURES = 30
 SHOWN_CREDITS = 500  # the page would be slow to open with more; CREDITS.csv has all
+_ENGLISH_WRITERS = ("Cap3D", "CoCa", "CoCa, chosen by the teacher")  # of captions; other texts are their authors'
+_ENGLISH_SOURCES = ("procedural", "modelnet40", "modelnet10")
 
 
 def write_card(
@@ -54,21 +56,33 @@ def write_card(
     sheet = io.BytesIO()
     contact_sheet(list(_samples(folder, packed, views, settings.samples)), settings.title).save(sheet, "PNG")
     write_bytes(folder / "contact_sheet.png", sheet.getvalue())
-    write_bytes(folder / "README.md", readme(rows, settings.title, curation).encode())
+    dataset = TripletDataset(folder)
+    members = dataset.members(len(dataset) - 1) if len(dataset) else {}  # of the newest shard
+    write_bytes(folder / "README.md", readme(rows, settings.title, curation, members).encode())
 
 
-def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The card's text, for the rows of all shards' tables."""
+def readme(
+    rows: Sequence[Row],
+    title: str,
+    curation: Mapping[str, Any] = MappingProxyType({}),
+    members: Mapping[str, bytes] = MappingProxyType({}),
+) -> str:
+    """The card's text, for the rows of all shards' tables and the files of one object."""
     packed = [row for row in rows if row["status"] == "ok"]
+    english = (row.get("caption_source") in _ENGLISH_WRITERS or row.get("source") in _ENGLISH_SOURCES for row in packed)
     front = {
         "pretty_name": title,
         "license": sorted({hub_license(row["license"]) for row in packed}) or ["unknown"],
+        **({"language": ["en"]} if packed and all(english) else {}),
         "task_categories": ["text-to-3d", "image-to-3d"],
         "tags": ["3d", "gaussian-splatting", "webdataset", "clipgs"],
         "size_categories": [_size_category(len(packed))],
+        # What `datasets` loads: the tars alone, of which it would take the types from the first five objects.
+        "configs": [{"config_name": "default", "data_files": "[0-9]*.tar"}],
+        **({"dataset_info": {"config_name": "default", "features": _features(members)}} if members else {}),
     }
     sections = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True, default_flow_style=None) + "---",
         f"# {escape(title)}",
         "Triplets of a 3D Gaussian splat, pictures of it from all around and a caption, made from 3D meshes.",
         _table(["", ""], _facts(rows, packed)),
@@ -87,9 +101,37 @@ def readme(rows: Sequence[Row], title: str, curation: Mapping[str, Any] = Mappin
     return "\n\n".join(sections) + "\n"
 
 
+def _features(members: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The columns of `datasets` and their types, as the files of one object tell them.
+
+    Named here, because its own guess fails on values that are null in the first objects, and takes `ply` for a mesh.
+    """
+    types = {"webp": "image", "ply": "binary", "txt": "string"}
+    features = []
+    for name, data in members.items():
+        column = name.partition(".")[2]
+        kind = {"dtype": types[column[-4:].lstrip(".")]} if column != "json" else _kind(column, json.loads(data))
+        features.append({"name": column, **kind})
+    return [*features, *({"name": name, "dtype": "string"} for name in ("__key__", "__url__"))]
+
+
+def _kind(name: str, value: Any) -> dict[str, Any]:
+    """The type of a value of `uid.json`: that of the index's column of this name, since the value may be null."""
+    if isinstance(value, dict):
+        return {"struct": [{"name": key, **_kind(key, inner)} for key, inner in value.items()]}
+    if isinstance(value, list):
+        inner = _kind(name, value[0])
+        return {"list": inner.get("dtype", inner)}
+    columns = schema()
+    if name in columns.names:
+        return {"dtype": str(columns.field(name).type).replace("double", "float64")}
+    return {"dtype": {int: "int64", float: "float64"}.get(type(value), "string")}
+
+
 HOW_TO_READ = """## How to read it
 
-`index.parquet` has a row for every object. Each shard is a WebDataset tar with, for every object, `uid.ply`
+`index.parquet` has a row for every object. A glob over `*.parquet` counts objects twice, because the tables of the
+shards lie beside it. Each shard is a WebDataset tar with, for every object, `uid.ply`
 (the splat, as viewers read it; rows in farthest-point order), `uid.00.webp` and so on (pictures from the
 canonical cameras), `uid.txt` (the caption) and `uid.json` (licence, credit, quality, cameras and how the mesh
 was normalised).
@@ -102,6 +144,19 @@ triplet["gaussians"].means  # [N, 3]
 triplet["images"]  # [V, H, W, 3] uint8
 triplet["text"]
 ```
+
+```python
+import datasets
+from clipgs import Gaussians
+
+triplet = datasets.load_dataset("triplets", split="train")[0]  # all objects: their splits stand in `json`
+triplet["00.webp"], triplet["txt"], triplet["json"]["split"]
+Gaussians.from_ply(triplet["ply"])  # the bytes of a PLY
+```
+
+Load the folder by its name, as here: then the head of this file tells the types. With
+`load_dataset("webdataset", data_files=...)`, `datasets` guesses them and decodes `ply` as a bare point cloud.
+`.cast_column("ply", datasets.Mesh(decode=False))`, or `.decode(False)` of a streamed dataset, leaves the splat's bytes.
 
 ```python
 import webdataset

@@ -163,7 +163,7 @@ def all_rows(tables: Sequence[Path]) -> Any:
 def read_rows(tables: Sequence[Path]) -> list[Row]:
     """The rows of all shards, with the failed objects, ordered by shard and uid: what the card and the report show."""
     ordered = all_rows(tables).sort_by([("shard", "ascending"), ("uid", "ascending")])
-    return ordered.drop_columns(["source", "group", "offset", "sha256"]).to_pylist()
+    return ordered.drop_columns(["group", "offset", "sha256"]).to_pylist()
 
 
 def schema() -> Any:
