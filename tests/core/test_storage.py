@@ -41,6 +41,26 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == [".a.bin.check", "a.bin"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_may_be_read_by_those_whom_the_umask_lets(tmp_path, umask):
+    """safetensors writes a file of its own, which only its owner may read, and renames it over the given path."""
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"x": np.zeros(2)})
+        write_tensors(tmp_path / "state.safetensors", {"x": np.zeros(2)}, checksum=False)
+        write_arrays(tmp_path / "a.npz", [("x", np.zeros(2))])
+        write_table(tmp_path / "a.parquet", [{"uid": "a"}], pa.schema([("uid", pa.string())]))
+        write_bytes(tmp_path / "a.bin", b"whole")
+        write_bytes(tmp_path / "a.bin", b"and again")
+        with TarWriter(tmp_path / "a.tar") as tar:
+            tar.add("a", b"a")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert len(modes) == 11
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+
+
 def test_what_a_killed_writer_left_is_cleared(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from clipgs.core.files import atomic\n"

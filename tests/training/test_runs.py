@@ -153,6 +153,8 @@ def test_a_published_folder_is_half_as_large_and_encodes_nearly_the_same(written
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.yaml", "README.md"}
     size = (tmp_path / "out" / "model.safetensors").stat().st_size
     assert size == pytest.approx((run / "model.safetensors").stat().st_size / 2, rel=0.02)
+    (tmp_path / "plain").touch()  # with the mode that the umask gives
+    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {(tmp_path / "plain").stat().st_mode}
     one = splat(2, 9)
     ours, theirs = clipgs.load(run).encode(one), clipgs.load(tmp_path / "out").encode(one)
     assert (ours * theirs).sum().item() > 0.9999

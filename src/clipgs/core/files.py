@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,12 +63,16 @@ def hidden(path: Path, end: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. It is renamed to `path` if the block ends well, and else removed."""
+    """Yields an empty temporary file beside `path`. It is renamed to `path` if the block ends well, and else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = hidden(path, f"{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
         with open(temporary, "rb+") as file:
+            if os.fstat(file.fileno()).st_mode != mode:  # safetensors puts a file there that only its owner may read
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

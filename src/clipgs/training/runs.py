@@ -135,5 +135,5 @@ def publish(run: Path, folder: Path, half: bool = True) -> None:
         shutil.copyfile(run / name, folder / name)
     small = run.parent.parent / "teacher"
     if notes["teacher"]["teacher"] == SMALL_TEACHER and small.is_dir():  # others cannot download it
-        shutil.copytree(small, folder / "teacher", dirs_exist_ok=True)
+        shutil.copytree(small, folder / "teacher", dirs_exist_ok=True, copy_function=shutil.copyfile)
     log.info("publish: wrote %s, %s and %s to %s", MODEL, CONFIG, CARD, folder)
