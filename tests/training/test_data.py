@@ -13,6 +13,7 @@ from clipgs.core.prefetch import Prefetch
 from clipgs.encoder import prepare
 from clipgs.encoder.groups import nearest
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
+from clipgs.teacher import features
 from clipgs.training.data import TrainingBatches, TrainingData, compact, pack, unpack
 from clipgs.training.gather import Rows
 from tests.training.small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
@@ -103,6 +104,42 @@ def test_records_are_written_once_and_again_when_something_changed(config, tmp_p
     assert compact(config, "00000").read_bytes() == bytes_before
     make_shard(config, "00000", ["other"])
     assert compact(config, "00000") != file
+
+
+def test_the_inputs_are_what_training_reads_and_nothing_else(config, monkeypatch):
+    def differing(before):
+        after = opened(config).inputs
+        assert {**before, "shards": 0} == {**after, "shards": 0}
+        pairs = [(before["shards"][shard], after["shards"][shard]) for shard in ("00000", "00001")]
+        assert pairs[0][0] == pairs[0][1]
+        return [part for part in pairs[1][0] if pairs[1][0][part] != pairs[1][1][part]]
+
+    def write_tar(**changed):
+        with TarWriter(tar) as writer:
+            for uid, members in files.items():
+                for name, data in (members | (changed if uid == "s1o003" else {})).items():
+                    writer.add(f"{uid}.{name}", data)
+
+    tar = config.output_path / "triplets" / "00001.tar"
+    files = {uid: members.read() for uid, members in tar_objects(tar).items()}
+    before = opened(config).inputs
+    with monkeypatch.context() as patch:  # from the tars' checksums, without a look at the splats
+        patch.setattr("clipgs.training.data.tar_objects", None)
+        assert opened(config).inputs == before
+    write_tar(json=b"{}", txt=b"read from the table")
+    assert differing(before) == []
+    write_tar(ply=files["s1o004"]["ply"])
+    assert differing(before) == ["splats"]
+    write_tar()
+    found = features.read(config, "00001")
+    images, texts = found.images.clone(), found.texts.clone()
+    write_features(config, "00001", found.uids, images, texts, note="of no effect")
+    assert differing(before) == []
+    images[3, 2] = images[3, 1]
+    write_features(config, "00001", found.uids, images, texts)
+    assert differing(before) == ["features"]
+    make_shard(config, "00001", [f"s1o{i:03d}" for i in range(15)], ("train",) * 6 + ("validation", "test"))
+    assert differing(before) == ["objects", "captions", "splats", "features"]
 
 
 def test_features_of_other_objects_are_refused(config):

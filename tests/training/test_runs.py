@@ -27,6 +27,7 @@ NOTES = {
     "steps": 9,
     "logit_scale": 14.0,
     "validation": {"text_r1": 0.25, "image_r1": 0.5},
+    "changes": [],
 }
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 import signal
 import subprocess
@@ -200,10 +201,16 @@ def test_a_run_is_frozen_on_its_shards(tmp_path):
     assert runs.begun_shards(config, "train") == []
     runs.begin(config, "train", ["00000"])
     assert runs.begun_shards(config, "train") == ["00000"]
-    assert runs.begun_shards(settings(tmp_path, training={"epochs": 9}), "train") == []
+    assert runs.begun_shards(settings(tmp_path, training={"epochs": 9}), "train") == ["00000"]  # it goes on
+    assert runs.begun_shards(settings(tmp_path, training={"seed": 9}), "train") == []
     assert runs.begun_shards(config, "teacher") == []
     make_shard(config, "00002", ["new"])
+    runs.begin(config, "train", ["00000"], {"shards": {}})
     assert runs.begun_shards(config, "train") == ["00000"]
+    file = runs.run_path(config) / "inputs.json"
+    for text in ("{", "[]", '{"shards": []}', '{"settings": 1, "shards": []}', '{"settings": "{", "shards": []}'):
+        file.write_text(text)
+        assert runs.begun_shards(config, "train") == []
 
 
 # --- killed and gone on ---

@@ -63,7 +63,7 @@ def hidden(path: Path, end: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary file beside `path`. It is renamed to `path` if the block ends well, and else removed."""
+    """Yields an empty temporary file beside `path`. It is renamed to `path` if the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = hidden(path, f"{os.getpid()}.{os.urandom(4).hex()}.part")
     try:

@@ -6,6 +6,7 @@ its batch.
 """
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from clipgs.config import Config, Encoder
-from clipgs.core.bundles import tar_objects
+from clipgs.core.bundles import Members, tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakemake
-from clipgs.core.files import check, read_sidecar, whole
+from clipgs.core.files import check, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress, good
-from clipgs.core.seeds import json_digest, seed_of
+from clipgs.core.seeds import canonical_json, json_digest, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.stages import path, table
@@ -73,8 +74,7 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     """
     tar = path(config, "triplets", shard, ".tar")
     kind = [getattr(config.encoder, name) for name in _PREPARED_BY]
-    checksum = read_sidecar(tar) or ""  # without one, `check` raises an error
-    key = json_digest([_FORMAT, kind, checksum])[:16]
+    key = json_digest([_FORMAT, kind, splats_digest(config, shard)])[:16]
     file = config.output_path / "work" / "train" / f"{shard}.{key}.npy"
     with suppress(FileNotFoundError):
         os.utime(file)
@@ -83,10 +83,8 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
     members = tar_objects(tar)
 
     def record(uid: str) -> Record | str:
-        entries = tuple(entry for entry in members[uid].entries if entry[0] == "ply")
-        (data,) = members[uid]._replace(entries=entries).read().values()
         try:
-            return pack(prepare(Gaussians.from_ply(data, uid), config.encoder, uid), config.encoder)
+            return pack(prepare(Gaussians.from_ply(_ply(members[uid]), uid), config.encoder, uid), config.encoder)
         except (ObjectError, ValueError) as error:
             return describe_error(error)
 
@@ -107,6 +105,58 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
             if old != file and time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                 old.unlink()
     return file
+
+
+def _ply(members: Members) -> bytes:
+    (data,) = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply")).read().values()
+    return data
+
+
+def splats_digest(config: Config, shard: str) -> str:
+    """Hash of the uids and splats of a shard, of nothing else in `triplets/S.tar`.
+
+    Raises:
+        ClipgsError: the tar is missing or damaged.
+    """
+    tar = path(config, "triplets", shard, ".tar")
+
+    def digest() -> str:
+        check(tar)
+        found = hashlib.sha256()
+        for uid, members in sorted(tar_objects(tar).items()):
+            data = _ply(members)
+            found.update(f"{uid}\0{len(data)}\0".encode())
+            found.update(data)
+        return found.hexdigest()
+
+    return _kept(config, f"{shard}.splats", [tar], digest)
+
+
+def features_digest(config: Config, shard: str, found: features.Features) -> str:
+    """Hash of a shard's features as training reads them: of the numbers, not of the files' metadata."""
+
+    def digest() -> str:
+        numbers = hashlib.sha256(canonical_json([found.uids, list(found.images.shape)]).encode())
+        for tensor in (found.images, found.texts, found.scores):
+            numbers.update(tensor.contiguous().numpy().data)
+        return numbers.hexdigest()
+
+    files = [features.features_path(config, kind, shard) for kind in ("images", "texts")]
+    return _kept(config, f"{shard}.{config.teacher.slug}", files, digest)
+
+
+def _kept(config: Config, name: str, files: Sequence[Path], digest: Callable[[], str]) -> str:
+    """A digest of what training reads of files, computed again only when one of them has other bytes."""
+    kept = config.output_path / "work" / "train" / f"{name}.json"
+    of = [sidecar(file).read_text() if sidecar(file).exists() else "" for file in files]  # without one, `check` raises
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(kept.read_text())
+        if known["of"] == of:
+            return known["digest"]
+    found = digest()
+    with whole(kept) as temporary:
+        temporary.write_text(canonical_json({"of": of, "digest": found}) + "\n")
+    return found
 
 
 def pack(
@@ -211,6 +261,10 @@ class TrainingData:
         files: their records, from `compact`.
         pin: whether batches go to a GPU.
 
+    Attributes:
+        inputs: all that training reads, as a record of JSON: hashes of each shard's splats, captions with splits, and
+            features. What else the files hold is not in it.
+
     Raises:
         ClipgsError: features are missing, or belong to other objects or to several teachers.
     """
@@ -226,13 +280,18 @@ class TrainingData:
         self.teacher = {name: found[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
         self.pictures, self.dim = found[0].images.shape[1:]
         self.shards = list(shards)
-        names = [file.name for file in files]  # each has the hash of its inputs
-        self.identity = json_digest([names, self.teacher])
+        of_shards: dict[str, dict[str, Any]] = {}
         uids, places = [], []
         for index, shard in enumerate(shards):
             packed = [row for uid, row in sorted(good(table(config, "triplets", shard)).items())]
             names = [row["uid"] for row in packed]
             self._check_features(shard, names, found[index])
+            of_shards[shard] = {
+                "objects": len(packed),
+                "captions": json_digest([[row[key] for key in ("uid", "split", "caption")] for row in packed]),
+                "splats": splats_digest(config, shard),
+                "features": features_digest(config, shard, found[index]),
+            }
             rows = np.flatnonzero(counts[index])
             captions = [hashlib.sha256((row["caption"] or "").encode()).digest()[:8] for row in packed]
             splits = [_SPLITS.index(row["split"]) if row["split"] in _SPLITS else -1 for row in packed]
@@ -240,6 +299,8 @@ class TrainingData:
             caption_ids = np.frombuffer(b"".join(captions), "<i8")
             shard_of = np.full(len(rows), index)
             places.append(_Places(shard_of, rows, counts[index][rows], caption_ids[rows], np.array(splits)[rows]))
+        weights = self.teacher["weights_sha256"]
+        self.inputs = {"record_format": _FORMAT, "teacher_weights": weights, "shards": of_shards}
         self.uids = np.array(uids, dtype=np.str_)
         self._places = _Places(*(np.concatenate(arrays) for arrays in zip(*places, strict=True)))
         self._rows = Rows([mapped["rows"][0] for mapped in records])  # [n, N, 14] each

@@ -68,11 +68,13 @@ class MetricsFiles:
         step: the number of finished steps; removes the lines of later ones.
     """
 
+    NAMES = ("metrics.jsonl", "speed.jsonl")
+
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = {name: _cut(folder / f"{name}.jsonl", step).open("a") for name in ("metrics", "speed")}
+        self._files = {Path(name).stem: _cut(folder / name, step).open("a") for name in self.NAMES}
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, numbers: dict[str, float], file: Literal["metrics", "speed"] = "metrics") -> None:

@@ -18,6 +18,7 @@ from clipgs.core.bundles import read_metadata, write_tensors
 from clipgs.core.files import check, sha256_of, write_bytes
 from clipgs.encoder import CONFIG, MODEL
 from clipgs.stages import stage_settings
+from clipgs.training.identity import same_but_epochs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,18 +41,23 @@ def _inputs_path(config: Config, stage: str) -> Path:
 def begun_shards(config: Config, stage: str) -> list[str]:
     """The shards that a training (`train`, `teacher`) of the same settings began with; none if there is no such one.
 
-    It keeps them: objects that come later do not restart a running or finished training.
+    It keeps them: objects that come later do not restart a running or finished training. One of other epochs does too:
+    it goes on.
     """
     try:
         inputs = json.loads(_inputs_path(config, stage).read_text())
-        return inputs["shards"] if inputs["settings"] == stage_settings(config, stage) else []
+        return inputs["shards"] if same_but_epochs(inputs["settings"], stage_settings(config, stage)) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def begin(config: Config, stage: str, shards: Sequence[str]) -> None:
-    """Writes the shards of a training to its `inputs.json`."""
-    inputs = {"settings": stage_settings(config, stage), "shards": list(shards)}
+def begin(config: Config, stage: str, shards: Sequence[str], data: Mapping[str, Any] | None = None) -> None:
+    """Writes what a training is made from to its `inputs.json`: settings, shards and, of a run, all that it reads.
+
+    Args:
+        data: of `identity.run_record`.
+    """
+    inputs = {"settings": stage_settings(config, stage), "shards": list(shards), **({"data": data} if data else {})}
     write_bytes(_inputs_path(config, stage), (json.dumps(inputs, indent=1) + "\n").encode())
 
 
@@ -61,7 +67,7 @@ def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes
     Args:
         model: the encoder's state.
         notes: the metadata of the model's file: `dim`, `teacher`, `pictures`, `objects`, `shards`, `step`, `steps`,
-            `logit_scale` and `validation`.
+            `logit_scale`, `validation` and `changes` (of settings or processes, while it was trained).
     """
     settings = json.loads(stage_settings(config, "train"))
     values = {key: value for key, value in settings.items() if key not in ("stage", "version")}
@@ -75,6 +81,7 @@ def card(config: Config, notes: dict[str, Any]) -> str:
     """The model card, in the format of model hubs."""
     teacher, scores = notes["teacher"], notes["validation"]
     measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(scores.items()))
+    changes = "".join(f"\nChanged on the way, {change}.\n" for change in notes["changes"])
     return f"""---
 library_name: clipgs
 tags: [gaussian-splatting, 3d, clip, retrieval, zero-shot-classification]
@@ -99,7 +106,7 @@ farthest-point order are seen.
 {notes["objects"]["train"]:,} objects in {len(notes["shards"])} shards, {config.training.epochs} epochs in batches of
 {config.training.batch:,}, {config.training.views} of {notes["pictures"]} pictures an object and step. All settings are
 in `config.yaml`. The teacher's weights have the SHA-256 `{teacher["weights_sha256"]}`.
-
+{changes}
 ## How good it is
 
 Step {notes["step"]:,} of {notes["steps"]:,}, the best on the {notes["objects"]["validation"]:,} objects of the

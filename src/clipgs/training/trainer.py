@@ -25,11 +25,11 @@ from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
-from clipgs.stages import stage_settings
 from clipgs.training import checkpoints, distributed, runs
 from clipgs.training.augment import DRAWS, augment
 from clipgs.training.data import Batch, TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
+from clipgs.training.identity import EPOCHS, bridged, obstacles, run_record
 from clipgs.training.losses import image_voting_loss, text_loss
 from clipgs.training.metrics import MetricsFiles, Speed, validation_retrieval
 from clipgs.training.optimizer import adamw, parameter_groups, schedule, set_learning_rates
@@ -52,8 +52,6 @@ def train(config: Config, device: str, threads: int) -> None:
         torch.set_num_threads(min(threads, usable_cores()))
     with distributed.ranks(device) as ranks:
         shards = ranks.broadcast(runs.begun_shards(config, "train") or frozen_shards(config))
-        if ranks.is_main:
-            runs.begin(config, "train", shards)
         loaders = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # set by torchrun
         for shard in shards[ranks.rank :: ranks.world]:
             compact(config, shard, loaders)
@@ -61,8 +59,10 @@ def train(config: Config, device: str, threads: int) -> None:
         files = [compact(config, shard) for shard in shards]
         data = TrainingData(config, shards, files, pin=device == "cuda")
         torch.manual_seed(config.training.seed)
-        model = encoder.build(config.encoder, data.dim)
-        Trainer(config, ranks, model, data).run()
+        trainer = Trainer(config, ranks, encoder.build(config.encoder, data.dim), data)
+        if ranks.is_main:
+            runs.begin(config, "train", shards, trainer.record["data"])
+        trainer.run()
 
 
 @contextmanager
@@ -102,6 +102,7 @@ class Trainer:
         self._config, self._settings, self._ranks, self._data = config, settings, ranks, data
         self.folder = runs.run_path(config)
         self._state = self.folder / "state"
+        self.record = run_record(config, ranks.world, data.inputs)
         self._batches = TrainingBatches(data, data.split("train"), config, ranks.rank, ranks.world)
         self.steps = settings.epochs * self._batches.steps_per_epoch
         self._warmup = round(settings.warmup_epochs * self._batches.steps_per_epoch)
@@ -119,6 +120,7 @@ class Trainer:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self._parallel = nn.parallel.DistributedDataParallel(self.model, devices, broadcast_buffers=False)
         self.step = 0
+        self._changes: list[str] = []  # of what the run is made from, on the way
         self._best: dict[str, Any] = {}
         self._unwritten_best: dict[str, Tensor] = {}
         self._state_written, self._state_seconds = time.monotonic(), 0.0
@@ -311,10 +313,6 @@ class Trainer:
                     assert statistic is not None
                     self._ranks.mean(statistic)
 
-    def _identity(self) -> str:
-        """What a state must have in common with the run to be resumed: settings, number of processes, objects."""
-        return f"{stage_settings(self._config, 'train')} {self._ranks.world} {self._data.identity}"
-
     def _state_is_cheap(self) -> bool:
         """Whether writing a state takes a small part of the time since the last one."""
         return self._state_seconds <= _STATE_SHARE * (time.monotonic() - self._state_written)
@@ -326,19 +324,47 @@ class Trainer:
             if self._unwritten_best:
                 checkpoints.save_best(self._state, self._best["best_step"], self._unwritten_best)
                 self._unwritten_best = {}
-            notes = {"settings": self._identity(), **self._best}
+            notes = {"record": self.record, "changes": self._changes, **self._best}
             checkpoints.save_state(self._state, self.step, self.model, self.optimizer, self.names, notes)
         self._state_written = time.monotonic()
         self._state_seconds = self._state_written - start
 
     def _resume(self) -> None:
-        notes = checkpoints.load_state(self._state, self.model, self.optimizer, self.names, self._identity())
+        """Goes on from the last state, if that is of this run."""
+        ranks = self._ranks
+        notes = ranks.broadcast(self._usable_state() if ranks.is_main else None)
         if notes is None:
             return
+        if not ranks.is_main:
+            checkpoints.load_state(self._state, self.model, self.optimizer, self.names)
         self.step = notes["step"]
         self._best = {name: notes[name] for name in ("best_step", "best_score", "validation") if name in notes}
-        if self._ranks.is_main:
-            log.info("train: resumes after step %d of %d", self.step, self.steps)
+        changes = bridged(notes["record"], self.record, self.step, self.steps)
+        self._changes = notes["changes"] + [f"after step {self.step}, {change}" for change in changes]
+        what = f"resumes after step {self.step} of {self.steps}"
+        if self.step == self.steps:
+            what = f"all {self.steps} steps of these inputs are done, so there is nothing to train"
+        if ranks.is_main:
+            log.info("train: %s", "; ".join([what, *changes]))
+
+    def _usable_state(self) -> dict[str, Any] | None:
+        """The notes of the last state, loaded. One that cannot be gone on with is set aside, and the log says why."""
+        try:
+            notes = checkpoints.read_notes(self._state)
+            if notes is None:
+                return None
+            if different := obstacles(notes["record"], self.record):
+                raise checkpoints.UnusableStateError(f"it is of other inputs: {different}")
+            if notes["step"] > self.steps:
+                raise checkpoints.UnusableStateError(
+                    f"it is after step {notes['step']}, and {EPOCHS} = {self._settings.epochs} ends at {self.steps}"
+                )
+            checkpoints.load_state(self._state, self.model, self.optimizer, self.names)
+            return notes
+        except checkpoints.UnusableStateError as error:
+            kept = checkpoints.set_aside(self._state, *(self.folder / name for name in MetricsFiles.NAMES))
+            log.warning("train: begins anew, because the last state cannot be used: %s; it is kept in %s", error, kept)
+            return None
 
     def _finish(self) -> None:
         """Writes the finished run with the best model."""
@@ -361,6 +387,7 @@ class Trainer:
             "steps": self.steps,
             "logit_scale": self.log_scale.exp().item(),
             "validation": self._best.get("validation", {}),
+            "changes": self._changes,
         }
         runs.write_run(self.folder, self._config, model, notes)
         log.info("train: wrote step %d of %d, %s, to %s", step, self.steps, which, self.folder)
