@@ -23,6 +23,10 @@ from clipgs.stages import STAGES, from_settings, runtime_settings, stage_setting
         ({"fit": 3}, ["fit = 3"]),
         ({"catalog": {"folder": {"column": 1}}}, ["catalog.folder.column", "did you mean catalog.folder.columns?"]),
         ({"meshes": {"neutral_color": [1, 2]}}, ["meshes.neutral_color"]),
+        ({"encoder": {"orders": "z"}}, ["encoder.orders", '"z"', "a valid list; write [z]"]),
+        ({"training": {"batch": 1}}, ["training.batch = 1", "greater than or equal to 2", "contrasts"]),
+        ({"teacher": {"small": {"batch": 1}}}, ["teacher.small.batch = 1", "greater than or equal to 2"]),
+        ({"evaluation": {"few_shot": ["1-way 5-shot"]}}, ["evaluation.few_shot.0", "1-way", "way, 2 or more"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_with_the_remedy(values, words):

@@ -114,7 +114,23 @@ class Run:
 
     def of_row(self, stage: str) -> Callable[[Any], str]:
         """As `of`, of a stage that works on a row and a seed of the ablation, or on a seed alone."""
-        return lambda wildcards: stage_settings(self._config_of(wildcards), stage)
+        return lambda wildcards: self._of_training(stage, self._config_of(wildcards))
+
+    def of_train(self, wildcards: Any) -> str:
+        """As `of`, of the stage `train`; a function, because a plan without a training may have settings that forbid
+        one."""
+        return self._of_training("train", self.config)
+
+    @staticmethod
+    def _of_training(stage: str, config: Config) -> str:
+        views, count = config.training.views, config.views.count
+        with fatal(2):
+            if views > count:
+                raise ClipgsError(
+                    f"config: training.views = {views}, but an object has {count} pictures (views.count); "
+                    f"set training.views to {count} or less"
+                )
+        return stage_settings(config, stage)
 
     def _config_of(self, wildcards: Any) -> Config:
         seed = int(wildcards.seed)

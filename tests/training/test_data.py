@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipgs.core.bundles import TarWriter, tar_objects
+from clipgs.core.bundles import TarWriter, read_table, tar_objects, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.prefetch import Prefetch
 from clipgs.encoder import prepare
@@ -16,6 +16,7 @@ from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.teacher import features
 from clipgs.training.data import TrainingBatches, TrainingData, compact, pack, unpack
 from clipgs.training.gather import Rows
+from clipgs.triplets.pack import schema
 from tests.training.small_dataset import DIM, PICTURES, make, make_shard, settings, splat, unit, write_features
 
 
@@ -177,8 +178,21 @@ def test_a_batch_larger_than_the_split_is_one_line(tmp_path):
     data = opened(config)
     with pytest.raises(ClipgsError, match=r"training\.batch = 25, but only 24 objects.*training\.batch to 24"):
         TrainingBatches(data, data.split("train"), config)
+    for few, number in ((data.split("train")[:1], "1"), (data.split("train")[:0], "no")):
+        with pytest.raises(ClipgsError, match=f"the split train has {number} object; training contrasts 2 or more"):
+            TrainingBatches(data, few, settings(tmp_path, training={"batch": 2}))
     with pytest.raises(ClipgsError, match="8 cannot be shared evenly by 3 processes"):
         TrainingBatches(data, data.split("train"), settings(tmp_path), 0, 3)
+
+
+def test_captions_that_are_all_equal_are_one_line(config, tmp_path):
+    for shard in ("00000", "00001"):
+        file = config.output_path / "triplets" / f"{shard}.parquet"
+        write_table(file, [row | {"caption": "a misc"} for row in read_table(file)], schema())
+    data = opened(config)
+    with pytest.raises(ClipgsError, match="all 24 objects of the split train have the same caption, so there is none"):
+        TrainingBatches(data, data.split("train"), config)
+    TrainingBatches(data, data.split("train"), settings(tmp_path, training={"duplicate_captions": "paper"}))
 
 
 def test_an_epoch_sees_every_object_once_in_an_order_of_its_own_over_all_shards(config):

@@ -160,6 +160,13 @@ def test_without_a_training_split_there_is_none(tmp_path, tiny):
         stages.teacher(made.config(), 1)
 
 
+def test_one_caption_for_all_is_refused(tmp_path, tiny):
+    made = World(tmp_path, tiny)
+    made.add_shard("00000", {"a": "a misc", "b": "a misc"})
+    with pytest.raises(ClipgsError, match="learns to tell captions apart, and the split train has one \\('a misc'\\)"):
+        stages.teacher(made.config(), 1)
+
+
 def test_pictures_that_cannot_be_read_are_named(taught):
     taught.add_shard("00000", {"a": "a mug"}, {"a": [b"RIFF"]})
     with pytest.raises(ClipgsError, match="the images of a cannot be read: UnidentifiedImageError"):

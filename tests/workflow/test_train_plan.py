@@ -14,7 +14,7 @@ from .conftest import SETTINGS
 
 TRAINING = {
     "encoder": {"size": "tiny", "gaussians": 64, "groups": 8, "group_size": 8, "refinement_width": 16},
-    "training": {"epochs": 2, "batch": 1},
+    "training": {"epochs": 2, "batch": 2},
 }
 
 
@@ -35,9 +35,11 @@ def write_features(workspace):
 
 @pytest.fixture(scope="module")
 def trained(made, tmp_path_factory):
-    """A workspace with a finished run of two shards."""
+    """A workspace with a finished run of three shards: two objects to train on, and one to test."""
     workspace = made.copy(tmp_path_factory.mktemp("trained") / "workspace")
     workspace.write_config(configuration.merge(SETTINGS, TRAINING))
+    workspace.add_objects(3)
+    workspace.make()
     write_features(workspace)
     workspace.make(target="train")
     return workspace
@@ -73,13 +75,13 @@ def test_a_changed_setting(trained, tmp_path, changed, rules):
 
 def test_another_teacher_trains_another_model(trained, tmp_path):
     found = planned(trained, tmp_path, teacher={"name": "ViT-B-32"})
-    assert found == {"embed_images": 2, "embed_texts": 2, "train": 1}
+    assert found == {"embed_images": 3, "embed_texts": 3, "train": 1}
 
 
 def test_appended_objects_leave_a_finished_run_alone_and_are_in_the_next(trained, tmp_path):
     workspace = trained.copy(tmp_path / "more")
     workspace.write_config(configuration.merge(SETTINGS, TRAINING))
-    workspace.add_objects(3)
+    workspace.add_objects(4)
     assert planned(workspace, tmp_path) == {}
     assert planned(workspace, tmp_path, target="features")["embed_images"] == 1
     again = planned(workspace, tmp_path, training={"seed": 1})
@@ -93,13 +95,24 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_it_began_with(trained, tm
     for name in ("model.safetensors", "config.yaml", "README.md"):
         (run / name).unlink()
         sidecar(run / name).unlink()
-    workspace.add_objects(3)
+    workspace.add_objects(4)
     assert planned(workspace, tmp_path) == {"train": 1}
     done = workspace.make(target="train")
-    assert "resumes after step 2 of 2" in done.stderr + done.stdout
-    assert json.loads((run / "inputs.json").read_text())["shards"] == ["00000", "00001"]
+    assert "all 2 steps of these inputs are done" in done.stderr + done.stdout
+    assert json.loads((run / "inputs.json").read_text())["shards"] == ["00000", "00001", "00002"]
 
 
 def test_changed_triplets_train_again(trained, tmp_path):
     found = planned(trained, tmp_path, caption={"max_characters": 20})
-    assert found == {"caption": 2, "pack": 2, "embed_texts": 2, "train": 1}
+    assert found == {"caption": 3, "pack": 3, "embed_texts": 3, "train": 1}
+
+
+def test_more_pictures_a_step_than_there_are_is_refused_before_any_job(made, tmp_path):
+    workspace = made.copy(tmp_path / "many")
+    workspace.write_config(configuration.merge(SETTINGS, TRAINING, {"training": {"views": 7}}))
+    done = workspace.run("-n", "train")
+    assert done.returncode == 2
+    line = "clipgs: config: training.views = 7, but an object has 6 pictures (views.count); "
+    assert line + "set training.views to 6 or less" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert planned(workspace, tmp_path, target="triplets", training={"views": 7}) == {}

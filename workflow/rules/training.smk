@@ -91,6 +91,6 @@ rule train:
         mem_mb=16000,
         gpu=RESOURCES.train_gpus,
     params:
-        settings=RUN.of("train"),
+        settings=RUN.of_train,
     shell:
         "clipgs train --settings {params.settings:q} --threads {threads} --log {log:q}"

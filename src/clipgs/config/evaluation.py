@@ -43,11 +43,11 @@ class Evaluation(Section):
     of the dataset."""
     class_names: Literal["spoken", "raw"] = setting("spoken", "name", assumed=True)
     """`spoken` turns teddy_bear into teddy bear. `raw` leaves class names as they are."""
-    few_shot: list[Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-way [1-9]\d*-shot$")]] = setting(
+    few_shot: list[Annotated[str, StringConstraints(pattern=r"^([2-9]|[1-9]\d+)-way [1-9]\d*-shot$")]] = setting(
         ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot", "50-way 5-shot", "10-way 10-shot"], "episodes"
     )
-    """Each entry is a kind of few-shot episode: the number of classes (way), and of support objects per class
-    (shot)."""
+    """Each entry is a kind of few-shot episode: the number of classes (way, 2 or more), and of support objects per
+    class (shot)."""
     few_shot_support: Literal["train", "same"] = setting("train", "name", assumed=True)
     """Support objects come from the training split (`train`), or from other groups of the evaluated split (`same`)."""
     few_shot_queries: int = setting(20, "objects", ge=1, le=10_000)

@@ -112,6 +112,8 @@ def _explain(error: Any) -> str:
     field = next((known[name] for name in names if name in known), None)
     if field is None:
         return text
+    if error["type"] == "list_type":
+        text += f"; write [{error['input']}]"
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         near = difflib.get_close_matches(error["input"], map(str, get_args(field.annotation)), n=1)
         text += f"; did you mean {near[0]}?" if near else ""

@@ -33,7 +33,7 @@ class Training(Section):
     """The first weights, the order of objects, the sampled images and the augmentation follow from this seed."""
     epochs: int = recipe_setting("training.epochs", "epochs", assumed=True, ge=1, le=100_000)
     """Training sees each object this many times."""
-    batch: int = recipe_setting("training.batch", "objects", assumed=True, ge=1, le=1_000_000)
+    batch: int = recipe_setting("training.batch", "objects", assumed=True, ge=2, le=1_000_000)
     """A step contrasts this many objects with each other, counted over all GPUs."""
     micro_batch: int = recipe_setting("training.micro_batch", "objects", ge=1)
     """A GPU encodes at most this many objects at once. The loss still contrasts the whole batch."""

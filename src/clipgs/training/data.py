@@ -25,7 +25,7 @@ from torch import Tensor
 from clipgs.config import Config, Encoder
 from clipgs.core.bundles import Members, tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakemake
-from clipgs.core.files import check, whole
+from clipgs.core.files import check, read_sidecar, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress, good
 from clipgs.core.seeds import canonical_json, json_digest, seed_of
@@ -148,7 +148,7 @@ def features_digest(config: Config, shard: str, found: features.Features) -> str
 def _kept(config: Config, name: str, files: Sequence[Path], digest: Callable[[], str]) -> str:
     """A digest of what training reads of files, computed again only when one of them has other bytes."""
     kept = config.output_path / "work" / "train" / f"{name}.json"
-    of = [sidecar(file).read_text() if sidecar(file).exists() else "" for file in files]  # without one, `check` raises
+    of = [read_sidecar(file) or "" for file in files]  # without one, `check` raises
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_text())
         if known["of"] == of:
@@ -331,6 +331,10 @@ class TrainingData:
         """Indices of the objects of a split."""
         return np.flatnonzero(self._places.splits == _SPLITS.index(name))
 
+    def captions(self, objects: np.ndarray) -> int:
+        """The number of different captions of these objects."""
+        return len(np.unique(self._places.captions[objects]))
+
     def shard_of(self, uid: str) -> str:
         """The shard of an object."""
         (found,) = np.flatnonzero(self.uids == uid)
@@ -367,15 +371,25 @@ class TrainingBatches:
         rank, world: this process, and the number of processes.
 
     Raises:
-        ClipgsError: there are fewer objects than in a batch, or the processes cannot share it evenly.
+        ClipgsError: there are fewer objects than in a batch, or all have one caption, or the processes cannot share a
+            batch evenly.
     """
 
     def __init__(self, data: TrainingData, objects: np.ndarray, config: Config, rank: int = 0, world: int = 1) -> None:
-        settings = config.training
-        if len(objects) < settings.batch:
+        settings, count = config.training, len(objects)
+        if count < 2:
             raise ClipgsError(
-                f"config: training.batch = {settings.batch}, but only {len(objects)} objects are in the split train; "
-                f"set training.batch to {max(len(objects), 1)} or less, or add objects"
+                f"the split train has {count or 'no'} object, and training contrasts 2 or more; add objects"
+            )
+        if count < settings.batch:
+            raise ClipgsError(
+                f"config: training.batch = {settings.batch}, but only {count} objects are in the split train; "
+                f"set training.batch to {count} or less, or add objects"
+            )
+        if settings.duplicate_captions == "mask" and data.captions(objects) == 1:
+            raise ClipgsError(
+                f"all {count} objects of the split train have the same caption, so there is none to tell it from; give "
+                "the objects texts or categories of their own, or set training.duplicate_captions to paper"
             )
         if settings.batch % world:
             raise ClipgsError(

@@ -167,7 +167,15 @@ def train(
     The loss is open_clip's. A batch never has two objects with the same text, because they would be negatives of each
     other. A text is drawn as often as it has objects. Texts are captions, and in a fraction of the steps
     (`settings.category_steps`) categories, because a model of long captions alone does not know bare names.
+
+    Raises:
+        ClipgsError: there is only one caption, or the loss is not finite.
     """
+    if len(set(captions)) < 2:
+        raise ClipgsError(
+            f"the small teacher learns to tell captions apart, and the split train has one ({captions[0]!r}); give the "
+            "objects texts or categories of their own, or name another teacher.name"
+        )
     architecture = json.loads(ARCHITECTURE.read_text())
     with torch.random.fork_rng(["cuda"] if device == "cuda" else []):
         torch.manual_seed(seed)
