@@ -151,6 +151,12 @@ def test_ply_files_and_chosen_uids(triplets, tmp_path, splat):
     assert not (tmp_path / "out" / "b-2.ply").exists()
 
 
+def test_one_input_and_one_uid_need_no_list(triplets, tmp_path):
+    for one in (triplets, str(triplets)):
+        assert export(one, tmp_path / "out", "ply", "b-2") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b-2.ply"]
+
+
 def test_a_bad_splat_is_named_and_the_others_are_written(tmp_path, splat):
     (tmp_path / "a.ply").write_bytes(b"ply\nnot really")
     splat.save(tmp_path / "b.ply")

@@ -1,8 +1,10 @@
+import dataclasses
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 import clipgs
 from clipgs.core.bundles import read_metadata
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, ObjectError
 from clipgs.core.files import check
 from clipgs.encoder import ClipGS
 from clipgs.splats import Gaussians
@@ -89,10 +91,41 @@ def test_splats_in_any_form_give_the_same_rows(written, tmp_path):
     assert encoder.encode([]).shape == (0, DIM)
 
 
+def test_the_splat_that_cannot_be_encoded_is_named(written, tmp_path):
+    encoder = clipgs.load(written[0])
+    good = splat(0, 0)
+    clear = dataclasses.replace(good, opacity_logits=good.opacity_logits - 20)
+    for name, one in (("good", good), ("clear", clear)):
+        one.save(tmp_path / f"{name}.ply")
+    with pytest.raises(ObjectError, match=r"clear\.ply: none of 80 Gaussians"):
+        encoder.encode([tmp_path / "good.ply", str(tmp_path / "clear.ply")])
+    with pytest.raises(ObjectError, match=r"^splat 2: none of 80 Gaussians"):
+        encoder.encode([good, tmp_path / "good.ply", clear])
+    with pytest.raises(ObjectError, match=r"^splat 1: none of 80 Gaussians"):
+        encoder.encode(Gaussians.stack([good, clear]))
+    with pytest.raises(ObjectError, match=r"^the splat: none of 80 Gaussians"):
+        encoder.encode(clear)
+    for wrong, named in ((3, "int"), ([good, None], "NoneType"), (good.means, r"Tensor\[3\]")):
+        with pytest.raises(
+            TypeError, match=f"encode takes Gaussians, the path of a PLY, or a list of them, not {named}"
+        ):
+            encoder.encode(wrong)
+    assert encoder.encode(path for path in [tmp_path / "good.ply"]).shape == (1, DIM)
+
+
 def test_texts_are_encoded_by_the_teacher_of_the_run_and_by_no_other(written, teacher):
     encoder = clipgs.load(written[0])
     assert torch.equal(encoder.encode_text(["2", "1"]), teacher.encode_texts(["2", "1"]))
     assert torch.equal(encoder.encode_text("3"), teacher.encode_texts(["3"]))
+    assert torch.equal(encoder.encode_text("003"), teacher.encode_texts(["3"]))  # one text, not three
+    assert torch.equal(encoder.encode_text(np.array(["2", "1"])), teacher.encode_texts(["2", "1"]))
+    for wrong, named in ((None, "NoneType"), (["1", 2], "int"), (b"1", "int"), (torch.zeros(2), r"Tensor\[\]")):
+        with pytest.raises(TypeError, match=f"encode_text takes a text or a list of texts, not {named}"):
+            encoder.encode_text(wrong)
+    with pytest.raises(TypeError, match=r"search takes one text or one vector \[D\], not list"):
+        encoder.search(["1", "2"])
+    with pytest.raises(TypeError, match=r"search takes one text or one vector \[D\], not Tensor\[1, 12\]"):
+        encoder.search(teacher.encode_texts(["1"]))
     teacher.weights_sha256 = 64 * "1"
     with pytest.raises(ClipgsError, match=r"trained with small .*, and the weights found for it are others"):
         clipgs.load(written[0]).encode_text(["1"])
@@ -159,6 +192,27 @@ def test_a_published_folder_is_half_as_large_and_encodes_nearly_the_same(written
     one = splat(2, 9)
     ours, theirs = clipgs.load(run).encode(one), clipgs.load(tmp_path / "out").encode(one)
     assert (ours * theirs).sum().item() > 0.9999
+
+
+def test_what_is_no_folder_of_a_run_is_said_with_the_runs_that_there_are(written, tmp_path, monkeypatch):
+    run, _ = written
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClipgsError, match=r"model\.safetensors is a file; name its folder, .*runs/base$"):
+        clipgs.load(run / "model.safetensors")
+    with pytest.raises(ClipgsError, match=r"there is no folder user/name \(there is no finished run here\)"):
+        clipgs.load("user/name")
+    (tmp_path / "results").symlink_to(run.parent.parent)
+    for wrong in ("user/name", "runs/nope", "results/runs/nope"):
+        with pytest.raises(ClipgsError, match=rf"there is no folder {wrong} \(finished runs: results/runs/base\)"):
+            clipgs.load(wrong)
+    for wrong in ("results", "results/runs", "results/triplets"):
+        with pytest.raises(ClipgsError, match=rf"^{wrong} has no model.safetensors; train .*: results/runs/base\)$"):
+            clipgs.load(wrong)
+    for given in ("runs/nope", "nope"):
+        command = [sys.executable, "-m", "clipgs", "search", "a chair", "--run", given]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert f"no folder results/{given} (finished runs: results/runs/base)" in done.stderr.splitlines()[-1]
 
 
 def test_weights_that_do_not_fit_or_are_damaged_are_one_line(written, tmp_path):

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import webdataset
@@ -25,6 +26,29 @@ def test_items(folder):
     assert item["images"].dtype == torch.uint8
     assert item["meta"]["credit"] == "A. Maker 0"
     assert [item["uid"] for item in dataset] == list(dataset.uids)
+
+
+def test_an_index_is_one_whole_number(folder):
+    dataset = TripletDataset(folder)
+    for one in (1, np.int64(1), np.array(1), torch.tensor(1), -5):
+        assert dataset[one]["uid"] == "b-mug"
+        assert dataset.shard(one) == "00000"
+        assert dataset.gaussians(one).means.shape == (5, 3)
+        assert "b-mug.txt" in dataset.members(one)
+    for wrong in ([0, 1], np.array([0, 1]), slice(0, 2), 1.0, "b-mug", None):
+        for read in (dataset.__getitem__, dataset.members, dataset.gaussians, dataset.shard):
+            with pytest.raises(
+                TypeError, match=r"index of a triplet is one whole number, not .*; for several use torch"
+            ):
+                read(wrong)
+    with pytest.raises(IndexError):
+        dataset[6]
+    assert [item["uid"] for item in torch.utils.data.Subset(dataset, [0, 1])] == ["a_mug", "b-mug"]
+
+
+def test_one_shard_needs_no_list(folder):
+    (alone, listed) = (TripletDataset(folder, shards=shards) for shards in ("00001", ["00001"]))
+    assert list(alone.uids) == list(listed.uids) == ["f", "g", "h"]
 
 
 def test_splits(folder):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _ENCODE_BATCH = 16  # objects
 _SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same time
+_RUNS_NAMED = 5  # in an error
 _TIE = 1e-9  # cosines are rounded to multiples of it
 
 
@@ -43,12 +44,25 @@ def load(run: str | Path, device: str | torch.device | None = None) -> "TrainedE
     return TrainedEncoder(Path(run), device)
 
 
+def _no_run(path: Path) -> str:
+    """Why a path is not the folder of a finished run, and which such folders there are near it and here."""
+    if path.is_file():
+        return f"{path} is a file; name its folder, {path.parent}"
+    near = [place.glob(f"{below}/{MODEL}") for place in (path, path.parent) for below in ("*", "runs/*")]
+    runs = sorted({str(file.parent) for files in (*near, Path().glob(f"*/runs/*/{MODEL}")) for file in files})
+    more = f" and {len(runs) - _RUNS_NAMED} more" if len(runs) > _RUNS_NAMED else ""
+    there_are = f"finished runs: {', '.join(runs[:_RUNS_NAMED])}{more}" if runs else "there is no finished run here"
+    if path.is_dir():
+        return f"{path} has no {MODEL}; train the run first: {snakemake('train')} ({there_are})"
+    return f"there is no folder {path} ({there_are}); a published run must be downloaded first"
+
+
 class TrainedEncoder:
     """Encodes splats, texts and images into one space."""
 
     def __init__(self, run: Path, device: str | torch.device | None = None) -> None:
         if not (run / MODEL).exists():
-            raise ClipgsError(f"{run} has no {MODEL}; train the run first: {snakemake('train')}")
+            raise ClipgsError(_no_run(run))
         self.run = run
         output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
         self.config = read(run / CONFIG).model_copy(update={"output": str(output)})
@@ -65,17 +79,24 @@ class TrainedEncoder:
 
         Args:
             splats: Gaussians [N, *] or a batch [B, N, *], the path of a PLY, or a list of either.
+
+        Raises:
+            TypeError: it is none of these.
+            ValueError, OSError: a file is no splat, or cannot be read.
+            ObjectError: a splat cannot be encoded; the text names its file, or its place in the list.
         """
-        if isinstance(splats, Gaussians):
-            splats = [splats] if splats.means.ndim == 2 else [splats[i] for i in range(len(splats))]
-        elif isinstance(splats, str | Path):
-            splats = [splats]
+        if isinstance(splats, Gaussians) and splats.means.ndim > 2:
+            splats = [splats[i] for i in range(len(splats))]
+        takes = "encode takes Gaussians, the path of a PLY, or a list of them"
+        listed = _listed(splats, (Gaussians, str, Path), takes)
 
         def prepared(i: int) -> Gaussians:
-            splat = splats[i]
-            return prepare(splat if isinstance(splat, Gaussians) else Gaussians.load(splat), self.config.encoder)
+            splat = listed[i]
+            if isinstance(splat, Gaussians):
+                return prepare(splat, self.config.encoder, f"splat {i}" if len(listed) > 1 else "the splat")
+            return prepare(Gaussians.load(splat), self.config.encoder, str(splat))
 
-        return self._through(prepared, len(splats))
+        return self._through(prepared, len(listed))
 
     def encode_dataset(self, dataset: TripletDataset, done: Callable[[int], None] = lambda count: None) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, of the splats of packed triplets, in their order.
@@ -101,9 +122,14 @@ class TrainedEncoder:
         return torch.cat(rows) if rows else torch.empty(0, self.dim)
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """[n, D] float32 of unit length, on the CPU, by the teacher that the run was trained with."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return torch.as_tensor(self._teacher.encode_texts(texts)).float().cpu()
+        """[n, D] float32 of unit length, on the CPU, by the teacher that the run was trained with; one row for a str.
+
+        Raises:
+            TypeError: it is no text and no list of texts.
+            ClipgsError: a text is empty, or the teacher's weights are not those of the run.
+        """
+        listed = _listed(texts, (str,), "encode_text takes a text or a list of texts")
+        return torch.as_tensor(self._teacher.encode_texts(listed)).float().cpu()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, of images [n, H, W, 3] uint8, by the teacher."""
@@ -136,7 +162,13 @@ class TrainedEncoder:
             triplets: the dataset to search, `triplets/` of an output; default: that of the run's output. The first
                 search encodes its objects.
             gallery: n uids and their vectors [n, D], to search instead of a dataset.
+
+        Raises:
+            TypeError: the query is neither a text nor a vector.
+            ClipgsError: the query is an empty text, or there are no triplets.
         """
+        if not isinstance(query, str) and not (isinstance(query, Tensor) and query.ndim == 1):
+            raise TypeError(f"search takes one text or one vector [D], not {_kind(query)}")
         if gallery is None:
             folder = Path(triplets or self.run.parent.parent / "triplets")
             if folder not in self._galleries:
@@ -149,3 +181,24 @@ class TrainedEncoder:
         cosines = torch.cat([F.cosine_similarity(rows.double(), vector, dim=1) for rows in blocks])
         order = (cosines / _TIE).round().argsort(descending=True, stable=True)[:k].tolist()
         return [(uids[i], float(cosines[i])) for i in order]
+
+
+def _listed(given: Any, one: tuple[type, ...], takes: str) -> list[Any]:
+    """One thing of these types, or several, as a list.
+
+    Raises:
+        TypeError: it is or holds something else; the text begins with `takes`.
+    """
+    try:
+        listed = [given] if isinstance(given, one) else list(given)
+    except TypeError:
+        listed = [given]
+    for value in listed:
+        if not isinstance(value, one):
+            raise TypeError(f"{takes}, not {_kind(value)}")
+    return listed
+
+
+def _kind(value: object) -> str:
+    """The type of an argument, for an error; with the shape of a tensor."""
+    return f"{type(value).__name__}{list(value.shape) if isinstance(value, Tensor) else ''}"

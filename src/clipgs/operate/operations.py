@@ -178,8 +178,7 @@ def search(options: Namespace, config: Config) -> None:
     from clipgs.report import search as module
 
     given = options.run if options.run is not None else f"runs/{config.training.run}"
-    below = config.output_path / given
-    run = below if below.exists() and not Path(given).exists() else Path(given)
+    run = Path(given) if Path(given).exists() else config.output_path / given
     kept = {"triplets": options.triplets, "picture": options.picture, "device": config.device}
     found = module.search(options.query, run, k=options.count, **kept)
     sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))

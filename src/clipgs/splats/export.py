@@ -111,11 +111,13 @@ FORMATS: dict[str, tuple[str, Callable[[Gaussians], bytes]]] = {
 }
 
 
-def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Sequence[str] = ()) -> int:
+def export(
+    inputs: Path | str | Sequence[Path | str], folder: Path | str, kind: str, uids: str | Sequence[str] = ()
+) -> int:
     """Writes each splat of the inputs to `folder` as UID.splat, UID.glb or UID.ply; returns the number of splats.
 
     Args:
-        inputs: PLY files, tars of them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
+        inputs: one or more PLY files, tars of them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
         kind: `splat`, `gltf` or `ply`.
         uids: the splats to export (the uid of a PLY file is its name without `.ply`); default: all.
 
@@ -123,6 +125,8 @@ def export(inputs: Sequence[Path | str], folder: Path | str, kind: str, uids: Se
         UsageError: there is nothing to export, or two inputs have the same uid.
         ClipgsError: an input cannot be read as a splat; the others are still written.
     """
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+    uids = [uids] if isinstance(uids, str) else uids
     suffix, encode = FORMATS[kind]
     written: dict[str, Path] = {}
     errors = []

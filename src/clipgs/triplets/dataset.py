@@ -1,9 +1,10 @@
 """Packed triplets as a torch dataset."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class TripletDataset:
             Reading an item raises it if the bytes are not those that were packed.
     """
 
-    def __init__(self, path: Path | str, split: str | None = None, shards: Sequence[str] | None = None) -> None:
+    def __init__(self, path: Path | str, split: str | None = None, shards: str | Sequence[str] | None = None) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -47,7 +48,8 @@ class TripletDataset:
         if shards is None:
             rows = _table(self.path / "index.parquet", _COLUMNS)
         else:
-            tables = [_table(self.path / f"{shard}.parquet", [*_COLUMNS, "status"]) for shard in shards]
+            names = [shards] if isinstance(shards, str) else shards
+            tables = [_table(self.path / f"{name}.parquet", [*_COLUMNS, "status"]) for name in names]
             rows = pa.concat_tables(table.filter(pc.equal(table["status"], "ok")) for table in tables)
         if split is not None:
             splits = sorted(value for value in rows["split"].unique().to_pylist() if value is not None)
@@ -77,15 +79,16 @@ class TripletDataset:
                 f"make it again with: {snakemake('--force', tar)}"
             )
 
-    def shard(self, i: int) -> str:
+    def shard(self, i: SupportsIndex) -> str:
         """Name of the shard of object i."""
-        return str(self._shards[i])
+        return str(self._shards[_place(i)])
 
     def __len__(self) -> int:
         return len(self.uids)
 
-    def members(self, i: int) -> dict[str, bytes]:
+    def members(self, i: SupportsIndex) -> dict[str, bytes]:
         """The files of one object in the tar, by name."""
+        i = _place(i)
         uid, tar = str(self.uids[i]), self._tar(self._shards[i])
         try:
             with open(tar, "rb") as file:
@@ -102,14 +105,16 @@ class TripletDataset:
             )
         return dict(members)
 
-    def gaussians(self, i: int) -> "splats.Gaussians":
+    def gaussians(self, i: SupportsIndex) -> "splats.Gaussians":
         """The splat of one object, without its renders."""
+        i = _place(i)
         name = f"{self.uids[i]}.ply"
         return splats.Gaussians.from_ply(self.members(i)[name], name)
 
-    def __getitem__(self, i: int) -> Item:
+    def __getitem__(self, i: SupportsIndex) -> Item:
         import torch
 
+        i = _place(i)
         uid = str(self.uids[i])
         members = self.members(i)
         meta = json.loads(members[f"{uid}.json"])
@@ -135,6 +140,21 @@ def _table(path: Path, columns: list[str]) -> Any:
     except (OSError, pa.ArrowException) as error:
         again = snakemake("--force", path)
         raise ClipgsError(f"{path} cannot be read ({error}); make it again with: {again}") from None
+
+
+def _place(i: SupportsIndex) -> int:
+    """An index as an int: of Python, numpy or torch.
+
+    Raises:
+        TypeError: it is a list, a slice, a uid or something else.
+    """
+    try:
+        return operator.index(i)
+    except TypeError:
+        raise TypeError(
+            f"the index of a triplet is one whole number, not {type(i).__name__}; "
+            "for several use torch.utils.data.Subset(dataset, indices)"
+        ) from None
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:
