@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import clipgs.encoder.model
 from clipgs import config as configuration
 from clipgs.core.bundles import TarWriter, read_metadata, read_table, tar_objects, write_table, write_tensors
+from clipgs.core.seeds import json_digest
 from clipgs.encoder import ClipGS
 from clipgs.teacher import features
 from clipgs.training import distributed, runs
@@ -131,6 +132,8 @@ def test_a_run_writes_down_what_it_was_trained_on(finished):
     assert inputs["data"]["teacher_weights"] == 64 * "0"
     state = read_metadata(runs.run_path(finished) / "state" / "step-00000009.safetensors")
     assert state["record"]["data"] == inputs["data"]
+    model = read_metadata(runs.run_path(finished) / "model.safetensors")
+    assert model["data_sha256"] == json_digest(inputs["data"])
     edit_captions(finished, "00001")
     train(finished, "cpu", 1)
     later = json.loads((runs.run_path(finished) / "inputs.json").read_text())

@@ -27,7 +27,7 @@ from clipgs.core.bundles import Members, tar_objects
 from clipgs.core.errors import ClipgsError, ObjectError, describe_error, snakemake
 from clipgs.core.files import check, read_sidecar, whole
 from clipgs.core.processes import usable_cores
-from clipgs.core.runner import Progress, good
+from clipgs.core.runner import Progress, Row, good
 from clipgs.core.seeds import canonical_json, json_digest, seed_of
 from clipgs.encoder import prepare
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
@@ -110,6 +110,20 @@ def compact(config: Config, shard: str, threads: int | None = None) -> Path:
 def _ply(members: Members) -> bytes:
     (data,) = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply")).read().values()
     return data
+
+
+def inputs_of(config: Config, shard: str, packed: Sequence[Row], found: features.Features) -> dict[str, Any]:
+    """What training reads of a shard: the number of its objects, and hashes.
+
+    Args:
+        packed: the good rows of `triplets/S.parquet`, by uid.
+    """
+    return {
+        "objects": len(packed),
+        "captions": json_digest([[row[key] for key in ("uid", "split", "caption")] for row in packed]),
+        "splats": splats_digest(config, shard),
+        "features": features_digest(config, shard, found),
+    }
 
 
 def splats_digest(config: Config, shard: str) -> str:
@@ -286,12 +300,7 @@ class TrainingData:
             packed = [row for uid, row in sorted(good(table(config, "triplets", shard)).items())]
             names = [row["uid"] for row in packed]
             self._check_features(shard, names, found[index])
-            of_shards[shard] = {
-                "objects": len(packed),
-                "captions": json_digest([[row[key] for key in ("uid", "split", "caption")] for row in packed]),
-                "splats": splats_digest(config, shard),
-                "features": features_digest(config, shard, found[index]),
-            }
+            of_shards[shard] = inputs_of(config, shard, packed, found[index])
             rows = np.flatnonzero(counts[index])
             captions = [hashlib.sha256((row["caption"] or "").encode()).digest()[:8] for row in packed]
             splits = [_SPLITS.index(row["split"]) if row["split"] in _SPLITS else -1 for row in packed]

@@ -66,8 +66,8 @@ def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes
 
     Args:
         model: the encoder's state.
-        notes: the metadata of the model's file: `dim`, `teacher`, `pictures`, `objects`, `shards`, `step`, `steps`,
-            `logit_scale`, `validation` and `changes` (of settings or processes, while it was trained).
+        notes: the metadata of the model's file: `dim`, `teacher`, `pictures`, `objects`, `shards`, `data_sha256`,
+            `step`, `steps`, `logit_scale`, `validation` and `changes` (of epochs or processes, on the way).
     """
     settings = json.loads(stage_settings(config, "train"))
     values = {key: value for key, value in settings.items() if key not in ("stage", "version")}

@@ -15,12 +15,13 @@ def train(config: Config, threads: int = 1) -> None:
     """Trains CLIP-GS on the training split of all shards, or resumes a killed run.
 
     Writes `runs/RUN/`: `model.safetensors` (from the best step on the validation split), `config.yaml`, `README.md`
-    (the model card), `metrics.jsonl`, `speed.jsonl` and `tensorboard/`. A killed run resumes from `state/`;
-    `inputs.json` lists the shards of the run.
+    (the model card), `metrics.jsonl`, `speed.jsonl` and `tensorboard/`. A killed run resumes from `state/`, also with
+    another number of processes or more epochs. A state of other inputs is kept in `state.old/`. `inputs.json` says what
+    the run is trained on.
 
     Raises:
-        ClipgsError: inputs are missing or come from several teachers, there are fewer objects than in a batch, or a
-            loss or gradient is not finite; the text names the object.
+        ClipgsError: inputs are missing or come from several teachers, there are fewer objects than in a batch or only
+            one caption, or a loss or gradient is not finite; the text names the object.
     """
     from clipgs.training import distributed, trainer
 

@@ -24,7 +24,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
-from clipgs.core.seeds import seed_of
+from clipgs.core.seeds import json_digest, seed_of
 from clipgs.training import checkpoints, distributed, runs
 from clipgs.training.augment import DRAWS, augment
 from clipgs.training.data import Batch, TrainingBatches, TrainingData, compact
@@ -383,6 +383,7 @@ class Trainer:
             "pictures": data.pictures,
             "objects": {split: len(data.split(split)) for split in ("train", "validation")},
             "shards": data.shards,
+            "data_sha256": json_digest(self.record["data"]),  # of `data` in inputs.json
             "step": step,
             "steps": self.steps,
             "logit_scale": self.log_scale.exp().item(),
