@@ -5,21 +5,26 @@ Snakemake calls `plan` when it parses: it reads the frozen shards and the source
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from clipgs.catalog.changes import Changes, changes
+from clipgs.catalog.excluded import excluded
+from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources import Source, source
 from clipgs.catalog.sources.annotations import AnnotatedSource
 from clipgs.config import Config
-from clipgs.core.errors import ClipgsError
+from clipgs.core.bundles import read_table
+from clipgs.core.errors import ClipgsError, SourceMissing
 from clipgs.core.files import whole
 from clipgs.core.seeds import canonical_json, json_digest
 
-MAX_GONE_FRACTION = 0.05  # if more of the known objects are missing, the folder is probably not mounted
-_PLAN_VERSION = 2  # raised when the same shards and source give another plan
+LARGE_CATALOG = 20  # objects: if more than half of so many are missing, the source is probably not mounted
+GO_ON = "to go on with what was made, add --config catalog='{allow_missing: true}'"
+_PLAN_VERSION = 3  # raised when the same shards and source give another plan
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Plan:
     curation_digest: str
     notes: tuple[str, ...]
     objects: int
+    replaced: tuple[tuple[str, str], ...] = ()  # uid and locator of frozen objects whose file has other bytes now
+    gone: tuple[tuple[str, str], ...] = ()  # of those whose file is not there
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -58,12 +65,37 @@ def frozen_shards(config: Config) -> list[str]:
     return sorted(path.stem for path in (config.output_path / "catalog" / "shards").glob("[0-9]*.parquet"))
 
 
-def pending_shards(config: Config, objects: Source, frozen: list[str], known: set[str]) -> dict[str, list[str]]:
-    """Shard name to locators, of the objects that are in no frozen shard."""
-    new = [locator for locator in objects.locators() if locator not in known]
+def pending_shards(
+    config: Config, objects: Source, frozen: list[str], rows: list[dict[str, Any]]
+) -> dict[str, list[str]]:
+    """Shard name to locators, of the objects that are in no frozen shard.
+
+    Args:
+        rows: frozen ones of this source. Where the file of one was replaced, it is a new object.
+    """
+    return _pending(config, _locators(config, objects, frozen), frozen, rows, changes(objects, rows, ()).new)
+
+
+def _pending(
+    config: Config, locators: list[str], frozen: list[str], rows: list[dict[str, Any]], new: set[str]
+) -> dict[str, list[str]]:
+    known = {row["locator"] for row in rows} - new
+    found = [locator for locator in locators if locator not in known]
     size = config.catalog.shard_objects
     first = int(frozen[-1]) + 1 if frozen else 0
-    return {f"{first + i // size:05d}": new[i : i + size] for i in range(0, len(new), size)}
+    return {f"{first + i // size:05d}": found[i : i + size] for i in range(0, len(found), size)}
+
+
+def _locators(config: Config, objects: Source, frozen: list[str]) -> list[str]:
+    """The objects that the source has now; none if it is missing and the run may go on without it."""
+    try:
+        return objects.locators()
+    except SourceMissing as error:
+        if not frozen:
+            raise
+        if config.catalog.allow_missing:
+            return []
+        raise SourceMissing(f"{error}; {GO_ON}") from None
 
 
 def plan(config: Config) -> Plan:
@@ -71,7 +103,7 @@ def plan(config: Config) -> Plan:
 
     Raises:
         UsageError: the source is empty or its settings are wrong.
-        ClipgsError: more than 5 % of the known objects are missing from the source.
+        ClipgsError: the known objects have gone from the source, all or more than half of a large catalog.
     """
     objects = source(config)
     frozen = frozen_shards(config)
@@ -79,7 +111,7 @@ def plan(config: Config) -> Plan:
         return _plan(config, objects, frozen)[0]
     # Snakemake plans in every job, and reading all annotations takes long.
     files = [(stat.st_size, stat.st_mtime_ns) for stat in (shard_path(config, shard).stat() for shard in frozen)]
-    settings = [config.catalog.model_dump(mode="json"), config.seed]
+    settings = [config.catalog.model_dump(mode="json"), config.seed, sorted(_excluded_uids(config))]
     key = json_digest([_PLAN_VERSION, objects.state, settings, frozen, files])
     output = hashlib.sha256(str(config.output_path.absolute()).encode()).hexdigest()[:16]
     cached = config.cache_path / "plans" / f"{output}.json"
@@ -98,31 +130,87 @@ def plan(config: Config) -> Plan:
 
 def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set[str]]:
     """The plan, and the names of the sources of all shards: an output may hold shards of several."""
-    members = {shard: _members(config, shard) for shard in frozen}
-    known = [locator for name, locators in members.values() if name == objects.name for locator in locators]
-    gone = objects.gone(known)
-    if len(gone) > MAX_GONE_FRACTION * len(known):
-        raise ClipgsError(
-            f"{len(gone)} of {len(known)} known objects are missing from the source (the first: {gone[0]}); "
-            "is it mounted? To continue without them, use another `output`"
-        )
-    pending = pending_shards(config, objects, frozen, set(known))
+    rows = {shard: _rows(config, shard) for shard in frozen}
+    of_source = [row for shard in frozen for row in rows[shard] if row["source"] == objects.name]
+    found = changes(objects, of_source, _excluded_uids(config))
+    if not config.catalog.allow_missing:
+        _refuse_a_missing_source(found)
+    pending = _pending(config, _locators(config, objects, frozen), frozen, of_source, found.new)
+    members = {shard: (rows[shard][0]["source"], [row["locator"] for row in rows[shard]]) for shard in frozen}
     members |= {shard: (objects.name, locators) for shard, locators in pending.items()}
     names = {name for name, _ in members.values()}
     sources = {name: source(config, name) for name in names - {objects.name}} | {objects.name: objects}
     # Sorted, because a pending shard has the order of the source, and a frozen one the order of the uids.
-    digests = {shard: sources[name].label_digest(sorted(locators)) for shard, (name, locators) in members.items()}
+    digests = {
+        shard: _label_digest(config, sources[name], shard, sorted(locators))
+        for shard, (name, locators) in members.items()
+    }
     count = sum(len(locators) for _, locators in members.values())
     rules = json_digest(_curation(config, objects))
-    return Plan(tuple(frozen), tuple(pending), digests, rules, tuple(objects.notes()), count), set(sources)
+    lost = [tuple((row["uid"], row["locator"]) for row in changed) for changed in (found.replaced, found.gone)]
+    made = Plan(tuple(frozen), tuple(pending), digests, rules, (), count, *lost)
+    return replace(made, notes=(*_notes(objects, of_source), *_lost_notes(made, found.known))), set(sources)
 
 
-def _members(config: Config, shard: str) -> tuple[str, list[str]]:
-    """The source of a frozen shard's objects (they have one) and their locators. Reads two columns only."""
+def _rows(config: Config, shard: str) -> list[dict[str, Any]]:
+    """A frozen shard's rows, which have one source; only the columns that a plan needs."""
     import pyarrow.parquet as pq
 
-    rows = pq.ParquetFile(shard_path(config, shard), memory_map=True).read(["source", "locator"])
-    return rows["source"][0].as_py(), rows["locator"].to_pylist()
+    columns = ["uid", "source", "locator", "sha256", "note"]
+    return pq.ParquetFile(shard_path(config, shard), memory_map=True).read(columns).to_pylist()
+
+
+def _excluded_uids(config: Config) -> set[str]:
+    return {uid for uids in excluded(config).values() for uid in uids}
+
+
+def _refuse_a_missing_source(found: Changes) -> None:
+    gone, known = len(found.gone), found.known
+    if gone and (gone == known or (known >= LARGE_CATALOG and 2 * gone > known)):
+        raise ClipgsError(
+            f"{gone} of {known} known objects are missing from the source (the first: {found.gone[0]['locator']}); "
+            f"mount it again or, {GO_ON}"
+        )
+
+
+def _label_digest(config: Config, objects: Source, shard: str, locators: list[str]) -> str:
+    """The digest of a shard's labels; that of the written ones if the source is missing and need not be there."""
+    try:
+        return objects.label_digest(locators)
+    except SourceMissing:
+        if not config.catalog.allow_missing or not labels_path(config, shard).exists():
+            raise
+    locator_of = {row["uid"]: row["locator"] for row in _rows(config, shard)}
+    written = sorted(read_table(labels_path(config, shard)), key=lambda row: locator_of[row["uid"]])
+    return json_digest([{name: row[name] for name in LABEL_COLUMNS[1:]} for row in written])[:16]
+
+
+def _notes(objects: Source, rows: list[dict[str, Any]]) -> list[str]:
+    try:
+        return objects.notes({row["locator"] for row in rows if row["note"] is None})
+    except SourceMissing as error:
+        return [f"{error}: the run goes on with what was made"]
+
+
+def _lost_notes(made: Plan, known: int) -> list[str]:
+    found = []
+    if made.replaced:
+        first = (
+            f"{len(made.replaced)} of {known} objects were replaced in the source (the first: {made.replaced[0][1]})"
+        )
+        found.append(f"{first}; the new files are new objects; the old ones leave with: clipgs exclude --replaced")
+    if made.gone:
+        first = f"{len(made.gone)} of {known} objects have gone from the source (the first: {made.gone[0][1]})"
+        found.append(f"{first}; what was made of them stays; they leave with: clipgs exclude --gone")
+    return found
+
+
+def lost(config: Config) -> dict[str, list[tuple[str, str]]]:
+    """`replaced` and `gone`: uid and locator of each such object. Unlike `plan`, it never refuses a missing source."""
+    objects = source(config)
+    rows = [row for shard in frozen_shards(config) for row in _rows(config, shard) if row["source"] == objects.name]
+    found = changes(objects, rows, _excluded_uids(config))
+    return {name: [(row["uid"], row["locator"]) for row in getattr(found, name)] for name in ("replaced", "gone")}
 
 
 def curation(config: Config) -> dict[str, Any]:
@@ -131,7 +219,7 @@ def curation(config: Config) -> dict[str, Any]:
     For an annotated source also `lvis`: how many of the taken objects are LVIS shapes.
     """
     objects = source(config)
-    return {**_curation(config, objects), "taken": len(objects.locators())}
+    return {**_curation(config, objects), "taken": len(_locators(config, objects, frozen_shards(config)))}
 
 
 def _curation(config: Config, objects: Source) -> dict[str, Any]:

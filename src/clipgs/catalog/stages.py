@@ -1,8 +1,10 @@
 """The stages `freeze`, `label` and `objects`: from the source to tables of objects and their labels."""
 
 import hashlib
+import itertools
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
@@ -29,38 +31,52 @@ def freeze(config: Config, shards: list[str]) -> None:
     objects = source(config)
     frozen = frozen_shards(config)
     rows = [row for shard in frozen for row in read_table(shard_path(config, shard))]
-    known = {row["locator"] for row in rows if row["source"] == objects.name}
-    pending = pending_shards(config, objects, frozen, known)
+    of_source = [row for row in rows if row["source"] == objects.name]
+    pending = pending_shards(config, objects, frozen, of_source)
     if not set(shards) <= set(pending):
         raise ClipgsError("the source changed while shards were planned; run the same command again")
     splits = _Splits(config, rows)
     owner = {row["sha256"]: row["uid"] for row in rows if row["sha256"] and row["note"] is None}
     taken = {row["uid"] for row in rows}
+    earlier: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in of_source:
+        earlier[row["locator"]].append(row)
+    objects.digests([locator for shard in shards for locator in pending[shard]])  # hashes them in several threads
     for shard in sorted(shards):
-        new = [_freeze_row(objects, locator, owner, taken) for locator in pending[shard]]
+        new = [_freeze_row(objects, locator, owner, taken, earlier[locator]) for locator in pending[shard]]
         splits.assign(new, [label["category"] for label in objects.labels(pending[shard])])
         new.sort(key=lambda row: row["uid"])
         write_table(shard_path(config, shard), new, frozen_schema())
         log.info("froze shard %s: %d objects", shard, len(new))
 
 
-def _freeze_row(objects: Source, locator: str, owner: dict[str, str], taken: set[str]) -> dict[str, Any]:
-    """The row of a new object. `owner` (SHA-256 to uid) and `taken` (uids) are updated."""
+def _freeze_row(
+    objects: Source,
+    locator: str,
+    owner: dict[str, str],  # SHA-256 to uid; updated
+    taken: set[str],  # uids; updated
+    earlier: Sequence[dict[str, Any]] = (),  # frozen rows of this locator, whose file was replaced
+) -> dict[str, Any]:
+    """The row of a new object. One that replaces another is in its group, so that both are in one split."""
     try:
         row = {"source": objects.name, "locator": locator, **objects.identify(locator)}
     except ObjectError as error:
         row = {"source": objects.name, "locator": locator, "uid": path_uid(locator), "note": f"unreadable: {error}"}
     first = owner.get(row.get("sha256") or "")
+    if row["uid"] in {before["uid"] for before in earlier} and row.get("sha256"):  # the manifest's
+        row["uid"] = f"{row['uid'][:55]}-{row['sha256'][:8]}"
     if first is not None:
         row["note"] = f"duplicate of {first}"
     elif row["uid"] in taken and row.get("note") is None:
         row["note"] = f"another object has the uid {row['uid']}"
     if row["uid"] in taken:
-        row["uid"] = path_uid(locator)
+        names = itertools.chain([locator], (f"{locator}\0{number}" for number in itertools.count(2)))
+        row["uid"] = next(uid for uid in map(path_uid, names) if uid not in taken)
     taken.add(row["uid"])
     if row.get("note") is None and row.get("sha256"):
         owner[row["sha256"]] = row["uid"]
-    row["group"] = row.get("group") or row["uid"]
+    groups = (before["group"] for before in earlier if before["note"] is None)
+    row["group"] = row.get("group") or next(groups, row["uid"])
     return row
 
 

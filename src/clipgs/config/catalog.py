@@ -26,6 +26,9 @@ class Folder(Section):
     group, split. null means all files, with labels from folder and file names."""
     columns: dict[str, str] = setting({}, "names", runtime=True)
     """This maps our column names to those of the manifest, for example {text: caption}."""
+    text_from_name: bool = setting(True, "true or false", runtime=True)
+    """A file in a subfolder gets its text from its own name where that says more than the category. false means that it
+    gets none. A file outside any subfolder always gets its name."""
     up_axis: Literal["y", "z"] = setting("y", "axis")
     """This axis points up in .obj, .ply, .stl and .off files. In glTF files it is always y."""
 
@@ -148,6 +151,9 @@ class Catalog(Section):
     """This share of the groups (objects of the same shape) is the validation split, on which checkpoints are chosen."""
     test_fraction: float = setting(0.2, "fraction", assumed=True, runtime=True, ge=0, lt=0.5)
     """This share of the groups is the test split, never trained on. Sources with their own test split ignore it."""
+    allow_missing: bool = setting(False, "true or false", runtime=True)
+    """The run goes on with what was made if more than half of the known objects have gone from the source. false means
+    that it stops then, because the source may not be mounted."""
     procedural: Procedural = section(Procedural)
     folder: Folder = section(Folder)
     objaverse: Objaverse = section(Objaverse)

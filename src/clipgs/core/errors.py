@@ -17,6 +17,10 @@ class UsageError(ClipgsError):
     """The command or the configuration is wrong: exit code 2."""
 
 
+class SourceMissing(UsageError):
+    """The source of the objects is not there as a whole: no folder, no manifest, or nothing in it."""
+
+
 class ObjectError(Exception):
     """An error of one object. Its text is one plain sentence, and becomes the error of the object's row."""
 

@@ -5,16 +5,17 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from clipgs.catalog.records import UpAxis
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
+from clipgs.catalog.sources.digests import unchanged
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_arrays, write_table
-from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, advice, describe_error
+from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, SourceMissing, advice, describe_error
 from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Files, Results, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
 from clipgs.core.seeds import seed_of
@@ -92,6 +93,8 @@ def _fetch(payload: tuple[Config, Row], objects: Source | None = None) -> tuple[
     objects = objects or source(config, row["source"])
     try:
         mesh = objects.fetch(row)
+    except SourceMissing as error:  # the run was told to go on without it
+        raise ObjectError(str(error)) from None
     except OSError as error:
         if error.errno in DISK_FULL:  # the disk's fault, not the object's
             raise ClipgsError(f"{config.cache_path}: {error.strerror}{advice(error, 'cache')}") from None
@@ -109,23 +112,30 @@ def _portable(config: Config, mesh: Path) -> str:
     return mesh.name
 
 
+class ToRead(NamedTuple):
+    """The payload of one object's task: its frozen row, and the hash of the file that was fetched."""
+
+    config: Config
+    row: Row
+    sha256: str
+    seed: int
+
+    def load(self) -> Mesh:
+        """The mesh of the object's file. Raises as `unchanged` and `clipgs.meshes.load.load`."""
+        objects = source(self.config, self.row["source"])
+        with unchanged(objects, self.row, self.sha256) as file:
+            limits = self.config.meshes.model_dump(exclude={"max_file_mb"})
+            return load(file, up_axis=objects.up_axis(self.row), **limits)
+
+
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
-    """A task for each object that has a mesh file: the file, its up axis and the object's seed."""
-    meshes = good(table(config, "meshes", shard))
+    """A task for each object that has a mesh file."""
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard))}
-    tasks = []
-    for uid, mesh in meshes.items():
-        if frozen[uid]["source"] in READY_SPLATS:
-            continue
-        objects = source(config, frozen[uid]["source"])
-        file = objects.path(frozen[uid])
-        payload = (config, uid, file, objects.up_axis(frozen[uid]), seed_of(config.seed, stage, uid))
-        tasks.append(Task(uid, mesh["sha256"], payload))
-    return tasks
-
-
-def _load(config: Config, file: Path, up_axis: UpAxis) -> Mesh:
-    return load(file, up_axis=up_axis, **config.meshes.model_dump(exclude={"max_file_mb"}))
+    return [
+        Task(uid, mesh["sha256"], ToRead(config, frozen[uid], mesh["sha256"], seed_of(config.seed, stage, uid)))
+        for uid, mesh in good(table(config, "meshes", shard)).items()
+        if frozen[uid]["source"] not in READY_SPLATS
+    ]
 
 
 def sample(config: Config, shard: str, threads: int) -> None:
@@ -151,11 +161,10 @@ def sample(config: Config, shard: str, threads: int) -> None:
     write_table(path(config, "points", shard, ".parquet"), rows, stage_schema(extra))
 
 
-def _sample(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
-    config, _, file, up_axis, seed = payload
-    mesh = _load(config, file, up_axis)
+def _sample(to_read: ToRead) -> tuple[Row, Files]:
+    mesh, count = to_read.load(), to_read.config.points.count
     files = []
-    for name, array in zip(("xyz", "rgb", "normals"), sample_points(mesh, config.points.count, seed), strict=True):
+    for name, array in zip(("xyz", "rgb", "normals"), sample_points(mesh, count, to_read.seed), strict=True):
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         files.append((name, buffer.getvalue()))
@@ -175,14 +184,13 @@ def view(config: Config, shard: str, threads: int) -> None:
     write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary()})
 
 
-def _view(payload: tuple[Config, str, Path, UpAxis, int]) -> tuple[Row, Files]:
-    config, _, file, up_axis, _ = payload
-    settings = config.views
+def _view(to_read: ToRead) -> tuple[Row, Files]:
+    settings = to_read.config.views
     lens = (settings.fov_degrees, settings.distance, settings.pixels)
     canonical = cameras.canonical(settings.count, *lens)
     held_out = cameras.held_out(settings.held_out, *lens, among=settings.count)
     viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
-    mesh = _load(config, file, up_axis)
+    mesh = to_read.load()
     rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
     views.check(rgba)
     images = [Image.fromarray(view, "RGBA") for view in rgba]

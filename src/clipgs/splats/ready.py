@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from clipgs.catalog.shards import shard_path
 from clipgs.catalog.sources import READY_SPLATS, source
+from clipgs.catalog.sources.digests import unchanged
 from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
@@ -28,23 +28,19 @@ _TURNS = {"y": (1.0, 0.0, 0.0, 0.0), "-y": (0.0, 1.0, 0.0, 0.0), "z": (math.sqrt
 
 
 class ReadySplat(NamedTuple):
-    """The payload of a task: the splat's file, and its axis that points up."""
+    """The payload of a task: the object's frozen row, and the hash of its file."""
 
     config: Config
-    file: Path
-    up_axis: str
+    row: Row
+    sha256: str
 
 
 def tasks(config: Config, shard: str) -> list[Task]:
     """One task for each fetched object of the shard that is a splat already."""
     frozen = {row["uid"]: row for row in read_table(shard_path(config, shard)) if row["source"] in READY_SPLATS}
-    found = []
-    for uid, fetched in good(table(config, "meshes", shard)).items():
-        if uid in frozen:
-            objects = source(config, frozen[uid]["source"])
-            payload = ReadySplat(config, objects.path(frozen[uid]), objects.up_axis(frozen[uid]))
-            found.append(Task(uid, fetched["sha256"], payload))
-    return found
+    fetched = good(table(config, "meshes", shard))
+    hashes = {uid: row["sha256"] for uid, row in fetched.items() if uid in frozen}
+    return [Task(uid, sha256, ReadySplat(config, frozen[uid], sha256)) for uid, sha256 in hashes.items()]
 
 
 def beside(fit: Compute, config: Config, threads: int) -> Compute:
@@ -63,9 +59,12 @@ def beside(fit: Compute, config: Config, threads: int) -> Compute:
 def _place(payload: ReadySplat) -> tuple[Row, Files]:
     """Row and PLY of one ready splat. Its quality stays null, because it has no held-out views."""
     torch.set_num_threads(1)
-    config, file, up_axis = payload
+    config, row, sha256 = payload
+    objects = source(config, row["source"])
+    with unchanged(objects, row, sha256) as file:
+        data, dropped = file.read_bytes(), read_header(file).harmonics
     try:
-        found = ply.read(file.read_bytes(), "the PLY")
+        found = ply.read(data, "the PLY")
     except ValueError as error:
         raise ObjectError(str(error)) from None
     gaussians = Gaussians.from_rows(found.rows).prune(config.fit.prune_below)
@@ -73,12 +72,10 @@ def _place(payload: ReadySplat) -> tuple[Row, Files]:
         raise ObjectError("none of its Gaussians can be seen")
     if found.origin.any():
         gaussians = replace(gaussians, means=gaussians.means.double() + torch.from_numpy(found.origin))
-    placed, centre, scale = place(gaussians, up_axis, config.catalog.splats.box_fraction)
-    dropped = read_header(file).harmonics
+    placed, centre, scale = place(gaussians, objects.up_axis(row), config.catalog.splats.box_fraction)
     notes = [f"{dropped} spherical harmonics above degree 0 are dropped"] if dropped else []
     note = "; ".join([*notes, *found.notes]) or None
-    row: Row = {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}
-    return row, [("ply", placed.to_ply())]
+    return {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}, [("ply", placed.to_ply())]
 
 
 def place(

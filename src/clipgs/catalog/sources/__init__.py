@@ -1,5 +1,6 @@
 """The sources of objects. A source lists its objects, and identifies, labels and fetches each of them."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +22,21 @@ class Source(Protocol):
     remote: bool  # `fetch` waits for a network or a disk, so threads call it on one shared source, not processes
 
     def locators(self) -> list[str]:
-        """All objects that the source has now, sorted and unique. A locator is the text that finds an object again."""
+        """All objects that the source has now, sorted and unique. A locator is the text that finds an object again.
+
+        Raises:
+            SourceMissing: there is nothing.
+        """
 
     def gone(self, known: list[str]) -> list[str]:
-        """Those of the known locators that the source no longer has."""
+        """Those of the known locators that the source no longer has. Raises as `locators`."""
+
+    def digests(self, locators: list[str]) -> dict[str, str]:
+        """The hash of each object's file as it is now, as `identify` gives it; none of an object without a file.
+
+        Empty for a source whose locators always name the same bytes. Called whenever Snakemake parses, so a file that
+        is as it was is not read again.
+        """
 
     def identify(self, locator: str) -> dict[str, Any]:
         """The row to freeze: uid, sha256, group, split (None: by hash), note (None, or why it cannot be used)."""
@@ -45,11 +57,14 @@ class Source(Protocol):
     def path(self, row: dict[str, Any]) -> Path:
         """The path of the file that `fetch` returned."""
 
+    def all_files(self, row: dict[str, Any]) -> list[Path]:
+        """That file and those that it names: what the hash is of."""
+
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         """The axis of the file that points up: `y` or `z`."""
 
-    def notes(self) -> list[str]:
-        """Sentences for the user about the source."""
+    def notes(self, known: Collection[str] = ()) -> list[str]:
+        """Sentences for the user about the source. `known` are the locators of frozen objects."""
 
 
 # Sources whose files are splats: `sample`, `view` and the optimisation of `fit` skip their objects.

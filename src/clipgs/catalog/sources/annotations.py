@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
@@ -355,6 +355,15 @@ class AnnotatedSource:
         found = set(self._rows_outside(missing)["locator"].to_pylist()) if missing else set()
         return [locator for locator in missing if locator not in found]
 
+    def digests(self, locators: list[str]) -> dict[str, str]:
+        return {}  # the annotations have the hashes: a download with another is refused
+
+    def all_files(self, row: dict[str, Any]) -> list[Path]:
+        return [self.path(row)]
+
+    def path(self, row: dict[str, Any]) -> Path:
+        raise NotImplementedError
+
     def identify(self, locator: str) -> dict[str, Any]:
         row = self._row_of[locator]  # only taken objects are frozen
         uid, digest, note, lvis = (column[row].as_py() for column in self._frozen_columns)
@@ -389,7 +398,7 @@ class AnnotatedSource:
 
         return pc.sum(pc.and_(pc.is_null(self.table["refused"]), self.table["lvis"])).as_py() or 0
 
-    def notes(self) -> list[str]:
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         import pyarrow.compute as pc
 
         refused, lvis = self.refusals(), self.lvis_objects()

@@ -3,19 +3,18 @@
 import csv
 import glob
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from clipgs.catalog.records import LABEL_COLUMNS, UID_PATTERN, UpAxis
+from clipgs.catalog.sources.digests import Digests, unchanged, with_named_files
 from clipgs.config import Config
-from clipgs.core.errors import ObjectError, UsageError
+from clipgs.core.errors import ObjectError, SourceMissing, UsageError
 from clipgs.core.seeds import json_digest
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -27,8 +26,11 @@ _ALIASES = {
     "credit": ("author", "attribution"),
     "page": ("url",),
 }
+# A hash or a random name: hexadecimal with a letter behind a digit (not bed001), or two letters behind digits.
+_HASH = re.compile(r"(?=.*\d[a-f])[0-9a-f]{6,}|.*\d[a-z].*\d[a-z].*", re.IGNORECASE)
+_UUID = re.compile(r"[0-9a-f]{8}(?:[_-]?[0-9a-f]{4}){3}[_-]?[0-9a-f]{12}", re.IGNORECASE)
+_GENERIC = frozenset({"scene", "model", "mesh", "object", "untitled", "textured", "normalized"})  # names of any object
 _CREDITS = re.compile(r"licen[cs]e|credit|author|attribution|copyright", re.IGNORECASE)
-_NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 
 
 class FolderSource:
@@ -40,6 +42,7 @@ class FolderSource:
     suffixes: tuple[str, ...] = SUFFIXES
 
     def __init__(self, config: Config) -> None:
+        self._cache = config.cache_path
         self._settings = getattr(config.catalog, self.name)
         if self._settings.path is None:
             raise UsageError(f"config: catalog.{self.name}.path is not set: name a folder or a glob of {self.what}s")
@@ -60,7 +63,7 @@ class FolderSource:
         elif glob.has_magic(str(pattern)):
             found = (Path(name) for name in glob.glob(str(pattern), recursive=True))
         else:
-            raise UsageError(f"catalog.{self.name}.path: {pattern} is not a folder")
+            raise SourceMissing(f"catalog.{self.name}.path: {pattern} is not a folder")
         files = (path for path in found if path.suffix.lower() in self.suffixes and not path.is_dir())
         return sorted(_text(path.relative_to(self.root)) for path in files)
 
@@ -68,19 +71,31 @@ class FolderSource:
         if self._manifest is not None:
             return sorted(self._manifest)
         if not self._files:
-            raise UsageError(f"{self._settings.path} holds no {self.what} ({' '.join(self.suffixes)})")
+            raise SourceMissing(f"{self._settings.path} holds no {self.what} ({' '.join(self.suffixes)})")
         return self._files
 
     def gone(self, known: list[str]) -> list[str]:
-        here = set(self._files if self.root.is_dir() else ())
-        return [locator for locator in known if locator not in here]
+        return [locator for locator in known if not (self.root / locator).is_file()]
 
-    def notes(self) -> list[str]:
+    def digests(self, locators: list[str]) -> dict[str, str]:
+        inside = [locator for locator in locators if not _leads_out(locator)]
+        digests = self._digests.of_all([self.root / locator for locator in inside])
+        return {locator: digest for locator, digest in zip(inside, digests, strict=True) if digest is not None}
+
+    @cached_property
+    def _digests(self) -> Digests:
+        folder = hashlib.sha256(str(self.root.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return Digests(self._cache / "digests" / f"{folder}.json")
+
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         if self._manifest is None:
             return []
         notes = []
-        if unlisted := len(set(self._files) - set(self._manifest)):
-            notes.append(f"{unlisted} files in the folder are not in the manifest and are left out")
+        unlisted = set(self._files) - set(self._manifest)
+        if kept := len(unlisted.intersection(known)):
+            notes.append(f"{kept} objects of this output are not in the manifest; they keep the labels of their names")
+        if left_out := len(unlisted.difference(known)):
+            notes.append(f"{left_out} files in the folder are not in the manifest and are left out")
         if unused := self._columns[2]:
             notes.append(f"columns of the manifest that are not used: {', '.join(unused)}")
         return notes
@@ -117,6 +132,8 @@ class FolderSource:
                 reader = csv.DictReader(file, restkey="")
                 rows = list(reader)
                 return [column for column in reader.fieldnames or [] if column], rows
+        except FileNotFoundError:
+            raise SourceMissing(f"catalog.{self.name}.manifest: {path} does not exist") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"catalog.{self.name}.manifest: {path}: {error}") from None
 
@@ -151,7 +168,7 @@ class FolderSource:
         entry = (self._manifest or {}).get(locator, {})
         note = digest = None
         try:
-            digest = _hash_with_named_files(self._locate(locator))
+            digest = self._digests.of(self._locate(locator))
         except ObjectError as error:
             note = f"unreadable: {error}"
         uid = entry.get("uid")
@@ -161,34 +178,46 @@ class FolderSource:
         return {"uid": uid, "sha256": digest, "group": entry.get("group"), "split": entry.get("split"), "note": note}
 
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        names = LABEL_COLUMNS[1:]
-        if self._manifest is None:
-            return [dict.fromkeys(names) | _labels_of_names(locator) for locator in locators]
-        return [{name: self._manifest.get(locator, {}).get(name) for name in names} for locator in locators]
+        manifest, text_from_name = self._manifest or {}, self._text_from_name
+        found = (
+            manifest[locator] if locator in manifest else _labels_of_name(locator, text_from_name=text_from_name)
+            for locator in locators
+        )
+        return [{name: labels.get(name) for name in LABEL_COLUMNS[1:]} for labels in found]
 
     def label_digest(self, locators: list[str]) -> str:
         if self._manifest is None:
-            return ""
+            return "texts from names" if self._text_from_name else ""  # "": as versions before 0.2.0 labelled
         return json_digest(self.labels(locators))[:16]
 
+    @property
+    def _text_from_name(self) -> bool:
+        return getattr(self._settings, "text_from_name", False)
+
     def fetch(self, row: dict[str, Any]) -> Path:
-        path = self._locate(row["locator"])
-        if _hash_with_named_files(path) != row["sha256"]:
-            raise ObjectError(
-                f"{row['locator']} has other bytes than when it was frozen; give the new file another name"
-            )
-        return path
+        with unchanged(self, row, row["sha256"]) as path:
+            return path
 
     def path(self, row: dict[str, Any]) -> Path:
-        return self.root / row["locator"]
+        path = self._locate(row["locator"])
+        if not path.is_file() and row["sha256"] and (moved := self._digests.holder(row["sha256"])):
+            return moved
+        return path
+
+    def all_files(self, row: dict[str, Any]) -> list[Path]:
+        return with_named_files(self.path(row))
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y" if row["locator"].lower().endswith((".glb", ".gltf")) else self._settings.up_axis
 
     def _locate(self, locator: str) -> Path:
-        if locator.startswith(("../", "/")) or "\0" in locator:  # locators are normalised
+        if _leads_out(locator):
             raise ObjectError(f"{locator} leads out of the folder")
         return self.root / locator
+
+
+def _leads_out(locator: str) -> bool:
+    return locator.startswith(("../", "/")) or "\0" in locator  # locators are normalised
 
 
 def path_uid(locator: str) -> str:
@@ -206,60 +235,46 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if name[0] != ".")
 
 
-def _labels_of_names(locator: str) -> dict[str, str | None]:
-    """Labels without a manifest: the folder's name is the category, else the file's name is the text."""
+def _labels_of_name(locator: str, *, text_from_name: bool) -> dict[str, str | None]:
+    """Labels without a manifest: the folder's name is the category, the file's name the text.
+
+    Without `text_from_name` a file in a folder whose name has a letter gets no text.
+    """
     path = Path(locator)
-    category, text = (" ".join(re.split(r"[\s_.-]+", name)).strip() for name in (path.parent.name, path.stem))
-    if any(character.isalpha() for character in category):
-        return {"category": category}
-    return {"text": text if any(character.isalpha() for character in text) else None}
+    category, text = (" ".join(_words(name)) for name in (path.parent.name, path.stem))
+    if not any(character.isalpha() for character in category):
+        category = ""
+    if text_from_name:
+        text = _text_of(path.stem, category)
+    elif category or not any(character.isalpha() for character in text):
+        text = ""
+    return {"category": category or None, "text": text or None}
+
+
+def _text_of(stem: str, category: str) -> str:
+    """A file's name in words, without numbers at its end; empty where it says no more than the category.
+
+    Beside a category, a word of two letters or more must be neither one of the category nor generic. Where there is no
+    category, one letter is enough. A hash is no name.
+    """
+    words = _words(stem)
+    if _UUID.fullmatch(stem):
+        return ""
+    while words and (words[-1].isdigit() or _HASH.fullmatch(words[-1])):
+        del words[-1]
+    if words:
+        words[-1] = re.sub(r"(?<=[^\W\d_]{2})\d{2,}$", "", words[-1])  # chair01
+    known = _GENERIC.union(category.casefold().split())
+    named = any(word.isalpha() and len(word) > 1 and word.casefold() not in known for word in words)
+    if named or (not category and any(character.isalpha() for word in words for character in word)):
+        return " ".join(words)
+    return ""
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\s_.-]+", name) if word]
 
 
 def _text(path: Path) -> str:
     # A table cannot hold a name that is not UTF-8. Its escaped form is not found on disk, so it becomes a failed row.
     return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _hash_with_named_files(path: Path) -> str:
-    """Hash of the file or, if it is a .gltf or .obj that names other files, of all their hashes."""
-    digests: dict[Path, bytes] = {}
-    pending = [path]
-    while pending:
-        current = pending.pop(0)
-        if current in digests:
-            continue
-        try:
-            with open(current, "rb") as file:
-                digests[current] = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            if current == path:
-                raise ObjectError(f"{error.strerror or error}") from None
-            digests[current] = b"missing"  # the loader decides whether the object needs it
-            continue
-        pending += _named_files(current)
-    if len(digests) == 1:
-        return digests[path].hex()
-    return hashlib.sha256(b"".join(digests.values())).hexdigest()
-
-
-def _named_files(path: Path) -> list[Path]:
-    if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
-        return []
-    suffix = path.suffix.lower()
-    names: list[str] = []
-    if suffix == ".gltf":
-        try:
-            document = json.loads(path.read_bytes())
-            parts = [*document.get("buffers", []), *document.get("images", [])]
-            names = [unquote(part["uri"]) for part in parts if isinstance(part.get("uri"), str)]
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            return []
-    elif suffix in (".obj", ".mtl"):
-        keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
-        text = path.read_text(encoding="utf-8", errors="replace")
-        names = re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
-        if suffix == ".mtl":
-            names = [name.split()[-1] for name in names]  # the options of a texture come before its name
-    folder = path.parent.resolve()
-    local = (name for name in names if not name.startswith("data:") and "://" not in name and "\0" not in name)
-    return [file for file in ((folder / name).resolve() for name in local) if file.is_relative_to(folder)]

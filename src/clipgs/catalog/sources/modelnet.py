@@ -7,13 +7,14 @@ import shutil
 import threading
 import zipfile
 import zlib
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from clipgs.catalog.records import UpAxis
 from clipgs.config import Config
-from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.errors import ClipgsError, ObjectError, SourceMissing
 from clipgs.core.files import whole
 from clipgs.core.seeds import unit_hash
 
@@ -54,13 +55,16 @@ class ModelNet40Source:
     def locators(self) -> list[str]:
         if not self._members:
             forms = "CLASS/train/NAME.off or CLASS/test/NAME.off"
-            raise UsageError(f"catalog.modelnet.path: {self._place} holds no {forms}; is it {self.title}?")
+            raise SourceMissing(f"catalog.modelnet.path: {self._place} holds no {forms}; is it {self.title}?")
         return sorted(self._members)
 
     def gone(self, known: list[str]) -> list[str]:
         return [locator for locator in known if locator not in self._members]
 
-    def notes(self) -> list[str]:
+    def digests(self, locators: list[str]) -> dict[str, str]:
+        return {}  # no hash is frozen: `fetch` notes what it found
+
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         notes = []
         if len(self._members) != self.objects:
             notes.append(f"{self._place} holds {len(self._members)} objects; {self.title} has {self.objects}")
@@ -108,7 +112,7 @@ class ModelNet40Source:
         try:
             return zipfile.ZipFile(path)
         except FileNotFoundError:
-            raise UsageError(f"catalog.modelnet.path: {path} does not exist") from None
+            raise SourceMissing(f"catalog.modelnet.path: {path} does not exist") from None
         except zipfile.BadZipFile as error:
             raise ClipgsError(f"{path} is not a whole zip archive ({error}); delete it and run again") from None
 
@@ -171,6 +175,9 @@ class ModelNet40Source:
     def path(self, row: dict[str, Any]) -> Path:
         self._parts(row["locator"])  # raises unless it is inside the folder
         return (self._cache if self._folder is None else self._folder) / row["locator"]
+
+    def all_files(self, row: dict[str, Any]) -> list[Path]:
+        return [self.path(row)]
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "z"

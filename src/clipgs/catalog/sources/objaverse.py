@@ -8,6 +8,7 @@ import csv
 import difflib
 import hashlib
 import re
+from collections.abc import Collection
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -154,7 +155,7 @@ class ObjaverseSource(AnnotatedSource):
             pq.write_table(table, temporary, compression="zstd")
         return table
 
-    def notes(self) -> list[str]:
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         if self.config.catalog.objaverse.hashes is not None:
             return super().notes()
         return [*super().notes(), "re-uploads of the same file are not known: catalog.objaverse.hashes names no table"]

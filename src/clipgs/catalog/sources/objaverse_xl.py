@@ -5,6 +5,7 @@ Objaverse 1.0, else the file's SHA-256, which Cap3D and others also use as the n
 """
 
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class ObjaverseXLSource(AnnotatedSource):
             return identifier, digest, None if identifier.startswith("https://") else "no address of a file"
         return identifier, digest, "a source that is not known"
 
-    def notes(self) -> list[str]:
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         if self.table["category"].null_count < len(self.table):
             return super().notes()
         return [*super().notes(), "no table lists Objaverse 1.0, so copies of LVIS objects are not recognised"]

@@ -4,7 +4,7 @@ An object is a function of its category, its number and a seed, so nothing is do
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,9 @@ class ProceduralSource:
     def gone(self, known: list[str]) -> list[str]:
         return []
 
+    def digests(self, locators: list[str]) -> dict[str, str]:
+        return {}
+
     def identify(self, locator: str) -> dict[str, Any]:
         uid = describe(locator).uid
         return {"uid": uid, "sha256": None, "group": uid, "split": None, "note": None}
@@ -115,8 +118,11 @@ class ProceduralSource:
     def path(self, row: dict[str, Any]) -> Path:
         return self._folder / f"{row['uid']}.glb"
 
+    def all_files(self, row: dict[str, Any]) -> list[Path]:
+        return [self.path(row)]
+
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y"
 
-    def notes(self) -> list[str]:
+    def notes(self, known: Collection[str] = ()) -> list[str]:
         return []

@@ -1,0 +1,213 @@
+"""Hashes of objects' files: kept in the cache, and held against the frozen ones where a stage reads a file."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from clipgs.core.errors import ObjectError, snakemake
+from clipgs.core.files import sha256_of, whole
+from clipgs.core.processes import usable_cores
+from clipgs.core.runner import Progress
+from clipgs.core.seeds import canonical_json
+
+if TYPE_CHECKING:
+    from clipgs.catalog.sources import Source
+
+log = logging.getLogger(__name__)
+
+_NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
+_MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
+_RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
+
+State = list[tuple[int, int] | None]
+
+
+def state_of(files: Iterable[Path]) -> State:
+    """Size and time of each file in ns; None for one that is not there."""
+    found: State = []
+    for file in files:
+        try:
+            stat = os.stat(file)
+            found.append((stat.st_size, stat.st_mtime_ns))
+        except (OSError, ValueError):
+            found.append(None)
+    return found
+
+
+def with_named_files(path: Path) -> list[Path]:
+    """The file and, if it is a .gltf or .obj, the files that it names in its own folder, directly or through others."""
+    found: dict[Path, Path] = {}  # by the resolved path, since named files are resolved
+    pending = [path]
+    while pending:
+        current = pending.pop(0)
+        if current.resolve() not in found:
+            found[current.resolve()] = current
+            pending += _named_files(current)
+    return list(found.values())
+
+
+def _named_files(path: Path) -> list[Path]:
+    suffix = path.suffix.lower()
+    names: list[str] = []
+    try:
+        if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
+            return []
+        if suffix == ".gltf":
+            document = json.loads(path.read_bytes())
+            parts = [*document.get("buffers", []), *document.get("images", [])]
+            names = [unquote(part["uri"]) for part in parts if isinstance(part.get("uri"), str)]
+        elif suffix in (".obj", ".mtl"):
+            keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
+            text = path.read_text(encoding="utf-8", errors="replace")
+            names = re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
+            if suffix == ".mtl":
+                names = [name.split()[-1] for name in names]  # the options of a texture come before its name
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return []
+    folder = path.parent.resolve()
+    local = (name for name in names if not name.startswith("data:") and "://" not in name and "\0" not in name)
+    return [file for file in ((folder / name).resolve() for name in local) if file.is_relative_to(folder)]
+
+
+def digest_of(files: list[Path]) -> str:
+    """SHA-256 of the first file or, if it names others, of the hashes of all; 64 hex digits.
+
+    Raises:
+        ObjectError: the first file cannot be read. The loader decides whether the object needs the others.
+    """
+    digests = []
+    for file in files:
+        try:
+            digests.append(bytes.fromhex(sha256_of(file)))
+        except (OSError, ValueError) as error:
+            if not digests:
+                raise ObjectError(f"{getattr(error, 'strerror', None) or error}") from None
+            digests.append(b"missing")
+    return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+@contextmanager
+def unchanged(
+    objects: "Source",
+    row: dict[str, Any],  # frozen
+    sha256: str,  # of `meshes/S.parquet`: the frozen hash or, where none is frozen, that of the fetched file
+) -> Iterator[Path]:
+    """Yields an object's file for the block to load. It is the frozen one before and after the block.
+
+    Raises:
+        ObjectError: the file, or one that it names, has gone or changed.
+    """
+    files, name = objects.all_files(row), row["locator"]
+    before = state_of(files)
+    if before[0] is None:
+        raise ObjectError(f"{name} has gone since it was frozen: there is no file {files[0]}")
+    if digest_of(files) != sha256:
+        if row["sha256"] is None:
+            again = snakemake("triplets", "--forcerun", "fetch")
+            raise ObjectError(f"{name} has changed since it was fetched; take it as it is now with: {again}")
+        raise ObjectError(f"{name} has changed since it was frozen: {files[0]} holds another object now")
+    failure = None
+    try:
+        yield files[0]
+    except Exception as error:
+        failure = error
+    if state_of(files) != before:
+        raise ObjectError(f"{name} has changed since it was frozen: it was replaced while it was read") from failure
+    if failure is not None:
+        raise failure
+
+
+class Digests:
+    """Hashes of files, kept in a JSON file with the sizes and times that the files had.
+
+    A file is hashed again only if its size or time differ, or those of a file that it names. A kept file that cannot be
+    read or written costs time only.
+    """
+
+    def __init__(self, kept: Path) -> None:
+        self._kept = kept
+        self._changed = False
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        """Path to SHA-256 and [path, size, time] of each hashed file."""
+        with suppress(OSError, ValueError):
+            found = json.loads(self._kept.read_text())
+            if isinstance(found, dict):
+                return found
+        return {}
+
+    def _known(self, path: str) -> str | None:
+        with suppress(KeyError, ValueError, TypeError):
+            digest, files = self._entries[path]
+            if state_of(Path(name) for name, *_ in files) == [None if s is None else (s, t) for _, s, t in files]:
+                return str(digest)
+        return None
+
+    def of(self, path: Path) -> str:
+        """The hash of a file with the files that it names, as `digest_of`.
+
+        Raises:
+            ObjectError: the file cannot be read.
+        """
+        path = path.absolute()
+        digest = self._known(str(path))
+        if digest is not None:
+            return digest
+        now, files = time.time_ns(), with_named_files(path)
+        before = state_of(files)
+        digest = digest_of(files)
+        latest = max((state[1] for state in before if state is not None), default=now)
+        if state_of(files) == before and latest < now - _RECENT_NS:
+            states = ((None, None) if state is None else state for state in before)
+            listed = [[str(file), *state] for file, state in zip(files, states, strict=True)]
+            self._entries[str(path)] = [digest, listed]
+            self._changed = True
+        return digest
+
+    def of_all(self, paths: list[Path]) -> list[str | None]:
+        """As `of`, of several files at once; None for one that cannot be read. Keeps what was hashed."""
+        found = {path: self._known(str(path.absolute())) for path in paths}
+        unknown = [path for path, digest in found.items() if digest is None]
+        size = sum(state[0] for state in state_of(unknown) if state is not None)
+        progress = None
+        if len(unknown) > _MANY_FILES or size > _MANY_BYTES:
+            log.info("hashing %d files (%.1f GB), to see which have changed", len(unknown), size / 1e9)
+            progress = Progress("hashing", len(unknown), "file")
+
+        def hashed(path: Path) -> str | None:
+            try:
+                return self.of(path)
+            except ObjectError:
+                return None
+
+        with ThreadPoolExecutor(usable_cores()) as pool, closing(progress) if progress else nullcontext():
+            for path, digest in zip(unknown, pool.map(hashed, unknown), strict=True):
+                found[path] = digest
+                if progress:
+                    progress.step()
+        self._save()
+        return [found[path] for path in paths]
+
+    def holder(self, sha256: str) -> Path | None:
+        """Another file with these bytes, if one was hashed and is unchanged."""
+        for path, entry in list(self._entries.items()):
+            if isinstance(entry, list) and entry[:1] == [sha256] and self._known(path) == sha256:
+                return Path(path)
+        return None
+
+    def _save(self) -> None:
+        if self._changed:
+            with suppress(OSError), whole(self._kept) as temporary:
+                temporary.write_text(canonical_json(self._entries))
+            self._changed = False
