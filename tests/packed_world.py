@@ -76,7 +76,7 @@ def hand_over(output: Path, name: str, splats: dict[str, Gaussians], pictures: d
         "caption": [{"uid": uid, **OK, "caption": f"a {uid}", "source": "catalog text"} for uid in splats],
     }
     inputs = {
-        "objects": [{"uid": uid, "group": uid, **frozen} for uid in splats],
+        "objects": [{"uid": uid, "locator": f"{uid}.glb", "group": uid, **frozen} for uid in splats],
         "labels": [{"uid": uid} for uid in splats],
         "stages": stages,
         "splats": output / "splats" / f"{name}.tar",

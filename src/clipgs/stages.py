@@ -78,7 +78,7 @@ _ALL = (
     Stage("caption", "triplets", "give every object its caption",
           keys=("caption",), version=2, folder="captions", after=("label", "fetch")),
     Stage("pack", "triplets", "pack splats, renders and captions into WebDataset tars",
-          keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=2, folder="triplets", bundle=".tar",
+          keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=3, folder="triplets", bundle=".tar",
           after=("label", "fetch", "sample", "view", "fit", "render", "caption")),
     Stage("index", "triplets", "write the index, the dataset card and the contact sheet",
           keys=("pack",), version=2, per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),

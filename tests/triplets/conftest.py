@@ -38,7 +38,10 @@ def make_shard(folder: Path, name: str, uids: list[str]) -> Shard:
     pictures = {uid: [to_webp(picture(10 * i + view), 90) for view in range(VIEWS)] for i, uid in enumerate(whole)}
     made = hand_over(folder, name, {uid: splat(5 + i, i) for i, uid in enumerate(whole)}, pictures)
     (frozen, *_), stages = made.inputs["objects"], made.inputs["stages"]
-    objects = [frozen | {"uid": uid, "group": uid, "split": ("train", "test")[i % 2]} for i, uid in enumerate(uids)]
+    objects = [
+        frozen | {"uid": uid, "locator": f"in/{uid}.glb", "group": uid, "split": ("train", "test")[i % 2]}
+        for i, uid in enumerate(uids)
+    ]
     objects[4]["note"] = f"duplicate of {uids[0]}"
     stages["fetch"] += [stages["fetch"][0] | {"uid": uids[3]}]
     stages["fit"] += [{"uid": uids[3], "status": "failed", "error": "held-out PSNR is 12.3 dB, fit.min_psnr is 20 dB"}]

@@ -33,6 +33,7 @@ def test_json_says_all_that_is_needed_to_use_and_credit_the_object(shard):
     cameras = meta.pop("cameras")
     assert meta == {
         "uid": "b-mug",
+        "file": "in/b-mug.glb",
         "shard": "00000",
         "split": "train",
         "group": "b-mug",
@@ -62,6 +63,7 @@ def test_every_object_is_a_row_with_its_place_or_its_failure(shard):
     assert "12.3 dB" in stored["d"]["error"]
     assert (stored["e"]["stage"], stored["e"]["error"]) == ("catalog", "duplicate of b-mug")
     assert stored["e"]["license"] == "CC-BY-4.0"
+    assert {uid: row["file"] for uid, row in stored.items()} == {uid: f"in/{uid}.glb" for uid in stored}
     with tarfile.open(shard.tar) as tar:
         starts = {}
         for info in tar:
@@ -112,7 +114,7 @@ def test_index_holds_the_packed_objects_of_all_shards(packed):
     index = read_table(packed[0].tar.parent / "index.parquet")
     places = {"00000": ("a_mug", "b-mug", "c" * 64), "00001": ("f", "g", "h")}
     assert [(row["shard"], row["uid"]) for row in index] == [(shard, uid) for shard in places for uid in places[shard]]
-    assert set(index[0]) >= {"split", "group", "category", "caption", "license", "credit", "psnr", "gaussians"}
+    assert set(index[0]) >= {"split", "group", "category", "caption", "license", "credit", "psnr", "gaussians", "file"}
     assert not set(index[0]) & {"status", "stage", "error"}
     again = packed[0].folder / "again.parquet"
     merge_index([shard.table for shard in reversed(packed)], again)

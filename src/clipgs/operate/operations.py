@@ -45,6 +45,7 @@ CONFIGURATION = (
 )
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
+_WHY_LOST = {"replaced": "its file was replaced", "gone": "its file has gone"}  # as `lost` names them, to a reason
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
 
@@ -150,19 +151,36 @@ def retry(options: Namespace, config: Config) -> None:
     "exclude UID",
     argument("uids", nargs="*", metavar="UID", help="objects that leave"),
     argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
-    argument("--reason", default="on request", help="for the dataset card"),
+    argument("--replaced", action="store_true", help="objects whose file has other bytes now; the new file stays"),
+    argument("--gone", action="store_true", help="objects whose file has gone from the source"),
+    argument("--reason", help="for the dataset card (default: on request, or what became of the file)"),
     argument("--undo", action="store_true", help="take them in again"),
 )
 def exclude(options: Namespace, config: Config) -> None:
     """Take objects out of the dataset: the next run packs their shards again."""
     from clipgs.catalog import excluded
+    from clipgs.catalog.shards import lost
     from clipgs.catalog.sources.objaverse import read_uids
 
+    chosen = {name: why for name, why in _WHY_LOST.items() if getattr(options, name)}
+    if chosen and options.undo:
+        raise UsageError(f"--undo takes uids or --list: {excluded.excluded_path(config)} lists what is excluded")
     uids = list(options.uids) + (read_uids(options.list) if options.list else [])
-    if not uids:
-        raise UsageError("name the objects, or a file with one uid a line in --list")
-    shards = excluded.exclude(config, uids, options.reason, undo=options.undo)
-    sys.stdout.write(f"the next run packs these shards again: {' '.join(shards)}; {snakemake('triplets')}\n")
+    if not uids and not chosen:
+        raise UsageError("name the objects, or a file with one uid a line in --list, or give --replaced or --gone")
+    reason_of = dict.fromkeys(uids, excluded.NO_REASON)
+    found = lost(config) if chosen else {}
+    for name, why in chosen.items():
+        sys.stdout.writelines(f"{uid} {why}: {file}\n" for uid, file in found[name])
+        reason_of |= {uid: why for uid, _ in found[name]}
+    if not reason_of:
+        sys.stdout.write("no object of this output is " + " or ".join(chosen) + "\n")
+        return
+    shards: set[str] = set()
+    for reason in sorted(set(reason_of.values())):
+        named = [uid for uid, why in reason_of.items() if why == reason]
+        shards |= {*excluded.exclude(config, named, options.reason or reason, undo=options.undo)}
+    sys.stdout.write(f"the next run packs these shards again: {' '.join(sorted(shards))}; {snakemake('triplets')}\n")
 
 
 @operation(

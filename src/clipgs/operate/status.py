@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from clipgs.catalog.shards import frozen_shards, plan, shard_path
+from clipgs.catalog.shards import frozen_shards, lost, plan, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
@@ -27,6 +27,7 @@ from clipgs.stages import OF_RULE, STAGES, job, path, retriable
 
 STATES = ("done", "stale", "failed", "running", "to do")
 _SHOWN_FAILURES = 10
+_SHOWN_LOST = 3
 _BEFORE_FIT = ("sample", "view")  # whose bundles are needed no more once the splats are fitted
 
 
@@ -214,7 +215,7 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     lines += stale(found)
     if not target and (others := [name for name in _TARGETS if name not in targets]):
         lines.append(f"not begun: {', '.join(others)}")
-    lines += ["", *packed(config)]
+    lines += ["", *packed(config), *lost_objects(config)]
     if used := disk(config):
         lines += ["", "disk: " + ", ".join(f"{name} {size_text(size)}" for name, size in used.items() if size)]
     if spare := could_go(config, found):
@@ -249,6 +250,18 @@ def packed(config: Config) -> list[str]:
         lines.append(f"  {sum(count for *_, count in rest):>6,} for {len(rest)} rarer reasons")
     if any(stage in retriable() for stage, *_ in reasons):
         lines.append("  (clipgs retry STAGE tries the failed ones again, and no others)")
+    return lines
+
+
+def lost_objects(config: Config) -> list[str]:
+    """Lines on the objects whose file was replaced or has gone: how many, and the first."""
+    lines = []
+    for name, found in lost(config).items():
+        if found:
+            shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
+            more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
+            title = "replaced" if name == "replaced" else "source gone"
+            lines.append(f"{title}: {len(found):,}: {shown}{more}; clipgs exclude --{name} takes them out")
     return lines
 
 

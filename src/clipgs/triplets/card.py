@@ -22,6 +22,7 @@ from clipgs.core.runner import Row
 from clipgs.splats.pictures import from_image
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
 from clipgs.triplets.dataset import TripletDataset, best_render
+from clipgs.triplets.licenses import hub_license
 from clipgs.triplets.pack import read_rows, schema
 
 SHOWN_NAMES = 60  # of categories and caption sources
@@ -133,8 +134,8 @@ HOW_TO_READ = """## How to read it
 `index.parquet` has a row for every object. A glob over `*.parquet` counts objects twice, because the tables of the
 shards lie beside it. Each shard is a WebDataset tar with, for every object, `uid.ply`
 (the splat, as viewers read it; rows in farthest-point order), `uid.00.webp` and so on (pictures from the
-canonical cameras), `uid.txt` (the caption) and `uid.json` (licence, credit, quality, cameras and how the mesh
-was normalised).
+canonical cameras), `uid.txt` (the caption) and `uid.json` (file, licence, credit, quality, cameras and how the
+mesh was normalised).
 
 ```python
 from clipgs.triplets import TripletDataset
@@ -190,22 +191,6 @@ def _counts(what: str, names: Iterable[str], shown: int | None = None) -> str:
 def by_count(names: Iterable[str]) -> list[tuple[str, int]]:
     """Each name and how often it occurs: the commonest first, equally common ones by name."""
     return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
-
-
-def hub_license(name: str | None) -> str:
-    """The Hugging Face hub's name of a licence; `other` if it has none, `unknown` for no licence.
-
-    Objaverse writes Creative Commons licences without "CC" and version.
-    """
-    if name is None or not name.strip():
-        return "unknown"
-    key = re.sub(r"[\s_]+", "-", name.strip().lower())
-    key = re.sub(r"^(creative-commons|cc)-(?=by|0|zero)", "", key)
-    if found := re.fullmatch(r"(by(?:-nc)?(?:-sa|-nd)?)(?:-([234]\.0))?", key):
-        return f"cc-{found[1]}-{found[2] or '4.0'}"
-    if key in ("cc0", "cc0-1.0", "0", "zero", "public-domain"):
-        return "cc0-1.0"
-    return key if key in ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0") else "other"
 
 
 def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
@@ -298,7 +283,7 @@ def _failures(failed: Iterable[Row]) -> str:
 
 def _credit_list(packed: Sequence[Row]) -> str:
     credits = Counter((row["license"] or "not stated", row["credit"]) for row in packed if row["credit"])
-    text = "`CREDITS.csv` has licence, credit and page of every object."
+    text = "`CREDITS.csv` has file, licence, credit and page of every object."
     if not credits:
         return text + " No object states whom to credit."
     if len(credits) > SHOWN_CREDITS:
@@ -318,7 +303,7 @@ def _size_category(count: int) -> str:
 
 def _credits(packed: Sequence[Row]) -> bytes:
     text = io.StringIO()
-    columns = ("uid", "category", "license", "credit", "page")
+    columns = ("uid", "file", "category", "license", "credit", "page")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(packed)

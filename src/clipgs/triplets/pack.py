@@ -63,7 +63,7 @@ def pack_shard(
     """Writes `triplets/S.tar` and `triplets/S.parquet`.
 
     Args:
-        objects: the shard's frozen rows. A `note` says why an object cannot be used.
+        objects: the shard's frozen rows. A `note` says why an object cannot be used. The locator becomes `file`.
         labels: what can be corrected later: category, text, license, credit, page.
         stages: rows of every stage's table in the order of the workflow, each with uid, status and error; `fit` (with
             quality) and `caption` are among them. An object's row gets its first failure.
@@ -88,7 +88,7 @@ def pack_shard(
             uid = frozen["uid"]
             label = label_of.get(uid, {})
             row = {"uid": uid, "shard": shard, "status": "ok", **{key: label.get(key) for key in LABELS}}
-            row |= {key: frozen.get(key) for key in ("source", "group", "split")}
+            row |= {key: frozen.get(key) for key in ("source", "group", "split")} | {"file": frozen.get("locator")}
             rows.append(row)
             failures = [("catalog", frozen["note"])] if frozen.get("note") else []
             rows_of = {stage: found[uid] for stage, found in stage_of.items() if uid in found}
@@ -120,7 +120,7 @@ def pack_shard(
 
 def _meta(row: Row, mesh_sha256: str | None, mesh_to_splat: MeshToSplat, cameras: Cameras) -> bytes:
     """The content of `uid.json`."""
-    names = ("uid", "shard", "split", "group", "caption", "caption_source", "caption_score", *LABELS)
+    names = ("uid", "file", "shard", "split", "group", "caption", "caption_source", "caption_score", *LABELS)
     meta = {
         **{name: row[name] for name in names},
         "quality": {name: row[name] for name in QUALITY},
@@ -157,7 +157,8 @@ def all_rows(tables: Sequence[Path]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pa.concat_tables([schema().empty_table(), *(pq.ParquetFile(table).read() for table in tables)])
+    found = [schema().empty_table(), *(pq.ParquetFile(table).read() for table in tables)]
+    return pa.concat_tables(found, promote_options="default")  # an earlier version packed without `file`
 
 
 def read_rows(tables: Sequence[Path]) -> list[Row]:
@@ -173,7 +174,7 @@ def schema() -> Any:
     """
     import pyarrow as pa
 
-    strings: tuple[str, ...] = ("uid", "shard", "status", "stage", "error", "source", "split", "group")
+    strings: tuple[str, ...] = ("uid", "shard", "status", "stage", "error", "source", "file", "split", "group")
     strings += ("category", "caption", "caption_source", "caption_note", "license", "credit", "page")
     return pa.schema(
         [(name, pa.string()) for name in strings]
