@@ -4,9 +4,16 @@ import os
 
 import pytest
 
+from clipgs.catalog.sources import digests
 from clipgs.catalog.sources.folder import FolderSource, path_uid
 from clipgs.config import check
 from clipgs.core.errors import ObjectError, UsageError
+from clipgs.core.files import sha256_of
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
 
 
 def folder_source(path, **folder):
@@ -93,19 +100,171 @@ def test_a_file_that_changed_is_not_taken_for_the_one_that_was_frozen(tmp_path):
     source = folder_source(tmp_path)
     row = {"locator": "a.obj", **source.identify("a.obj")}
     write(tmp_path, **{"a.obj": "two"})
-    with pytest.raises(ObjectError, match="other bytes than when it was frozen"):
+    with pytest.raises(ObjectError, match=r"^a\.obj has changed since it was frozen"):
+        source.fetch(row)
+    (tmp_path / "a.obj").unlink()
+    with pytest.raises(ObjectError, match=r"^a\.obj has gone since it was frozen"):
         source.fetch(row)
 
 
-def test_without_a_manifest_names_are_the_labels(tmp_path):
-    names = ["office_chairs/7.obj", "a-red_mug.obj", "0017.obj"]
-    write(tmp_path, **dict.fromkeys(names, "x"))
-    labels = folder_source(tmp_path).labels(names)
-    assert [(label["category"], label["text"]) for label in labels] == [
-        ("office chairs", None),
-        (None, "a red mug"),
-        (None, None),
+def test_a_file_that_has_another_name_now_is_still_fetched(tmp_path):
+    write(tmp_path, **{"a.obj": "one"})
+    os.utime(tmp_path / "a.obj", (1, 1))
+    source = folder_source(tmp_path)
+    row = {"locator": "a.obj", **source.identify("a.obj")}
+    (tmp_path / "a.obj").rename(tmp_path / "b.obj")
+    folder_source(tmp_path).digests(["b.obj"])
+    assert folder_source(tmp_path).fetch(row) == tmp_path / "b.obj"
+    write(tmp_path, **{"b.obj": "two"})
+    with pytest.raises(ObjectError, match=r"^a\.obj has gone since it was frozen"):
+        folder_source(tmp_path).fetch(row)
+
+
+LABELS = [
+    ("misc/a-claw-hammer.glb", "misc", "a claw hammer"),
+    ("chair/chair_0001.glb", "chair", None),
+    ("chair/chair01.glb", "chair", None),
+    ("chair/0001.glb", "chair", None),
+    ("chair/red chair 2.glb", "chair", "red chair"),
+    ("office_chairs/7.obj", "office chairs", None),
+    ("Office Chairs/OFFICE.obj", "Office Chairs", None),
+    ("chair/b.obj", "chair", None),
+    ("chair/r2d2.obj", "chair", None),  # no word of letters
+    ("chair/scene.gltf", "chair", None),  # the name of any export
+    ("boats/deco_12.obj", "boats", "deco"),
+    ("boats/facade_2020.obj", "boats", "facade"),
+    ("chair/1a04e3eab45ca15dd86060f189eb133.obj", "chair", None),
+    ("chair/550e8400-e29b-41d4-abcd-446655440000.glb", "chair", None),
+    ("chair/leather-6b2c0b1f.glb", "chair", "leather"),
+    ("möbel/Käse-Brett.glb", "möbel", "Käse Brett"),
+    ("deep/er/a claw hammer.glb", "er", "a claw hammer"),
+    ("12/lamp.glb", None, "lamp"),
+    ("a-red_mug.obj", None, "a red mug"),
+    ("chair_0001.obj", None, "chair"),
+    ("boeing 747.obj", None, "boeing"),
+    ("bed001.obj", None, "bed"),
+    ("b.obj", None, "b"),
+    ("b52.obj", None, "b52"),
+    ("scene.gltf", None, "scene"),
+    ("6b2c0b1f.obj", None, None),
+    ("dQw4w9WgXcQ.obj", None, None),
+    ("0017.obj", None, None),
+]
+
+
+@pytest.mark.parametrize(("name", "category", "text"), LABELS)
+def test_without_a_manifest_names_are_the_labels(tmp_path, name, category, text):
+    (label,) = folder_source(tmp_path).labels([name])
+    assert (label["category"], label["text"]) == (category, text)
+
+
+def test_texts_of_names_can_be_switched_off(tmp_path):
+    names = ["misc/a-claw-hammer.glb", "chair_0001.glb", "0017.glb"]
+    source = folder_source(tmp_path, text_from_name=False)
+    labels = [(label["category"], label["text"]) for label in source.labels(names)]
+    assert labels == [("misc", None), (None, "chair 0001"), (None, None)]  # as version 0.1.0 labelled
+    assert source.label_digest(names) == ""  # which does not label these again
+    assert folder_source(tmp_path).label_digest(names) != ""
+
+
+def test_what_the_manifest_does_not_list_keeps_the_labels_of_its_name(tmp_path):
+    write(tmp_path, **dict.fromkeys(["chair/red chair.obj", "chair/a.obj", "chair/new.obj"], "x"))
+    manifest = write_manifest(tmp_path / "m.csv", [{"file": "chair/a.obj", "text": "a better text"}])
+    source = folder_source(tmp_path, manifest=manifest)
+    listed, unlisted = source.labels(["chair/a.obj", "chair/red chair.obj"])
+    assert (listed["category"], listed["text"]) == (None, "a better text")
+    assert (unlisted["category"], unlisted["text"]) == ("chair", "red chair")
+    assert source.notes({"chair/red chair.obj"}) == [
+        "1 objects of this output are not in the manifest; they keep the labels of their names",
+        "1 files in the folder are not in the manifest and are left out",
     ]
+
+
+def hashed(monkeypatch):
+    """The names of the files that are hashed from now on."""
+    names = []
+
+    def counted(path):
+        names.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(digests, "sha256_of", counted)
+    return names
+
+
+def aged(folder):
+    """Files that were not written just now."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def test_a_file_is_hashed_again_only_if_it_or_one_that_it_names_has_another_size_or_time(tmp_path, monkeypatch):
+    folder = tmp_path / "m"
+    write(folder, **{"a.obj": "mtllib a.mtl\n", "a.mtl": "map_Kd t.png\n", "b.stl": "b"})
+    aged(folder)
+    names, found = hashed(monkeypatch), ["a.obj", "b.stl"]
+    first = folder_source(folder).digests(found)
+    assert sorted(names) == ["a.mtl", "a.obj", "b.stl", "t.png"]
+    assert first["b.stl"] == hashlib.sha256(b"b").hexdigest()
+    names.clear()
+    assert folder_source(folder).digests(found) == first
+    assert names == []
+    os.utime(folder / "a.mtl", (1_000_000_001, 1_000_000_001))
+    assert folder_source(folder).digests(found) == first  # a touch is no change
+    assert set(names) == {"a.mtl", "a.obj", "t.png"}
+    write(folder, **{"t.png": "now it is there"})
+    now = folder_source(folder).digests(found)
+    assert now["a.obj"] != first["a.obj"]
+    assert now["b.stl"] == first["b.stl"]
+
+
+@pytest.mark.parametrize("kept", ["no json", "[]", '{"%s": 3}', '{"%s": ["x", [["%s"]]]}', None])
+def test_a_cache_that_cannot_be_used_costs_time_only(tmp_path, kept):
+    folder = tmp_path / "m"
+    write(folder, **{"b.stl": "b"})
+    aged(folder)
+    source = folder_source(folder)
+    file = source._digests._kept
+    if kept is None:
+        file.parent.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.write_text("a file where the folder of hashes should be")
+    else:
+        file.parent.mkdir(parents=True)
+        file.write_text(kept.replace("%s", str(folder / "b.stl")))
+    for _ in range(2):
+        assert folder_source(folder).digests(["b.stl", "gone.stl"]) == {"b.stl": hashlib.sha256(b"b").hexdigest()}
+
+
+def test_a_file_that_was_written_just_now_is_hashed_again(tmp_path):
+    """It may be written once more in the same step of the file system's clock."""
+    write(tmp_path, **{"b.stl": "b"})
+    times = (tmp_path / "b.stl").stat()
+    first = folder_source(tmp_path).digests(["b.stl"])
+    write(tmp_path, **{"b.stl": "c"})
+    os.utime(tmp_path / "b.stl", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert folder_source(tmp_path).digests(["b.stl"]) != first
+
+
+def test_a_long_hashing_is_a_line_of_the_log(tmp_path, monkeypatch, caplog):
+    write(tmp_path, **{"b.stl": "b"})
+    monkeypatch.setattr(digests, "_MANY_FILES", 0)
+    caplog.set_level("INFO", "clipgs")
+    folder_source(tmp_path).digests(["b.stl"])
+    assert caplog.messages[0] == "hashing 1 files (0.0 GB), to see which have changed"
+
+
+def test_a_swap_while_a_file_is_read_is_seen(tmp_path):
+    write(tmp_path, **{"a.obj": "mtllib a.mtl\n", "a.mtl": "one"})
+    aged(tmp_path)
+    source = folder_source(tmp_path)
+    row = {"locator": "a.obj", **source.identify("a.obj")}
+    with digests.unchanged(source, row, row["sha256"]) as file:
+        assert file == tmp_path / "a.obj"
+    with pytest.raises(ObjectError, match="malformed"), digests.unchanged(source, row, row["sha256"]):
+        raise ObjectError("malformed")
+    with pytest.raises(ObjectError, match="replaced while it was read"), digests.unchanged(source, row, row["sha256"]):
+        write(tmp_path, **{"a.mtl": "two"})
 
 
 def test_a_manifest_labels_and_chooses(tmp_path):

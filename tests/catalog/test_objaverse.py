@@ -3,11 +3,12 @@ import json
 
 import pytest
 
+from clipgs.catalog.excluded import exclude
 from clipgs.catalog.records import frozen_schema
 from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, plan, shard_path
 from clipgs.catalog.sources import source
 from clipgs.catalog.stages import freeze, label, objects
-from clipgs.config import check
+from clipgs.config import check, merge
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from tests.catalog.objaverse_tree import glb_of, uid_of, write_gz, write_objaverse
@@ -271,13 +272,24 @@ def test_another_list_leaves_frozen_objects_and_their_labels_as_they_were(tmp_pa
     assert {row["uid"] for row in rows_of(config)} == {uid_of(index) for index in (1, 6, 8, 11)}
 
 
-def test_objects_that_objaverse_no_longer_has_stop_the_run(tmp_path, package):
+def test_objects_that_objaverse_no_longer_has_are_gone(tmp_path, package):
     config = config_of(tmp_path)
     freeze_all(config)
+    before = plan(config)
+    assert before.gone == ()
     paths = json.loads(gzip.decompress((package / "hf-objaverse-v1/object-paths.json.gz").read_bytes()))
     write_gz(package / "hf-objaverse-v1/object-paths.json.gz", dict(list(paths.items())[:8]))
-    with pytest.raises(ClipgsError, match="4 of 12 known objects are missing"):
+    made = plan(config)
+    assert {uid for uid, _ in made.gone} == {uid_of(index) for index in range(8, 12)}
+    assert plan(config) == made  # as it is kept
+    assert (made.shards, made.pending) == (before.shards, ())
+    exclude(config, [made.gone[0][0]])
+    assert plan(config).gone == made.gone[1:]
+    write_gz(package / "hf-objaverse-v1/object-paths.json.gz", {})
+    with pytest.raises(ClipgsError, match="11 of 11 known objects are missing"):
         plan(config)
+    allowed = check(merge(config.model_dump(), {"catalog": {"allow_missing": True}}))
+    assert (len(plan(allowed).gone), plan(allowed).shards) == (11, before.shards)
 
 
 @pytest.mark.parametrize(

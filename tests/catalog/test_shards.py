@@ -8,7 +8,17 @@ from collections import Counter
 import pytest
 
 from clipgs.catalog import stages
-from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, plan, shard_path
+from clipgs.catalog.excluded import exclude
+from clipgs.catalog.shards import (
+    LARGE_CATALOG,
+    curation,
+    curation_path,
+    frozen_shards,
+    labels_path,
+    lost,
+    plan,
+    shard_path,
+)
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.catalog.stages import freeze, label, objects
 from clipgs.config import check
@@ -30,6 +40,7 @@ def config_of(tmp_path, **catalog):
     return check(
         {
             "output": str(tmp_path / "out"),
+            "cache": str(tmp_path / "cache"),
             "catalog": {"source": "folder", "shard_objects": 2, "folder": folder} | catalog,
         }
     )
@@ -114,30 +125,186 @@ def test_frozen_objects_keep_the_labels_of_their_own_source(tmp_path, meshes):
         assert texts == {locator: f"the {locator[0]}" for locator in locators.values()}
 
 
-def test_a_folder_that_is_not_mounted_stops_the_run(tmp_path, meshes):
-    config = config_of(tmp_path)
-    freeze_all(config)
-    for name in "ab":
-        (meshes / f"{name}.obj").unlink()
-    with pytest.raises(ClipgsError) as error:
-        plan(config)
-    assert str(error.value) == (
-        "2 of 5 known objects are missing from the source (the first: b.obj); "
-        "is it mounted? To continue without them, use another `output`"
+GO_ON = "add --config catalog='{allow_missing: true}'"
+
+
+def allowing(config):
+    return check(
+        {
+            "output": config.output,
+            "cache": config.cache,
+            "catalog": {**config.catalog.model_dump(), "allow_missing": True},
+        }
     )
 
 
-def test_a_few_objects_may_go(tmp_path):
+def test_an_object_whose_file_has_gone_is_named_and_blocks_nothing(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    before = {row["locator"]: row["uid"] for row in rows_of(config)}
+    for name in "abcd":  # four of five: a small catalog may lose most
+        (meshes / f"{name}.obj").unlink()
+    made = plan(config)
+    assert (made.pending, made.objects) == ((), 5)
+    assert {locator: uid for uid, locator in made.gone} == {f"{name}.obj": before[f"{name}.obj"] for name in "abcd"}
+    assert made.notes == (
+        f"4 of 5 objects have gone from the source (the first: {made.gone[0][1]}); what was made of them stays; "
+        "they leave with: clipgs exclude --gone",
+    )
+    exclude(config, [uid for uid, _ in made.gone])
+    assert (plan(config).gone, plan(config).notes) == ((), ())
+    (meshes / "new.obj").write_text("new")
+    assert freeze_all(config) == ["00003"]
+
+
+def test_a_source_that_has_gone_as_a_whole_stops_the_run(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    before = plan(config)
+    for path in meshes.iterdir():
+        path.unlink()
+    refusal = rf"^5 of 5 known objects are missing from the source \(the first: .*\); mount it again or, .*{GO_ON}$"
+    with pytest.raises(ClipgsError, match=refusal):
+        plan(config)
+    assert len(lost(config)["gone"]) == 5
+    meshes.rmdir()
+    with pytest.raises(ClipgsError, match=refusal):
+        plan(config)
+    made = plan(allowing(config))
+    assert (made.shards, made.label_digests) == (before.shards, before.label_digests)
+    assert len(made.gone) == 5
+    objects(allowing(config))
+    assert json.loads(curation_path(config).read_text())["taken"] == 0
+    exclude(config, [uid for uid, _ in made.gone])
+    with pytest.raises(ClipgsError, match=f"is not a folder; .*{GO_ON}"):
+        plan(config)
+
+
+def test_a_missing_source_with_its_manifest_keeps_the_labels(tmp_path, meshes):
+    (meshes / "m.csv").write_text("file,text\n" + "".join(f"{n}.obj,the {n}\n" for n in "dbcae"))
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(meshes / "m.csv")})
+    freeze_all(config)
+    for shard in frozen_shards(config):
+        label(config, shard)
+    before = plan(config).label_digests
+    meshes.rename(tmp_path / "elsewhere")
+    with pytest.raises(ClipgsError, match="5 of 5 known objects are missing"):
+        plan(config)
+    made = plan(allowing(config))
+    assert made.label_digests == before
+    assert made.notes[0].endswith("m.csv does not exist: the run goes on with what was made")
+
+
+def test_more_than_half_of_a_large_catalog_stops_the_run(tmp_path):
     (tmp_path / "meshes").mkdir()
-    for i in range(21):
+    for i in range(LARGE_CATALOG + 2):
         (tmp_path / "meshes" / f"{i:02d}.obj").write_text(str(i))
     config = config_of(tmp_path, shard_objects=20)
     freeze_all(config)
-    (tmp_path / "meshes" / "03.obj").unlink()
-    assert plan(config).objects == 21  # one of 21 is less than 5 %
-    (tmp_path / "meshes" / "04.obj").unlink()
-    with pytest.raises(ClipgsError, match="2 of 21"):
+    half = LARGE_CATALOG // 2 + 1
+    for i in range(half):
+        (tmp_path / "meshes" / f"{i:02d}.obj").unlink()
+    assert len(plan(config).gone) == half
+    (tmp_path / "meshes" / f"{half}.obj").unlink()
+    with pytest.raises(ClipgsError, match=f"{half + 1} of {2 * half} known objects are missing"):
         plan(config)
+    assert len(plan(allowing(config)).gone) == half + 1
+    exclude(config, [uid for uid, _ in lost(config)["gone"][:3]])  # what is excluded does not count
+    assert len(plan(config).gone) == half - 2
+
+
+def test_a_row_of_the_manifest_without_a_file_never_blocks(tmp_path, meshes):
+    (tmp_path / "m.csv").write_text("file,text\na.obj,the a\nghost.obj,a ghost\n")
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    assert freeze_all(config) == ["00000"]
+    made = plan(config)
+    assert (made.pending, made.gone, made.replaced) == ((), (), ())
+    (tmp_path / "m.csv").write_text("file,text\na.obj,the a\n")
+    assert plan(config).pending == ()
+    (tmp_path / "m.csv").write_text("file,text\na.obj,the a\nghost.obj,a ghost\n")
+    (meshes / "ghost.obj").write_text("it came")  # a file that can be read now is a new object
+    assert freeze_all(config) == ["00001"]
+    (row,) = read_table(shard_path(config, "00001"))
+    assert (row["locator"], row["note"]) == ("ghost.obj", None)
+    assert plan(config).pending == ()
+
+
+def test_a_replaced_file_is_a_new_object_and_the_old_one_stays(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    before = {shard: shard_path(config, shard).read_bytes() for shard in frozen_shards(config)}
+    (old,) = [row for row in rows_of(config) if row["locator"] == "b.obj"]
+    (meshes / "b.obj").write_text("another object")
+    made = plan(config)
+    assert made.pending == ("00003",)
+    assert made.replaced == ((old["uid"], "b.obj"),)
+    assert made.notes == (
+        "1 of 5 objects were replaced in the source (the first: b.obj); the new files are new objects; "
+        "the old ones leave with: clipgs exclude --replaced",
+    )
+    freeze_all(config)
+    assert {shard: shard_path(config, shard).read_bytes() for shard in before} == before
+    (new,) = read_table(shard_path(config, "00003"))
+    assert new["uid"] == hashlib.sha256(b"another object").hexdigest()[:16]
+    assert (new["locator"], new["note"], new["split"]) == ("b.obj", None, old["split"])
+    assert new["group"] == old["group"]  # the same shape is not in two splits
+    assert plan(config).pending == ()
+    (meshes / "b.obj").touch()
+    assert plan(config).replaced == ((old["uid"], "b.obj"),)
+    (meshes / "b.obj").write_text("b")  # back again: no new object, but the newer one is replaced
+    made = plan(config)
+    assert (made.pending, made.replaced) == ((), ((new["uid"], "b.obj"),))
+
+
+def test_a_replaced_material_makes_a_new_object(tmp_path, meshes):
+    (meshes / "a.obj").write_text("mtllib a.mtl\n")
+    (meshes / "a.mtl").write_text("map_Kd a.png\n")
+    config = config_of(tmp_path)
+    freeze_all(config)
+    (meshes / "a.png").write_bytes(b"it was missing")
+    made = plan(config)
+    assert [locator for _, locator in made.replaced] == ["a.obj"]
+    assert len(made.pending) == 1
+
+
+def test_uids_of_files_that_are_replaced_again_and_again_are_unique(tmp_path, meshes):
+    (tmp_path / "m.csv").write_text("file,uid,text\na.obj,mine,the a\nb.obj,,the b\nc.obj,,the c\nd.obj,,the d\n")
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    (meshes / "b.obj").unlink()
+    freeze_all(config)
+    for number in range(3):
+        (meshes / "a.obj").write_text(f"version {number}")
+        (meshes / "b.obj").write_text("c" if number % 2 == 0 else "d")  # a duplicate, of one and of the other
+        freeze_all(config)
+    rows = rows_of(config)
+    uids = [row["uid"] for row in rows]
+    assert len(uids) == len(set(uids)) == 4 + 3 + 2
+    digests = [hashlib.sha256(f"version {number}".encode()).hexdigest()[:8] for number in range(3)]
+    assert [uid for uid in uids if uid.startswith("mine")] == ["mine", *(f"mine-{digest}" for digest in digests)]
+    assert len([uid for uid in uids if uid.startswith("path-")]) == 3  # of b: unreadable, and twice a duplicate
+    assert [row["note"] for row in rows if row["locator"] == "a.obj"] == [None] * 4
+
+
+def test_a_renamed_file_is_not_gone(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    for name in "abcde":
+        (meshes / f"{name}.obj").rename(meshes / f"{name}{name}.obj")
+    made = plan(config)
+    assert (made.gone, len(made.pending)) == ((), 3)
+    freeze_all(config)
+    assert Counter(row["note"] is None for row in rows_of(config)) == {True: 5, False: 5}
+    assert (plan(config).gone, plan(config).pending, plan(config).notes) == ((), (), ())
+
+
+def test_an_excluded_object_is_not_shown_as_replaced(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    (meshes / "b.obj").write_text("another object")
+    freeze_all(config)
+    exclude(config, [uid for uid, _ in lost(config)["replaced"]])
+    assert lost(config) == {"replaced": [], "gone": []}
+    assert plan(config).notes == ()
 
 
 def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, meshes):

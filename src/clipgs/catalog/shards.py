@@ -135,18 +135,18 @@ def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set
     found = changes(objects, of_source, _excluded_uids(config))
     if not config.catalog.allow_missing:
         _refuse_a_missing_source(found)
-    pending = _pending(config, _locators(config, objects, frozen), frozen, of_source, found.new)
+    locators = _locators(config, objects, frozen)
+    pending = _pending(config, locators, frozen, of_source, found.new)
     members = {shard: (rows[shard][0]["source"], [row["locator"] for row in rows[shard]]) for shard in frozen}
     members |= {shard: (objects.name, locators) for shard, locators in pending.items()}
     names = {name for name, _ in members.values()}
     sources = {name: source(config, name) for name in names - {objects.name}} | {objects.name: objects}
     # Sorted, because a pending shard has the order of the source, and a frozen one the order of the uids.
     digests = {
-        shard: _label_digest(config, sources[name], shard, sorted(locators))
-        for shard, (name, locators) in members.items()
+        shard: _label_digest(config, sources[name], shard, sorted(its)) for shard, (name, its) in members.items()
     }
     count = sum(len(locators) for _, locators in members.values())
-    rules = json_digest(_curation(config, objects))
+    rules = json_digest(_curation(config, objects, locators))
     lost = [tuple((row["uid"], row["locator"]) for row in changed) for changed in (found.replaced, found.gone)]
     made = Plan(tuple(frozen), tuple(pending), digests, rules, (), count, *lost)
     return replace(made, notes=(*_notes(objects, of_source), *_lost_notes(made, found.known))), set(sources)
@@ -219,16 +219,17 @@ def curation(config: Config) -> dict[str, Any]:
     For an annotated source also `lvis`: how many of the taken objects are LVIS shapes.
     """
     objects = source(config)
-    return {**_curation(config, objects), "taken": len(_locators(config, objects, frozen_shards(config)))}
+    locators = _locators(config, objects, frozen_shards(config))
+    return {**_curation(config, objects, locators), "taken": len(locators)}
 
 
-def _curation(config: Config, objects: Source) -> dict[str, Any]:
+def _curation(config: Config, objects: Source, locators: list[str]) -> dict[str, Any]:
     """As `curation`, but without `taken` for other sources, because the number changes with their shards."""
     if not isinstance(objects, AnnotatedSource):
         return {"source": objects.name, "refused": {}, "rules": {}}
     return {
         "source": objects.name,
-        "taken": len(objects.locators()),
+        "taken": len(locators),
         "lvis": objects.lvis_objects(),
         "refused": objects.refusals(),
         "rules": {**config.catalog.curation.model_dump(mode="json"), "lvis": config.catalog.objaverse.lvis},

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from clipgs.catalog.records import LABEL_COLUMNS
 from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
-from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.errors import ClipgsError, ObjectError, SourceMissing, UsageError
 from clipgs.core.files import remove_sidecar, whole
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, json_digest, unit_hash
@@ -341,6 +341,8 @@ class AnnotatedSource:
     def locators(self) -> list[str]:
         import pyarrow.compute as pc
 
+        if not len(self.table):
+            raise SourceMissing(f"the annotations of {self.name} list no object")
         taken = self.table.filter(pc.is_null(self.table["refused"]))["locator"].to_pylist()
         if not taken:
             counts = "; ".join(f"{rule}: {count}" for rule, count in self.refusals().items())
