@@ -129,7 +129,7 @@ def test_what_is_no_rule_is_refused_with_the_configuration(rule):
 
 def test_rules_that_leave_nothing_are_one_line_with_the_counts(tmp_path, package):
     with pytest.raises(UsageError, match=r"leave none of 10 objects \(refused by licenses: 10\)"):
-        plan(config_of(tmp_path, {"licenses": ["mit"]}))
+        plan(config_of(tmp_path, {"licenses": ["by-nc-nd"]}))
 
 
 def test_a_mended_table_is_read_again(tmp_path, package):

@@ -46,5 +46,10 @@ def test_an_unknown_object_changes_nothing(config):
 
 def test_a_list_that_is_none_is_one_line(config):
     excluded_path(config).write_text("name,why\na,b\n")
-    with pytest.raises(UsageError, match="is not a CSV file of uid, shard, reason"):
+    with pytest.raises(UsageError, match="excluded.csv, line 2: it is not a CSV file of uid, shard, reason"):
         excluded(config)
+
+
+def test_a_list_that_a_spreadsheet_saved_is_read(config):
+    excluded_path(config).write_text("\ufeffuid,shard,reason\r\na,00000,\r\n,,\r\n")
+    assert excluded(config) == {"00000": {"a": "on request"}}

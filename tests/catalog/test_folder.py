@@ -309,7 +309,7 @@ def test_a_mended_label_changes_the_digest_of_its_objects_alone(tmp_path):
     [
         ([{"name": "a"}], {}, "no column `file`"),
         ([{"file": "a.obj"}, {"file": "./a.obj"}], {}, "line 3: a.obj is listed twice"),
-        ([{"file": ""}], {}, "line 2: no file is named"),
+        ([{"file": "a.obj", "text": "a"}, {"file": "", "text": "b"}], {}, "line 3: no file is named"),
         ([{"file": "a.obj", "split": "dev"}], {}, "split is 'dev'; allowed"),
         ([{"file": "a.obj"}], {"text": "caption"}, "has no such column"),
         ([{"file": "a.obj"}], {"words": "file"}, "catalog.folder.columns.words is not one of"),

@@ -11,6 +11,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import UsageError
 from clipgs.core.files import whole
+from clipgs.core.lists import read_rows
 from clipgs.core.seeds import json_digest
 
 COLUMNS = ("uid", "shard", "reason")
@@ -30,14 +31,14 @@ def excluded(config: Config) -> dict[str, dict[str, str]]:
     """
     path = excluded_path(config)
     found: dict[str, dict[str, str]] = {}
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, strict=True):
-                found.setdefault(row["shard"], {})[row["uid"]] = row["reason"] or NO_REASON
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (KeyError, csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a CSV file of {', '.join(COLUMNS)} ({error})") from None
+    (_, header), *rows = [*read_rows(path, "excluded objects", strict=True)] or [(1, [])]
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        if not ("uid" in row and "shard" in row):
+            raise UsageError(f"{path}, line {line}: it is not a CSV file of {', '.join(COLUMNS)}")
+        found.setdefault(row["shard"], {})[row["uid"]] = row.get("reason") or NO_REASON
     return found
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 UpAxis = Literal["y", "z"]  # the axis of a mesh file that points up
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")
+LICENSES = {name: f"CC-{name.upper()}-4.0" for name in _BY} | {"cc0": "CC0-1.0"}  # Objaverse's names to SPDX's
 FROZEN_COLUMNS = ("uid", "source", "locator", "sha256", "group", "split", "note")
 LABEL_COLUMNS = ("uid", "category", "text", "license", "credit", "page")
 

@@ -90,7 +90,7 @@ def load(path: Path | str, groups: int | None = None, group_size: int | None = N
         ClipgsError: it cannot be read, has a class that is not known to be harmless, is of another model, lacks a key,
             or has an unknown key.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     state = read_state(path)
     if any(key.startswith("ppat.") for key in state):
         return _openshape(path, state, groups, group_size)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipgs.config import Config
 from clipgs.core.files import check, sha256_of
+from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
 from clipgs.evaluation.embeddings import Embeddings, run_folder
 from clipgs.evaluation.gallery import Gallery, gallery
@@ -171,7 +172,8 @@ def _measured(
         "weights_sha256": teacher.weights_sha256,
     }
     names = class_names(config, rows)
-    if any(row["category"] in names for row in made.objects):
+    known = Names(names)
+    if any(known.find(row["category"]) for row in made.objects):
         classes = class_embeddings(spoken_names(config, names), templates(settings.templates), teacher.encode_texts)
         (table,) = zero_shot_table(made, {baseline.name: shapes}, classes, names, settings)["rows"]
         del table["from"]

@@ -9,10 +9,11 @@ import numpy as np
 
 from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import read_table, tar_objects
-from clipgs.core.errors import ClipgsError, UsageError, snakemake
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check
 from clipgs.core.runner import Progress, Task
 from clipgs.evaluation.gallery import Gallery, seeded_view
+from clipgs.evaluation.prompts import listed_classes
 from clipgs.evaluation.tables import Pictures
 from clipgs.stages import path
 from clipgs.triplets.captions import spoken
@@ -90,14 +91,7 @@ def class_names(config: Config, rows: Sequence[dict[str, Any]]) -> list[str]:
         UsageError: the user's file cannot be read or is empty.
     """
     if config.evaluation.classes:
-        try:
-            lines = Path(config.evaluation.classes).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"evaluation.classes: {config.evaluation.classes} cannot be read ({error})") from None
-        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        if not names:
-            raise UsageError(f"evaluation.classes: {config.evaluation.classes} is empty")
-        return names
+        return listed_classes(config.evaluation.classes)
     if config.catalog.source in ("objaverse", "objaverse_xl"):
         from clipgs.catalog.sources.annotations import AnnotationFiles, lvis_categories
 

@@ -1,13 +1,20 @@
-"""Prompts: sentences with the name of a class, and the embedding of a class as their mean."""
+"""The user's classes and prompts (sentences with the name of a class), and the embedding of a class as their mean.
+
+Imports no torch: both lists are read before the first job.
+"""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from clipgs.core.errors import UsageError
+from clipgs.core.lists import Names, enumerated, read_lines, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Our own. The lists of published protocols are not ours to ship; `evaluation.templates` reads them from a file.
 TEMPLATES = (
@@ -42,23 +49,60 @@ def templates(path: Path | str | None) -> tuple[str, ...]:
     """
     if path is None:
         return TEMPLATES
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        listed = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"evaluation.templates: {path} cannot be read ({error})") from None
-    found = tuple(str(line).strip() for line in listed if str(line).strip())
-    wrong = next((line for line in found if line.count("{}") != 1), None)
-    if wrong is not None or not found:
-        reason = "the file is empty" if wrong is None else f"{wrong!r} has {wrong.count('{}')}"
-        raise UsageError(f"evaluation.templates: {path}: each line needs one {{}} for the class name, but {reason}")
-    return found
+    key = "config: evaluation.templates"
+    text = read_text(path, key)
+    if text.lstrip().startswith("["):
+        try:
+            listed = [str(prompt).strip() for prompt in json.loads(text)]
+        except ValueError as error:
+            raise UsageError(f"{key}: {path} is not a JSON list ({error})") from None
+        found = [(f"prompt {number}", prompt) for number, prompt in enumerate(listed, start=1) if prompt]
+    else:
+        found = [(f"line {number}", line) for number, line in read_lines(path, key)]
+    if not found:
+        raise UsageError(f"{key}: {path} is empty")
+    for place, prompt in found:
+        if (count := prompt.count("{}")) != 1:
+            raise UsageError(
+                f"{key}: {path}, {place}: each prompt needs one {{}} for the class name, but {prompt!r} has {count}"
+            )
+    return tuple(prompt for _, prompt in found)
+
+
+def listed_classes(path: Path | str) -> list[str]:
+    """The class names of a file, one per line, each once.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+    """
+    key = "config: evaluation.classes"
+    names = list(dict.fromkeys(line for _, line in read_lines(path, key)))
+    if not names:
+        raise UsageError(f"{key}: {path} is empty")
+    return names
+
+
+def unmatched(path: Path | str | None, names: Sequence[str], categories: Iterable[str | None]) -> str | None:
+    """A sentence on the classes of the user's file that are no category of the dataset; None where all are.
+
+    Raises:
+        UsageError: none is, and the dataset has categories.
+    """
+    listed, known = Names(names), Names(sorted({category for category in categories if category}))
+    met = {listed.find(category) for category in known}
+    unknown = [name for name in names if name not in met]
+    if path is None or not unknown or not len(known):
+        return None
+    if len(unknown) == len(names):
+        text = f"config: evaluation.classes: {path} names no category of the dataset: {known.shown(unknown)}"
+        raise UsageError(f"{text}; its categories are {enumerated(known)}")
+    return f"{len(unknown):,} of {len(names):,} classes are no category of the dataset: {known.shown(unknown)}"
 
 
 def class_embeddings(
     names: Sequence[str],
     prompts: Sequence[str],
-    encode: Callable[[list[str]], Tensor],  # texts to [n, D], of any length
+    encode: Callable[[list[str]], "Tensor"],  # texts to [n, D], of any length
 ) -> np.ndarray:
     """[C, D] float32 of unit length: the mean of the unit embeddings of each name's prompts.
 

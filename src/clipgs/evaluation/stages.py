@@ -1,9 +1,11 @@
 """The stages `embed-shapes`, `evaluate`, `baselines` and those of the ablations."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipgs.config import Config
+from clipgs.core.lists import Names
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation.embeddings import Embeddings, embed, read_embeddings, run_folder, write_embeddings
 from clipgs.evaluation.fewshot import Predict, logistic
@@ -18,7 +20,7 @@ from clipgs.evaluation.inputs import (
     read_features,
     spoken_names,
 )
-from clipgs.evaluation.prompts import class_embeddings, templates
+from clipgs.evaluation.prompts import class_embeddings, templates, unmatched
 from clipgs.evaluation.rows import has_uni3d, of_row, of_start
 from clipgs.evaluation.tables import few_shot_table, retrieval_table, write_json, zero_shot_table
 from clipgs.training.runs import run_path
@@ -55,6 +57,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     """Measures the configured run. Writes `evaluation/RUN/gallery.json, retrieval.json, zeroshot.json, fewshot.json`.
 
     Raises:
+        UsageError: `evaluation.classes` names no category of the dataset.
         ClipgsError: features or embeddings are missing, or come from another teacher than the run's.
     """
     folder, settings = run_folder(config), config.evaluation
@@ -73,7 +76,9 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         what for what in settings.pictures if what != features.what and has_pictures(config, what, shards.values())
     ]
     names = class_names(config, rows)
-    has_classes = bool(names) and any(row["category"] in names for row in made.objects)
+    note = unmatched(settings.classes, names, (row["category"] for row in rows))
+    known = Names(names)
+    has_classes = any(known.find(row["category"]) for row in made.objects)
     if others or has_classes:
         from clipgs.teacher import model as teachers
 
@@ -83,7 +88,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     pictures = [one for one in pictures if one.what in settings.pictures]
     table = retrieval_table(made, shapes, texts[places], pictures, settings)
     write_json(folder / "retrieval.json", {**about, **table})
-    zero: dict[str, Any] = {"rows": [], "missing": "no object of the gallery has a category"}
+    zero: dict[str, Any] = {"rows": [], "missing": _without_classes(made.objects, names)}
     if has_classes:
         prompts = templates(settings.templates)
         classes = class_embeddings(spoken_names(config, names), prompts, teacher.encode_texts)
@@ -91,12 +96,22 @@ def evaluate(config: Config, threads: int | None = None) -> None:
             f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in pictures
         }
         zero = zero_shot_table(made, classified, classes, names, settings, templates=list(prompts))
+    if note:
+        log.info("evaluate: %s", note)
+        zero["note"] = note
     write_json(folder / "zeroshot.json", {**about, **zero})
     few = few_shot_table(rows, _few_shot_classifiers(config, embeddings, list(place)), settings)
     write_json(folder / "fewshot.json", {**about, "gallery": made.about(), **few})
     for row in table["rows"]:
         rates = 100 * row["R@1"], row["gallery"], 100 * row["chance"]["R@1"]
         log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], *rates)
+
+
+def _without_classes(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Why there is no zero-shot table of these objects."""
+    if not any(row["category"] for row in objects):
+        return "no object of the gallery has a category"
+    return f"no object of the gallery ({len(objects):,}) has one of the {len(names):,} classes"
 
 
 def _few_shot_classifiers(config: Config, embeddings: Embeddings, uids: list[str]) -> dict[str, Predict]:

@@ -11,6 +11,7 @@ import numpy as np
 from clipgs.config import Evaluation
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
+from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery
@@ -121,11 +122,12 @@ def zero_shot_table(
     Raises:
         ClipgsError: no object has one of the classes.
     """
-    place = {name: i for i, name in enumerate(names)}
-    kept = [i for i, row in enumerate(gallery.objects) if row["category"] in place]
+    place, known = {name: i for i, name in enumerate(names)}, Names(names)
+    found = [known.find(row["category"]) for row in gallery.objects]
+    kept = [i for i, name in enumerate(found) if name is not None]
     if not kept:
         raise ClipgsError("no object of the gallery has one of the classes; name its categories in evaluation.classes")
-    labels = [place[gallery.objects[i]["category"]] for i in kept]
+    labels = [place[name] for name in found if name is not None]
     groups = [gallery.objects[i]["group"] for i in kept]
     measure = partial(zero_shot, groups=groups, resamples=settings.resamples, seed=settings.seed)
     return {

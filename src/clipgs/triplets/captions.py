@@ -1,7 +1,6 @@
 """Captions: where the text of a triplet comes from."""
 
-import csv
-import difflib
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,10 @@ from typing import Any, Protocol
 from clipgs.config import Caption, Config
 from clipgs.core.errors import UsageError
 from clipgs.core.files import sha256_of
+from clipgs.core.lists import did_you_mean, read_rows
 from clipgs.core.runner import stage_schema
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to caption rows, written by a model from pictures
@@ -129,11 +131,14 @@ def cap3d(
     path = _cap3d_path(settings)
     wanted = {row[name] for row in rows for name in ("uid", "sha256") if row.get(name)}
     listed: dict[str, str] = {}
-    for key, text in _listed_captions(path):
+    for key, text in listed_captions(path):
         if key in wanted:
             listed.setdefault(key, clean(text, settings.max_characters))
     found = {row["uid"]: listed.get(row["uid"]) or listed.get(row.get("sha256") or "") for row in rows}
     others = [row for row in rows if not found[row["uid"]]]
+    if others:
+        counts = f"{len(others):,} of {len(rows):,} objects (the first: {others[0]['uid']})"
+        log.info("caption: %s has no caption of %s", path, counts)
     if settings.fallback == "fail":
         reason = f"{path.name} has no caption of it, and caption.fallback is fail"
         own = {row["uid"]: caption_row(row["uid"], error=reason) for row in others}
@@ -158,19 +163,19 @@ def _cap3d_path(settings: Caption) -> Path:
     return Path(settings.cap3d).expanduser()
 
 
-def _listed_captions(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for cells in csv.reader(file):
-                if len(cells) > 2 or (len(cells) == 1 and cells[0].strip()):
-                    raise UsageError(
-                        f"config: caption.cap3d: {path} has {len(cells)} columns at {cells[0][:70]!r}; "
-                        "it must have two, uid and caption (quoted, if it has a comma)"
-                    )
-                if len(cells) == 2:
-                    yield cells[0].strip(), cells[1]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"config: caption.cap3d: {path}: {error}") from None
+def listed_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Uid (or SHA-256) and caption of each row of the CSV.
+
+    Raises:
+        UsageError: it cannot be read, or a row has not two columns.
+    """
+    for line, cells in read_rows(path, "config: caption.cap3d"):
+        if len(cells) != 2:
+            raise UsageError(
+                f"config: caption.cap3d: {path}, line {line}: {len(cells)} columns at {cells[0][:70]!r}; "
+                "it must have two, uid and caption (quoted, if it has a comma)"
+            )
+        yield cells[0].strip().removesuffix(".glb"), cells[1]
 
 
 def located(config: Config) -> Caption:
@@ -216,10 +221,9 @@ def captioner(name: str) -> Captioner:
         UsageError: there is no such captioner.
     """
     if name not in CAPTIONERS:
-        near = difflib.get_close_matches(name, CAPTIONERS, n=1, cutoff=0.0)[0]
+        near = did_you_mean(name, CAPTIONERS, cutoff=0.0)
         raise UsageError(
-            f"caption.captioner = {name}: there is no such captioner; did you mean {near}?"
-            f" (there are: {', '.join(sorted(CAPTIONERS))})"
+            f"caption.captioner = {name}: there is no such captioner{near} (there are: {', '.join(sorted(CAPTIONERS))})"
         )
     return CAPTIONERS[name]
 

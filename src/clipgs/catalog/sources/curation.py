@@ -1,14 +1,15 @@
 """Curation: rules over annotations, and over a table of the user's, that choose objects."""
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipgs.catalog.records import LICENSES
 from clipgs.config import WHERE_PATTERN, Catalog, Curation
 from clipgs.core.errors import UsageError
+from clipgs.core.lists import Names, alike, did_you_mean
 
 _MB = 1_000_000
 # Operators of `where` to functions of pyarrow.compute.
@@ -57,8 +58,8 @@ def _rules(objects: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         return pc.fill_null(passes, True)  # an unknown value refuses nothing
 
     if settings.licenses:
-        allowed = pa.array([name.lower() for name in settings.licenses])
-        yield "licenses", pc.is_in(pc.utf8_lower(column("license_name")), value_set=allowed)
+        allowed = _licenses(settings.licenses, column("license_name").unique().drop_null().to_pylist())
+        yield "licenses", pc.is_in(column("license_name"), value_set=pa.array(allowed, pa.string()))
     if settings.min_faces:
         yield "min_faces", known(pc.greater_equal(column("faces"), settings.min_faces))
     if settings.max_faces is not None:
@@ -76,6 +77,16 @@ def _rules(objects: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         raise UsageError("config: catalog.curation.where has rules, but catalog.curation.table names no table")
 
 
+def _licenses(wanted: list[str], used: list[str]) -> list[str]:
+    """The licences in use that the user names, by the source's names or SPDX's."""
+    names = Names(map(str.lower, [*used, *LICENSES, *LICENSES.values()]))
+    if unknown := names.unknown(wanted):
+        raise UsageError(f"config: catalog.curation.licenses: no object has the licence {names.shown(unknown)}")
+    keys = {alike(name) for name in wanted}
+    keys |= {alike(name) for name, spdx in LICENSES.items() if alike(spdx) in keys}
+    return [name for name in used if alike(name) in keys]
+
+
 def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
     import pyarrow.compute as pc
 
@@ -86,12 +97,12 @@ def _table_rules(names: Any, settings: Curation) -> Iterator[tuple[str, Any]]:
         match = re.match(WHERE_PATTERN, rule)
         assert match is not None  # the configuration is checked
         name, operator, value = match[1], match[2].strip(), match[3]
-        if name not in table.column_names:
-            near = difflib.get_close_matches(name, table.column_names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+        column = Names(table.column_names).find(name)
+        if column is None:
+            near = did_you_mean(name, table.column_names)
             listed = f"(it has {', '.join(table.column_names)})"
-            raise UsageError(f"config: catalog.curation.where: {settings.table} has no column {name}{hint} {listed}")
-        passes = _compare(rule, table[name].combine_chunks(), operator, value)
+            raise UsageError(f"config: catalog.curation.where: {settings.table} has no column {name}{near} {listed}")
+        passes = _compare(rule, table[column].combine_chunks(), operator, value)
         yield rule, pc.fill_null(pc.take(passes, places), False)
 
 

@@ -1,6 +1,5 @@
 """A folder (or glob) of mesh files, with an optional manifest of labels."""
 
-import csv
 import glob
 import hashlib
 import os
@@ -15,6 +14,7 @@ from clipgs.catalog.records import LABEL_COLUMNS, UID_PATTERN, UpAxis
 from clipgs.catalog.sources.digests import Digests, unchanged, with_named_files
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, SourceMissing, UsageError
+from clipgs.core.lists import Names, read_rows
 from clipgs.core.seeds import json_digest
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -106,17 +106,20 @@ class FolderSource:
     def _columns(self) -> tuple[dict[str, str], list[str], list[str]]:
         """Our name to the manifest's; columns that are added to the credit; columns not used."""
         header, mapped = self._table[0], {}
+        known = Names(header)
         for ours, theirs in self._settings.columns.items():
             key, manifest = f"config: catalog.{self.name}.columns.{ours}", self._settings.manifest
             if ours not in COLUMNS:
                 raise UsageError(f"{key} is not one of {', '.join(COLUMNS)}")
-            if theirs not in header:
+            found = known.find(theirs)
+            if found is None:
                 raise UsageError(f"{key} = {theirs}: {manifest} has no such column (it has {', '.join(header)})")
-            mapped[ours] = theirs
+            mapped[ours] = found
         for ours in COLUMNS:
             for theirs in (ours, *_ALIASES.get(ours, ())):
-                if ours not in mapped and theirs in header and theirs not in mapped.values():
-                    mapped[ours] = theirs
+                found = known.find(theirs)
+                if ours not in mapped and found is not None and found not in mapped.values():
+                    mapped[ours] = found
         if "file" not in mapped:
             raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.{self.name}.columns")
         rest = [column for column in header if column not in mapped.values()]
@@ -124,18 +127,15 @@ class FolderSource:
         return mapped, credits, [column for column in rest if column not in credits]
 
     @cached_property
-    def _table(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Header and rows of the manifest."""
-        path = Path(self._settings.manifest).expanduser()
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, restkey="")
-                rows = list(reader)
-                return [column for column in reader.fieldnames or [] if column], rows
-        except FileNotFoundError:
-            raise SourceMissing(f"catalog.{self.name}.manifest: {path} does not exist") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"catalog.{self.name}.manifest: {path}: {error}") from None
+    def _table(self) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+        """Header of the manifest, and line number and cells of its rows."""
+        path, key = Path(self._settings.manifest).expanduser(), f"catalog.{self.name}.manifest"
+        if not path.exists():
+            raise SourceMissing(f"{key}: {path} does not exist")
+        rows = read_rows(path, f"config: {key}")
+        header = [cell.strip() for cell in next(rows, (1, []))[1]]
+        table = [(line, dict(zip(header, cells, strict=False))) for line, cells in rows]
+        return [column for column in header if column], table
 
     @cached_property
     def _manifest(self) -> dict[str, dict[str, str | None]] | None:
@@ -144,7 +144,7 @@ class FolderSource:
             return None
         mapped, credits, _ = self._columns
         entries: dict[str, dict[str, str | None]] = {}
-        for line, row in enumerate(self._table[1], start=2):
+        for line, row in self._table[1]:
             entry = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in mapped.items()}
             extra = [f"{column}: {row[column].strip()}" for column in credits if (row.get(column) or "").strip()]
             if extra:

@@ -4,8 +4,6 @@ The objaverse package is not used: it has no retry, timeout, checksum or endpoin
 (`objaverse.root`) are read in place, and never written.
 """
 
-import csv
-import difflib
 import hashlib
 import re
 from collections.abc import Collection
@@ -14,15 +12,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import UID_PATTERN, UpAxis
+from clipgs.catalog.records import LICENSES, UID_PATTERN, UpAxis
 from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, page_of, read_xl_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sha256_of, whole
+from clipgs.core.lists import Names, read_rows
 from clipgs.core.runner import Progress
 
 PART_VERSION = 1  # raised when other values are read from an annotation
-_BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")
-LICENSES = {name: f"CC-{name.upper()}-4.0" for name in _BY} | {"cc0": "CC0-1.0"}  # Objaverse's names to SPDX's
 _NOWHERE = "unknown"  # the folder in the locator of a listed uid that is not in Objaverse
 _FOLDER = "^[0-9]{3}-[0-9]{3}$"
 _PATH = rf"^glbs/(?P<locator>{_FOLDER[1:-1]}/(?P<uid>[A-Za-z0-9_-]{{1,64}}))\.glb$"
@@ -50,13 +47,10 @@ class ObjaverseSource(AnnotatedSource):
             return read_uids(Path(str(settings.uids)).expanduser())
         if settings.subset == "all":
             return list(self._paths)
-        known = set(self._lvis.values())
-        for category in settings.categories:
-            if category not in known:
-                near = difflib.get_close_matches(category, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UsageError(f"config: catalog.objaverse.categories: LVIS has no category {category}{hint}")
-        chosen = set(settings.categories) or known
+        known = Names(self._lvis.values())
+        if unknown := known.unknown(settings.categories):
+            raise UsageError(f"config: catalog.objaverse.categories: LVIS has no category {known.shown(unknown)}")
+        chosen = {known.find(category) for category in settings.categories} or set(self._lvis.values())
         return [uid for uid, category in self._lvis.items() if category in chosen]
 
     @cached_property
@@ -192,26 +186,24 @@ def _folders(locators: Any) -> list[str]:
     return sorted(set(folders) - {_NOWHERE})
 
 
-def read_uids(path: Path) -> list[str]:
+def read_uids(path: Path, key: str = "config: catalog.objaverse.uids") -> list[str]:
     """The first column of a text or CSV file, sorted and unique, without a header `uid` and empty lines.
+
+    `key` names the setting in errors.
 
     Raises:
         UsageError: the file cannot be read, has no uid, or has text that is not a uid.
     """
     uids = set()
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line, cells in enumerate(csv.reader(file), start=1):
-                uid = cells[0].strip().removesuffix(".glb") if cells else ""
-                if not uid or (line == 1 and uid.lower() == "uid"):
-                    continue
-                if not UID_PATTERN.fullmatch(uid):
-                    raise UsageError(f"catalog.objaverse.uids: {path}, line {line}: {uid[:80]!r} is not a uid")
-                uids.add(uid)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"config: catalog.objaverse.uids: {path}: {error}") from None
+    for line, cells in read_rows(path, key):
+        uid = cells[0].strip().removesuffix(".glb")
+        if not uid or (not uids and uid.lower() == "uid"):
+            continue
+        if not UID_PATTERN.fullmatch(uid):
+            raise UsageError(f"{key}: {path}, line {line}: {uid[:80]!r} is not a uid")
+        uids.add(uid)
     if not uids:
-        raise UsageError(f"config: catalog.objaverse.uids: {path} names no uid")
+        raise UsageError(f"{key}: {path} names no uid")
     return sorted(uids)
 
 
