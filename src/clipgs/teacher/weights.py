@@ -1,7 +1,5 @@
 """Models of open_clip with weights from a tag or a file, loaded so that the file cannot run code."""
 
-import difflib
-import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,14 +9,13 @@ from zipfile import is_zipfile
 import open_clip
 import torch
 from open_clip.factory import _find_checkpoint_in_dir
-from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError, safe_open
 
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
+from clipgs.teacher.names import HUB, LOCAL_DIR, SUFFIXES, Download, Known, find
 
-LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfloat16)}  # open_clip's names
 
 
@@ -64,50 +61,20 @@ def open_model(name: str, pretrained: str | None, *, precision: str, device: str
 
 def _find(name: str, pretrained: str | None, key: str) -> tuple[Path, tuple[str, str]]:
     """The file of weights, and the names of model and weights."""
+    found = find(name, pretrained, key, _registry)
+    if isinstance(found, Download):
+        label = "hub" if name.startswith(HUB) else str(pretrained)
+        return _downloaded(lambda: download_pretrained(dict(found.entry)), found.what, key), (name, label)
     if name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
-        _check_folder(folder, key)
-        found = _find_checkpoint_in_dir(folder)
-        if found is None:
-            raise UsageError(f"config: {key}.name = {name}: the folder holds no weights ({', '.join(SUFFIXES)})")
-        return Path(found), (LOCAL_DIR + folder.resolve().name, Path(found).name)
-    if name.startswith(HUB):
-        return _downloaded(lambda: download_pretrained_from_hf(name.removeprefix(HUB)), name, key), (name, "hub")
-    known = open_clip.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        raise UsageError(
-            f"config: {key}.name = {name}: open_clip has no such model"
-            + (f"; did you mean {near[0]}?" if near else "")
-            + " (list the names: python -c 'import open_clip; print(open_clip.list_models())')"
-        )
-    if not pretrained:
-        raise UsageError(f"config: {key}.pretrained is not set; set it to a tag of {name} or a file of weights")
-    if tag := get_pretrained_cfg(name, pretrained):
-        if bool(tag.get("quick_gelu")) != bool(open_clip.get_model_config(name).get("quick_gelu")):
-            other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-            raise UsageError(f"config: {key}.name = {name}: {pretrained} are weights of {other}; set {key}.name to it")
-        return _downloaded(lambda: download_pretrained(tag), f"{name} {pretrained}", key), (name, pretrained)
-    file = Path(pretrained).expanduser()
-    if not file.is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        near = difflib.get_close_matches(pretrained, tags, n=1)
-        raise UsageError(
-            f"config: {key}.pretrained = {pretrained}: neither a tag of {name} nor a file"
-            + (f"; did you mean {near[0]}?" if near else "")
-            + f" (tags: {', '.join(tags) or 'none'})"
-        )
-    return file, (name, file.name)
+        file = Path(str(_find_checkpoint_in_dir(found)))
+        return file, (LOCAL_DIR + found.resolve().name, file.name)
+    return found, (name, found.name)
 
 
-def _check_folder(folder: Path, key: str) -> None:
-    config = folder / "open_clip_config.json"
-    try:
-        wrong = None if "model_cfg" in json.loads(config.read_text()) else "it has no model_cfg"
-    except (OSError, ValueError) as error:
-        wrong = getattr(error, "strerror", None) or f"it is not JSON ({error})"
-    if wrong:
-        raise UsageError(f"config: {key}.name = {LOCAL_DIR}{folder}: {config.name}: {wrong}")
+def _registry(name: str) -> Known:
+    """What open_clip has for a name, with the models that were added while it runs."""
+    tags = {tag: get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    return Known(open_clip.list_models(), tags, open_clip.get_model_config(name) or {})
 
 
 def _downloaded(download: Any, what: str, key: str) -> Path:
