@@ -21,10 +21,10 @@ from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, advice
 from clipgs.core.files import sha256_of
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation import rows
-from clipgs.operate import started
+from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
-from clipgs.stages import RUNTIME, runtime_settings, stage_settings
+from clipgs.stages import OF_RULE, RUNTIME, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -241,6 +241,39 @@ class Run:
             self._lock.release()
 
 
+def tell(found: checks.Findings) -> None:
+    """Writes notes and errors, a line each. An error ends Snakemake."""
+    sys.stderr.writelines(f"clipgs: note: {note}\n" for note in found.notes)
+    sys.stderr.writelines(f"clipgs: {error}\n" for error in found.errors)
+    if found.errors:
+        raise SystemExit(2)
+
+
+def check_plan(workflow: Any, run: Run) -> None:
+    """Checks what the jobs of a run or of a dry run need, once Snakemake has planned them and before the first starts.
+
+    Snakemake has no hook there that a dry run calls too, so this replaces the method that plans.
+    """
+    build = workflow._build_dag
+
+    def build_and_check() -> None:
+        build()
+        # Without an executor nothing will run: a summary, a graph.
+        if workflow.executor_plugin is None or workflow.touch:
+            return
+        shards: dict[str, list[str]] = {}
+        for job in workflow.dag.needrun_jobs():
+            if stage := OF_RULE.get(job.rule.name):
+                shards.setdefault(stage.name, []).extend(filter(None, [job.wildcards_dict.get("shard")]))
+        # Where the jobs run on other machines, Snakemake uses threads here. Older versions do not tell a dry run.
+        away = not workflow.local_exec or workflow.execution_settings.use_threads
+        away = away or (workflow.dryrun and workflow.resource_settings.nodes is not None)
+        with fatal(2):
+            tell(checks.of_jobs(run.config, checks.Jobs(shards, run.plan, workflow.dryrun, not away)))
+
+    workflow._build_dag = build_and_check
+
+
 def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
     if name.startswith("local-dir:"):
@@ -278,8 +311,9 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
         settings = workflow.config_settings
         run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)
         os.environ[RUN_ARGUMENTS] = shlex.join(started.arguments_of(run.files, run.values))
-        for note in (*run.plan.notes, *notes(config)):
-            sys.stderr.write(f"clipgs: note: {note}\n")
+        named = checks.of_names(config)
+        tell(checks.Findings(named.errors, [*run.plan.notes, *notes(config)]))
+        check_plan(workflow, run)
     os.environ |= {
         FROZEN: config.model_dump_json(),
         # Commands get what changes no result (places, device, limits) here: no rule depends on it.

@@ -50,6 +50,18 @@ def shard_path(config: Config, shard: str) -> Path:
     return config.output_path / "catalog" / "shards" / f"{shard}.parquet"
 
 
+def shard_sizes(config: Config, made: Plan) -> dict[str, int]:
+    """Shard to its number of objects, of the frozen and the pending ones."""
+    import pyarrow.parquet as pq
+
+    sizes = {shard: pq.read_metadata(shard_path(config, shard)).num_rows for shard in made.frozen}
+    to_come = made.objects - sum(sizes.values())
+    for shard in made.pending:
+        sizes[shard] = min(config.catalog.shard_objects, to_come)
+        to_come -= sizes[shard]
+    return sizes
+
+
 def labels_path(config: Config, shard: str) -> Path:
     """The table of a shard's labels."""
     return config.output_path / "catalog" / "labels" / f"{shard}.parquet"

@@ -6,11 +6,13 @@ Where a batch system or the process that started this one chose the GPU, its cho
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import MutableMapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -88,6 +90,17 @@ def find_nvcc() -> str | None:
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     candidates = [f"{home}/bin/nvcc" for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
     return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def without_cuda(environment: MutableMapping[str, str] = os.environ) -> str | None:
+    """Why CUDA cannot be used, as far as it can be told without an import of torch, which takes seconds; else None."""
+    spec = find_spec("torch")
+    about = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
+    if re.search(r"^hip\b[^=]*= *['\"]", about, re.MULTILINE):
+        return None  # AMD's GPUs have other device files
+    if about and not re.search(r"^cuda\b[^=]*= *['\"]", about, re.MULTILINE):
+        return "this torch is a CPU-only build"
+    return None if visible_gpus(environment) else "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it"
 
 
 def choose_device(wanted: str, gpus: int = 1, *, alone: bool = True) -> str:

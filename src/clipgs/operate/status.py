@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from clipgs.catalog.shards import frozen_shards, lost, plan, shard_path
+from clipgs.catalog.shards import frozen_shards, lost, plan, shard_sizes
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
@@ -181,15 +181,7 @@ def _bytes(files: Iterable[Path]) -> int:
 
 def left(config: Config, found: dict[str, State]) -> dict[str, tuple[int, float, float]]:
     """Stage to objects that it has still to make, core-hours and GPU-hours, at the rates of `estimate`."""
-    import pyarrow.parquet as pq
-
-    made = plan(config)
-    sizes = {shard: pq.read_metadata(shard_path(config, shard)).num_rows for shard in made.frozen}
-    to_come, last = made.objects - sum(sizes.values()), config.catalog.shard_objects
-    for shard in made.pending:
-        sizes[shard] = min(last, to_come)
-        to_come -= sizes[shard]
-    hours = {}
+    sizes, hours = shard_sizes(config, plan(config)), {}
     for stage, (_, core_seconds, gpu_seconds) in rates(config).items():
         shards = found[stage].shards if stage in found else {}
         objects = sum(sizes.get(shard, 0) for state in STATES[1:] for shard in shards.get(state, ()))

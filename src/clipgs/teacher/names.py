@@ -55,6 +55,12 @@ class Download(NamedTuple):
         return str(self.entry["url"])
 
 
+def elsewhere(key: str) -> str:
+    """What to set on a machine without a network; `key` is the section of the configuration."""
+    text = f"on a machine without network set {key}.pretrained to a copied .safetensors or .pt file"
+    return text + (", or teacher.name to train" if key == "teacher" else "")
+
+
 def _hub_cache() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     hub = Path(os.environ.get("HF_HOME") or home) / "hub"
@@ -124,7 +130,7 @@ def installed(name: str) -> Known:
 
 def _folder() -> Path:
     spec = find_spec("open_clip")
-    return Path((spec and spec.submodule_search_locations or [""])[0])
+    return Path(spec.origin).parent if spec and spec.origin else Path("open_clip")
 
 
 @cache

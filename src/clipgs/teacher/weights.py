@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
-from clipgs.teacher.names import HUB, LOCAL_DIR, SUFFIXES, Download, Known, find
+from clipgs.teacher.names import HUB, LOCAL_DIR, SUFFIXES, Download, Known, elsewhere, find
 
 PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfloat16)}  # open_clip's names
 
@@ -82,11 +82,7 @@ def _downloaded(download: Any, what: str, key: str) -> Path:
         return Path(download())
     except Exception as error:  # the hub's client, urllib and ssl have many types for one problem
         reason = " ".join(str(error).split())[:160]
-        raise ClipgsError(
-            f"{key} {what}: the weights could not be downloaded ({reason}); on a machine without network set "
-            f"{key}.pretrained to a copied .safetensors or .pt file"
-            + (", or teacher.name to train" if key == "teacher" else "")
-        ) from None
+        raise ClipgsError(f"{key} {what}: the weights could not be downloaded ({reason}); {elsewhere(key)}") from None
 
 
 def _check_tensors(file: Path, key: str) -> None:

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to caption rows, written by a model from pictures
 
+NO_COCA = "this model cannot write captions; choose a CoCa, for example coca_ViT-L-14"
+
 # The only format characters that stay: Persian, Indic scripts and emoji need them. Byte order marks, bidirectional
 # marks, soft hyphens and zero-width spaces go.
 JOINERS = "\u200c\u200d"

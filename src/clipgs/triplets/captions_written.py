@@ -27,7 +27,7 @@ from clipgs.teacher import features
 from clipgs.teacher import model as teacher
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model
-from clipgs.triplets.captions import CaptionWriter, caption_row, clean
+from clipgs.triplets.captions import NO_COCA, CaptionWriter, caption_row, clean
 
 SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}
 MAX_TOKENS = 30  # of a caption, with its start and end; open_clip's default
@@ -113,10 +113,7 @@ def open_coca(config: Config) -> Teacher:
         settings.name, settings.pretrained, precision="float32", device=choose_device(config.device), key="caption.coca"
     )
     if not hasattr(opened.model, "generate"):
-        raise UsageError(
-            f"config: caption.coca.name = {settings.name}: this model cannot write captions; "
-            "choose a CoCa, for example coca_ViT-L-14"
-        )
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
     return Teacher(opened, batch=config.teacher.batch)
 
 

@@ -194,7 +194,7 @@ def read_uids(path: Path, key: str = "config: catalog.objaverse.uids") -> list[s
     Raises:
         UsageError: the file cannot be read, has no uid, or has text that is not a uid.
     """
-    uids = set()
+    uids: set[str] = set()
     for line, cells in read_rows(path, key):
         uid = cells[0].strip().removesuffix(".glb")
         if not uid or (not uids and uid.lower() == "uid"):

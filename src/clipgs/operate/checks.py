@@ -1,0 +1,285 @@
+"""What would stop a stage and can be known before the first job: names, files, the network, the GPU, the disk.
+
+Snakemake's main process checks names when it reads the workflow, and the rest for the stages of its plan. The stages
+have their own errors: these come earlier. Imports no torch.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from clipgs.catalog.shards import Plan, labels_path, shard_path, shard_sizes
+from clipgs.catalog.sources import source
+from clipgs.catalog.sources.annotations import AnnotatedSource
+from clipgs.config import Coca, Config, Teacher
+from clipgs.core.bundles import read_table
+from clipgs.core.devices import without_cuda
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.lists import enumerated
+from clipgs.evaluation.rows import has_uni3d
+from clipgs.operate.estimate import rates, size_text
+from clipgs.stages import STAGES
+from clipgs.teacher import names
+from clipgs.triplets.captions import NO_COCA, listed_captions, located
+
+CONNECT_SECONDS = 3.0
+HOPELESS = 3.0  # a run that needs this many times the free disk is refused: the estimates are not that wrong
+_MOST_LABELS = 100_000  # objects whose labels are asked for before they are frozen
+
+
+class Jobs(NamedTuple):
+    """What a run will do."""
+
+    shards: Mapping[str, Sequence[str]]  # stage to the shards of its jobs; a stage over everything has none
+    plan: Plan
+    dry: bool = False  # nothing is run
+    local: bool = True  # this machine runs the jobs
+
+
+class Findings(NamedTuple):
+    """What would stop the run, and what the user should know; a sentence each."""
+
+    errors: list[str]
+    notes: list[str]
+
+
+def of_names(config: Config) -> Findings:
+    """Names of models that open_clip does not have. Paths are left to `of_jobs`: a file may come until it is needed."""
+
+    def misspelt(key: str, settings: Teacher | Coca) -> list[str]:
+        path = settings.pretrained or ""
+        if ":" not in settings.name and not ("/" in path or path.endswith(names.SUFFIXES)):
+            _weights(key, settings)
+        return []
+
+    return _gathered(partial(misspelt, key, settings) for key, settings in _models(config))
+
+
+def of_jobs(config: Config, jobs: Jobs) -> Findings:
+    """What the stages of these jobs need and do not find."""
+    needed = jobs.shards.keys()
+    return _gathered(partial(check, config, jobs) for check, stages in _CHECKS.items() if needed & stages)
+
+
+def _gathered(checks: Iterable[Callable[[], list[str]]]) -> Findings:
+    found = Findings([], [])
+    for check in checks:
+        try:
+            found.notes.extend(check())
+        except ClipgsError as error:
+            found.errors.append(str(error))
+    return found
+
+
+# --- models of open_clip ---------------------------------------------------------------------------------------------
+
+
+def _models(config: Config) -> Iterator[tuple[str, Teacher | Coca]]:
+    if config.teacher.name != "train":
+        yield "teacher", config.teacher
+    if config.caption.writer:
+        yield "caption.coca", config.caption.coca
+
+
+def _weights(key: str, settings: Teacher | Coca) -> Path | names.Download | None:
+    """Where the weights of a model are; None if this open_clip cannot be read without an import."""
+    try:
+        return names.find(settings.name, settings.pretrained, key, names.installed)
+    except UsageError:
+        raise
+    except Exception:  # another version may be written otherwise; then the stage alone knows
+        return None
+
+
+def _teacher(config: Config, jobs: Jobs) -> list[str]:
+    unused = jobs.shards.keys() & _SEES == {"caption"} and not config.caption.uses_teacher
+    return [] if unused or config.teacher.name == "train" else _available("teacher", config.teacher, jobs)
+
+
+def _coca(config: Config, jobs: Jobs) -> list[str]:
+    settings = config.caption.coca
+    if not config.caption.writer:
+        return []
+    notes = _available("caption.coca", settings, jobs)
+    if ":" not in settings.name and "multimodal_cfg" not in names.installed(settings.name).architecture:
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
+    return notes
+
+
+def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
+    found = _weights(key, settings)
+    if not isinstance(found, names.Download) or found.cached:
+        return []
+    host = urlsplit(found.address).hostname or found.address
+    text = f"config: {key}: the weights of {found.what} are not on this machine, and"
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise UsageError(f"{text} {variable} is set; {names.elsewhere(key)}")
+    if jobs.local and not jobs.dry and not reachable(found.address):
+        raise UsageError(f"{text} {host} cannot be reached; {names.elsewhere(key)}")
+    return [f"{key}: the weights of {found.what} will be downloaded from {host}"]
+
+
+def reachable(address: str) -> bool:
+    """Whether a connection to the host can be made. A proxy is taken to know the way."""
+    parts = urlsplit(address)
+    if not parts.hostname or getproxies().get(parts.scheme):
+        return True
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+# --- files that the configuration names ------------------------------------------------------------------------------
+
+
+def _first_weights(config: Config, jobs: Jobs) -> list[str]:
+    settings = config.encoder
+    if settings.initialisation == "none" or (jobs.shards.keys().isdisjoint({"train"}) and not has_uni3d(config)):
+        return []
+    if settings.weights is None:
+        if settings.initialisation != "eva02":
+            what = (
+                "a checkpoint of Uni3D" if settings.initialisation == "uni3d" else "the folder of a point encoder's run"
+            )
+            raise UsageError(
+                f"config: encoder.weights: encoder.initialisation = {settings.initialisation} needs {what}"
+            )
+        return []
+    path = Path(settings.weights).expanduser()
+    if settings.initialisation == "points" and path.is_dir():
+        path /= "model.safetensors"
+    if not path.is_file():
+        raise UsageError(f"config: encoder.weights = {settings.weights}: {path} does not exist")
+    return []
+
+
+def _baselines(config: Config, jobs: Jobs) -> list[str]:
+    for name, path in config.evaluation.baselines.model_dump().items():
+        teacher = name in ("eva02_e_14_plus", "vit_bigg_14")
+        if path is not None and not (teacher and path == "download") and not Path(path).expanduser().is_file():
+            raise UsageError(f"config: evaluation.baselines.{name} = {path}: there is no such file")
+    return []
+
+
+def _prompts(config: Config, jobs: Jobs) -> list[str]:
+    settings = config.evaluation
+    if not (settings.templates or settings.classes):
+        return []
+    from clipgs.evaluation.prompts import listed_classes, templates, unmatched  # imports numpy
+
+    templates(settings.templates)
+    if not settings.classes:
+        return []
+    note = unmatched(settings.classes, listed_classes(settings.classes), categories(config, jobs.plan))
+    return [note] if note else []
+
+
+def categories(config: Config, made: Plan) -> set[str | None]:
+    """The categories of the catalog, as far as they are known before the objects are frozen."""
+    tables = [labels_path(config, shard) for shard in made.shards]
+    if all(table.exists() for table in tables):
+        return {row["category"] for table in tables for row in read_table(table, ["category"])}
+    objects = source(config)
+    if isinstance(objects, AnnotatedSource) or made.objects > _MOST_LABELS:
+        return set()
+    return {label["category"] for label in objects.labels(objects.locators())}
+
+
+def _listed_captions(config: Config, jobs: Jobs) -> list[str]:
+    if config.caption.captioner != "cap3d":
+        return []
+    path = Path(str(located(config).cap3d)).expanduser()
+    rows = listed_captions(path)
+    first = next(rows, None)
+    if first is None:
+        raise UsageError(f"config: caption.cap3d: {path} is empty")
+    if jobs.plan.pending:  # their uids are not known
+        return []
+    tables = [read_table(shard_path(config, shard), ["uid", "sha256"]) for shard in jobs.plan.frozen]
+    known = {row[name] for row in chain(*tables) for name in ("uid", "sha256")}
+    if not any(key in known for key, _ in chain([first], rows)):
+        ours = enumerated(row["uid"] for row in chain(*tables))
+        raise UsageError(f"config: caption.cap3d: {path} has a caption of no object; the objects are {ours}")
+    return []
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
+
+
+def _gpu(config: Config, jobs: Jobs) -> list[str]:
+    if config.device == "cuda" and jobs.local and (reason := without_cuda()):
+        raise UsageError(f"config: device = cuda, but {reason}; see `clipgs doctor`, or set `device: cpu`")
+    return []
+
+
+def _writable(config: Config, jobs: Jobs) -> list[str]:
+    folders = {"output": config.output_path}
+    if {"freeze", "fetch"} & jobs.shards.keys() and config.catalog.source not in ("folder", "splats"):
+        folders["cache"] = config.cache_path
+    reasons = {key: reason for key, folder in folders.items() if (reason := unwritable(folder))}
+    texts = [
+        f"config: {key} = {folders[key]}: {reason}; choose a folder for `{key}` that you may write"
+        for key, reason in reasons.items()
+    ]
+    if texts and not jobs.dry:
+        raise UsageError(texts[0])
+    return texts
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be written or made; None where it can."""
+    place = existing(folder)
+    if not place.is_dir():
+        return f"{place} is a file"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+
+
+def existing(folder: Path) -> Path:
+    """The folder or, where it is not there yet, the nearest that is."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _disk(config: Config, jobs: Jobs) -> list[str]:
+    sizes, needed = shard_sizes(config, jobs.plan), 0.0
+    for name, (size, *_) in rates(config).items():
+        stage = STAGES[name]
+        for shard in jobs.shards.get(name, ()) if stage.folder not in config.temporary else ():
+            files = stage.files(config.output_path, shard)
+            there = sum(file.stat().st_size for file in files if file.exists())  # is replaced
+            needed += max(0.0, sizes.get(shard, 0) * size - there)
+    free = shutil.disk_usage(existing(config.output_path)).free
+    text = f"config: output = {config.output}: the run needs about {size_text(needed)}, and {size_text(free)} are free"
+    if needed > HOPELESS * free:
+        raise UsageError(f"{text}; free some space or choose another `output`")
+    return [text] if needed > free else []
+
+
+_SEES = {"embed-images", "embed-texts", "evaluate", "ablation-evaluate", "caption"}
+_EVALUATES = {"evaluate", "ablation-evaluate", "baselines"}
+_TRAINS = {"train", "ablation-train", "ablation-evaluate"}
+_ON_GPU = _SEES | _TRAINS | {"fit", "render", "teacher", "embed-shapes", "baselines", "ablation-start"}
+_CHECKS: dict[Callable[[Config, Jobs], list[str]], set[str]] = {
+    _writable: set(STAGES),
+    _disk: {"sample", "view", "fit", "render", "pack"},
+    _gpu: _ON_GPU - {"caption"},
+    _teacher: _SEES,
+    _coca: {"caption"},
+    _first_weights: _TRAINS,
+    _prompts: _EVALUATES,
+    _baselines: {"baselines"},
+    _listed_captions: {"caption"},
+}
