@@ -106,7 +106,8 @@ def _operate(operation: Operation, options: argparse.Namespace) -> int | None:
     if not operation.on_output:
         return operation.run(options)
     if not options.config:
-        return operation.run(options, started.of_output(options.output))
+        needed = not (operation.anywhere or getattr(options, "run", None))
+        return operation.run(options, started.of_output(options.output, needed=needed))
     config = started.layered(options.config)
     return operation.run(options, config.model_copy(update={"output": str(options.output)} if options.output else None))
 

@@ -86,6 +86,7 @@ class Run:
         self._lock: OutputLock | None = None
         self.files: list[str] = []  # the overlays and single values that gave Snakemake the configuration
         self.values: dict[str, Any] = {}
+        self.snakefile = Path("Snakefile")
         self.named: Callable[[], set[str]] = set  # the targets of this run: known once the workflow is read
 
     def of(self, stage: str) -> str:
@@ -233,7 +234,7 @@ class Run:
         """Locks the output, or refuses to run while another run holds it; writes down the configuration."""
         with fatal(1):
             self._lock = OutputLock(self.config.output_path)
-            started.write(self.config, self.files, self.values)
+            started.write(self.config, self.files, self.values, self.snakefile)
 
     def release(self) -> None:
         """Releases the output."""
@@ -310,9 +311,12 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     if main:
         settings = workflow.config_settings
         run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)
-        os.environ[RUN_ARGUMENTS] = shlex.join(started.arguments_of(run.files, run.values))
-        named = checks.of_names(config)
-        tell(checks.Findings(named.errors, [*run.plan.notes, *notes(config)]))
+        run.snakefile = Path(workflow.main_snakefile)
+        # With --directory it is not known where the command was typed.
+        folder = None if workflow.overwrite_workdir is None else Path.cwd()
+        named = started.arguments_of(run.files, run.values, run.snakefile, folder)
+        os.environ[RUN_ARGUMENTS] = shlex.join(named)
+        tell(checks.Findings(checks.of_names(config).errors, [*run.plan.notes, *notes(config)]))
         check_plan(workflow, run)
     os.environ |= {
         FROZEN: config.model_dump_json(),

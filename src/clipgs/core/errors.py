@@ -4,7 +4,7 @@ import errno
 import os
 import shlex
 
-RUN_ARGUMENTS = "CLIPGS_RUN_ARGUMENTS"  # in the environment: what gave Snakemake the configuration of this run
+RUN_ARGUMENTS = "CLIPGS_RUN_ARGUMENTS"  # in the environment: Snakemake's arguments that name this run
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 

@@ -68,6 +68,12 @@ def of_jobs(config: Config, jobs: Jobs) -> Findings:
     return _gathered(partial(check, config, jobs) for check, stages in _CHECKS.items() if needed & stages)
 
 
+def of_settings(config: Config, plan: Plan) -> Findings:
+    """As `of_jobs`, for a run of every stage. The disk is left out."""
+    jobs = Jobs(dict.fromkeys(STAGES, ()), plan, dry=True)
+    return _gathered(partial(check, config, jobs) for check in _CHECKS if check not in (_disk, _writable))
+
+
 def _gathered(checks: Iterable[Callable[[], list[str]]]) -> Findings:
     found = Findings([], [])
     for check in checks:

@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 import psutil
 
+from clipgs.config import Config
 from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import describe_error
 from clipgs.core.processes import free_memory_bytes, usable_cores
+from clipgs.operate.checks import of_settings
 
 GIB = 2**30
 PROBE_SECONDS = 120  # the first import of torch from a cold network disk takes a minute
@@ -42,12 +44,16 @@ class Check:
     remedy: str = ""
 
 
-def doctor(output: Path = Path("results")) -> list[Check]:
-    """Looks at this machine, and at the disk that a run would fill; `output` need not exist yet.
+def doctor(output: Path = Path("results"), config: Config | None = None) -> list[Check]:
+    """Looks at this machine, at the disk that a run would fill, and at what the configuration names.
 
     Never raises: a check that fails is itself a row.
+
+    Args:
+        output: need not exist yet.
     """
     driver, torch = _tried(_driver), _tried(_probe, "torch")
+    settings = [_checked("settings", _settings, config)] if config else []
     return [
         Check("Python", "ok", f"{platform.python_version()} ({sys.executable})"),  # pip refuses one that is too old
         _checked("torch", _torch, torch),
@@ -61,6 +67,7 @@ def doctor(output: Path = Path("results")) -> list[Check]:
         _checked("disk", _disk, output),
         _checked("cores", _cores),
         _checked("memory", _memory),
+        *settings,
     ]
 
 
@@ -241,6 +248,15 @@ def _memory() -> Row:
     if usable < 2:
         return "note", found, "close other programs, or run with --cores 1; a worker takes up to 1.5 GiB"
     return "ok", found, ""
+
+
+def _settings(config: Config) -> Row:
+    from clipgs.catalog.shards import plan
+
+    found = of_settings(config, plan(config))
+    if found.errors:
+        return "missing", "; ".join(found.errors), "change these keys of the configuration"
+    return ("note", "; ".join(found.notes), "") if found.notes else ("ok", "all names and files are there", "")
 
 
 def _probe_torch() -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Operation:
     example: str  # without `clipgs`
     arguments: tuple[Argument, ...]  # besides those that every command has
     on_output: bool  # works on an output: without `--config` the configuration is that of the output's last run
+    anywhere: bool  # also where there is neither a configuration nor an output
 
     @property
     def name(self) -> str:
@@ -72,11 +73,13 @@ class Operation:
 OPERATIONS: list[Operation] = []
 
 
-def operation(example: str, *arguments: Argument, on_output: bool = True) -> Callable[[_Run], _Run]:
+def operation(
+    example: str, *arguments: Argument, on_output: bool = True, anywhere: bool = False
+) -> Callable[[_Run], _Run]:
     """Adds the function below to OPERATIONS."""
 
     def add(run: _Run) -> _Run:
-        OPERATIONS.append(Operation(run, example, arguments, on_output))
+        OPERATIONS.append(Operation(run, example, arguments, on_output, anywhere))
         return run
 
     return add
@@ -165,7 +168,7 @@ def exclude(options: Namespace, config: Config) -> None:
     chosen = {name: why for name, why in _WHY_LOST.items() if getattr(options, name)}
     if chosen and options.undo:
         raise UsageError(f"--undo takes uids or --list: {excluded.excluded_path(config)} lists what is excluded")
-    uids = list(options.uids) + (read_uids(options.list) if options.list else [])
+    uids = list(options.uids) + (read_uids(options.list, "--list") if options.list else [])
     if not uids and not chosen:
         raise UsageError("name the objects, or a file with one uid a line in --list, or give --replaced or --gone")
     reason_of = dict.fromkeys(uids, excluded.NO_REASON)
@@ -193,10 +196,12 @@ def exclude(options: Namespace, config: Config) -> None:
 )
 def search(options: Namespace, config: Config) -> None:
     """Print the splats nearest to a text or to the picture in a file, and write a picture of them."""
-    from clipgs.report import search as module
-
     given = options.run if options.run is not None else f"runs/{config.training.run}"
     run = Path(given) if Path(given).exists() else config.output_path / given
+    log.info("search: loading PyTorch and the encoder in %s", run)
+
+    from clipgs.report import search as module
+
     kept = {"triplets": options.triplets, "picture": options.picture, "device": config.device}
     found = module.search(options.query, run, k=options.count, **kept)
     sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
@@ -243,11 +248,11 @@ def config(options: Namespace) -> None:
     sys.stdout.write(configuration.schema() if options.schema else configuration.to_yaml(options.recipe))
 
 
-@operation("doctor")
+@operation("doctor", anywhere=True)
 def doctor(options: Namespace, config: Config) -> int:
     """Check what this machine has, with a remedy for what it lacks."""
     from clipgs.operate import doctor as module
 
-    checks = module.doctor(config.output_path)
+    checks = module.doctor(config.output_path, config)
     sys.stdout.write(module.format(checks) + "\n")
     return 1 if any(check.status == "missing" for check in checks) else 0

@@ -42,6 +42,8 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
     if unknown := [shard for shard in shards if shard not in known]:
         raise UsageError(f"{config.output_path} has no shard {unknown[0]}")
     found, counts = {}, retries(config)
+    if not known:  # nor is there an output to lock
+        return {}
     with OutputLock(config.output_path):
         for shard in shards or known:
             if not (count := _failed(config, stage, shard)):

@@ -70,6 +70,7 @@ def search(
         known = embed(run, folder, encoder=encoder)
     if not known.uids:
         raise ClipgsError(f"{folder} has no triplets; make them with: {snakemake('triplets')}")
+    log.info("search: loading %s, which reads the query", encoder.notes["teacher"]["teacher"])
     asked = query if image is None else encoder.encode_images(_square(image))[0]
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
