@@ -46,7 +46,7 @@ def test_an_unknown_object_changes_nothing(config):
 
 def test_a_list_that_is_none_is_one_line(config):
     excluded_path(config).write_text("name,why\na,b\n")
-    with pytest.raises(UsageError, match="excluded.csv, line 2: it is not a CSV file of uid, shard, reason"):
+    with pytest.raises(UsageError, match=r"excluded\.csv, line 2: it is not a CSV file of uid, shard, reason"):
         excluded(config)
 
 
