@@ -1,18 +1,35 @@
-"""Kills, full disks and cut files over a whole run, and whether its results are those of an undisturbed one.
+"""What goes wrong over months, in random order: does a rerun always end as if nothing had happened?
 
-    python benchmarks/chaos.py --disturbances 30
+    python benchmarks/chaos.py --disturbances 60 --worlds 6
 
-One run over built-in objects is left alone. Another is disturbed again and again, at random moments, and started again
-each time: one of its processes is killed, or all of them at once (a power cut); its disk is filled; a file that it made
-is cut short. When a run ends well before all disturbances are done, its bytes are compared, its output is removed, and
-it begins anew. Writes benchmarks/results/chaos.json. A small disk of its own needs root; without it none is filled.
+A world is an output over a folder of meshes with a manifest, three shards at first, with training. Between runs and
+during them it is disturbed: meshes are replaced, removed, added and touched; rows of the manifest are broken and
+mended; settings are changed and changed back; the teacher is replaced; objects are excluded; stages are retried or
+forced. Runs are killed, in part or as a whole (a power cut), their disk is filled, and finished files are cut short.
+After each disturbance the same command runs again, and nothing else. Before each run `clipgs status` is asked what it
+will do.
+
+At the end of a world these are compared:
+
+- with a fresh run over the final sources: every object's files. Renderers may draw a pixel of a view differently by one
+  level. Such objects are listed, and must be equal in the next comparison.
+- with a run that starts from the frozen shards and is given the same views: every object's files, and whole tars of
+  shards of which no object was replaced, removed or excluded.
+- with a training from nothing on a copy of the output: features, curves, weights.
+
+Several worlds run side by side and share the disturbances; every second one has a teacher in a folder instead of one
+that is trained. Writes benchmarks/results/chaos.json. A small disk of its own needs root; without it none is filled.
 """
 
 import argparse
+import csv
 import hashlib
+import io
+import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,71 +38,165 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from PIL import Image
 from record import CHECKOUT, record
 
-from clipgs.config import merge
+from clipgs import config as configuration
+from clipgs.catalog.excluded import excluded, excluded_path
+from clipgs.catalog.shards import frozen_shards, shard_path
+from clipgs.catalog.sources import procedural
+from clipgs.config import Config, merge
+from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.files import sidecar
+from clipgs.core.processes import usable_cores
+from clipgs.stages import OF_RULE, job
 
 sys.path.append(str(CHECKOUT))  # for the tests
+from tests.packed_world import save_model
 from tests.workflow.conftest import SETTINGS, Workspace
 
 _log = logging.getLogger(__name__)
 OVERLAY: dict[str, Any] = {  # over the settings of the tests
     "output": "disk/results",
     "cache": "disk/cache",
-    "catalog": {"source": "procedural", "shard_objects": 3, "validation_fraction": 0.2, "test_fraction": 0.0},
+    "catalog": {"shard_objects": 4},
     "fit": {"min_psnr": 1.0},
     "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
     "training": {"epochs": 12, "batch": 4, "views": 2},
     "workers": {"checkpoint_steps": 2},
 }
-COMPARED = ("triplets/*", "features/*/*/*", "runs/*/metrics.jsonl", "runs/*/model.safetensors")
-DISK_MB = 640  # a tiny encoder, its states and the small teacher take 300
+# A key of each stage: another value, and the rule that runs for it (none: it changes no result).
+KEYS: dict[str, tuple[Any, str | None]] = {
+    "meshes.max_file_mb": (200, "fetch"),
+    "points.count": (500, "sample"),
+    "views.held_out": (3, "view"),
+    "fit.steps": (24, "fit"),
+    "render.webp_quality": (80, "render"),
+    "caption.max_characters": (30, "caption"),
+    "pack.title": ("Another", "index"),
+    "teacher.images": ("meshes", "embed_images"),
+    "encoder.refinement_width": (24, "train"),
+    "training.lr": (0.002, "train"),
+    "workers.checkpoint_steps": (3, None),
+}
+SPLITS = ("train", "train", "train", "validation", "train", "test")
+FEWEST = 8  # objects: a batch of the training split must be left
+DISK_MB = 900
 RUN_SECONDS = 900  # of a run that hangs
+MOMENTS = (4, 25)  # seconds after its start, of a disturbance to a run
+MOST_BAD_ENDS = 4  # of runs in a row that nothing disturbed
+COLUMNS = ("file", "category", "text", "split")
+TRAINED = ("features/*/*/*.safetensors", "runs/*/metrics.jsonl", "runs/*/model.safetensors", "evaluation/*/*.json")
+EVERYTHING = "every rule"
 
 
-class Disturbed(Workspace):
-    """A folder in which Snakemake runs, on a disk of its own where that can be had."""
+@dataclass
+class Done:
+    """What was done to a world: in words, rules that must run for it, and rules that must not."""
 
-    def __init__(self, folder: Path, objects: int, target: str) -> None:
+    what: str
+    must: set[str]
+    never: set[str]
+
+
+def done(what: str, must: str = "", never: str = "") -> Done:
+    return Done(what, set(must.split()), {EVERYTHING} if never == EVERYTHING else set(never.split()))
+
+
+class World(Workspace):
+    """A folder in which Snakemake runs: meshes, manifest, settings; the output on a disk of its own if that can be."""
+
+    def __init__(self, folder: Path, target: str, cores: int) -> None:
         super().__init__(folder, CHECKOUT)
-        self.target = target
-        (folder / "disk").mkdir(parents=True)
-        self.write_config(merge(SETTINGS, OVERLAY, {"catalog": {"procedural": {"objects": objects}}}))
+        self.target, self.cores = target, cores
+        (folder / "disk").mkdir(parents=True, exist_ok=True)
 
     @property
     def output(self) -> Path:
         return self.folder / "disk" / "results"
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        command = self.command("--cores", "2", self.target, *arguments)
-        log = open(self.folder / "run.log", "ab")  # noqa: SIM115 (the child's)
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    @property
+    def meshes(self) -> Path:
+        return self.folder / "meshes"
 
-    def clipgs(self, *arguments: str) -> int:
-        return subprocess.run(
-            [sys.executable, "-m", "clipgs", *arguments], cwd=self.folder, capture_output=True, check=False
-        ).returncode
+    @property
+    def config(self) -> Config:
+        """The configuration, with an absolute output."""
+        read = configuration.read(self.folder / "config.yaml")
+        return read.model_copy(update={"output": str(self.output)})
+
+    def start(self, *arguments: str, log: str = "run.log", target: str = "") -> subprocess.Popen:
+        command = self.command("--cores", str(self.cores), *arguments, "--", target or self.target)
+        with open(self.folder / log, "wb") as file:
+            return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+    def clipgs(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "clipgs", *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
 
     def unlock(self) -> None:
-        self.start("--unlock").wait()
+        self.start("--unlock", log="unlock.log").wait()
+
+    def text(self, log: str = "run.log") -> str:
+        return (self.folder / log).read_text(errors="replace")
+
+    # --- the sources ---
+
+    def rows(self) -> list[dict[str, str]]:
+        with open(self.meshes / "manifest.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_rows(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        (self.meshes / "manifest.csv").write_text(text.getvalue())
+
+    def sources_from(self, other: "World") -> None:
+        """Another world's meshes, manifest, settings and teacher."""
+        for name in ("meshes", "teacher"):
+            if (other.folder / name).exists():
+                shutil.copytree(other.folder / name, self.folder / name)
+        shutil.copyfile(other.folder / "config.yaml", self.folder / "config.yaml")
+
+    # --- what was made ---
+
+    def objects(self, folder: str) -> dict[str, dict[str, bytes]]:
+        """Uid to its files in the tars of a folder of the output, by name; what names the shard is left out."""
+        found: dict[str, dict[str, bytes]] = {}
+        for tar in sorted((self.output / folder).glob("[0-9]*.tar")):
+            for name, data in read_tar(tar):
+                uid, member = re.split(r"[/.]", name, maxsplit=1)
+                if member == "json" and folder == "triplets":
+                    data = json.dumps(json.loads(data) | {"shard": None}).encode()
+                found.setdefault(uid, {})[member] = data
+        return found
+
+    def frozen(self) -> dict[str, str]:
+        """Uid to shard."""
+        shards = frozen_shards(self.config)
+        return {row["uid"]: shard for shard in shards for row in read_table(shard_path(self.config, shard), ["uid"])}
+
+    def packed(self) -> set[str]:
+        tables = (self.output / "triplets").glob("[0-9]*.parquet")
+        return {row["uid"] for table in tables for row in read_table(table, ["uid", "status"]) if row["status"] == "ok"}
 
     def digests(self) -> dict[str, str]:
         return {
             str(file.relative_to(self.output)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for pattern in COMPARED
+            for pattern in TRAINED
             for file in sorted(self.output.glob(pattern))
         }
-
-    def clear(self) -> None:
-        for folder in (self.output, self.folder / "disk" / "cache", self.folder / ".snakemake"):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -98,6 +209,9 @@ def small_disk(folder: Path) -> Iterator[bool]:
     finally:
         if mounted:
             subprocess.run(["umount", str(folder)], check=False)
+
+
+# --- blows: to a run that is at work ---------------------------------------------------------------------------------
 
 
 def processes(run: subprocess.Popen) -> list[psutil.Process]:
@@ -130,21 +244,21 @@ def wait(run: subprocess.Popen) -> int:
     return code
 
 
-def kill_one(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
-    victim = dice.choice(processes(run))
+def kill_one(run: subprocess.Popen, dice: random.Random, world: World) -> str:
+    victim = dice.choice(processes(run) or [psutil.Process(run.pid)])
     name = "snakemake" if victim.pid == run.pid else "a process below it"
     with suppress(psutil.NoSuchProcess):
         victim.kill()
     return name
 
 
-def kill_all(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
+def kill_all(run: subprocess.Popen, dice: random.Random, world: World) -> str:
     os.killpg(run.pid, signal.SIGKILL)
     return "all processes at once"
 
 
-def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
-    filler = workspace.folder / "disk" / "filler"
+def fill_disk(run: subprocess.Popen, dice: random.Random, world: World) -> str:
+    filler = world.folder / "disk" / "filler"
     with open(filler, "wb") as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
@@ -154,106 +268,491 @@ def fill_disk(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) 
     return f"the run ended with {code}"
 
 
-def cut_file(run: subprocess.Popen, dice: random.Random, workspace: Disturbed) -> str:
+def cut_file(run: subprocess.Popen, dice: random.Random, world: World) -> str:
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     kinds = (".tar", ".parquet", ".npz", ".csv", ".json", ".safetensors")
-    files = sorted(f for f in workspace.output.rglob("*") if f.suffix in kinds and f.stat().st_size > 1)
-    files = [f for f in files if sidecar(f).exists()]
+    files = sorted(f for f in world.output.rglob("*") if f.suffix in kinds and f.stat().st_size > 1)
+    files = [f for f in files if not f.name.startswith(".") and sidecar(f).exists()]
     if not files:
         return "there was none yet"
     file = dice.choice(files)
     times = file.stat()
     os.truncate(file, dice.randrange(1, file.stat().st_size))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk that lost blocks: nothing else tells
-    return str(file.relative_to(workspace.output))
+    return str(file.relative_to(world.output))
 
 
-KINDS = {"kill one": kill_one, "kill all": kill_all, "fill the disk": fill_disk, "cut a file": cut_file}
-WEIGHTS = {"kill one": 12, "kill all": 8, "fill the disk": 5, "cut a file": 5}
+BLOWS = {"kill one": kill_one, "kill all": kill_all, "fill the disk": fill_disk, "cut a file": cut_file}
+
+
+# --- edits: what users do --------------------------------------------------------------------------------------------
+
+
+class Editor:
+    """Edits a world's sources and settings; remembers what was there."""
+
+    def __init__(self, world: World, dice: random.Random, objects: int, own_teacher: bool, new: int) -> None:
+        self.world, self.dice, self.own_teacher = world, dice, own_teacher
+        self._new = new  # number of the next object that no world has seen
+        self._names = 0
+        self._old: dict[str, list[bytes]] = {}  # file to what it held before
+        self._broken: dict[str, str] = {}  # the name that a row should have, by the wrong one
+        world.meshes.mkdir(parents=True)
+        rows = [self._add_file() for _ in range(objects)]
+        world.write_rows(rows)
+        self.settings = merge(SETTINGS, OVERLAY)
+        if own_teacher:
+            save_model(world.folder / "teacher", seed=0)
+            self.settings = merge(self.settings, {"teacher": {"name": "local-dir:teacher"}})
+        self._first = self.settings
+        world.write_config(self.settings)
+
+    def _next(self) -> tuple[bytes, procedural.Description]:
+        locator = procedural.locator(self._new, 0)
+        self._new += 1
+        return procedural.build(locator), procedural.describe(locator)
+
+    def _add_file(self) -> dict[str, str]:
+        data, about = self._next()
+        name, split = f"object-{self._names:02d}.glb", SPLITS[self._names % len(SPLITS)]
+        self._names += 1
+        (self.world.meshes / name).write_bytes(data)
+        return {"file": name, "category": about.category, "text": about.text, "split": split}
+
+    def _listed(self) -> list[str]:
+        return [row["file"] for row in self.world.rows() if (self.world.meshes / row["file"]).exists()]
+
+    def replace(self) -> Done:
+        """Another mesh under an object's name; at times one that was there before, or one that is damaged."""
+        name = self.dice.choice(self._listed())
+        file, kind = self.world.meshes / name, self.dice.random()
+        old = self._old.setdefault(name, [])
+        now = file.read_bytes()
+        if kind < 0.2 and old:
+            file.write_bytes(old.pop())
+            what, must = f"{name} by what it was", ""
+        elif kind < 0.4:
+            file.write_bytes(self._next()[0][:3000])
+            what, must = f"{name} by a damaged one", "freeze fetch sample pack index"
+        else:
+            file.write_bytes(self._next()[0])
+            what, must = f"{name} by another", "freeze fetch fit pack index"
+        old.append(now)
+        return done(what, must, "train")
+
+    def remove(self) -> Done:
+        listed = self._listed()
+        if len(listed) <= FEWEST:
+            return self.add()
+        name = self.dice.choice(listed)
+        (self.world.meshes / name).unlink()
+        if self.dice.random() < 0.5:
+            return done(f"{name}, its row stays", never="fit train")
+        self.world.write_rows([row for row in self.world.rows() if row["file"] != name])
+        return done(f"{name} and its row", never="fit train")
+
+    def add(self) -> Done:
+        row = self._add_file()
+        self.world.write_rows([*self.world.rows(), row])
+        return done(row["file"], "freeze fetch sample view fit render pack index", "train")
+
+    def touch(self) -> Done:
+        files = sorted(self.world.meshes.iterdir())
+        for file in self.dice.sample(files, 3):
+            os.utime(file)
+        return done("three files of the source", never=EVERYTHING)
+
+    def row(self) -> Done:
+        """Breaks a row of the manifest, or mends the one that is broken."""
+        rows = self.world.rows()
+        if self._broken:
+            wrong, right = self._broken.popitem()
+            self.world.write_rows([{**row, "file": right if row["file"] == wrong else row["file"]} for row in rows])
+            return done(f"{wrong} is {right} again", never="fit train")
+        row = self.dice.choice([row for row in rows if (self.world.meshes / row["file"]).exists()])
+        wrong = f"wrong-{row['file']}"
+        self._broken[wrong], row["file"] = row["file"], wrong
+        self.world.write_rows(rows)
+        return done(f"a row names {wrong}", "freeze fetch", "train")
+
+    def caption(self) -> Done:
+        rows = self.world.rows()
+        row = self.dice.choice([row for row in rows if (self.world.meshes / row["file"]).exists()])
+        row["text"] = f"{row['category']} number {self.dice.randrange(1000)}"
+        self.world.write_rows(rows)
+        return done(f"of {row['file']}", "label caption pack index", "fit view")
+
+    def key(self) -> Done:
+        """Changes a setting, or changes it back."""
+        name = self.dice.choice(sorted(KEYS))
+        other, rule = KEYS[name]
+        return self._set(name, other, rule or "", "" if rule else EVERYTHING)
+
+    def _set(self, name: str, other: Any, must: str, never: str = "") -> Done:
+        section, *rest = name.split(".")
+        layer: Any = other
+        for part in reversed(rest):
+            layer = {part: layer}
+        changed = merge(self.settings, {section: layer})
+        if changed == self.settings:
+            changed = json.loads(json.dumps(self.settings))
+            target, first = changed, self._first
+            *parents, last = name.split(".")
+            for part in parents:
+                target, first = target[part], first.get(part, {})
+            if last in first:
+                target[last] = first[last]
+            else:
+                del target[last]
+            self.settings = changed
+            what = f"{name} back"
+        else:
+            self.settings, what = changed, f"{name}: {other}"
+        self.world.write_config(self.settings)
+        return done(what, must, never)
+
+    def teacher(self) -> Done:
+        if not self.own_teacher:
+            return self._set("teacher.small.steps", 8, "teacher embed_images embed_texts train")
+        seed = self.dice.randrange(1, 1000)
+        save_model(self.world.folder / "teacher", seed=seed)
+        return done(f"the folder's weights by those of seed {seed}", "embed_images embed_texts train")
+
+    def exclude(self) -> Done:
+        listed = sorted(uid for uids in excluded(self.world.config).values() for uid in uids)
+        packed = sorted(self.world.packed() - set(listed))
+        undo = bool(listed) and (len(packed) <= FEWEST or self.dice.random() < 0.5)
+        if not undo and len(packed) <= FEWEST:
+            return done("no object: too few are packed")
+        uid = self.dice.choice(listed if undo else packed)
+        ended = self.world.clipgs("exclude", uid, *(["--undo"] if undo else ["--reason", "a takedown"]))
+        what = f"{uid}{' no more' if undo else ''}" + (f": {ended.stderr.strip()}" if ended.returncode else "")
+        return done(what, "" if ended.returncode else "pack index", "fit view render")
+
+    def retry(self) -> Done:
+        stage = self.dice.choice(["fetch", "sample", "view", "fit"])
+        ended = self.world.clipgs("retry", stage)
+        said = " ".join((ended.stdout or ended.stderr).split())
+        return done(f"{stage}: {said[:150]}")
+
+    def force(self) -> Done:
+        """A rule that the next run is told to run."""
+        return done(self.dice.choice(["sample", "render", "pack", "embed_texts"]))
+
+
+EDITS = ("replace", "remove", "add", "touch", "row", "caption", "key", "teacher", "exclude", "retry", "force")
+WORK = ("replace", "add", "key")  # what gives a run something to do, for a blow to meet
+SOURCES = ("replace", "remove", "add", "touch")  # also done while a run is at work
+WEIGHTS = {"replace": 7, "remove": 4, "add": 4, "touch": 3, "row": 5, "caption": 3, "key": 9, "teacher": 4,
+           "exclude": 5, "retry": 3, "force": 1, "kill one": 4, "kill all": 3, "fill the disk": 2,
+           "cut a file": 3}  # fmt: skip
+
+
+# --- a run, and what was said of it ----------------------------------------------------------------------------------
+
+
+def announced(world: World) -> tuple[dict[str, int] | None, str]:
+    """Rule to the jobs that `clipgs status` expects of a run, or None if it does not answer; and its text."""
+    asked = world.clipgs("status", "--config", "config.yaml", world.target)
+    if asked.returncode:
+        return None, asked.stderr
+    found = {}
+    for rule, numbers in re.findall(r"^(\w+) ((?: *(?:[\d,]+|\.)){5})$", asked.stdout, re.MULTILINE):
+        _, *others = (0 if word == "." else int(word.replace(",", "")) for word in numbers.split())
+        found[rule] = sum(others)
+    if found.get("freeze"):
+        found["freeze"] = 1  # one job freezes all new shards
+    return {rule: count for rule, count in found.items() if count}, asked.stdout
+
+
+def ran(text: str) -> dict[str, int]:
+    """Rule to the jobs that a run started, from its log."""
+    return dict(Counter(rule for rule in re.findall(r"^(?:local)?rule (\w+):$", text, re.MULTILINE) if rule in OF_RULE))
+
+
+def judge(expected: dict[str, int] | None, found: dict[str, int], whole: bool) -> str:
+    """What status said that was not so; empty if it told the truth. A run that was stopped may lack jobs."""
+    if expected is None:
+        return "" if not found and not whole else "status did not answer"
+    wrong = [
+        f"{rule}: {found.get(rule, 0)} jobs, not {expected.get(rule, 0)}"
+        for rule in sorted(expected.keys() | found.keys())
+        if (found.get(rule, 0) != expected.get(rule, 0) if whole else found.get(rule, 0) > expected.get(rule, 0))
+    ]
+    return "; ".join(wrong)
+
+
+def _ended_well(run: dict[str, Any]) -> bool:
+    return run["exit_code"] == 0 and not run["disturbed"]
+
+
+class Story:
+    """One world from an empty output to the last comparison."""
+
+    def __init__(self, number: int, folder: Path, deck: list[str], arguments: argparse.Namespace, cores: int) -> None:
+        self.number, self.deck = number, deck
+        self.dice = random.Random(f"{arguments.seed} {number}")
+        self.world = World(folder / f"world-{number}", arguments.target, cores)
+        self.editor = Editor(self.world, self.dice, arguments.objects, number % 2 == 1, 1000 * number)
+        self.table: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.faults: list[str] = []
+        self.compared: dict[str, Any] = {}
+
+    def tell(self) -> dict[str, Any]:
+        """Plays the deck, then compares."""
+        began = time.monotonic()
+        with small_disk(self.world.folder / "disk") as has_disk:
+            self.deck = [kind if has_disk or kind != "fill the disk" else "kill all" for kind in self.deck]
+            if self._play():
+                self._compare()
+        return {
+            "teacher": "a folder" if self.editor.own_teacher else "trained",
+            "seconds": round(time.monotonic() - began),
+            "disturbances": self.table,
+            "runs": self.runs,
+            "faults": self.faults,
+            **self.compared,
+        }
+
+    def _play(self) -> bool:
+        """Whether all was made in the end."""
+        bad_ends = 0
+        while bad_ends <= MOST_BAD_ENDS:
+            edit, force, settled = None, [], bool(self.runs) and _ended_well(self.runs[-1])
+            during = bool(self.deck) and (
+                self.deck[0] in BLOWS or (self.deck[0] in SOURCES and self.dice.random() < 0.25)
+            )
+            if settled and self.deck and self.deck[0] in BLOWS:
+                edit = self._edit(self.dice.choice(WORK))
+            elif self.runs and self.deck and not during:
+                edit = self._edit(self.deck.pop(0))
+                force = ["--forcerun", edit.what] if self.table[-1]["kind"] == "force" else []
+            expected, _ = announced(self.world)
+            run, began = self.world.start(*force), time.monotonic()
+            disturbed = during and self._disturb(run, began)
+            code = wait(run)
+            jobs = ran(self.world.text())
+            about = {"seconds": round(time.monotonic() - began, 1), "exit_code": code, "disturbed": disturbed}
+            whole = code == 0 and not disturbed
+            wrong = "" if force else judge(expected, jobs, whole)
+            self.runs.append({**about, "jobs": sum(jobs.values()), "forced": bool(force), "status_was_wrong": wrong})
+            self._say(f"run {len(self.runs)}: {about}, {jobs}{'; STATUS WAS WRONG: ' + wrong if wrong else ''}")
+            if edit and settled and whole:
+                self._expect(edit, jobs)
+            if disturbed:
+                self.world.unlock()
+            elif code or not self.deck:
+                # A file that nobody read since it was cut is found by this, as docs/cluster.md says.
+                if code == 0 and self.world.clipgs("verify", "--set-aside").returncode == 0:
+                    return True
+                bad_ends += 1
+                continue
+            bad_ends = 0
+        self._fault(f"reruns do not end well: {self.world.text()[-3000:]}")
+        return False
+
+    def _edit(self, kind: str, during: str = "") -> Done:
+        edit = getattr(self.editor, kind)()
+        self.table.append({"kind": kind, "what": edit.what, **({"during": during} if during else {})})
+        self._say(f"{len(self.table)} {kind}: {edit.what}{' during ' + during if during else ''}")
+        return edit
+
+    def _disturb(self, run: subprocess.Popen, began: float) -> bool:
+        """Deals the next disturbance to the run, unless that ends too early; whether it did."""
+        moment = self.dice.uniform(*MOMENTS)
+        while run.poll() is None and time.monotonic() - began < moment:
+            time.sleep(0.02)
+        if run.poll() is not None:
+            return False
+        kind, at_work = self.deck.pop(0), stage_of(processes(run))
+        if kind in SOURCES:
+            self._edit(kind, at_work)
+            return True
+        what = BLOWS[kind](run, self.dice, self.world)
+        code = wait(run)
+        self.table.append({"kind": kind, "what": what, "during": at_work, "exit_code": code})
+        self._say(f"{len(self.table)} {kind}: {what} during {at_work}")
+        return True
+
+    def _expect(self, edit: Done, jobs: dict[str, int]) -> None:
+        if missing := edit.must - jobs.keys():
+            self._fault(f"{self.table[-1]}: {', '.join(sorted(missing))} did not run")
+        if more := jobs.keys() if EVERYTHING in edit.never else edit.never & jobs.keys():
+            self._fault(f"{self.table[-1]}: {', '.join(sorted(more))} ran")
+
+    def _fault(self, text: str) -> None:
+        self.faults.append(text)
+        self._say(f"FAULT {text}")
+
+    def _say(self, text: str) -> None:
+        _log.info("%s world %d: %s", time.strftime("%H:%M:%S"), self.number, text)
+
+    # --- the comparisons ---
+
+    def _compare(self) -> None:
+        world = self.world
+        expected, text = announced(world)
+        if expected:
+            self._fault(f"after the last run, status still expects {expected}")
+        leftovers = [str(file) for file in world.output.rglob("*.part")]
+        kept = world.output / "work" / "train"  # the objects as training maps them into memory
+        leftovers += [str(f) for f in (world.output / "work").rglob("*") if f.is_file() and kept not in f.parents]
+        if leftovers:
+            self._fault(f"left behind: {leftovers}")
+        ours = world.objects("triplets")
+        with ThreadPoolExecutor(3) as pool:
+            fresh, given, trained = pool.map(lambda make: make(), (self._fresh, self._given, self._trained))
+        theirs, views = fresh.objects("triplets"), (world.objects("views"), fresh.objects("views"))
+        same = given.objects("triplets")
+        drawn: list[str] = []
+        for uid in sorted(theirs):
+            if uid not in ours:
+                self._fault(f"{uid} is packed by a fresh run alone")
+            elif uid not in same:
+                self._fault(f"{uid} is not packed from the frozen shards")
+            elif ours[uid] != same[uid]:
+                self._fault(f"{uid} differs, from the same views: {_differing(ours[uid], same[uid])}")
+            elif ours[uid] != theirs[uid]:
+                if (pixels := pixels_apart(views[0].get(uid, {}), views[1].get(uid, {}))) is None:
+                    self._fault(f"{uid} differs from a fresh run's: {_differing(ours[uid], theirs[uid])}")
+                else:
+                    drawn.append(f"{uid}: {pixels} pixels of its views differ by one level")
+        surplus = sorted(ours.keys() - theirs.keys())
+        if unnamed := [uid for uid in surplus if uid not in text]:
+            self._fault(f"packed, not by a fresh run, and not shown by status: {unnamed}")
+        shard_of = world.frozen()
+        touched = {shard_of[uid] for uid in surplus} | {shard_of[uid] for uid in theirs.keys() - ours.keys()}
+        whole = [shard for shard in frozen_shards(world.config) if shard not in touched]
+        for shard in whole:
+            tars = [one.output / "triplets" / f"{shard}.tar" for one in (world, given)]
+            if len({tar.read_bytes() if tar.exists() else b"" for tar in tars}) > 1:
+                self._fault(f"triplets/{shard}.tar differs from that of the frozen shards")
+        ours_trained, theirs_trained = world.digests(), trained.digests()
+        differing = sorted(n for n in ours_trained.keys() | theirs_trained.keys()
+                           if ours_trained.get(n) != theirs_trained.get(n))  # fmt: skip
+        if differing:
+            self._fault(f"not what the recorded inputs give: {differing}")
+        self.compared = {
+            "objects_compared": len(theirs),
+            "objects_with_other_views": drawn,
+            "surplus_objects": len(surplus),
+            "whole_tars_compared": len(whole),
+            "trained_files_compared": len(ours_trained),
+        }
+        self._say(f"compared: {self.compared}")
+
+    def _beside(self, name: str) -> World:
+        beside = World(self.world.folder.parent / f"{name}-{self.number}", self.world.target, self.world.cores)
+        beside.sources_from(self.world)
+        return beside
+
+    def _make(self, world: World, target: str) -> World:
+        if code := wait(world.start(target=target)):
+            self._fault(f"{world.folder.name} ends with {code}: {world.text()[-2000:]}")
+        return world
+
+    def _fresh(self) -> World:
+        """A run over the sources and settings as they are now, without the excluded objects."""
+        fresh = self._make(self._beside("fresh"), "disk/results/catalog/objects.parquet")
+        out = {uid for uids in excluded(self.world.config).values() for uid in uids} & fresh.frozen().keys()
+        if out:
+            fresh.clipgs("exclude", *sorted(out))
+        return self._make(fresh, "triplets")
+
+    def _given(self) -> World:
+        """A run that starts from the frozen shards, and is given the views."""
+        given = self._beside("given")
+        shutil.copytree(self.world.output / "catalog" / "shards", given.output / "catalog" / "shards")
+        with suppress(FileNotFoundError):
+            shutil.copyfile(excluded_path(self.world.config), excluded_path(given.config))
+        drawn = self.world.objects("views")
+        for shard in frozen_shards(given.config):
+            journal = job(given.config, "view", shard).journal
+            for row in read_table(self.world.output / "views" / f"{shard}.parquet"):
+                if row["status"] == "ok":
+                    own = {name: value for name, value in row.items() if name not in ("uid", "status", "error", "key")}
+                    pictures = [(name, own.pop(name)) for name, value in row.items() if isinstance(value, bytes)]
+                    journal.put(row["uid"], row["key"], own, [*drawn[row["uid"]].items(), *pictures])
+        return self._make(given, "triplets")
+
+    def _trained(self) -> World:
+        """A copy of the output, with features and run made from nothing, of the inputs that the run has recorded."""
+        copy = World(self.world.folder.parent / f"trained-{self.number}", self.world.target, self.world.cores)
+        shutil.copytree(self.world.folder, copy.folder, dirs_exist_ok=True)
+        shutil.rmtree(copy.output / "features")
+        for folder in (copy.output / "runs").iterdir():
+            inputs = (folder / "inputs.json").read_bytes()
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "inputs.json").write_bytes(inputs)
+        for folder in ("work", "evaluation"):
+            shutil.rmtree(copy.output / folder, ignore_errors=True)
+        return self._make(copy, self.world.target)
+
+
+def _differing(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def pixels_apart(ours: dict[str, bytes], theirs: dict[str, bytes]) -> int | None:
+    """How many pixels of two sets of pictures differ, if some do, and each by one level in one channel; else None."""
+    count = 0
+    if ours.keys() != theirs.keys():
+        return None
+    for name in ours:
+        if ours[name] == theirs[name]:
+            continue
+        if not name.endswith(".png"):
+            return None
+        first, second = (np.asarray(Image.open(io.BytesIO(one[name]))).astype(int) for one in (ours, theirs))
+        apart = np.abs(first - second)
+        if first.shape != second.shape or apart.max(initial=0) > 1 or (apart.sum(axis=-1) > 1).any():
+            return None
+        count += int(apart.any(axis=-1).sum())
+    return count or None
+
+
+def deal(disturbances: int, worlds: int, seed: int) -> list[list[str]]:
+    """The disturbances of each world, in random order; of all together each kind has its share."""
+    deck = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
+    random.Random(seed).shuffle(deck)
+    dealt = [deck[i % len(deck)] for i in range(disturbances)]
+    return [dealt[number::worlds] for number in range(worlds)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--disturbances", type=int, default=30)
-    parser.add_argument("--objects", type=int, default=6)
+    parser.add_argument("--disturbances", type=int, default=60, help="of all worlds together")
+    parser.add_argument("--worlds", type=int, default=max(1, usable_cores() // 3), help="default: one for three cores")
+    parser.add_argument("--objects", type=int, default=12, help="of a world at first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", default="train")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with tempfile.TemporaryDirectory() as temporary:
-        results = run(Path(temporary), arguments)
-    settings = {key: getattr(arguments, key) for key in ("disturbances", "objects", "seed", "target")}
-    record("chaos", settings, results)
-    return 0 if results["same_bytes"] else 1
-
-
-def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    dice = random.Random(arguments.seed)
-    undisturbed = Disturbed(folder / "undisturbed", arguments.objects, arguments.target)
-    start = time.monotonic()
-    if wait(undisturbed.start()):
-        raise SystemExit((undisturbed.folder / "run.log").read_text()[-3000:])
-    seconds = time.monotonic() - start
-    expected = undisturbed.digests()
-    _log.info("undisturbed: %.0f s, %d files", seconds, len(expected))
-
-    workspace = Disturbed(folder / "disturbed", arguments.objects, arguments.target)
-    table: list[dict[str, Any]] = []
-    rounds = runs = 0
-    same = True
-    with small_disk(workspace.folder / "disk") as has_disk:
-        kinds = dice.choices([*WEIGHTS], [*WEIGHTS.values()], k=arguments.disturbances)
-        kinds = [kind if has_disk or kind != "fill the disk" else "kill all" for kind in kinds]
-        while kinds or rounds == 0 or workspace.output.exists():
-            runs += 1
-            process = workspace.start()
-            # Moments lie as close together as lets about ten of them fall into one round.
-            moment = dice.uniform(0, seconds / 3)
-            began = time.monotonic()
-            while process.poll() is None and (not kinds or time.monotonic() - began < moment):
-                time.sleep(0.01)
-            if process.poll() is None:
-                kind = kinds.pop(0)
-                at_work = stage_of(processes(process))
-                what = KINDS[kind](process, dice, workspace)
-                code = wait(process)
-                table.append({"kind": kind, "after_seconds": round(time.monotonic() - began, 1), "during": at_work,
-                              "what": what, "exit_code": code})  # fmt: skip
-                _log.info("%d %s", len(table), table[-1])
-                workspace.unlock()
-                continue
-            code = wait(process)
-            if code:  # what a disturbance left was found, and set aside or named: once more
-                ended = table[-1].setdefault("next_runs_ended_with", [])
-                ended.append(code)
-                if len(ended) > 3:
-                    raise SystemExit((workspace.folder / "run.log").read_text()[-5000:])
-                continue
-            # A file that nobody read since it was cut is found by this, as docs/cluster.md says.
-            if workspace.clipgs("verify", "--set-aside"):
-                continue
-            rounds += 1
-            found = workspace.digests()
-            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            same = same and not differing
-            leftovers = [str(f) for f in workspace.output.rglob("*.part")]
-            kept = workspace.output / "work" / "train"  # the objects as training maps them into memory
-            leftovers += [str(f) for f in (workspace.output / "work").rglob("*") if f.is_file() and f.parent != kept]
-            _log.info("round %d: %s%s", rounds, differing or "the same bytes", leftovers or "")
-            if differing:
-                break
-            workspace.clear()
-    counts = Counter(row["kind"] for row in table)
-    return {
-        "undisturbed_seconds": round(seconds, 1),
-        "files_compared": len(expected),
-        "disturbances": dict(counts),
-        "runs": runs,
-        "rounds": rounds,
-        "same_bytes": same and rounds > 0,
-        "table": table,
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _log.setLevel(logging.INFO)
+    began = time.monotonic()
+    cores = max(1, usable_cores() // arguments.worlds)
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.worlds) as pool:
+        decks = deal(arguments.disturbances, arguments.worlds, arguments.seed)
+        stories = [Story(i, Path(temporary), deck, arguments, cores) for i, deck in enumerate(decks)]
+        told = list(pool.map(Story.tell, stories))
+    runs = [run for world in told for run in world["runs"]]
+    asked = [run for run in runs if not run["forced"]]
+    results = {
+        "seconds": round(time.monotonic() - began),
+        "disturbances": dict(Counter(row["kind"] for world in told for row in world["disturbances"])),
+        "runs": len(runs),
+        "status_asked": len(asked),
+        "status_was_right": sum(not run["status_was_wrong"] for run in asked),
+        "faults": sum(len(world["faults"]) for world in told),
+        "worlds": told,
     }
+    settings = {key: getattr(arguments, key) for key in ("disturbances", "worlds", "objects", "seed", "target")}
+    record("chaos", settings, results)
+    _log.info("%s", json.dumps({key: value for key, value in results.items() if key != "worlds"}))
+    return 1 if results["faults"] or results["status_was_right"] < len(asked) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run on a real SLURM of one node, with all that goes wrong on a cluster, ends with an undisturbed run's bytes.
+"""Runs on a real SLURM of one node, with all that goes wrong on a cluster, end with an undisturbed run's bytes.
 
 The node is started here (start-slurm.sh): two partitions, two pretended GPUs. It takes root, and packages of Debian or
 Ubuntu, which are installed where they are missing.
@@ -17,11 +17,19 @@ import pytest
 import yaml
 
 from clipgs import config as configuration
+from clipgs.core.bundles import read_table
 from clipgs.operate.submit import job_prefix
+from clipgs.training import runs
+from tests.training import small_dataset
 from tests.workflow.conftest import SETTINGS, Workspace
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 480 * float(os.environ.get("CLIPGS_PATIENCE", "1"))  # more where others use the machine
+CLIPGS = [sys.executable, "-m", "clipgs"]
+TWO_SHARDS = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 4}})
+TRIPLETS = ("00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "index.parquet", "README.md")
+FIT_STEPS = 400  # of an object that takes seconds, so that a job can be killed between two
+TRAINING = {"training": {"epochs": 12}, "encoder": {"batch_norm": "sync"}}  # three steps an epoch
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,20 @@ def slurm(tmp_path_factory):
         pytest.skip(f"SLURM does not start here: {error.stderr.decode()[-500:]}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "etc" / "slurm.conf"))
-        patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
         yield start
     subprocess.run([HERE / "stop-slurm.sh", folder], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkout):
+    """A workspace of two shards, made without the cluster."""
+    workspace = Workspace(tmp_path_factory.mktemp("local") / "workspace", checkout)
+    workspace.folder.mkdir()
+    workspace.write_config(TWO_SHARDS)
+    workspace.add_objects(8)
+    workspace.make()
+    return workspace
 
 
 def profile(checkout, folder):
@@ -64,10 +83,13 @@ def profile(checkout, folder):
     return folder
 
 
+def squeue(*arguments):
+    return subprocess.run(["squeue", "-h", *arguments], capture_output=True, text=True, check=True).stdout
+
+
 def queued(state):
     """Stage to the id of one of its jobs that is in this state."""
-    text = subprocess.run(["squeue", "-h", "-t", state, "-o", "%A %k"], capture_output=True, text=True, check=True)
-    return {stage: number for number, stage in re.findall(r"(\d+) rule_([a-z]+)", text.stdout)}
+    return {stage: number for number, stage in re.findall(r"(\d+) rule_([a-z]+)", squeue("-t", state, "-o", "%A %k"))}
 
 
 class Run:
@@ -96,14 +118,11 @@ class Run:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
-def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm, tmp_path, checkout):
-    settings = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 4}})
-    disturbed, undisturbed = (Workspace(tmp_path / name, checkout) for name in ("cluster", "local"))
-    for workspace in (disturbed, undisturbed):
-        workspace.folder.mkdir()
-        workspace.write_config(settings)
-        workspace.add_objects(8)
-    undisturbed.make()
+def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm, undisturbed, tmp_path, checkout):
+    disturbed = Workspace(tmp_path / "cluster", checkout)
+    disturbed.folder.mkdir()
+    disturbed.write_config(TWO_SHARDS)
+    disturbed.add_objects(8)
 
     deadline = time.monotonic() + SECONDS
     run = Run(disturbed, profile(checkout, tmp_path / "profile"))
@@ -115,7 +134,7 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     assert f"in use by another run (root on {os.uname().nodename}, process {run.process.pid}" in second.stderr
 
     # The configuration is edited while jobs wait: they do what they were submitted for.
-    (disturbed.folder / "config.yaml").write_text(yaml.safe_dump(settings | {"views": {"pixels": 24}, "seed": 7}))
+    (disturbed.folder / "config.yaml").write_text(yaml.safe_dump(TWO_SHARDS | {"views": {"pixels": 24}, "seed": 7}))
 
     # The node's daemon dies with jobs under it, and comes back.
     run.until(lambda: "sample" in queued("running"), deadline)
@@ -133,16 +152,16 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     run.process.wait()
     left = queued("running")
     assert left, "no job outlived the run that was killed"
-    (disturbed.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    disturbed.write_config(TWO_SHARDS)
     run.start()
     run.process.wait(deadline - time.monotonic())
     text = run.text()
     assert run.process.returncode == 0, text[-4000:]
     assert re.search(r"cancelling \d+ jobs that an earlier run left in the queue", text)
     assert "removing the lock of a run that was killed" in text
-    assert not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
+    assert not squeue()
 
-    for name in ("00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "index.parquet", "README.md"):
+    for name in TRIPLETS:
         ours, theirs = (workspace.output / "triplets" / name for workspace in (disturbed, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes(), name
     assert disturbed.planned() == {}
@@ -151,6 +170,102 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     logs = "".join(file.read_text(errors="replace") for file in disturbed.folder.glob(".snakemake/slurm_logs/**/*.log"))
     assert "exceeded memory limit" in logs
     assert f"SLURM run ID: {job_prefix(disturbed.output)}_" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undisturbed, tmp_path, checkout):
+    """The rerun fits what was not fitted, packs without the object, and has the bytes of an undisturbed run."""
+    disturbed, alone = (undisturbed.copy(tmp_path / name) for name in ("cluster", "local"))
+    for workspace in (disturbed, alone):  # of the same views
+        workspace.write_config(configuration.merge(TWO_SHARDS, {"fit": {"steps": FIT_STEPS}}))
+
+    deadline = time.monotonic() + SECONDS
+    arrays = profile(checkout, tmp_path / "profile")
+    changed = yaml.safe_load((arrays / "config.yaml").read_text())
+    changed["set-resources"]["fit"]["mem_mb"] = 4000
+    changed |= {"slurm-array-jobs": "fit", "retries": 0, "latency-wait": 20}
+    (arrays / "config.yaml").write_text(yaml.safe_dump(changed))
+    run = Run(disturbed, arrays)
+
+    # A member of the array is killed once it has fitted some of its four objects. An object of the other leaves meanwhile.
+    run.until(lambda: "Submitted array job" in run.text(), deadline)
+    members = re.search(r"with Snakemake IDs ([\d,]+) and SLURM job ID (\d+)", run.text())
+    ids, array = members[1].split(","), members[2]
+    shards = dict(re.findall(r"    jobid: (\d+)\n(?:    (?!jobid).*\n)*    wildcards: shard=(\d+)", run.text()))
+    other, victim = (shards[each] for each in ids)
+    leaving, *_ = (row["uid"] for row in read_table(disturbed.output / "catalog" / "shards" / f"{other}.parquet"))
+    run.until(lambda: any((disturbed.output / "work" / "fit" / victim).glob("*.tar")), deadline)
+    subprocess.run(["scancel", f"{array}_2"], check=True)
+    exclude = [*CLIPGS, "exclude", leaving, "--reason", "a takedown"]
+    subprocess.run(exclude, cwd=disturbed.folder, check=True)
+    run.process.wait(deadline - time.monotonic())
+    assert run.process.returncode == 1, run.text()[-4000:]  # and says so
+    assert not squeue()
+    assert not (disturbed.output / "splats" / f"{victim}.tar").exists()
+
+    run.start()
+    run.process.wait(deadline - time.monotonic())
+    assert run.process.returncode == 0, run.text()[-4000:]
+    log = (disturbed.output / "logs" / "fit" / f"{victim}.log").read_text()
+    assert re.search(r"[123] of 4 objects are done already", log), log
+
+    subprocess.run(exclude, cwd=alone.folder, check=True)
+    alone.make()
+    for name in TRIPLETS:
+        ours, theirs = (workspace.output / "triplets" / name for workspace in (disturbed, alone))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert leaving.encode() not in (disturbed.output / "triplets" / f"{other}.tar").read_bytes()
+    assert disturbed.planned() == {}
+    assert not [file for file in (disturbed.output / "work").rglob("*") if file.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS)
+def test_a_training_of_two_processes_is_killed_and_goes_on(slurm, tmp_path, checkout, monkeypatch):
+    """`train.sbatch` on the node's two pretended GPUs; the processes compute on the CPU."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    disturbed, undisturbed = (small_dataset.settings(tmp_path / name, **TRAINING) for name in ("cluster", "local"))
+    small_dataset.make(disturbed)
+    shutil.copytree(disturbed.output_path, undisturbed.output_path)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    file = tmp_path / "local.yaml"
+    file.write_text(yaml.safe_dump(undisturbed.model_dump(mode="json")))
+    alone = subprocess.Popen([sys.executable, *torchrun, *CLIPGS[1:], "train", "--config", str(file)])
+
+    deadline = time.monotonic() + SECONDS
+    log, state = tmp_path / "train.log", runs.run_path(disturbed) / "state"
+    job = ["sbatch", "--parsable", "--account=test", "--nodes=1", "--gpus-per-node=2", "--cpus-per-task=2"]
+    job += ["--mem=4000", f"--output={log}", str(checkout / "profiles" / "slurm" / "train.sbatch")]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(disturbed.model_dump(mode="json")))
+
+    def submit():
+        return subprocess.check_output([*job, str(tmp_path / "run.yaml")], text=True).strip().split(";")[0]
+
+    def wait_until(condition):
+        while not (found := condition()):
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
+            time.sleep(0.1)
+        return found
+
+    number = submit()
+    wait_until(lambda: any(state.glob("step-*")))
+    assert re.search(r"gres/gpu[:=]2", squeue("-j", number, "-O", "tres-alloc:200")), squeue("-O", "tres-alloc:200")
+    subprocess.run(["scancel", number], check=True)
+    wait_until(lambda: not squeue("-j", number))
+    kept = max(int(file.stem.removeprefix("step-")) for file in state.glob("step-*"))
+    steps = TRAINING["training"]["epochs"] * 3
+    assert 0 < kept < steps
+    assert not (state.parent / "model.safetensors").exists()
+
+    submit()
+    wait_until(lambda: not squeue())
+    text = log.read_text(errors="replace")
+    assert (state.parent / "model.safetensors").exists(), text[-4000:]
+    assert re.search(rf"after step {kept} of {steps}", text), text[-4000:]
+    assert alone.wait(deadline - time.monotonic()) == 0
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (state.parent / name).read_bytes() == (runs.run_path(undisturbed) / name).read_bytes(), name
 
 
 def test_submit_needs_a_profile_that_is_filled_in(tmp_path, checkout):
