@@ -71,7 +71,7 @@ OVERLAY: dict[str, Any] = {  # over the settings of the tests
     "fit": {"min_psnr": 1.0},
     "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
-    "training": {"epochs": 12, "batch": 4, "views": 2},
+    "training": {"epochs": 6, "batch": 4, "views": 2},
     "workers": {"checkpoint_steps": 2},
 }
 # A key of each stage: another value, and the rule that runs for it (none: it changes no result).

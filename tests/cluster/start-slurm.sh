@@ -66,7 +66,7 @@ if ! alive slurmctld; then
   for gpu in 0 1; do
     [ -c "$DIR/dev/gpu$gpu" ] || mknod -m 666 "$DIR/dev/gpu$gpu" c 1 3 2> /dev/null || gpus="Count=2 Flags=CountOnly"
   done
-  echo "NodeName=n1 Name=gpu $gpus" > "$DIR/etc/gres.conf"
+  echo "NodeName=$HOST Name=gpu $gpus" > "$DIR/etc/gres.conf"
   echo "CgroupAutomount=no" > "$DIR/etc/cgroup.conf"
   cat > "$DIR/etc/slurm.conf" << EOF
 ClusterName=test
@@ -106,9 +106,9 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
-NodeName=n1 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 1)) CPUs=8 RealMemory=16384 Gres=gpu:2 State=UNKNOWN
-PartitionName=cpu Nodes=n1 Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
-PartitionName=gpu Nodes=n1 MaxTime=INFINITE DefaultTime=60 State=UP
+NodeName=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 1)) CPUs=8 RealMemory=16384 Gres=gpu:2 State=UNKNOWN
+PartitionName=cpu Nodes=$HOST Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
+PartitionName=gpu Nodes=$HOST MaxTime=INFINITE DefaultTime=60 State=UP
 EOF
   # Snakemake drops every SLURM_ variable before it calls srun inside a job: this srun gets its own back.
   printf '#!/bin/sh\nSLURM_CONF=%s exec /usr/bin/srun "$@"\n' "'$DIR/etc/slurm.conf'" > "$DIR/bin/srun"
@@ -126,9 +126,9 @@ daemon munged munged --foreground --force --key-file="$DIR/munge/key" --socket="
 wait_for 20 munge sh -c "munge -S '$DIR/munge/munge.sock' -n | unmunge -S '$DIR/munge/munge.sock'"
 daemon slurmctld slurmctld -D -f "$DIR/etc/slurm.conf"
 wait_for 30 slurmctld sh -c 'scontrol ping | grep -q "is UP"'
-daemon slurmd slurmd -D -N n1 -f "$DIR/etc/slurm.conf"
-if sinfo -h -N -n n1 -o %t | grep -qE 'down|drain|fail'; then
-  scontrol update NodeName=n1 State=RESUME 2> /dev/null || true  # left so by an earlier crash
+daemon slurmd slurmd -D -N "$HOST" -f "$DIR/etc/slurm.conf"
+if sinfo -h -N -n "$HOST" -o %t | grep -qE 'down|drain|fail'; then
+  scontrol update NodeName="$HOST" State=RESUME 2> /dev/null || true  # left so by an earlier crash
 fi
 wait_for 60 "idle node" sh -c 'sinfo -h -N -p cpu -o %t | grep -qE "^(idle|mix|alloc)$"'
 say "ready: . $DIR/env.sh"
