@@ -95,7 +95,8 @@ RUN_SECONDS = 900  # of a run that hangs
 MOMENTS = (4, 25)  # seconds after its start, of a disturbance to a run
 MOST_BAD_ENDS = 4  # of runs in a row that nothing disturbed
 COLUMNS = ("file", "category", "text", "split")
-TRAINED = ("features/*/*/*.safetensors", "runs/*/metrics.jsonl", "runs/*/model.safetensors", "evaluation/*/*.json")
+TRAINED = ("teacher/*.safetensors", "teacher/inputs.json", "features/*/*/*.safetensors", "runs/*/inputs.json",
+           "runs/*/metrics.jsonl", "runs/*/model.safetensors", "evaluation/*/*.json")  # fmt: skip
 EVERYTHING = "every rule"
 
 
@@ -350,7 +351,7 @@ class Editor:
         if self.dice.random() < 0.5:
             return done(f"{name}, its row stays", never="fit train")
         self.world.write_rows([row for row in self.world.rows() if row["file"] != name])
-        return done(f"{name} and its row", never="fit train")
+        return done(f"{name} and its row", never="fit")
 
     def add(self) -> Done:
         row = self._add_file()
@@ -369,12 +370,12 @@ class Editor:
         if self._broken:
             wrong, right = self._broken.popitem()
             self.world.write_rows([{**row, "file": right if row["file"] == wrong else row["file"]} for row in rows])
-            return done(f"{wrong} is {right} again", never="fit train")
+            return done(f"{wrong} is {right} again", never="fit")
         row = self.dice.choice([row for row in rows if (self.world.meshes / row["file"]).exists()])
         wrong = f"wrong-{row['file']}"
         self._broken[wrong], row["file"] = row["file"], wrong
         self.world.write_rows(rows)
-        return done(f"a row names {wrong}", "freeze fetch", "train")
+        return done(f"a row names {wrong}", "freeze fetch")
 
     def caption(self) -> Done:
         rows = self.world.rows()
@@ -678,16 +679,16 @@ class Story:
         return self._make(given, "triplets")
 
     def _trained(self) -> World:
-        """A copy of the output, with features and run made from nothing, of the inputs that the run has recorded."""
+        """A copy of the output, with teacher, features and run made from nothing, of the shards that are recorded."""
         copy = World(self.world.folder.parent / f"trained-{self.number}", self.world.target, self.world.cores)
         shutil.copytree(self.world.folder, copy.folder, dirs_exist_ok=True)
-        shutil.rmtree(copy.output / "features")
-        for folder in (copy.output / "runs").iterdir():
-            inputs = (folder / "inputs.json").read_bytes()
-            shutil.rmtree(folder)
-            folder.mkdir()
-            (folder / "inputs.json").write_bytes(inputs)
-        for folder in ("work", "evaluation"):
+        for file in [*copy.output.glob("runs/*/inputs.json"), *copy.output.glob("teacher/inputs.json")]:
+            recorded = json.loads(file.read_text())
+            shutil.rmtree(file.parent)
+            file.parent.mkdir()
+            # That it began with these shards; what it found in them it must find again.
+            file.write_text(json.dumps({name: recorded[name] for name in ("settings", "shards")}))
+        for folder in ("features", "work", "evaluation"):
             shutil.rmtree(copy.output / folder, ignore_errors=True)
         return self._make(copy, self.world.target)
 

@@ -184,7 +184,7 @@ def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undistur
     arrays = profile(checkout, tmp_path / "profile")
     changed = yaml.safe_load((arrays / "config.yaml").read_text())
     changed["set-resources"]["fit"]["mem_mb"] = 4000
-    changed |= {"slurm-array-jobs": "fit", "retries": 0, "latency-wait": 20}
+    changed |= {"slurm-array-jobs": "fit", "retries": 0, "latency-wait": 120}
     (arrays / "config.yaml").write_text(yaml.safe_dump(changed))
     run = Run(disturbed, arrays)
 
