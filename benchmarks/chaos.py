@@ -51,7 +51,7 @@ from record import CHECKOUT, record
 
 from clipgs import config as configuration
 from clipgs.catalog.excluded import excluded, excluded_path
-from clipgs.catalog.shards import frozen_shards, shard_path
+from clipgs.catalog.shards import frozen_shards, lost, shard_path
 from clipgs.catalog.sources import procedural
 from clipgs.config import Config, merge
 from clipgs.core.bundles import read_table, read_tar
@@ -131,9 +131,10 @@ class World(Workspace):
 
     @property
     def config(self) -> Config:
-        """The configuration, with an absolute output."""
-        read = configuration.read(self.folder / "config.yaml")
-        return read.model_copy(update={"output": str(self.output)})
+        """The configuration, with absolute paths of source and output."""
+        source = {"path": str(self.meshes), "manifest": str(self.meshes / "manifest.csv")}
+        absolute = {"output": str(self.output), "catalog": {"folder": source}}
+        return configuration.check(merge(configuration.read_layers(self.folder / "config.yaml"), absolute))
 
     def start(self, *arguments: str, log: str = "run.log", target: str = "") -> subprocess.Popen:
         command = self.command("--cores", str(self.cores), *arguments, "--", target or self.target)
@@ -435,7 +436,7 @@ class Editor:
         stage = self.dice.choice(["fetch", "sample", "view", "fit"])
         ended = self.world.clipgs("retry", stage)
         said = " ".join((ended.stdout or ended.stderr).split())
-        return done(f"{stage}: {said[:150]}")
+        return done(f"{stage}: {said[:150]}", stage if "tried again" in said else "")
 
     def force(self) -> Done:
         """A rule that the next run is told to run."""
@@ -621,8 +622,12 @@ class Story:
                 else:
                     drawn.append(f"{uid}: {pixels} pixels of its views differ by one level")
         surplus = sorted(ours.keys() - theirs.keys())
-        if unnamed := [uid for uid in surplus if uid not in text]:
-            self._fault(f"packed, not by a fresh run, and not shown by status: {unnamed}")
+        named = {uid for objects in lost(world.config).values() for uid, _ in objects}
+        if unnamed := sorted(set(surplus) - named):
+            self._fault(f"packed, not by a fresh run, and neither replaced nor gone: {unnamed}")
+        shown = re.findall(r"^(?:replaced|source gone): ([\d,]+): ", text, re.MULTILINE)
+        if sum(int(count.replace(",", "")) for count in shown) != len(named):
+            self._fault(f"status shows {shown} objects that are replaced or gone, not {len(named)}")
         shard_of = world.frozen()
         touched = {shard_of[uid] for uid in surplus} | {shard_of[uid] for uid in theirs.keys() - ours.keys()}
         whole = [shard for shard in frozen_shards(world.config) if shard not in touched]
