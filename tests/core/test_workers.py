@@ -158,3 +158,31 @@ def test_usable_workers_minds_control_groups(tmp_path, version, monkeypatch):
     write_groups(tmp_path, version, cores=3, memory_bytes=4 << 30, used_bytes=3 << 30, cache_bytes=1 << 30)
     assert usable_workers(64, 1, tmp_path) == 3
     assert usable_workers(64, 1024, tmp_path) == 2
+
+
+STARTS_LATE = """
+import time
+from pebble.pool.process import WorkerManager
+from clipgs.core.workers import run
+
+def quick(task):
+    return task
+
+stop = WorkerManager.force_stop_workers
+
+def stop_late(manager):  # as on a host with many cores: workers start while others are stopped one by one
+    time.sleep(4)
+    stop(manager)
+
+if __name__ == "__main__":
+    WorkerManager.force_stop_workers = stop_late
+    print(next(run(quick, [7] * 6, workers=6, timeout_seconds=60, memory_mb=400)))
+"""
+
+
+def test_a_worker_that_starts_while_the_pool_ends_says_nothing(tmp_path):
+    (tmp_path / "late.py").write_text(STARTS_LATE)
+    done = subprocess.run([sys.executable, "late.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "7" in done.stdout
+    assert done.stderr == ""

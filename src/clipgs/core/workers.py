@@ -42,6 +42,22 @@ class Failure:
     error: str
 
 
+class _Spawn(multiprocessing.context.SpawnContext):
+    """Starts processes, and keeps the locks that it makes.
+
+    A pool that stops drops its locks before its workers. A worker that still starts then would not find them by their
+    names, and end with a traceback of multiprocessing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._locks: list[Any] = []
+
+    def RLock(self) -> Any:  # type: ignore[override]  # noqa: N802 (the name that pebble calls)
+        self._locks.append(super().RLock())
+        return self._locks[-1]
+
+
 def run(
     function: Callable[[Any], Any],
     tasks: Iterable[Any],
@@ -59,12 +75,13 @@ def run(
     Raises:
         ClipgsError: a task raised it; no other task would fare better.
     """
+    context = _Spawn()  # lives as long as the pool
     pool = ProcessPool(
         max_workers=workers,
         max_tasks=_TASKS_A_WORKER,
         initializer=_start_worker,
         initargs=(os.getpid(), memory_mb),
-        context=multiprocessing.get_context("spawn"),
+        context=context,
     )
     waiting = iter(enumerate(tasks))
     running: dict[Future[bytes], int] = {}
