@@ -1,10 +1,12 @@
 localrules:
-    freeze,
     label,
     objects,
 
 
 if RUN.plan.pending:
+
+    localrules:
+        freeze,
 
     # New objects go into new shards. A frozen shard has no rule: nothing makes it again.
     rule freeze:
