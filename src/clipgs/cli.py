@@ -12,7 +12,7 @@ from typing import Any
 
 from clipgs import __version__
 from clipgs.core.errors import ClipgsError, UsageError, advice
-from clipgs.core.runner import marked
+from clipgs.core.runner import SCREEN, Progress, marked, progress_file
 from clipgs.operate import started
 from clipgs.operate.operations import CONFIGURATION, CORES, OPERATIONS, Argument, Operation
 from clipgs.stages import RUNTIME, STAGES, Stage, from_settings, job
@@ -116,7 +116,15 @@ def _log_to(file: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, mode="w"))
-        handlers[-1].handleError = lambda record: None  # type: ignore[method-assign]  # a full disk takes no log either
+        to_file = logging.FileHandler(file, mode="w")
+        to_file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk takes no log either
+        if SCREEN in os.environ:
+            # The terminal is the screen's. What libraries and other programs write goes into the log too.
+            for output in (1, 2):
+                os.dup2(to_file.stream.fileno(), output)
+            Progress.FILE = progress_file(file)
+            handlers = [to_file]
+        else:
+            handlers.append(to_file)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers)
     log.setLevel(logging.INFO)

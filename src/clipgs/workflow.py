@@ -10,11 +10,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.catalog.excluded import excluded_digests
-from clipgs.catalog.shards import plan
+from clipgs.catalog.shards import plan, shard_sizes
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, advice
@@ -24,6 +25,7 @@ from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
+from clipgs.operate.screen import Screen
 from clipgs.stages import OF_RULE, RUNTIME, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
@@ -230,6 +232,11 @@ class Run:
         """The table of the ablations, where the page is made in the same run."""
         return [self.ablations] if {"ablations", self.ablations} & self.named() else []
 
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Shard to its number of objects."""
+        return shard_sizes(self.config, self.plan)
+
     def hold(self) -> None:
         """Locks the output, or refuses to run while another run holds it; writes down the configuration."""
         with fatal(1):
@@ -309,6 +316,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     config = run.config
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
+        Screen.RUN = run
         settings = workflow.config_settings
         run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)
         run.snakefile = Path(workflow.main_snakefile)

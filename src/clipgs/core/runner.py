@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.errors import ClipgsError
@@ -28,6 +28,7 @@ Row = dict[str, Any]
 Files = list[tuple[str, bytes]]
 _SHARD_TO_FAIL_AS_A_WHOLE = 100  # objects; in smaller shards a high share of failures may be chance
 _LOG_EVERY_SECONDS = 15.0
+_WRITE_EVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,34 @@ def marked(job: Job) -> Iterator[None]:
     job.mark.unlink(missing_ok=True)
 
 
-class Progress:
-    """A bar on a terminal, else a line of the log every few seconds."""
+SCREEN = "CLIPGS_SCREEN"  # in the environment of a command: the run shows how far it is, and has the terminal for that
 
-    def __init__(self, what: str, total: int, unit: str = "object") -> None:
+
+def progress_file(log_file: Path) -> Path:
+    """Where a command with this log says how far it is."""
+    return log_file.with_suffix(".progress")
+
+
+class Progress:
+    """How far a piece of work is: a bar on a terminal, else a line of the log every few seconds.
+
+    Under the screen of a run it is also in `FILE`, from where the screen takes it.
+
+    Args:
+        total: how much is to do.
+        before: how much was done by an earlier attempt.
+    """
+
+    FILE: ClassVar[Path | None] = None  # of this process: set by the command
+
+    def __init__(self, what: str, total: int, unit: str = "object", before: int = 0) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(total=total, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
-        self._what, self._total, self._unit = what, total, unit
+        self._what, self._total, self._unit, self._before = what, total, unit, before
         self._done = self._failed = 0
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._written = time.monotonic()
+        self._write()
 
     def step(self, ok: bool = True, count: int = 1) -> None:
         """One more is done, or several at once."""
@@ -118,6 +137,9 @@ class Progress:
         if self._failed:
             self._bar.set_postfix(failed=self._failed)
         now = time.monotonic()
+        if now - self._written > _WRITE_EVERY_SECONDS:
+            self._written = now
+            self._write()
         if self._bar.disable and (now - self._last > _LOG_EVERY_SECONDS):
             self._last = now
             rate = self._done / (now - self._start)
@@ -127,11 +149,21 @@ class Progress:
     def close(self) -> None:
         """Ends the bar and logs what was done."""
         self._bar.close()
+        self._write()
         if self._done:
             self._log(f"{self._done} {self._unit}s in {time.monotonic() - self._start:.1f} s")
 
     def _log(self, done: str, *more: str) -> None:
         log.info("%s: %s", self._what, ", ".join([done, f"{self._failed} failed", *more]))
+
+    def _write(self) -> None:
+        if self.FILE is None:
+            return
+        counts = {"before": self._before, "done": self._done, "total": self._total, "failed": self._failed}
+        temporary = self.FILE.with_name(f".{self.FILE.name}.part")
+        with suppress(OSError):  # the disk may be full, and a lost figure is no harm
+            temporary.write_text(canonical_json({"what": self._what, "unit": self._unit, **counts}))
+            temporary.replace(self.FILE)
 
 
 def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tuple[Row, Files]]:
@@ -149,7 +181,7 @@ def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tupl
     if len(todo) < len(tasks):
         log.info("%s: %d of %d objects are done already", job, len(tasks) - len(todo), len(tasks))
     errors: dict[str, str] = {}
-    progress = Progress(str(job), len(todo))
+    progress = Progress(str(job), len(todo), before=len(tasks) - len(todo))
     for task, result in compute(todo):
         if isinstance(result, str):
             errors[task.uid] = result

@@ -226,6 +226,17 @@ def status(config: Config, target: str | None = None, snakefile: Path | None = N
     return "\n".join(lines).rstrip() + "\n"
 
 
+def summary(config: Config) -> list[str]:
+    """Lines on what there is: objects, failures by reason, quality, places, and what to do next."""
+    index, page = (config.output_path / name for name in ("triplets/index.parquet", "report/index.html"))
+    if not index.exists():
+        return _places(config)
+    lines = [*packed(config), *_places(config)]
+    if not page.exists():
+        lines.append(f"next: {snakemake('report')} trains an encoder on them, measures it and shows it on a page")
+    return lines
+
+
 def packed(config: Config) -> list[str]:
     """Lines on the packed and the failed objects."""
     from clipgs.triplets.card import failures as grouped

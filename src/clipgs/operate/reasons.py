@@ -1,0 +1,79 @@
+"""Why Snakemake would run a job, in plain words: it gives files, and parameters as JSON."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+_PARAMS = re.compile(r"before: (.*?) now: (.*)", re.DOTALL)
+# Keys of the settings of a rule that are no settings of the user.
+_WORDS = {
+    "version": "this version of clipgs makes it differently",
+    "labels": "labels changed",
+    "captions": "the file of captions changed",
+    "curation": "the selection of objects changed",
+    "excluded": "objects were excluded or taken in again",
+    "retry": "failed objects are tried again",
+}
+_MOST_KEYS = 3
+
+
+def why(reason: str) -> str:
+    """Snakemake's reason of a job in a few words."""
+    words = list(dict.fromkeys(_words(reason)))
+    return "missing" if "missing" in words else "; ".join(words) or "asked for"
+
+
+def _words(reason: str) -> Iterator[str]:
+    for part in re.split(r"; (?=[A-Z])", reason):
+        name, _, rest = part.partition(": ")
+        if name == "Params have changed since last execution":
+            yield _changed(rest)
+        elif name == "Missing output files":
+            yield "missing"
+        elif name == "Incomplete output files":
+            yield "not finished by an earlier run"
+        elif name == "Updated input files":
+            yield f"newer input: {_folders(rest)}"
+        elif name == "Input files updated by another job":
+            yield f"new {_folders(rest)}"
+        elif part == "Set of input files has changed since last execution":
+            yield "other input files than before"
+        elif part == "Code has changed since last execution":
+            yield "its command changed"
+        elif part == "Forced execution":
+            yield "forced"
+        elif part:
+            yield name.lower()
+
+
+def _folders(files: str) -> str:
+    """`points, views` for files of a run's output."""
+    names = (PurePath(file).parent.name or file for file in files.split(", "))
+    return ", ".join(sorted(set(names)))
+
+
+def _changed(text: str) -> str:
+    match = _PARAMS.search(text)
+    try:
+        before, now = (json.loads(ast.literal_eval(side.strip())) for side in match.groups())  # type: ignore[union-attr]
+    except (AttributeError, ValueError, SyntaxError, TypeError):
+        return "settings changed"  # several files of the job were made with different ones
+    words = [_WORDS.get(key.split(".")[0]) or f"{key} {old} -> {new}" for key, old, new in _differences(before, now)]
+    more = len(words) - _MOST_KEYS
+    return ", ".join(words[:_MOST_KEYS]) + (f" and {more} more" if more > 0 else "") or "settings changed"
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, _short(before), _short(now)
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 30 else f"{text[:27]}..."
