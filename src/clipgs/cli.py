@@ -118,7 +118,7 @@ def _log_to(file: Path | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         to_file = logging.FileHandler(file, mode="w")
         to_file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk takes no log either
-        if SCREEN in os.environ:
+        if SCREEN in os.environ and to_file.stream is not None:
             # The terminal is the screen's. What libraries and other programs write goes into the log too.
             for output in (1, 2):
                 os.dup2(to_file.stream.fileno(), output)

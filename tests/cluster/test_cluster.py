@@ -147,7 +147,7 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     subprocess.run(["scancel", run.until(lambda: queued("running").get("view"), deadline)], check=True)
 
     # The run itself is killed while a job that has come to its second attempt is at work; then started again.
-    run.until(lambda: "fit" in queued("running") and run.text().count("Trying to restart job") >= 2, deadline)
+    run.until(lambda: "fit" in queued("running") and run.text().count("is tried again") >= 2, deadline)
     run.process.kill()
     run.process.wait()
     left = queued("running")
@@ -169,7 +169,8 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
     assert not [file for file in (disturbed.output / "work").rglob("*") if file.is_file()]
     logs = "".join(file.read_text(errors="replace") for file in disturbed.folder.glob(".snakemake/slurm_logs/**/*.log"))
     assert "exceeded memory limit" in logs
-    assert f"SLURM run ID: {job_prefix(disturbed.output)}_" in text
+    own = "".join(file.read_text(errors="replace") for file in disturbed.folder.glob(".snakemake/log/*.log"))
+    assert f"SLURM run ID: {job_prefix(disturbed.output)}_" in own
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ class Workspace:
         assert end.value.code in (0, None), text.getvalue()[-3000:]
         if "Nothing to be done" in text.getvalue():
             return {}
-        jobs = dict(re.findall(r"^(\w+) +(\d+)$", text.getvalue().split("Job stats:")[1], re.MULTILINE))
-        return {rule: int(count) for rule, count in jobs.items() if rule not in (target, "total")}
+        jobs = dict(re.findall(r"^  (\w+) +([\d,]+)  \S", text.getvalue().split("would run")[1], re.MULTILINE))
+        return {rule: int(count) for rule, count in jobs.items() if rule != target}
 
     def copy(self, folder: Path) -> "Workspace":
         """The same state elsewhere."""

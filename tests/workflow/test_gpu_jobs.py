@@ -17,7 +17,7 @@ def workspace(tmp_path, checkout) -> Workspace:
 
 def asked(workspace: Workspace, *arguments: str) -> dict[str, int]:
     """Rule to the GPUs that each of its jobs asks for."""
-    done = workspace.run("-n", "train", *arguments)
+    done = workspace.run("-n", "-p", "train", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     jobs = re.findall(r"^(?:local)?rule (\w+):$.*?^    resources: (.*?)$", done.stdout + done.stderr, re.M | re.S)
     return {rule: int(found[1]) if (found := re.search(r"\bgpu=(\d+)", text)) else 0 for rule, text in jobs}
@@ -42,7 +42,7 @@ def test_the_users_own_number_stands_and_so_does_the_cpu(workspace, monkeypatch)
 
 def test_the_rows_of_an_ablation_run_side_by_side_each_with_a_gpu_and_its_share_of_the_cores(workspace, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    done = workspace.run("-n", "ablations", "--cores", "2")
+    done = workspace.run("-n", "-p", "ablations", "--cores", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     text = done.stdout + done.stderr
     jobs = re.findall(r"^rule (ablation_(?:start|train|evaluate)):$(.*?resources: [^\n]*)", text, re.M | re.S)

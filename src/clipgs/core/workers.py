@@ -53,7 +53,7 @@ class _Spawn(multiprocessing.context.SpawnContext):
         super().__init__()
         self._locks: list[Any] = []
 
-    def RLock(self) -> Any:  # type: ignore[override]  # noqa: N802 (the name that pebble calls)
+    def RLock(self) -> Any:
         self._locks.append(super().RLock())
         return self._locks[-1]
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultFormatter
 from snakemake_interface_logger_plugins.base import LogHandlerBase
-from snakemake_interface_logger_plugins.common import LogEvent
 
 from clipgs.operate.reasons import why
 
@@ -191,8 +190,8 @@ class Screen(LogHandlerBase):
 
     def _on_resources_info(self, record: logging.LogRecord) -> None:
         self._cores = getattr(record, "cores", None) or self._cores
-        with suppress(AttributeError, TypeError, ValueError):
-            self._gpus = int(record.provided_resources.get("gpu", 0))  # type: ignore[attr-defined]
+        gpu = getattr(record, "provided_resources", {}).get("gpu")
+        self._gpus = getattr(gpu, "value", gpu) or self._gpus
 
     def _on_run_info(self, record: logging.LogRecord) -> None:
         stats = {rule: jobs for rule, jobs in record.stats.items() if rule != "total"}  # type: ignore[attr-defined]
@@ -374,7 +373,12 @@ class Screen(LogHandlerBase):
             self._write(f"{jobs} failed: {', '.join(failed[:_SHOWN_FAILURES])}{more}; to go on: {_again()}")
         elif self._stages and not self._quiet:
             self._write(f"done in {_duration(time.monotonic() - self._started)}")
-        if self.RUN is not None and not self._quiet and not self._stopped and all(s.over for s in self._stages.values()):
+        if (
+            self.RUN is not None
+            and not self._quiet
+            and not self._stopped
+            and all(s.over for s in self._stages.values())
+        ):
             from clipgs.operate.status import summary
 
             self._stages = {}
@@ -391,7 +395,9 @@ class Screen(LogHandlerBase):
             if rule in _TARGETS:
                 continue
             reasons = self._reasons.get(rule, Counter()).most_common()
-            words = [f"{reason} ({jobs:,})" if len(reasons) > 1 else reason for reason, jobs in reasons[:_SHOWN_REASONS]]
+            words = [
+                f"{reason} ({jobs:,})" if len(reasons) > 1 else reason for reason, jobs in reasons[:_SHOWN_REASONS]
+            ]
             words += [f"{len(reasons) - _SHOWN_REASONS} more reasons"] * (len(reasons) > _SHOWN_REASONS)
             self._stream.write(f"  {rule:<18} {stage.jobs:>6,}  {'; '.join(words)}".rstrip() + "\n")
         self._stream.flush()

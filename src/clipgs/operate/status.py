@@ -232,7 +232,7 @@ def summary(config: Config) -> list[str]:
     if not index.exists():
         return _places(config)
     lines = [*packed(config), *_places(config)]
-    if not page.exists():
+    if not page.exists() and not lines[0].startswith("objects: 0 "):
         lines.append(f"next: {snakemake('report')} trains an encoder on them, measures it and shows it on a page")
     return lines
 
