@@ -38,7 +38,8 @@ help:  ## these lines
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
 	extras=captions,slurm,test; if command -v nvidia-smi > /dev/null; then extras=captions,gpu,slurm,test; fi
 	# Compiled once, and not in every job where Python may not write (PYTHONDONTWRITEBYTECODE, another user's folder).
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"
+	echo "make: installing into .venv, once: several minutes, most of them for torch"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"
 	$(BIN)/python -m compileall -q src
 	if ! $(BIN)/python -m clipgs.operate.doctor opengl > /dev/null 2>&1; then
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
@@ -53,7 +54,6 @@ help:  ## these lines
 
 demo: .venv  ## 24 triplets of built-in objects, an encoder trained on them, and a report to look at
 	@$(RUN) snakemake --cores all report
-	$(RUN) clipgs status report
 
 test: lint  ## every test, and the linters
 	@$(RUN) pytest -q --durations=10

@@ -10,6 +10,9 @@ if workflow.is_main_process:
     configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/catalog.smk"
 include: "workflow/rules/meshes.smk"
@@ -18,23 +21,6 @@ include: "workflow/rules/triplets.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
-
-
-localrules:
-    triplets,
-    features,
-
-
-onstart:
-    RUN.hold()
-
-
-onsuccess:
-    RUN.release()
-
-
-onerror:
-    RUN.release()
 
 
 # Packed triplets of every object, their index and dataset card.
@@ -46,9 +32,11 @@ rule triplets:
         expand(out("triplets/{shard}.tar"), shard=SHARDS),
         out("triplets/index.parquet"),
         out("triplets/README.md"),
+    localrule: True
 
 
 # What the teacher sees in the pictures and reads in the captions of every triplet.
 rule features:
     input:
         RUN.all_features(SHARDS),
+    localrule: True

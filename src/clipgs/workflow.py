@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from clipgs.catalog.excluded import excluded_digests
 from clipgs.catalog.shards import plan, shard_sizes
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
-from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, advice
+from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import sha256_of
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation import rows
@@ -248,6 +248,51 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
+    def remember(self) -> None:
+        """Writes down the configuration of a run that had nothing to do, where that can be written."""
+        if self._lock is None and self.config.output_path.is_dir():
+            with suppress(ClipgsError, OSError), OutputLock(self.config.output_path):
+                started.write(self.config, self.files, self.values)
+
+
+def hold_output(workflow: Any, run: Run) -> None:
+    """Makes Snakemake hold the output of a run from before its first job to its end.
+
+    Not by `onstart`, `onsuccess` and `onerror`: Snakemake ignores those of a module that another workflow imports.
+
+    Raises:
+        UsageError: the workflow imports clipgs for another output too.
+    """
+    if (other := getattr(workflow, "clipgs_run", run)).config.output != run.config.output:
+        raise UsageError(
+            f"one workflow makes one output, this one makes {other.config.output} and {run.config.output}; "
+            "import clipgs once, and run Snakemake once for each output"
+        )
+    again, workflow.clipgs_run = hasattr(workflow, "clipgs_run"), run  # each `use rule` reads the Snakefile again
+    if again:
+        return
+    execute = workflow.execute
+
+    def holding(*arguments: Any, **named: Any) -> Any:
+        run = workflow.clipgs_run
+        if workflow.dryrun:
+            return execute(*arguments, **named)
+        onstart = workflow._onstart
+
+        def start(log: Any) -> None:
+            run.hold()
+            onstart(log)
+
+        workflow._onstart = start
+        try:
+            done = execute(*arguments, **named)
+            run.remember()
+            return done
+        finally:
+            run.release()
+
+    workflow.execute = holding
+
 
 def tell(found: checks.Findings) -> None:
     """Writes notes and errors, a line each. An error ends Snakemake."""
@@ -317,6 +362,8 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
         Screen.RUN = run
+        with fatal(2):
+            hold_output(workflow, run)
         settings = workflow.config_settings
         run.files, run.values = [_shown(file) for file in settings.configfiles], dict(settings.config)
         run.snakefile = Path(workflow.main_snakefile)

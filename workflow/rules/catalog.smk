@@ -1,12 +1,4 @@
-localrules:
-    label,
-    objects,
-
-
 if RUN.plan.pending:
-
-    localrules:
-        freeze,
 
     # New objects go into new shards. A frozen shard has no rule: nothing makes it again.
     rule freeze:
@@ -14,6 +6,7 @@ if RUN.plan.pending:
             expand(out("catalog/shards/{shard}.parquet"), shard=RUN.plan.pending),
         log:
             out("logs/freeze.log"),
+        localrule: True
         conda:
             ENV
         shell:
@@ -27,6 +20,7 @@ rule label:
         out("catalog/labels/{shard}.parquet"),
     log:
         out("logs/label/{shard}.log"),
+    localrule: True
     conda:
         ENV
     params:
@@ -43,6 +37,7 @@ rule objects:
         curation=out("catalog/curation.json"),
     log:
         out("logs/objects.log"),
+    localrule: True
     conda:
         ENV
     params:

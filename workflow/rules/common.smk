@@ -6,8 +6,9 @@ from clipgs import workflow as clipgs_workflow
 RUN, RESOURCES = clipgs_workflow.start(workflow, config)
 CONFIG, SHARDS = RUN.config, RUN.shards
 out, features = RUN.out, RUN.features
-ENV = os.path.join(workflow.basedir, "envs", "clipgs.yaml")
-GPU_ENV = os.path.join(workflow.basedir, "envs", "clipgs-gpu.yaml")  # with gsplat
+# From the rules' own files, which another workflow may import.
+ENV = "../../envs/clipgs.yaml"
+GPU_ENV = "../../envs/clipgs-gpu.yaml"  # with gsplat
 
 
 wildcard_constraints:

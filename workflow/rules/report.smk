@@ -8,7 +8,11 @@ rule report:
         triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
         views=expand(out("views/{shard}.parquet"), shard=SHARDS),
     output:
-        page=out("report/index.html"),
+        page=report(
+            out("report/index.html"),
+            caption="../report/page.rst",
+            category="Report",
+        ),
     log:
         out("logs/report.log"),
     benchmark:

@@ -65,10 +65,26 @@ rule index:
         views=expand(out("views/{shard}.parquet"), shard=SHARDS),
     output:
         index=out("triplets/index.parquet"),
-        card=report(out("triplets/README.md"), category="Dataset"),
-        sheet=report(out("triplets/contact_sheet.png"), category="Dataset"),
-        credits=report(out("triplets/CREDITS.csv"), category="Dataset"),
-        quality=report(out("triplets/quality.png"), category="Dataset"),
+        card=report(
+            out("triplets/README.md"),
+            caption="../report/card.rst",
+            category="Dataset",
+        ),
+        sheet=report(
+            out("triplets/contact_sheet.png"),
+            caption="../report/contact_sheet.rst",
+            category="Dataset",
+        ),
+        credits=report(
+            out("triplets/CREDITS.csv"),
+            caption="../report/credits.rst",
+            category="Dataset",
+        ),
+        quality=report(
+            out("triplets/quality.png"),
+            caption="../report/quality.rst",
+            category="Dataset",
+        ),
     log:
         out("logs/index.log"),
     benchmark:

@@ -37,7 +37,7 @@ _SHOWN_FAILURES = 3  # of a stage, in full
 _SHOWN_REASONS = 3
 _SHOWN_LINES = 12  # of a message of Snakemake
 _LOG_TAIL_BYTES = 20_000
-_TARGETS = ("triplets", "features")  # rules that make nothing themselves
+_TARGETS = ("triplets", "features", "all")  # rules that make nothing themselves
 _NOISE = ("Building DAG", "Assuming unrestricted")  # what Snakemake says before it begins
 _KILLED = "its job ended without an error: killed, out of memory or time"
 

@@ -232,7 +232,9 @@ def summary(config: Config) -> list[str]:
     if not index.exists():
         return _places(config)
     lines = [*packed(config), *_places(config)]
-    if not page.exists() and not lines[0].startswith("objects: 0 "):
+    if page.exists():
+        lines.append(f"next: open {page}" + ', or clipgs search "a red chair"' * bool(_runs(config)))
+    elif not lines[0].startswith("objects: 0 "):
         lines.append(f"next: {snakemake('report')} trains an encoder on them, measures it and shows it on a page")
     return lines
 
@@ -283,6 +285,7 @@ def _places(config: Config) -> list[str]:
         "triplets": "triplets/index.parquet",
         "card": "triplets/README.md",
         "pictures": "triplets/contact_sheet.png",
+        "model": f"runs/{config.training.run}/model.safetensors",
         "report": "report/index.html",
     }
     found = {name: config.output_path / place for name, place in places.items()}
