@@ -32,13 +32,16 @@ if TYPE_CHECKING:
 SCREEN = "CLIPGS_SCREEN"  # as in clipgs.core.runner, which is not imported here: it is heavy
 _WIDTH = 100  # columns, where no terminal says how wide it is
 _DRAW_SECONDS = 0.5
-_PLAIN_SECONDS, _PLAIN_GROWTH = 30.0, 0.05  # between two lines of a stage: at least, and as a part of its time so far
+_PLAIN_SECONDS, _PLAIN_GROWTH = 60.0, 0.1  # between two lines of a stage: at least, and as a part of its time so far
+_WORTH_SAYING_SECONDS = 30.0  # of an estimate
 _SHOWN_FAILURES = 3  # of a stage, in full
 _SHOWN_REASONS = 3
 _SHOWN_LINES = 12  # of a message of Snakemake
+_CLOCKS_DIFFER_SECONDS = 5.0  # of this host and a file server, at most
 _LOG_TAIL_BYTES = 20_000
 _TARGETS = ("triplets", "features", "all")  # rules that make nothing themselves
 _NOISE = ("Building DAG", "Assuming unrestricted")  # what Snakemake says before it begins
+_SAID_OTHERWISE = ("At least one job did not complete successfully", "Exiting because a job execution failed")
 _KILLED = "its job ended without an error: killed, out of memory or time"
 
 
@@ -51,11 +54,34 @@ class _Job:
     size: int | None  # objects of its shard
     log: Path | None
     counts: dict[str, Any] = field(default_factory=dict)  # what the command last wrote: clipgs.core.runner.Progress
+    began: float = field(default_factory=time.time)
 
     def read(self) -> None:
         if self.log is not None:
             with suppress(OSError, ValueError):
                 self.counts = json.loads(self.log.with_suffix(".progress").read_text())
+
+    def error(self) -> str | None:
+        """The line of a failed command's log that says why."""
+        if self.log is None:
+            return None
+        try:
+            about = self.log.stat()
+            if about.st_mtime < self.began - _CLOCKS_DIFFER_SECONDS:  # an earlier run's
+                return None
+            with open(self.log, "rb") as file:
+                file.seek(max(0, about.st_size - _LOG_TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            if match := re.match(r"clipgs [\w-]+: (.+)", line):
+                return match[1]
+        # An error that is a fault of the program: the last line of its traceback.
+        start = max(
+            (i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")), default=len(lines)
+        )
+        return next((line for line in lines[start + 1 :] if line and not line[0].isspace()), None)
 
     def end(self) -> None:
         self.read()
@@ -229,25 +255,25 @@ class Screen(LogHandlerBase):
         if stage is None or number not in stage.running:
             return
         job = stage.running[number]
-        self._job_over(number, ok=False)
         self._errors[rule] = self._errors.get(rule, 0) + 1
-        if self._stopped or self._silent or self._errors[rule] > _SHOWN_FAILURES:
-            return
-        reason = _sentence(job.log) or getattr(record, "rule_msg", None) or self._exit or _KILLED
-        lines = [f"{job.name} failed: {' '.join(str(reason).split())}"]
-        lines += [f"  log: {job.log}"] if job.log is not None else []
-        lines.append(f"  finished objects are kept; to go on: {_again()}")
-        self._write(*lines)
+        if not self._stopped and self._errors[rule] <= _SHOWN_FAILURES:
+            reason = job.error() or getattr(record, "rule_msg", None) or self._exit or _KILLED
+            lines = [f"{job.name} failed: {' '.join(str(reason).split())}"]
+            lines += [f"  log: {job.log}"] if job.log is not None else []
+            self._write(*lines, f"  finished objects are kept; to go on: {_again()}")
+        self._job_over(number, ok=False)
 
     def _on_error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if "CalledProcessError" in text:  # of a job, whose own event follows
             self._exit = _exit_words(text)
-        elif "At least one job did not complete successfully" not in text:
+        elif not any(words in text for words in _SAID_OTHERWISE):
             self._write(*_cut(text))
 
     def _on_text(self, record: logging.LogRecord) -> None:
         text = str(record.msg or "")
+        if any(words in text for words in _SAID_OTHERWISE):
+            return
         if record.levelno >= logging.WARNING:
             self._write(*_cut(text))
         elif text.startswith("Trying to restart job") and (number := _number(text)) in self._rule_of:
@@ -291,7 +317,7 @@ class Screen(LogHandlerBase):
             on_gpu = gpu_seconds and (self._gpus or not self._cores) and run.config.device != "cpu"
             gpu += objects * gpu_seconds if on_gpu else 0.0
             core += 0.0 if on_gpu else objects * core_seconds
-        if not core + gpu:
+        if core + gpu < _WORTH_SAYING_SECONDS:
             return ""
         by = "up to the triplets, by the rates of `clipgs plan`"
         if self._cores:
@@ -426,25 +452,6 @@ def _short_path(path: str) -> str:
     """Relative to the working folder, where it lies in it."""
     file = Path(path)
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else path
-
-
-def _sentence(log: Path | None) -> str | None:
-    """The line of a failed command's log that says why."""
-    if log is None:
-        return None
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if match := re.match(r"clipgs [\w-]+: (.+)", line):
-            return match[1]
-    # An error that is a fault of the program: the last line of its traceback.
-    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")), default=None)
-    rest = [line for line in lines[start:] if line and not line[0].isspace()] if start is not None else []
-    return rest[1] if len(rest) > 1 else None
 
 
 def _exit_words(text: str) -> str:
