@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any
+
+from clipgs.operate.planned import differences
 
 _PARAMS = re.compile(r"before: (.*?) now: (.*)", re.DOTALL)
 # Keys of the settings of a rule that are no settings of the user.
@@ -15,6 +16,7 @@ _WORDS = {
     "captions": "the file of captions changed",
     "curation": "the selection of objects changed",
     "excluded": "objects were excluded or taken in again",
+    "shown": "the table of the ablations changed",
     "retry": "failed objects are tried again",
 }
 _MOST_KEYS = 3
@@ -61,19 +63,6 @@ def _changed(text: str) -> str:
         before, now = (json.loads(ast.literal_eval(side.strip())) for side in match.groups())  # type: ignore[union-attr]
     except (AttributeError, ValueError, SyntaxError, TypeError):
         return "settings changed"  # several files of the job were made with different ones
-    words = [_WORDS.get(key.split(".")[0]) or f"{key} {old} -> {new}" for key, old, new in _differences(before, now)]
+    words = [_WORDS.get(words.split()[0].split(".")[0], words) for words in differences(before, now)]
     more = len(words) - _MOST_KEYS
     return ", ".join(words[:_MOST_KEYS]) + (f" and {more} more" if more > 0 else "") or "settings changed"
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, _short(before), _short(now)
-
-
-def _short(value: Any) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 30 else f"{text[:27]}..."
