@@ -1,7 +1,7 @@
 # From meshes to triplets: `snakemake --cores all triplets`. Settings: config.yaml, overlays in configs/.
 from snakemake.utils import min_version
 
-min_version("9.9")
+min_version("9.23")
 
 
 # A job has the configuration that its run was started with, whatever became of the file since.

@@ -12,7 +12,7 @@ from typing import Any
 
 from clipgs import __version__
 from clipgs.core.errors import ClipgsError, UsageError, advice
-from clipgs.core.runner import SCREEN, Progress, marked, progress_file
+from clipgs.core.runner import PROGRESS, SCREEN, marked
 from clipgs.operate import started
 from clipgs.operate.operations import CONFIGURATION, CORES, OPERATIONS, Argument, Operation
 from clipgs.stages import RUNTIME, STAGES, Stage, from_settings, job
@@ -122,7 +122,7 @@ def _log_to(file: Path | None) -> None:
             # The terminal is the screen's. What libraries and other programs write goes into the log too.
             for output in (1, 2):
                 os.dup2(to_file.stream.fileno(), output)
-            Progress.FILE = progress_file(file)
+            os.environ[PROGRESS] = str(file.with_suffix(".progress").absolute())
             handlers = [to_file]
         else:
             handlers.append(to_file)

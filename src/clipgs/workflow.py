@@ -10,12 +10,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.catalog.excluded import excluded_digests
-from clipgs.catalog.shards import plan, shard_sizes
+from clipgs.catalog.shards import plan
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
@@ -25,7 +24,7 @@ from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
-from clipgs.operate.screen import Screen
+from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
@@ -232,11 +231,6 @@ class Run:
         """The table of the ablations, where the page is made in the same run."""
         return [self.ablations] if {"ablations", self.ablations} & self.named() else []
 
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Shard to its number of objects."""
-        return shard_sizes(self.config, self.plan)
-
     def hold(self) -> None:
         """Locks the output, or refuses to run while another run holds it; writes down the configuration."""
         with fatal(1):
@@ -361,7 +355,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     config = run.config
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
-        Screen.RUN = run
+        Screen.RUN = Read(config, run.plan)
         with fatal(2):
             hold_output(workflow, run)
         settings = workflow.config_settings

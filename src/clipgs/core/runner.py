@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.errors import ClipgsError
@@ -100,25 +100,21 @@ def marked(job: Job) -> Iterator[None]:
     job.mark.unlink(missing_ok=True)
 
 
-SCREEN = "CLIPGS_SCREEN"  # in the environment of a command: the run shows how far it is, and has the terminal for that
-
-
-def progress_file(log_file: Path) -> Path:
-    """Where a command with this log says how far it is."""
-    return log_file.with_suffix(".progress")
+# In the environment of a command. That the run has a screen, to which the terminal belongs:
+SCREEN = "CLIPGS_SCREEN"
+# and the file from which that screen takes how far the command is. Processes that the command starts write there too.
+PROGRESS = "CLIPGS_PROGRESS"
 
 
 class Progress:
     """How far a piece of work is: a bar on a terminal, else a line of the log every few seconds.
 
-    Under the screen of a run it is also in `FILE`, from where the screen takes it.
+    Under the screen of a run it is also in the file that `PROGRESS` names.
 
     Args:
         total: how much is to do.
         before: how much was done by an earlier attempt.
     """
-
-    FILE: ClassVar[Path | None] = None  # of this process: set by the command
 
     def __init__(self, what: str, total: int, unit: str = "object", before: int = 0) -> None:
         from tqdm import tqdm
@@ -157,13 +153,14 @@ class Progress:
         log.info("%s: %s", self._what, ", ".join([done, f"{self._failed} failed", *more]))
 
     def _write(self) -> None:
-        if self.FILE is None:
+        if PROGRESS not in os.environ:
             return
+        file = Path(os.environ[PROGRESS])
         counts = {"before": self._before, "done": self._done, "total": self._total, "failed": self._failed}
-        temporary = self.FILE.with_name(f".{self.FILE.name}.part")
+        temporary = file.with_name(f".{file.name}.part")
         with suppress(OSError):  # the disk may be full, and a lost figure is no harm
             temporary.write_text(canonical_json({"what": self._what, "unit": self._unit, **counts}))
-            temporary.replace(self.FILE)
+            temporary.replace(file)
 
 
 def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tuple[Row, Files]]:

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +28,8 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from clipgs.operate.reasons import why
 
 if TYPE_CHECKING:
-    from clipgs.workflow import Run
+    from clipgs.catalog.shards import Plan
+    from clipgs.config import Config
 
 SCREEN = "CLIPGS_SCREEN"  # as in clipgs.core.runner, which is not imported here: it is heavy
 _WIDTH = 100  # columns, where no terminal says how wide it is
@@ -43,6 +45,21 @@ _TARGETS = ("triplets", "features", "all")  # rules that make nothing themselves
 _NOISE = ("Building DAG", "Assuming unrestricted")  # what Snakemake says before it begins
 _SAID_OTHERWISE = ("At least one job did not complete successfully", "Exiting because a job execution failed")
 _KILLED = "its job ended without an error: killed, out of memory or time"
+
+
+@dataclass
+class Read:
+    """What the workflow that Snakemake has read is of."""
+
+    config: "Config"
+    plan: "Plan"
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Shard to its number of objects."""
+        from clipgs.catalog.shards import shard_sizes
+
+        return shard_sizes(self.config, self.plan)
 
 
 @dataclass
@@ -156,7 +173,7 @@ class _Stage:
 class Screen(LogHandlerBase):
     """Snakemake's events as lines for a person."""
 
-    RUN: ClassVar["Run | None"] = None  # of the workflow that Snakemake has read
+    RUN: ClassVar[Read | None] = None  # none before the workflow is read
 
     def __post_init__(self) -> None:
         settings = self.common_settings
@@ -295,7 +312,7 @@ class Screen(LogHandlerBase):
         shown = [f"{rule} {jobs:,}" if jobs > 1 else rule for rule, jobs in stats.items() if rule not in _TARGETS]
         lines = []
         if run is not None:
-            shards = f"{len(run.shards):,} shard{'s' * (len(run.shards) > 1)}"
+            shards = f"{len(run.plan.shards):,} shard{'s' * (len(run.plan.shards) > 1)}"
             lines.append(f"clipgs: {run.plan.objects:,} objects in {shards}; output: {run.config.output}")
         lines += textwrap.wrap(
             f"{sum(stats.values()):,} jobs: {', '.join(shown)}", _WIDTH, initial_indent="  ", subsequent_indent="    "
@@ -306,11 +323,11 @@ class Screen(LogHandlerBase):
             lines.append(f"  log: {_short_path(logs[0])}")
         self._write(*lines)
 
-    def _estimate(self, run: "Run", stats: dict[str, int]) -> str:
+    def _estimate(self, run: Read, stats: dict[str, int]) -> str:
         """How long the stages take whose rates were measured."""
         from clipgs.operate.estimate import rates
 
-        of_shard = run.plan.objects / max(1, len(run.shards))
+        of_shard = run.plan.objects / max(1, len(run.plan.shards))
         core = gpu = 0.0
         for stage, (_, core_seconds, gpu_seconds) in rates(run.config).items():
             objects = stats.get(stage, 0) * of_shard
