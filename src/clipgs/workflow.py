@@ -246,7 +246,7 @@ class Run:
         """Writes down the configuration of a run that had nothing to do, where that can be written."""
         if self._lock is None and self.config.output_path.is_dir():
             with suppress(ClipgsError, OSError), OutputLock(self.config.output_path):
-                started.write(self.config, self.files, self.values)
+                started.write(self.config, self.files, self.values, self.snakefile)
 
 
 def hold_output(workflow: Any, run: Run) -> None:
