@@ -7,6 +7,7 @@ shards do not change.
 import csv
 from pathlib import Path
 
+from clipgs.catalog.records import frozen_shards, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import UsageError
@@ -54,8 +55,6 @@ def exclude(config: Config, uids: list[str], reason: str = NO_REASON, *, undo: b
     Raises:
         UsageError: an object is in no frozen shard, or (`undo`) is not listed.
     """
-    from clipgs.catalog.shards import frozen_shards, shard_path  # it imports this module
-
     listed = excluded(config)
     if undo:
         shard_of = {uid: shard for shard, reasons in listed.items() for uid in reasons}

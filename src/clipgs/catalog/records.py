@@ -1,7 +1,10 @@
 """Tables of the catalog: the frozen columns of an object, and the labels, which may be corrected later."""
 
 import re
+from pathlib import Path
 from typing import Any, Literal
+
+from clipgs.config import Config
 
 UpAxis = Literal["y", "z"]  # the axis of a mesh file that points up
 
@@ -16,6 +19,16 @@ def _strings(columns: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
     return pa.schema([(column, pa.string()) for column in columns])
+
+
+def shard_path(config: Config, shard: str) -> Path:
+    """The table of a shard's frozen rows."""
+    return config.output_path / "catalog" / "shards" / f"{shard}.parquet"
+
+
+def frozen_shards(config: Config) -> list[str]:
+    """Names of the shards on disk, in order."""
+    return sorted(path.stem for path in (config.output_path / "catalog" / "shards").glob("[0-9]*.parquet"))
 
 
 def frozen_schema() -> Any:

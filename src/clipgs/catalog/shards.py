@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from clipgs.catalog.changes import Changes, changes
 from clipgs.catalog.excluded import excluded
-from clipgs.catalog.records import LABEL_COLUMNS
+from clipgs.catalog.records import LABEL_COLUMNS, frozen_shards, shard_path
 from clipgs.catalog.sources import Source, source
 from clipgs.catalog.sources.annotations import AnnotatedSource
 from clipgs.config import Config
@@ -45,11 +45,6 @@ class Plan:
         return self.frozen + self.pending
 
 
-def shard_path(config: Config, shard: str) -> Path:
-    """The table of a shard's frozen rows."""
-    return config.output_path / "catalog" / "shards" / f"{shard}.parquet"
-
-
 def shard_sizes(config: Config, made: Plan) -> dict[str, int]:
     """Shard to its number of objects, of the frozen and the pending ones."""
     import pyarrow.parquet as pq
@@ -70,11 +65,6 @@ def labels_path(config: Config, shard: str) -> Path:
 def curation_path(config: Config) -> Path:
     """The JSON file of what `curation` returns."""
     return config.output_path / "catalog" / "curation.json"
-
-
-def frozen_shards(config: Config) -> list[str]:
-    """Names of the shards on disk, in order."""
-    return sorted(path.stem for path in (config.output_path / "catalog" / "shards").glob("[0-9]*.parquet"))
 
 
 def pending_shards(

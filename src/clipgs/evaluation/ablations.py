@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clipgs.catalog.shards import shard_path
+from clipgs.catalog.records import shard_path
 from clipgs.config import Config
 from clipgs.config.ablations import ROWS
 from clipgs.core.bundles import TarWriter, write_table

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from clipgs.catalog.shards import shard_path
+from clipgs.catalog.records import shard_path
 from clipgs.catalog.sources import READY_SPLATS, Source, source
 from clipgs.catalog.sources.digests import unchanged
 from clipgs.config import Config

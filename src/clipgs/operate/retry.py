@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from clipgs.catalog.shards import frozen_shards, shard_path
+from clipgs.catalog.records import frozen_shards, shard_path
 from clipgs.config import Config
 from clipgs.core.bundles import read_table, tar_objects
 from clipgs.core.errors import ClipgsError, UsageError

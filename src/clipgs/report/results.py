@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipgs.catalog.shards import frozen_shards
+from clipgs.catalog.records import frozen_shards
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake

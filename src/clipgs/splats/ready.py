@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from clipgs.catalog.shards import shard_path
+from clipgs.catalog.records import shard_path
 from clipgs.catalog.sources import READY_SPLATS, source
 from clipgs.catalog.sources.digests import unchanged
 from clipgs.catalog.sources.splats import read_header

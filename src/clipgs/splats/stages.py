@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipgs.catalog.shards import shard_path
+from clipgs.catalog.records import shard_path
 from clipgs.catalog.sources import READY_SPLATS
 from clipgs.config import Config
 from clipgs.core.batching import in_batches

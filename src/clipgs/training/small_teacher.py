@@ -20,7 +20,7 @@ from open_clip.loss import ClipLoss
 from open_clip.transform import PreprocessCfg
 from torch import Tensor
 
-from clipgs.catalog.shards import frozen_shards
+from clipgs.catalog.records import frozen_shards
 from clipgs.config import SMALL_TEACHER, Config, SmallTeacher
 from clipgs.core import workers
 from clipgs.core.bundles import write_tensors

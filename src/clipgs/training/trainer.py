@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clipgs import encoder
-from clipgs.catalog.shards import frozen_shards
+from clipgs.catalog.records import frozen_shards
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError
 from clipgs.core.prefetch import Prefetch

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from clipgs.core.errors import ObjectError, snakemake
@@ -19,9 +19,6 @@ from clipgs.core.files import sha256_of, whole
 from clipgs.core.processes import usable_cores
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json
-
-if TYPE_CHECKING:
-    from clipgs.catalog.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +93,15 @@ def digest_of(files: list[Path]) -> str:
     return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
+class _HasFiles(Protocol):
+    """The part of a source that is needed here."""
+
+    def all_files(self, row: dict[str, Any]) -> list[Path]: ...
+
+
 @contextmanager
 def unchanged(
-    objects: "Source",
+    objects: _HasFiles,
     row: dict[str, Any],  # frozen
     sha256: str,  # of `meshes/S.parquet`: the frozen hash or, where none is frozen, that of the fetched file
 ) -> Iterator[Path]:
