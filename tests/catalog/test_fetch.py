@@ -75,7 +75,7 @@ def test_500_objects_arrive_complete_and_none_twice_when_a_tenth_of_requests_fai
         check_complete(config, uids)
         assert server.requests.total() > 530
         assert max(server.served.values()) == 1
-        assert not list((tmp_path / "cache").rglob(".*"))
+        assert not list((tmp_path / "cache").rglob(".*.part*"))
 
 
 def test_what_is_not_there_is_a_row_and_the_rest_goes_on(tmp_path):
@@ -141,7 +141,7 @@ def test_killed_at_any_point_the_next_run_fetches_nothing_again_that_was_complet
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         check_complete(config, uids)
         assert {path: server.requests[path] for path in complete} == complete
-        assert not list((tmp_path / "cache").rglob(".*"))
+        assert not list((tmp_path / "cache").rglob(".*.part*"))
         again = server.requests.total()
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         assert server.requests.total() == again

@@ -210,12 +210,13 @@ def test_what_is_read_of_other_values(variant, caplog, tmp_path):
     assert said == [("WARNING", f"{tmp_path / 'a.ply'}: {note}.") for note in notes]
 
 
-def placed(path, **settings) -> tuple[dict, Gaussians]:
+def placed(path) -> tuple[dict, Gaussians]:
     """Row and splat of a file as an object of the catalog."""
-    config = check({"catalog": {"source": "splats", "splats": {"path": str(path.parent), **settings}}})
+    config = check({"catalog": {"source": "splats", "splats": {"path": str(path.parent), "up_axis": "z"}}})
     source = SplatSource(config)
-    file = source.fetch({"locator": path.name, **source.identify(path.name)})
-    row, [(_, data)] = ready._place(ready.ReadySplat(config, file, "z"))
+    frozen = {"locator": path.name, "source": source.name, **source.identify(path.name)}
+    source.fetch(frozen)
+    row, [(_, data)] = ready._place(ready.ReadySplat(config, frozen, frozen["sha256"]))
     return row, Gaussians.from_ply(data)
 
 
