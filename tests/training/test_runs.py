@@ -2,6 +2,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,6 +206,8 @@ def test_what_is_no_folder_of_a_run_is_said_with_the_runs_that_there_are(written
     for wrong in ("user/name", "runs/nope", "results/runs/nope"):
         with pytest.raises(ClipgsError, match=rf"there is no folder {wrong} \(finished runs: results/runs/base\)"):
             clipgs.load(wrong)
+        with pytest.raises(ClipgsError, match=rf"there is no folder {wrong} \(finished runs: results/runs/base\)"):
+            runs.publish(Path(wrong), tmp_path / "out")
     for wrong in ("results", "results/runs", "results/triplets"):
         with pytest.raises(ClipgsError, match=rf"^{wrong} has no model.safetensors; train .*: results/runs/base\)$"):
             clipgs.load(wrong)

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from clipgs import encoder
 from clipgs.config import read
 from clipgs.core.bundles import read_metadata
-from clipgs.core.errors import ClipgsError, snakemake
+from clipgs.core.errors import ClipgsError
 from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
-from clipgs.encoder import CONFIG, MODEL
+from clipgs.encoder import CONFIG, MODEL, no_run
 from clipgs.encoder.groups import prepare
 from clipgs.encoder.pretrained import fill, read_state
 from clipgs.splats.gaussians import Gaussians
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _ENCODE_BATCH = 16  # objects
 _SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same time
-_RUNS_NAMED = 5  # in an error
 _TIE = 1e-9  # cosines are rounded to multiples of it
 
 
@@ -44,25 +43,12 @@ def load(run: str | Path, device: str | torch.device | None = None) -> "TrainedE
     return TrainedEncoder(Path(run), device)
 
 
-def _no_run(path: Path) -> str:
-    """Why a path is not the folder of a finished run, and which such folders there are near it and here."""
-    if path.is_file():
-        return f"{path} is a file; name its folder, {path.parent}"
-    near = [place.glob(f"{below}/{MODEL}") for place in (path, path.parent) for below in ("*", "runs/*")]
-    runs = sorted({str(file.parent) for files in (*near, Path().glob(f"*/runs/*/{MODEL}")) for file in files})
-    more = f" and {len(runs) - _RUNS_NAMED} more" if len(runs) > _RUNS_NAMED else ""
-    there_are = f"finished runs: {', '.join(runs[:_RUNS_NAMED])}{more}" if runs else "there is no finished run here"
-    if path.is_dir():
-        return f"{path} has no {MODEL}; train the run first: {snakemake('train')} ({there_are})"
-    return f"there is no folder {path} ({there_are}); a published run must be downloaded first"
-
-
 class TrainedEncoder:
     """Encodes splats, texts and images into one space."""
 
     def __init__(self, run: Path, device: str | torch.device | None = None) -> None:
         if not (run / MODEL).exists():
-            raise ClipgsError(_no_run(run))
+            raise ClipgsError(no_run(run))
         self.run = run
         output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
         self.config = read(run / CONFIG).model_copy(update={"output": str(output)})

@@ -15,8 +15,9 @@ import yaml
 from clipgs import __version__
 from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.bundles import read_metadata, write_tensors
+from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, sha256_of, write_bytes
-from clipgs.encoder import CONFIG, MODEL
+from clipgs.encoder import CONFIG, MODEL, no_run
 from clipgs.stages import stage_settings
 from clipgs.training.identity import same_but_epochs
 
@@ -131,6 +132,8 @@ def publish(run: Path, folder: Path, half: bool = True) -> None:
     """
     from safetensors.torch import load_file
 
+    if not (run / MODEL).exists():
+        raise ClipgsError(no_run(run))
     for name in (MODEL, CONFIG, CARD):
         check(run / name)
     tensors = load_file(run / MODEL)
