@@ -15,6 +15,7 @@ from clipgs.core.seeds import json_digest
 from clipgs.encoder import ClipGS
 from clipgs.teacher import features
 from clipgs.training import distributed, runs
+from clipgs.training.identity import bridged, obstacles, run_record
 from clipgs.training.trainer import Trainer, train
 from clipgs.triplets.pack import schema
 from tests.training.small_dataset import SHAPE, lines, make, make_shard, settings, write_features
@@ -271,6 +272,38 @@ def test_first_weights_are_known_by_their_bytes(finished, tmp_path, monkeypatch,
 
 
 # --- other epochs, other processes ---
+
+
+@pytest.mark.parametrize(
+    ("encoder", "training", "means"),
+    [
+        ({"batch_norm": "frozen"}, {}, "rounding"),
+        ({"batch_norm": "sync"}, {}, "rounding"),
+        ({"batch_norm": "sync"}, {"micro_batch": 4}, "rounding, batch norms over 8 objects instead of 4"),
+        ({"batch_norm": "local"}, {}, "rounding, batch norms over 4 objects instead of 8"),
+        ({"batch_norm": "local"}, {"micro_batch": 4}, "rounding"),
+        ({"batch_norm": "frozen", "drop_path": 0.1}, {}, "rounding, other draws of dropout"),
+        ({"batch_norm": "frozen", "patch_dropout": 0.1}, {}, "rounding, other draws of dropout"),
+    ],
+)
+def test_what_another_number_of_processes_means(tmp_path, encoder, training, means):
+    config = settings(tmp_path, encoder=encoder, training=training)
+    old, new = (run_record(config, processes, {"shards": {}}) for processes in (1, 2))
+    assert obstacles(old, new) == ""
+    assert bridged(old, new, 4, 9) == [f"processes 1 -> 2: later steps differ by {means}"]
+    assert bridged(old, new, 9, 9) == []
+
+
+def test_many_differences_are_counted(tmp_path):
+    shard = {"objects": 3, "captions": "a", "splats": "a", "features": "a"}
+    shards = {f"{i:05d}": shard for i in range(9)}
+    old = run_record(settings(tmp_path), 1, {"record_format": 2, "shards": shards})
+    other = {name: {**one, "splats": "b", "features": "b"} for name, one in list(shards.items())[1:]}
+    new = run_record(settings(tmp_path, encoder={"weights": "x"}), 1, {"record_format": 3, "shards": other})
+    assert obstacles(old, new) == (
+        "the record format changed; shard 00000 is gone; shard 00001 has other splats and features; "
+        "shard 00002 has other splats and features and 6 more"
+    )
 
 
 def test_more_epochs_go_on(finished, caplog, monkeypatch):

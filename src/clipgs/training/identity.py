@@ -84,8 +84,9 @@ def bridged(old: Record, new: Record, done: int, steps: int) -> list[str]:
     found = []
     if done < steps and (before := old["processes"]) != (after := new["processes"]):
         means = ["rounding"]
-        if new["settings"]["encoder.batch_norm"] == "local":
-            means.append("batch norms over shares of another size")
+        own, other = (_normalised(new["settings"], processes) for processes in (after, before))
+        if own != other:
+            means.append(f"batch norms over {own} objects instead of {other}")
         if any(new["settings"][f"encoder.{key}"] for key in ("drop_path", "patch_dropout")):
             means.append("other draws of dropout")
         found.append(f"processes {before} -> {after}: later steps differ by {_joined(means, ', ')}")
@@ -95,6 +96,12 @@ def bridged(old: Record, new: Record, done: int, steps: int) -> list[str]:
             "result is not that of a run from the start"
         )
     return found
+
+
+def _normalised(settings: Mapping[str, Any], processes: int) -> int | None:
+    """The number of objects whose statistics batch norms take together; None where they take none."""
+    part = min(settings["training.micro_batch"], settings["training.batch"] // processes)
+    return {"local": part, "sync": part * processes}.get(settings["encoder.batch_norm"])
 
 
 def _shown(value: Any) -> str:
