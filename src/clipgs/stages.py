@@ -190,6 +190,23 @@ def from_settings(*layers: str) -> Config:
     return check({key: value for key, value in values.items() if key not in _BESIDES})
 
 
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Each key that differs, dotted: `fit.steps 5000 -> 3000`."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} {_shown(before)} -> {_shown(after)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
 # --- a shard's files -------------------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ def test_a_batch_larger_than_the_split_is_one_line(tmp_path):
     with pytest.raises(ClipgsError, match=r"training\.batch = 25, but only 24 objects.*training\.batch to 24"):
         TrainingBatches(data, data.split("train"), config)
     for few, number in ((data.split("train")[:1], "1"), (data.split("train")[:0], "no")):
-        with pytest.raises(ClipgsError, match=f"the split train has {number} object; training contrasts 2 or more"):
+        with pytest.raises(ClipgsError, match=f"train has {number} object, and training contrasts 2 or more; add"):
             TrainingBatches(data, few, settings(tmp_path, training={"batch": 2}))
     with pytest.raises(ClipgsError, match="8 cannot be shared evenly by 3 processes"):
         TrainingBatches(data, data.split("train"), settings(tmp_path), 0, 3)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from clipgs.core.errors import ClipgsError
+from clipgs.stages import differences
 
 # As in profiles/default, which only the command line of Snakemake reads.
 _TRIGGERS = ("mtime", "params", "input", "code")
@@ -132,23 +133,6 @@ def _settings(params: set[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             continue
     return {}
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Each key that differs, dotted: `fit.steps 5000 -> 3000`."""
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key} {_shown(before)} -> {_shown(after)}")
-    return found
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from clipgs.operate.planned import differences
+from clipgs.stages import differences
 
 _PARAMS = re.compile(r"before: (.*?) now: (.*)", re.DOTALL)
 # Keys of the settings of a rule that are no settings of the user.

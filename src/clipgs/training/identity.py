@@ -11,7 +11,7 @@ from typing import Any
 from clipgs.config import Config, Encoder
 from clipgs.core.files import sha256_of
 from clipgs.encoder import MODEL
-from clipgs.stages import stage_settings
+from clipgs.stages import differences, stage_settings
 
 Record = Mapping[str, Any]
 
@@ -58,9 +58,8 @@ def _first_weights(encoder: Encoder) -> str | None:
 
 def obstacles(old: Record, new: Record) -> str:
     """Why a run of the new record cannot go on from a state of the old one; empty where it can."""
-    before, after = old["settings"], new["settings"]
-    keys = [key for key in sorted(before | after) if before.get(key) != after.get(key) and key != EPOCHS]
-    found = [f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}" for key in keys]
+    before, after = ({**record["settings"], EPOCHS: 0} for record in (old, new))
+    found = differences(before, after)
     theirs, ours = old["data"], new["data"]
     for key in sorted((theirs | ours).keys() - {"shards"}):
         if theirs.get(key) != ours.get(key):
@@ -102,10 +101,6 @@ def _normalised(settings: Mapping[str, Any], processes: int) -> int | None:
     """The number of objects whose statistics batch norms take together; None where they take none."""
     part = min(settings["training.micro_batch"], settings["training.batch"] // processes)
     return {"local": part, "sync": part * processes}.get(settings["encoder.batch_norm"])
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value)
 
 
 def _joined(texts: Sequence[str], between: str = "; ") -> str:
