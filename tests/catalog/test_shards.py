@@ -125,7 +125,7 @@ def test_frozen_objects_keep_the_labels_of_their_own_source(tmp_path, meshes):
         assert texts == {locator: f"the {locator[0]}" for locator in locators.values()}
 
 
-GO_ON = "add --config catalog='{allow_missing: true}'"
+GO_ON = "give Snakemake --config catalog='{allow_missing: true}'"
 
 
 def allowing(config):
@@ -295,6 +295,41 @@ def test_a_renamed_file_is_not_gone(tmp_path, meshes):
     freeze_all(config)
     assert Counter(row["note"] is None for row in rows_of(config)) == {True: 5, False: 5}
     assert (plan(config).gone, plan(config).pending, plan(config).notes) == ((), (), ())
+
+
+def texts_of(config):
+    """Uid to its text; the labels are written."""
+    found = {}
+    for shard in frozen_shards(config):
+        label(config, shard)
+        found |= {row["uid"]: row["text"] for row in read_table(labels_path(config, shard))}
+    return found
+
+
+def test_files_that_change_their_names_are_no_new_objects_and_take_their_labels_along(tmp_path, meshes):
+    """As where numbered files are numbered anew."""
+    (tmp_path / "m.csv").write_text("file,text\n" + "".join(f"{n}.obj,the {n}\n" for n in "abcde"))
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    freeze_all(config)
+    before, uids = texts_of(config), {row["locator"]: row["uid"] for row in rows_of(config)}
+    digests = plan(config).label_digests
+    (meshes / "a.obj").rename(meshes / "spare")
+    (meshes / "b.obj").rename(meshes / "a.obj")
+    (meshes / "spare").rename(meshes / "b.obj")
+    assert (plan(config).replaced, plan(config).gone) == ((), ())
+    (tmp_path / "m.csv").write_text(
+        "file,text\na.obj,the b\nb.obj,the a\n" + "".join(f"{n}.obj,the {n}\n" for n in "cde")
+    )
+    assert [shard for shard in digests if plan(config).label_digests[shard] != digests[shard]] == ["00000"]
+    freeze_all(config)
+    rows = {row["uid"]: row for row in rows_of(config)}
+    assert {rows[uid]["note"] for uid in rows.keys() - before.keys()} == {
+        f"duplicate of {uids['a.obj']}",
+        f"duplicate of {uids['b.obj']}",
+    }
+    after = texts_of(config)
+    assert {uid: after[uid] for uid in before} == before
+    assert (plan(config).pending, plan(config).replaced) == ((), ())
 
 
 def test_an_excluded_object_is_not_shown_as_replaced(tmp_path, meshes):

@@ -11,10 +11,11 @@ Row = dict[str, Any]
 
 
 class Changes(NamedTuple):
-    """The frozen rows whose objects the source does not have any more, and what it has instead."""
+    """The frozen rows whose objects are not where they were, and what the source has there instead."""
 
     replaced: list[Row]  # whose file has other bytes now
-    gone: list[Row]  # whose file is not there, nor another with the same bytes
+    gone: list[Row]  # whose file is not there
+    moved: dict[str, str]  # uid to the locator of another file with the object's bytes; it is neither of the two
     new: set[str]  # frozen locators whose file is none of the frozen objects
     known: int  # rows that could be replaced or gone
 
@@ -36,12 +37,19 @@ def changes(
     now = objects.digests([locator for locator in locators if locator not in missing])
     frozen = {(row["locator"], row["sha256"]) for row in rows}
     new = {locator for locator, digest in now.items() if (locator, digest) not in frozen}
-    known = [row for row in rows if row["note"] is None and row["uid"] not in excluded]
-    replaced = [row for row in known if now.get(row["locator"], row["sha256"]) != row["sha256"]]
-    gone = [row for row in known if row["locator"] in missing]
-    if gone:  # some may only have another name now
-        held = set(now.values())
+    usable = [row for row in rows if row["note"] is None]
+    replaced = [row for row in usable if now.get(row["locator"], row["sha256"]) != row["sha256"]]
+    gone = [row for row in usable if row["locator"] in missing]
+    moved: dict[str, str] = {}
+    if replaced or gone:
         with suppress(SourceMissing):
-            held |= set(objects.digests(objects.locators()).values())
-        gone = [row for row in gone if row["sha256"] not in held]
-    return Changes(replaced, gone, new, len(known))
+            now |= objects.digests(objects.locators())
+        place = {digest: locator for locator, digest in sorted(now.items(), reverse=True)}
+        away = ((row["uid"], place.get(row["sha256"])) for row in (*replaced, *gone))
+        moved = {uid: locator for uid, locator in away if locator is not None}
+
+    def left(lost: list[Row]) -> list[Row]:
+        return [row for row in lost if row["uid"] not in moved and row["uid"] not in excluded]
+
+    known = sum(row["uid"] not in excluded for row in usable)
+    return Changes(left(replaced), left(gone), moved, new, known)

@@ -23,7 +23,7 @@ from clipgs.core.files import whole
 from clipgs.core.seeds import canonical_json, json_digest
 
 LARGE_CATALOG = 20  # objects: if more than half of so many are missing, the source is probably not mounted
-GO_ON = "to go on with what was made, add --config catalog='{allow_missing: true}'"
+GO_ON = "to go on with what was made, give Snakemake --config catalog='{allow_missing: true}'"
 _PLAN_VERSION = 3  # raised when the same shards and source give another plan
 
 
@@ -147,6 +147,9 @@ def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set
     digests = {
         shard: _label_digest(config, sources[name], shard, sorted(its)) for shard, (name, its) in members.items()
     }
+    for shard in frozen:
+        if moved := [(row["uid"], found.moved[row["uid"]]) for row in rows[shard] if row["uid"] in found.moved]:
+            digests[shard] = json_digest([digests[shard], moved])[:16]
     count = sum(len(locators) for _, locators in members.values())
     rules = json_digest(_curation(config, objects, locators))
     lost = [tuple((row["uid"], row["locator"]) for row in changed) for changed in (found.replaced, found.gone)]
@@ -182,9 +185,16 @@ def _label_digest(config: Config, objects: Source, shard: str, locators: list[st
     except SourceMissing:
         if not config.catalog.allow_missing or not labels_path(config, shard).exists():
             raise
-    locator_of = {row["uid"]: row["locator"] for row in _rows(config, shard)}
+    rows = _rows(config, shard)
+    locator_of = dict(zip([row["uid"] for row in rows], label_locators(config, objects, rows), strict=True))
     written = sorted(read_table(labels_path(config, shard)), key=lambda row: locator_of[row["uid"]])
     return json_digest([{name: row[name] for name in LABEL_COLUMNS[1:]} for row in written])[:16]
+
+
+def label_locators(config: Config, objects: Source, rows: list[dict[str, Any]]) -> list[str]:
+    """Where the source has the labels of a shard's frozen rows: under the name that each file has now."""
+    moved = changes(objects, rows, ()).moved if objects.name == config.catalog.source else {}
+    return [moved.get(row["uid"], row["locator"]) for row in rows]
 
 
 def _notes(objects: Source, rows: list[dict[str, Any]]) -> list[str]:

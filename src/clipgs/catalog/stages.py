@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipgs.catalog.records import frozen_schema, labels_schema, objects_schema
-from clipgs.catalog.shards import curation, curation_path, frozen_shards, labels_path, pending_shards, shard_path
+from clipgs.catalog.shards import (
+    curation,
+    curation_path,
+    frozen_shards,
+    label_locators,
+    labels_path,
+    pending_shards,
+    shard_path,
+)
 from clipgs.catalog.sources import Source, source
 from clipgs.catalog.sources.folder import path_uid
 from clipgs.config import Config
@@ -132,7 +140,8 @@ class _Splits:
 def label(config: Config, shard: str, threads: int = 1) -> None:
     """Writes `catalog/labels/S.parquet`: category, text, license, credit and page of each object, from its source."""
     rows = read_table(shard_path(config, shard))
-    labels = source(config, rows[0]["source"]).labels([row["locator"] for row in rows])
+    objects = source(config, rows[0]["source"])
+    labels = objects.labels(label_locators(config, objects, rows))
     labelled = [{"uid": row["uid"], **found} for row, found in zip(rows, labels, strict=True)]
     write_table(labels_path(config, shard), labelled, labels_schema())
 

@@ -60,6 +60,9 @@ class Source(Protocol):
     def all_files(self, row: dict[str, Any]) -> list[Path]:
         """That file and those that it names: what the hash is of."""
 
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]:
+        """As `all_files`, for a file of another name with the frozen bytes; empty if none is known."""
+
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         """The axis of the file that points up: `y` or `z`."""
 

@@ -363,6 +363,9 @@ class AnnotatedSource:
     def all_files(self, row: dict[str, Any]) -> list[Path]:
         return [self.path(row)]
 
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]:
+        return []
+
     def path(self, row: dict[str, Any]) -> Path:
         raise NotImplementedError
 

@@ -98,6 +98,14 @@ class _HasFiles(Protocol):
 
     def all_files(self, row: dict[str, Any]) -> list[Path]: ...
 
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]: ...
+
+
+def _found(files: list[Path]) -> tuple[State, str | None]:
+    """The state of the files, and their hash; None if the first is not there."""
+    state = state_of(files)
+    return state, None if state[0] is None else digest_of(files)
+
 
 @contextmanager
 def unchanged(
@@ -110,22 +118,25 @@ def unchanged(
     Raises:
         ObjectError: the file, or one that it names, has gone or changed.
     """
-    files, name = objects.all_files(row), row["locator"]
-    before = state_of(files)
-    if before[0] is None:
-        raise ObjectError(f"{name} has gone since it was frozen: there is no file {files[0]}")
-    if digest_of(files) != sha256:
-        if row["sha256"] is None:
-            again = snakemake("triplets", "--forcerun", "fetch")
-            raise ObjectError(f"{name} has changed since it was fetched; take it as it is now with: {again}")
-        raise ObjectError(f"{name} has changed since it was frozen: {files[0]} holds another object now")
+    name, files = row["locator"], objects.all_files(row)
+    before, digest = _found(files)
+    if digest != sha256 and (moved := objects.elsewhere(row)):
+        files = moved
+        before, digest = _found(files)
+    since, hint = "since it was frozen", ""
+    if row["sha256"] is None:
+        since, hint = "since it was fetched", f"; fetch it again with: {snakemake('triplets', '--forcerun', 'fetch')}"
+    if digest is None:
+        raise ObjectError(f"{name} has gone {since}: there is no file {files[0]}{hint}")
+    if digest != sha256:
+        raise ObjectError(f"{name} has changed {since}: {files[0]} holds another object now{hint}")
     failure = None
     try:
         yield files[0]
     except Exception as error:
         failure = error
     if state_of(files) != before:
-        raise ObjectError(f"{name} has changed since it was frozen: it was replaced while it was read") from failure
+        raise ObjectError(f"{name} has changed {since}: it was replaced while it was read{hint}") from failure
     if failure is not None:
         raise failure
 

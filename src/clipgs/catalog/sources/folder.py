@@ -199,13 +199,14 @@ class FolderSource:
             return path
 
     def path(self, row: dict[str, Any]) -> Path:
-        path = self._locate(row["locator"])
-        if not path.is_file() and row["sha256"] and (moved := self._digests.holder(row["sha256"])):
-            return moved
-        return path
+        return self._locate(row["locator"])
 
     def all_files(self, row: dict[str, Any]) -> list[Path]:
         return with_named_files(self.path(row))
+
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]:
+        moved = self._digests.holder(row["sha256"])
+        return [] if moved is None else with_named_files(moved)
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y" if row["locator"].lower().endswith((".glb", ".gltf")) else self._settings.up_axis

@@ -179,6 +179,9 @@ class ModelNet40Source:
     def all_files(self, row: dict[str, Any]) -> list[Path]:
         return [self.path(row)]
 
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]:
+        return []
+
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "z"
 

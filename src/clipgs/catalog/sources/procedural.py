@@ -121,6 +121,9 @@ class ProceduralSource:
     def all_files(self, row: dict[str, Any]) -> list[Path]:
         return [self.path(row)]
 
+    def elsewhere(self, row: dict[str, Any]) -> list[Path]:
+        return []
+
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y"
 
