@@ -102,6 +102,18 @@ def test_the_header_tells_the_numbers(tmp_path):
         source.fetch({"locator": "a.ply", **source.identify("a.ply")})
 
 
+def test_a_splat_that_was_replaced_is_not_placed(tmp_path):
+    write(tmp_path / "a.ply", splat(30))
+    config = check({"cache": str(tmp_path), "catalog": {"source": "splats", "splats": {"path": str(tmp_path)}}})
+    source = SplatSource(config)
+    row = {"source": "splats", "locator": "a.ply", **source.identify("a.ply")}
+    payload = ready.ReadySplat(config, row, row["sha256"])
+    assert ready._place(payload)[0]["gaussians"] == 30
+    write(tmp_path / "a.ply", splat(31))
+    with pytest.raises(ObjectError, match=r"a\.ply has changed since it was frozen"):
+        ready._place(payload)
+
+
 @pytest.mark.parametrize("up_axis", ["y", "-y", "z"])
 def test_a_splat_stands_upright_in_the_frame(up_axis):
     upright = splat()
