@@ -400,7 +400,7 @@ class Screen(LogHandlerBase):
 
     def _end(self) -> None:
         self._clear()
-        if self._own is not None or self._silent:
+        if self._own is not None or (self._silent and not self._dryrun):
             return
         if self._dryrun:
             self._plan()
