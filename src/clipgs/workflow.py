@@ -302,6 +302,8 @@ def check_plan(workflow: Any, run: Run) -> None:
     Snakemake has no hook there that a dry run calls too, so this replaces the method that plans.
     """
     build = workflow._build_dag
+    # Another workflow that imports this one may give the rules other names.
+    stages = {workflow.modifier.modify_rulename(rule): stage for rule, stage in OF_RULE.items()}
 
     def build_and_check() -> None:
         build()
@@ -310,7 +312,7 @@ def check_plan(workflow: Any, run: Run) -> None:
             return
         shards: dict[str, list[str]] = {}
         for job in workflow.dag.needrun_jobs():
-            if stage := OF_RULE.get(job.rule.name):
+            if stage := stages.get(job.rule.name):
                 shards.setdefault(stage.name, []).extend(filter(None, [job.wildcards_dict.get("shard")]))
         # Where the jobs run on other machines, Snakemake uses threads here. Older versions do not tell a dry run.
         away = not workflow.local_exec or workflow.execution_settings.use_threads

@@ -10,6 +10,7 @@ import yaml
 
 from clipgs import config as configuration
 from clipgs.core.bundles import read_table
+from clipgs.core.devices import visible_gpus
 from clipgs.operate.lock import OutputLock
 
 from .conftest import SETTINGS, Workspace
@@ -110,6 +111,14 @@ def test_a_second_run_over_the_output_is_refused_and_looking_is_free(imported):
         assert f"process {os.getpid()}, since" in done.stderr
         for look in (["-n", "--forcerun", "splats_pack"], ["--summary"]):
             assert imported.run(*look).returncode == 0, look
+
+
+@pytest.mark.skipif(bool(visible_gpus()), reason="this machine has a GPU")
+def test_what_its_jobs_need_is_checked_before_the_first(imported):
+    """The importer has given the rules other names."""
+    done = imported.run("-n", "--forcerun", "splats_fit", "--config", "splats={device: cuda}")
+    assert done.returncode == 2
+    assert "device = cuda, but" in done.stderr
 
 
 def test_its_environments_lie_beside_its_rules(imported, checkout):
