@@ -29,7 +29,7 @@ def test_a_fit_asks_for_one_and_training_for_all(workspace, monkeypatch, visible
     jobs = asked(workspace, "--cores", "8")
     assert {jobs[rule] for rule in ("fit", "teacher", "embed_images", "embed_texts")} == {one}
     assert jobs["train"] == all_of_them
-    assert {jobs[rule] for rule in ("fetch", "sample", "view", "caption", "pack", "index")} == {0}
+    assert {jobs[rule] for rule in ("fetch", "sample", "view", "caption", "pack")} == {0}
     assert jobs["render"] == 0  # it shares one
 
 
