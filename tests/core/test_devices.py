@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from importlib.machinery import PathFinder
 
 import pytest
 
 from clipgs.core import devices as gpus
-from clipgs.core.devices import VISIBLE, choose_device, find_nvcc, take_gpus, visible_gpus
+from clipgs.core.devices import VISIBLE, choose_device, find_nvcc, take_gpus, visible_gpus, without_cuda
 from clipgs.core.errors import ClipgsError
 
 TAKE = "import sys; from clipgs.core.devices import take_gpus; print(*take_gpus(), flush=True); sys.stdin.read()"
@@ -30,6 +31,32 @@ pytestmark = pytest.mark.usefixtures("own_gpu_locks")
 )
 def test_what_the_environment_shows_is_what_there_is(value, names, tmp_path):
     assert visible_gpus({VISIBLE: value}, tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    ("version", "visible", "reason"),
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", "0", None),
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", "", "this machine has no GPU"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", "0", "this torch is a CPU-only build"),
+        ("cuda = '12.1'\n", "", "this machine has no GPU"),  # as older versions write it
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.3'\n", "", None),  # AMD's have no such device files
+    ],
+)
+def test_why_cuda_cannot_be_used_is_known_without_torch(tmp_path, monkeypatch, version, visible, reason):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text(version)
+    monkeypatch.setattr(gpus, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
+    found = without_cuda({VISIBLE: visible})
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_this_torch_says_what_it_is():
+    import torch
+
+    found = without_cuda({VISIBLE: "0"})
+    assert (found is None) == (torch.version.cuda is not None or torch.version.hip is not None)
 
 
 def test_device_files_are_counted(tmp_path):

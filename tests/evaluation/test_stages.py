@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from clipgs import config as configuration
-from clipgs.core.bundles import TarWriter, read_table, write_arrays
+from clipgs.core.bundles import TarWriter, read_table, write_arrays, write_table
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder.transformer import SIZES
 from clipgs.evaluation import stages
@@ -204,6 +204,49 @@ def test_every_table_says_whether_lvis_shapes_were_trained_on():
     assert told(source="objaverse") == {"lvis_shapes": "never trained on"}
     assert told(source="objaverse_xl", objaverse={"lvis": "train"}) == {"lvis_shapes": "may be trained on"}
     assert told(source="procedural") == {}
+
+
+def classed(config, tmp_path, text):
+    """The table with the user's classes."""
+    (tmp_path / "classes.txt").write_text(text)
+    settings = config.evaluation.model_copy(update={"classes": str(tmp_path / "classes.txt"), "few_shot": []})
+    evaluate(config.model_copy(update={"evaluation": settings}))
+    return read(config, "zeroshot")
+
+
+def test_the_users_classes_are_found_in_other_spellings(copied, tmp_path):
+    names = [f"kind {i}" for i in range(KINDS)]
+    plain = classed(copied, tmp_path, "\n".join(names))
+    assert "note" not in plain
+    spelt = classed(copied, tmp_path, "\ufeff" + "\r\n".join(name.upper().replace(" ", "_") for name in names))
+    assert spelt["class_names"][0] == "KIND_0"
+    assert [row["top1"] for row in spelt["rows"]] == [row["top1"] for row in plain["rows"]]
+    assert [row["objects"] for row in spelt["rows"]] == [row["objects"] for row in plain["rows"]] == [12, 12]
+
+
+def test_classes_that_fit_in_part_are_noted_and_those_that_fit_nothing_refused(copied, tmp_path):
+    partly = classed(copied, tmp_path, "kind 1\nkind 2\nkindd 3\n")
+    assert partly["note"] == "1 of 3 classes are no category of the dataset: kindd 3; did you mean kind 3?"
+    assert partly["rows"][0]["classes_with_objects"] == 2
+    with pytest.raises(
+        UsageError, match=r"names no category of the dataset: chair 1, lamp 2; its categories are kind 0"
+    ):
+        classed(copied, tmp_path, "chair 1\nlamp 2\n")
+
+
+def test_a_gallery_without_the_classes_is_not_said_to_have_none(copied, tmp_path):
+    """Every object has a category; that of the class is only in the training split."""
+    index = copied.output_path / "triplets" / "index.parquet"
+    rows = read_table(index)
+    for row in rows:
+        if row["split"] == "train" and row["category"] == "kind 0":
+            row["category"] = "kind 0 only seen"
+    import pyarrow.parquet as pq
+
+    write_table(index, rows, pq.read_schema(index).remove_metadata())
+    table = classed(copied, tmp_path, "kind 0 only seen\n")
+    assert table["rows"] == []
+    assert table["missing"] == "no object of the gallery (12) has one of the 1 classes"
 
 
 def test_another_teacher_is_refused(trained, monkeypatch):

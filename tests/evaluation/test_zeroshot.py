@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from clipgs.core.errors import UsageError
-from clipgs.evaluation.prompts import TEMPLATES, class_embeddings, templates
+from clipgs.evaluation.prompts import TEMPLATES, class_embeddings, listed_classes, templates
 from clipgs.evaluation.zeroshot import zero_shot
 from clipgs.triplets.captions import spoken
 
@@ -71,6 +71,22 @@ def test_templates_of_a_user(tmp_path):
     (tmp_path / "lines.txt").write_text("a point cloud of {}.\n\n{}\n")
     (tmp_path / "list.json").write_text(json.dumps(["a point cloud of {}.", "{}"]))
     assert templates(tmp_path / "lines.txt") == templates(tmp_path / "list.json") == ("a point cloud of {}.", "{}")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_class(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_bytes("\ufeffa photo of a {}\r\n".encode())
+    assert templates(file) == ("a photo of a {}",)
+    file.write_bytes('\ufeff["a {}"]'.encode())
+    assert templates(file) == ("a {}",)
+    file.write_bytes("\ufeffairplane\r\n\r\nairplane\r\nmug".encode())
+    assert listed_classes(file) == ["airplane", "mug"]
+
+
+def test_a_wrong_prompt_is_named_with_its_line(tmp_path):
+    (tmp_path / "t.txt").write_text("a {}\n\na thing\n")
+    with pytest.raises(UsageError, match=r"t\.txt, line 3: each prompt needs one \{\} .* 'a thing' has 0"):
+        templates(tmp_path / "t.txt")
 
 
 @pytest.mark.parametrize("text", ["", "a mug\n", "{} {}\n", "[1", None])

@@ -87,6 +87,7 @@ def test_a_run_writes_what_it_was_started_with(ran):
     start = json.loads((ran.output / "run.json").read_text())
     assert start["folder"] == str(ran.folder)
     assert (start["files"], start["values"]) == (["mine.yaml"], {"pack": {"samples": "3"}})
+    assert start["snakefile"] == str(ran.checkout / "Snakefile")
     assert ran.planned("--configfile", str(ran.folder / "mine.yaml"), "--config", "pack={samples: 3}") == {}
 
 
@@ -109,7 +110,11 @@ def test_what_to_type_next_names_the_users_own_files(ran, tmp_path):
         (workspace.output / "run.json").read_text().replace(str(ran.folder), str(workspace.folder))
     )
     text = clipgs(workspace.folder, "exclude", uid)
-    assert "snakemake triplets --configfile mine.yaml --config 'pack={samples: " in text
+    snakefile = f"--snakefile {ran.checkout / 'Snakefile'}"  # there is none in the folder
+    assert f"snakemake triplets {snakefile} --configfile mine.yaml --config 'pack={{samples: " in text
+    text = clipgs("/", "exclude", uid, "--undo", "--output", str(workspace.output))
+    places = f"{snakefile} --directory {workspace.folder} --configfile {workspace.folder / 'mine.yaml'}"
+    assert f"snakemake triplets {places} --config 'pack={{samples: " in text
 
 
 def test_an_output_of_no_run_is_refused(ran, tmp_path):
