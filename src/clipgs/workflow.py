@@ -296,7 +296,7 @@ def tell(found: checks.Findings) -> None:
         raise SystemExit(2)
 
 
-def check_plan(workflow: Any, run: Run) -> None:
+def check_plan(workflow: Any) -> None:
     """Checks what the jobs of a run or of a dry run need, once Snakemake has planned them and before the first starts.
 
     Snakemake has no hook there that a dry run calls too, so this replaces the method that plans.
@@ -317,6 +317,7 @@ def check_plan(workflow: Any, run: Run) -> None:
         # Where the jobs run on other machines, Snakemake uses threads here. Older versions do not tell a dry run.
         away = not workflow.local_exec or workflow.execution_settings.use_threads
         away = away or (workflow.dryrun and workflow.resource_settings.nodes is not None)
+        run = workflow.clipgs_run
         with fatal(2):
             tell(checks.of_jobs(run.config, checks.Jobs(shards, run.plan, workflow.dryrun, not away)))
 
@@ -358,6 +359,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
         Screen.RUN = Read(config, run.plan)
+        first = not hasattr(workflow, "clipgs_run")  # a module is read once for each `use rule`
         with fatal(2):
             hold_output(workflow, run)
         settings = workflow.config_settings
@@ -367,8 +369,9 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
         folder = None if workflow.overwrite_workdir is None else Path.cwd()
         named = started.arguments_of(run.files, run.values, run.snakefile, folder)
         os.environ[RUN_ARGUMENTS] = shlex.join(named)
-        tell(checks.Findings(checks.of_names(config).errors, [*run.plan.notes, *notes(config)]))
-        check_plan(workflow, run)
+        if first:
+            tell(checks.Findings(checks.of_names(config).errors, [*run.plan.notes, *notes(config)]))
+            check_plan(workflow)
     os.environ |= {
         FROZEN: config.model_dump_json(),
         # Commands get what changes no result (places, device, limits) here: no rule depends on it.
