@@ -268,10 +268,7 @@ def hold_output(workflow: Any, run: Run) -> None:
     execute = workflow.execute
 
     def holding(*arguments: Any, **named: Any) -> Any:
-        run = workflow.clipgs_run
-        if workflow.dryrun:
-            return execute(*arguments, **named)
-        onstart = workflow._onstart
+        run, onstart = workflow.clipgs_run, workflow._onstart
 
         def start(log: Any) -> None:
             run.hold()
@@ -280,7 +277,8 @@ def hold_output(workflow: Any, run: Run) -> None:
         workflow._onstart = start
         try:
             done = execute(*arguments, **named)
-            run.remember()
+            if not workflow.dryrun:  # known only now
+                run.remember()
             return done
         finally:
             run.release()

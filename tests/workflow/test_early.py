@@ -61,6 +61,15 @@ def test_a_run_is_refused_before_its_first_job_and_writes_nothing(workspace):
     assert not workspace.output.exists()
 
 
+def test_a_dry_run_writes_nothing_into_an_output(workspace, tmp_path, checkout):
+    for name in ("config.yaml", "meshes"):
+        (tmp_path / name).symlink_to(workspace.folder / name)
+    here = Workspace(tmp_path, checkout)
+    here.output.mkdir()
+    assert here.run("-n", "triplets").returncode == 0
+    assert list(here.output.iterdir()) == []
+
+
 def test_a_cluster_has_gpus_that_its_login_node_has_not(workspace, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     pytest.importorskip("snakemake_executor_plugin_slurm")
