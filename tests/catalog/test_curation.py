@@ -42,6 +42,7 @@ def taken(tmp_path, curation, **objaverse):
     [
         ({}, set(range(10)), {}),
         ({"licenses": ["BY", "cc0"]}, {0, 2, 3, 5, 6, 8, 9}, {"licenses": 3}),  # 7 states none
+        ({"licenses": ["CC_BY_4.0", "CC0-1.0"]}, {0, 2, 3, 5, 6, 8, 9}, {"licenses": 3}),  # SPDX's names
         ({"min_faces": 300}, {2, 3, 4, 5, 6, 7, 8, 9}, {"min_faces": 2}),  # of 7 no number is known
         ({"max_faces": 300}, {0, 1, 2, 7}, {"max_faces": 6}),
         ({"max_file_mb": 0.001005}, {0, 1, 2, 3, 4, 5, 7}, {"max_file_mb": 3}),
@@ -130,6 +131,19 @@ def test_what_is_no_rule_is_refused_with_the_configuration(rule):
 def test_rules_that_leave_nothing_are_one_line_with_the_counts(tmp_path, package):
     with pytest.raises(UsageError, match=r"leave none of 10 objects \(refused by licenses: 10\)"):
         plan(config_of(tmp_path, {"licenses": ["by-nc-nd"]}))
+
+
+def test_a_licence_that_no_object_has_and_no_source_knows_is_refused(tmp_path, package):
+    with pytest.raises(UsageError, match=r"catalog\.curation\.licenses: no object has the licence zzz$"):
+        plan(config_of(tmp_path, {"licenses": ["by", "zzz"]}))
+    with pytest.raises(UsageError, match=r"no object has the licence by-nc-sb; did you mean by-nc-sa\?"):
+        plan(config_of(tmp_path, {"licenses": ["by-nc-sb"]}))
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path, package):
+    (tmp_path / "table.csv").write_bytes(f"\ufeffuid,Aesthetic Score\r\n{uid_of(3)},6\r\n{uid_of(4)},2\r\n".encode())
+    found, _ = taken(tmp_path, {"table": str(tmp_path / "table.csv"), "where": ["aesthetic_score >= 5"]})
+    assert found == {3}
 
 
 def test_a_mended_table_is_read_again(tmp_path, package):

@@ -292,6 +292,29 @@ def test_a_manifest_labels_and_chooses(tmp_path):
     ]
 
 
+def test_the_columns_of_a_manifest_are_found_in_other_spellings(tmp_path):
+    write(tmp_path, **{"a.obj": "a"})
+    (tmp_path / "m.csv").write_bytes("\ufeffFile, Caption ,GEOM ID\r\na.obj,a chair,g\r\n,,\r\n".encode())
+    source = folder_source(tmp_path, manifest=str(tmp_path / "m.csv"), columns={"group": "geom_id"})
+    assert source.locators() == ["a.obj"]
+    assert source.labels(["a.obj"])[0]["text"] == "a chair"
+    assert source.identify("a.obj")["group"] == "g"
+
+
+def test_files_of_a_manifest_that_are_not_there_are_named_before_any_job(tmp_path):
+    write(tmp_path, **{"a.obj": "a", "chair.glb": "b"})
+    manifest = write_manifest(tmp_path / "m.csv", [{"file": "a.obj"}, {"file": "Chair.GLB"}])
+    note, *_ = folder_source(tmp_path, manifest=manifest).notes(["a.obj"])
+    assert note == "1 files of the manifest are not in the folder: Chair.GLB; did you mean chair.glb?"
+    write_manifest(tmp_path / "m.csv", [{"file": "zzz.obj"}])
+    with pytest.raises(
+        UsageError, match=r"catalog\.folder\.manifest: none of the files of .*m\.csv is in .*: zzz\.obj"
+    ):
+        folder_source(tmp_path, manifest=manifest).notes()
+    # An output that has objects goes on with them.
+    assert "1 files of the manifest are not" in folder_source(tmp_path, manifest=manifest).notes(["a.obj"])[0]
+
+
 def test_a_mended_label_changes_the_digest_of_its_objects_alone(tmp_path):
     write(tmp_path, **{"a.obj": "a", "b.obj": "b"})
     rows = [{"file": name, "text": f"an {name}"} for name in ("a.obj", "b.obj")]

@@ -103,7 +103,7 @@ def test_the_lvis_subset_and_single_categories(tmp_path, package):
         return {objects.identify(locator)["uid"] for locator in objects.locators()}
 
     assert uids() == {uid_of(1), uid_of(2), uid_of(3)}
-    assert uids(categories=["chair"]) == {uid_of(2), uid_of(3)}
+    assert uids(categories=["chair"]) == uids(categories=["Chair "]) == {uid_of(2), uid_of(3)}
     with pytest.raises(UsageError, match=r"LVIS has no category chairs; did you mean chair\?"):
         uids(categories=["chairs"])
 
@@ -118,6 +118,7 @@ def test_a_list_of_uids_and_an_unknown_one(tmp_path, package):
     assert rows["f" * 32]["note"] == f"unreadable: Objaverse has no object {'f' * 32}"
     assert rows[uid_of(7)]["note"] is None
     assert any("1 objects are not available" in note for note in plan(config).notes)
+    assert f"1 of 3 uids in {listed} are not in Objaverse: {'f' * 32}" in plan(config).notes
     with pytest.raises(ObjectError, match="has no object"):
         source(config).fetch(rows["f" * 32])
     # Only the annotation files of listed objects are read.
@@ -125,6 +126,14 @@ def test_a_list_of_uids_and_an_unknown_one(tmp_path, package):
         "000-000.parquet",
         "000-001.parquet",
     }
+
+
+def test_a_list_that_names_no_object_at_all_is_refused(tmp_path, package):
+    (tmp_path / "uids.txt").write_text("\ufeff" + f"{'e' * 32}\r\n{'f' * 32}\r\n")
+    with pytest.raises(
+        UsageError, match=r"catalog\.objaverse\.uids: .*uids\.txt names no object of Objaverse: e{32}, f"
+    ):
+        plan(config_of(tmp_path, subset="list", uids=str(tmp_path / "uids.txt")))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import TextIO
 from clipgs.core.errors import UsageError
 
 _SHOWN = 3  # names in a message
+_MANY = 5_000  # names among which the nearest one is not looked for: it takes seconds
 
 
 @contextmanager
@@ -122,5 +123,6 @@ def enumerated(names: Iterable[str]) -> str:
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean X?` for the known name that is nearest; nothing if none is near."""
     of_key = {alike(one): one for one in known}
-    near = difflib.get_close_matches(alike(name), of_key, n=1, cutoff=cutoff)
+    wanted = [key for key in (alike(name),) if key in of_key] if len(of_key) > _MANY else of_key
+    near = difflib.get_close_matches(alike(name), wanted, n=1, cutoff=cutoff)
     return f"; did you mean {of_key[near[0]]}?" if near else ""

@@ -91,7 +91,13 @@ class FolderSource:
         if self._manifest is None:
             return []
         notes = []
-        unlisted = set(self._files) - set(self._manifest)
+        unlisted, lost = set(self._files) - set(self._manifest), sorted(set(self._manifest) - set(self._files))
+        if lost and not known and len(lost) == len(self._manifest):
+            text = f"none of the files of {self._settings.manifest} is in {self.root}: {Names(self._files).shown(lost)}"
+            raise UsageError(f"config: catalog.{self.name}.manifest: {text}")
+        if lost:
+            shown = Names(self._files).shown(lost)
+            notes.append(f"{len(lost)} files of the manifest are not in the folder: {shown}")
         if kept := len(unlisted.intersection(known)):
             notes.append(f"{kept} objects of this output are not in the manifest; they keep the labels of their names")
         if left_out := len(unlisted.difference(known)):

@@ -16,7 +16,7 @@ from clipgs.catalog.records import LICENSES, UID_PATTERN, UpAxis
 from clipgs.catalog.sources.annotations import AnnotatedSource, AnnotationFiles, label_hash, page_of, read_xl_table
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import sha256_of, whole
-from clipgs.core.lists import Names, read_rows
+from clipgs.core.lists import Names, enumerated, read_rows
 from clipgs.core.runner import Progress
 
 PART_VERSION = 1  # raised when other values are read from an annotation
@@ -44,7 +44,12 @@ class ObjaverseSource(AnnotatedSource):
         if settings.categories and settings.subset != "lvis":
             raise UsageError("config: catalog.objaverse.categories holds LVIS categories: set subset to lvis")
         if settings.subset == "list":
-            return read_uids(Path(str(settings.uids)).expanduser())
+            uids = read_uids(Path(str(settings.uids)))
+            unknown = [uid for uid in uids if uid not in self._paths]
+            if len(unknown) == len(uids):
+                text = f"{settings.uids} names no object of Objaverse: {enumerated(unknown)}"
+                raise UsageError(f"config: catalog.objaverse.uids: {text}")
+            return uids
         if settings.subset == "all":
             return list(self._paths)
         known = Names(self._lvis.values())
@@ -150,6 +155,13 @@ class ObjaverseSource(AnnotatedSource):
         return table
 
     def notes(self, known: Collection[str] = ()) -> list[str]:
+        settings = self.config.catalog.objaverse
+        if settings.subset == "list" and (unknown := [uid for uid in self._wanted if uid not in self._paths]):
+            text = f"{len(unknown)} of {len(self._wanted)} uids in {settings.uids} are not in Objaverse"
+            return [f"{text}: {enumerated(unknown)}", *self._notes()]
+        return self._notes()
+
+    def _notes(self) -> list[str]:
         if self.config.catalog.objaverse.hashes is not None:
             return super().notes()
         return [*super().notes(), "re-uploads of the same file are not known: catalog.objaverse.hashes names no table"]
