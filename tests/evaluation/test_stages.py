@@ -256,7 +256,8 @@ def test_another_teacher_is_refused(trained, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_search_finds_the_nearest_by_text_and_by_picture(trained, tmp_path, monkeypatch, kept):
+def test_search_finds_the_nearest_by_text_and_by_picture(trained, tmp_path, monkeypatch, caplog, kept):
+    caplog.set_level("INFO")
     run = trained.output_path / "runs" / "base"
     file = run_folder(trained) / "embeddings.safetensors"
     known = read_embeddings(file)
@@ -264,6 +265,8 @@ def test_search_finds_the_nearest_by_text_and_by_picture(trained, tmp_path, monk
         monkeypatch.setattr("clipgs.report.search._known", lambda *_: None)
     monkeypatch.setattr("clipgs.report.search._shown", lambda *_: np.zeros((8, 8, 3), np.uint8))
     found = search("kind 2", run, k=3, picture=tmp_path / "found.png", device="cpu")
+    assert "search: loading small, which reads the query" in caplog.messages
+    assert ("search: encoding 32 splats" in caplog.text) != kept
     cosines = known.shapes @ CENTRES[2].numpy()
     order = np.argsort(-cosines)[:3]
     assert [one.uid for one in found] == [known.uids[i] for i in order]

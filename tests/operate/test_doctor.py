@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clipgs import config as configuration
 from clipgs.operate import doctor
 from clipgs.operate.doctor import Check
 
@@ -71,6 +72,22 @@ def test_this_machine_is_looked_at_for_real(tmp_path):
     assert checks["OpenGL"].status != "missing", checks["OpenGL"]
     assert "frame was drawn by" in checks["OpenGL"].found
     assert checks["disk"].found.endswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [
+        ({"teacher": {"name": "train"}}, "ok", "all names and files are there"),
+        ({"encoder": {"initialisation": "uni3d", "weights": "gone.pt"}}, "missing", "gone.pt does not exist"),
+        ({"catalog": {"source": "folder"}}, "note", "could not be checked: UsageError"),
+    ],
+)
+def test_what_the_configuration_names_is_looked_for(tmp_path, monkeypatch, settings, status, words):
+    monkeypatch.setattr(doctor, "_probe", lambda name: {"error": "not asked"})
+    base = {"output": str(tmp_path), "teacher": {"name": "train"}}
+    *_, found = doctor.doctor(tmp_path, configuration.check(configuration.merge(base, settings)))
+    assert (found.name, found.status) == ("settings", status)
+    assert words in found.found
 
 
 def test_a_machine_without_a_gpu_lacks_nothing(machine):

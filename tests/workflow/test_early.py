@@ -159,6 +159,10 @@ def test_a_run_that_is_not_there_is_told_which_there_are(workspace, tmp_path):
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
+    # The configured one is the default. It is named before PyTorch is imported.
+    command = [sys.executable, "-m", "clipgs", "search", "a chair"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[0] == "search: loading PyTorch and the encoder in results/runs/base"
 
 
 def test_what_to_type_next_names_folder_and_snakefile_where_the_run_needed_them(made, tmp_path, checkout):
