@@ -137,7 +137,8 @@ class World(Workspace):
         return configuration.check(merge(configuration.read_layers(self.folder / "config.yaml"), absolute))
 
     def start(self, *arguments: str, log: str = "run.log", target: str = "") -> subprocess.Popen:
-        command = self.command("--cores", str(self.cores), *arguments, "--", target or self.target)
+        # With -p, the log has Snakemake's own text.
+        command = self.command("-p", "--cores", str(self.cores), *arguments, "--", target or self.target)
         with open(self.folder / log, "wb") as file:
             return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 

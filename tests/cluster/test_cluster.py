@@ -113,7 +113,9 @@ class Run:
         return found
 
     def text(self):
-        return self.log.read_text(errors="replace")
+        """What the runs showed, and Snakemake's own text."""
+        logs = (self.workspace.folder / ".snakemake" / "log").glob("*.snakemake.log")
+        return "".join(file.read_text(errors="replace") for file in (self.log, *sorted(logs)))
 
 
 @pytest.mark.slow
@@ -178,6 +180,7 @@ def test_every_disturbance_in_one_run_and_the_bytes_of_an_undisturbed_one(slurm,
 def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undisturbed, tmp_path, checkout):
     """The rerun fits what was not fitted, packs without the object, and has the bytes of an undisturbed run."""
     disturbed, alone = (undisturbed.copy(tmp_path / name) for name in ("cluster", "local"))
+    shutil.rmtree(disturbed.folder / ".snakemake" / "log")
     for workspace in (disturbed, alone):  # of the same views
         workspace.write_config(configuration.merge(TWO_SHARDS, {"fit": {"steps": FIT_STEPS}}))
 
