@@ -374,7 +374,7 @@ class Editor:
             self.world.write_rows([{**row, "file": right if row["file"] == wrong else row["file"]} for row in rows])
             return done(f"{wrong} is {right} again", never="fit")
         row = self.dice.choice([row for row in rows if (self.world.meshes / row["file"]).exists()])
-        wrong = f"wrong-{row['file']}"
+        wrong = f"wrong-{self.dice.randrange(10**6)}-{row['file']}"
         self._broken[wrong], row["file"] = row["file"], wrong
         self.world.write_rows(rows)
         return done(f"a row names {wrong}", "freeze fetch")
