@@ -72,6 +72,7 @@ OVERLAY: dict[str, Any] = {  # over the settings of the tests
     "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
     "training": {"epochs": 6, "batch": 4, "views": 2},
+    "evaluation": {"resamples": 100, "few_shot_epochs": 5},
     "workers": {"checkpoint_steps": 2},
 }
 # A key of each stage: another value, and the rule that runs for it (none: it changes no result).
@@ -86,6 +87,7 @@ KEYS: dict[str, tuple[Any, str | None]] = {
     "teacher.images": ("meshes", "embed_images"),
     "encoder.refinement_width": (24, "train"),
     "training.lr": (0.002, "train"),
+    "evaluation.resamples": (200, "evaluate"),
     "workers.checkpoint_steps": (3, None),
 }
 SPLITS = ("train", "train", "train", "validation", "train", "test")
@@ -735,7 +737,7 @@ def main() -> int:
     parser.add_argument("--worlds", type=int, default=max(1, usable_cores() // 3), help="default: one for three cores")
     parser.add_argument("--objects", type=int, default=12, help="of a world at first")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", default="train")
+    parser.add_argument("--target", default="evaluate", help="all else is made for it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _log.setLevel(logging.INFO)
