@@ -50,6 +50,7 @@ class Stage:
 
 
 _TEACHER = tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))
+_SAMPLED_BY = ("seed", "catalog.folder.up_axis", "meshes", "points")
 _CAMERAS = ("views.count", "views.fov_degrees", "views.distance")
 _UP_AXES = ("catalog.folder.up_axis", "catalog.splats.up_axis")
 
@@ -65,7 +66,7 @@ _ALL = (
           keys=("seed", "meshes.max_file_mb", "catalog.splats.max_gaussians"), folder="meshes", after=("freeze",),
           by_object=True),
     Stage("sample", "meshes", "sample coloured surface points",
-          keys=("seed", "catalog.folder.up_axis", "meshes", "points"), folder="points", bundle=".npz", after=("fetch",),
+          keys=_SAMPLED_BY, folder="points", bundle=".npz", after=("fetch",),
           by_object=True),
     Stage("view", "meshes", "render views of the meshes, with their cameras",
           keys=("seed", "catalog.folder.up_axis", "meshes", "views"), folder="views", bundle=".tar", after=("fetch",),
@@ -101,7 +102,8 @@ _ALL = (
           keys=("evaluation", "training.run", "views.count", "teacher"), per=(), folder="evaluation",
           after=("evaluate",), threads=False),
     Stage("ablation-points", "evaluation", "write the surface points of a shard's meshes as splats",
-          keys=("encoder.gaussians",), folder="ablations/points/triplets", bundle=".tar", after=("sample", "pack")),
+          keys=("encoder.gaussians", *_SAMPLED_BY), folder="ablations/points/triplets", bundle=".tar",
+          after=("sample", "pack")),
     Stage("ablation-start", "evaluation", "train the point encoder that the rows of a seed start from",
           keys=("encoder", "training", *_TEACHER), per=("seed",), folder="ablations/points/runs",
           after=("ablation-points", "embed-images", "embed-texts")),

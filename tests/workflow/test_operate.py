@@ -11,6 +11,7 @@ import yaml
 from clipgs import config as configuration
 from clipgs.catalog.sources import procedural
 from clipgs.core.bundles import read_table, tar_objects
+from clipgs.evaluation.ablations import write_points
 from clipgs.operate.lock import OutputLock
 from tests.catalog.objaverse_tree import write_objaverse
 
@@ -153,3 +154,16 @@ def test_an_output_that_moved_behind_a_link_keeps_its_history(made, tmp_path):
     assert workspace.planned() == {}
     workspace.write_config({**SETTINGS, "render": {"pixels": 32, "webp_quality": 50}})
     assert workspace.planned() == {"render": 2, "pack": 2, "index": 1}
+
+
+def test_temporary_points_are_sampled_again_for_the_ablations(made, tmp_path, monkeypatch):
+    workspace = made.copy(tmp_path / "temporary")
+    monkeypatch.chdir(workspace.folder)
+    config = configuration.check(configuration.merge(SETTINGS, {"encoder": {"gaussians": 64}}))
+    made_of = workspace.output / "ablations" / "points"
+    write_points(config, "00000", 1)
+    kept = (made_of / "triplets" / "00000.tar").read_bytes()
+    (workspace.output / "points" / "00000.npz").unlink()
+    write_points(config.model_copy(update={"temporary": ["points"]}), "00000", 1)
+    assert (made_of / "triplets" / "00000.tar").read_bytes() == kept
+    assert not list(made_of.glob("points/*.npz"))

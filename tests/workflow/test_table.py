@@ -224,3 +224,13 @@ def test_planned_jobs_of_all_targets(finished, reason):
         found = finished.runs(*TARGETS)
         # A file between two stages that is gone is not missed while what was made of it is whole.
         assert found == (set() if reason is missing else expected(everything, reasons))
+
+
+def test_temporary_points_that_are_gone_make_nothing_again_but_the_points_of_the_ablations(finished):
+    points = [("ablation-points", (("shard", shard),)) for shard in SHARDS]
+    with ExitStack() as stack:
+        for shard in SHARDS:
+            stack.enter_context(missing(finished, ("sample", (("shard", shard),))))
+        found = finished.runs("ablations", temporary=["points"])
+    everything = [node for stage in RULES for node in nodes(stage)]
+    assert found == expected(everything, set(points)) - expected(everything, {("report", ())})

@@ -77,7 +77,8 @@ rule baselines:
 # What the rows of an ablation start from where there is no checkpoint of Uni3D: a point encoder of our own.
 rule ablation_points:
     input:
-        points=out("points/{shard}.npz"),
+        # Temporary points are sampled again: were they an input, all that is made of them would follow.
+        points=out("meshes/{shard}.parquet" if "points" in CONFIG.temporary else "points/{shard}.npz"),
         triplets=out("triplets/{shard}.parquet"),
     output:
         triplets=out("ablations/points/triplets/{shard}.tar"),

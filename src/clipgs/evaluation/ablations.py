@@ -16,7 +16,7 @@ from clipgs.catalog.records import shard_path
 from clipgs.config import Config
 from clipgs.config.ablations import ROWS
 from clipgs.core.bundles import TarWriter, write_table
-from clipgs.core.files import check, write_bytes
+from clipgs.core.files import check, remove_sidecar, write_bytes
 from clipgs.evaluation.embeddings import read_embeddings, run_folder
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.inputs import index_rows, lvis_shapes, read_features
@@ -30,27 +30,41 @@ PAIRED = "3D to text R@1"
 _POINT_LOGIT, _POINT_LOG_SCALE = 4.0, -4.0  # of a surface point as a Gaussian; the point encoder reads neither
 
 
-def write_points(config: Config, shard: str) -> None:
+def write_points(config: Config, shard: str, threads: int) -> None:
     """Writes a shard of the point encoder's training data: the surface points of each packed object's mesh as a splat.
 
-    The features are those of the triplets, through a symbolic link.
+    The features are those of the triplets, through a symbolic link. Points that were temporary are sampled again. An
+    object whose mesh cannot be read any more is a failed row.
 
     Raises:
         ClipgsError: the points of the shard are missing; the text names the command that makes them again.
     """
+    from clipgs.meshes.stages import sample
     from clipgs.triplets.pack import schema
 
+    own = config.model_copy(update={"output": str(points_output(config))})
+    write_bytes(shard_path(own, shard), shard_path(config, shard).read_bytes())
     points = path(config, "points", shard, ".npz")
+    if "points" in config.temporary:
+        meshes = path(config, "meshes", shard, ".parquet")
+        check(meshes)
+        write_bytes(path(own, "meshes", shard, ".parquet"), meshes.read_bytes())
+        sample(own, shard, threads)
+        points = path(own, "points", shard, ".npz")
     check(points)
     rows = table(config, "triplets", shard)
-    own = config.model_copy(update={"output": str(points_output(config))})
     with np.load(points) as clouds, TarWriter(path(own, "triplets", shard, ".tar")) as tar:
         offset = 0
         for row in (row for row in rows if row["status"] == "ok"):
+            if f"{row['uid']}/xyz" not in clouds:
+                row |= {"status": "failed", "stage": "sample", "error": "its mesh cannot be read any more"}
+                continue
             row |= _write_cloud(tar, row["uid"], clouds, config.encoder.gaussians) | {"offset": offset}
             offset += row["bytes"]
     write_table(path(own, "triplets", shard, ".parquet"), rows, schema())
-    write_bytes(shard_path(own, shard), shard_path(config, shard).read_bytes())
+    if "points" in config.temporary:
+        points.unlink()
+        remove_sidecar(points)
     with suppress(FileExistsError):  # made by another shard's job
         (own.output_path / "features").symlink_to(os.path.relpath(config.output_path / "features", own.output))
 

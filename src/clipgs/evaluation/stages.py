@@ -131,10 +131,9 @@ def ablation_points(config: Config, shard: str, threads: int) -> None:
 
     Writes `ablations/points/triplets/S.tar` and `S.parquet`.
     """
-    del threads
     from clipgs.evaluation.ablations import write_points
 
-    write_points(config, shard)
+    write_points(config, shard, threads)
 
 
 def ablation_start(config: Config, seed: int, threads: int) -> None:
