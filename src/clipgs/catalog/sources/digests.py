@@ -29,7 +29,7 @@ _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file 
 State = list[tuple[int, int] | None]
 
 
-def state_of(files: Iterable[Path]) -> State:
+def state_of(files: Iterable[Path | str]) -> State:
     """Size and time of each file in ns; None for one that is not there."""
     found: State = []
     for file in files:
@@ -164,7 +164,7 @@ class Digests:
     def _known(self, path: str) -> str | None:
         with suppress(KeyError, ValueError, TypeError):
             digest, files = self._entries[path]
-            if state_of(Path(name) for name, *_ in files) == [None if s is None else (s, t) for _, s, t in files]:
+            if state_of(name for name, *_ in files) == [None if s is None else (s, t) for _, s, t in files]:
                 return str(digest)
         return None
 

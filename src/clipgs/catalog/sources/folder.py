@@ -75,7 +75,8 @@ class FolderSource:
         return self._files
 
     def gone(self, known: list[str]) -> list[str]:
-        return [locator for locator in known if not (self.root / locator).is_file()]
+        here = set(self._files if self.root.is_dir() else ())  # a glob or a manifest may leave out a file that is there
+        return [locator for locator in known if locator not in here and not (self.root / locator).is_file()]
 
     def digests(self, locators: list[str]) -> dict[str, str]:
         inside = [locator for locator in locators if not _leads_out(locator)]
