@@ -169,7 +169,7 @@ def test_what_to_type_next_names_folder_and_snakefile_where_the_run_needed_them(
     """A damaged file is found by a job, which names the command that makes it again."""
     workspace = made.copy(tmp_path / "damaged")
     tar = workspace.output / "splats" / "00000.tar"
-    tar.write_bytes(tar.read_bytes()[:-512] + bytes(512))
+    tar.write_bytes(tar.read_bytes()[:-512])
     done = workspace.run("--forcerun", "render", "--cores", "1", "triplets")
     assert done.returncode == 1
     places = f"--snakefile {checkout / 'Snakefile'} --directory {workspace.folder}"
