@@ -141,7 +141,10 @@ def test_the_report_is_made(made, tmp_path):
     workspace = made.copy(tmp_path / "report")
     done = workspace.run("triplets", "--report", "report.html")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (workspace.folder / "report.html").stat().st_size > 100_000
+    page = (workspace.folder / "report.html").read_text()
+    assert len(page) > 100_000
+    assert "Mesh and splat of objects of the dataset side by side" in page  # a caption
+    assert "clipgs turns 3D meshes into triplets" in page
 
 
 def test_the_dataset_is_described(made):
