@@ -72,7 +72,7 @@ OVERLAY: dict[str, Any] = {  # over the settings of the tests
     "teacher": {"name": "train", "small": {"steps": 6, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 96, "groups": 8, "group_size": 8, "refinement_width": 16},
     "training": {"epochs": 6, "batch": 4, "views": 2},
-    "evaluation": {"resamples": 100, "few_shot_epochs": 5},
+    "evaluation": {"split": "all", "resamples": 100, "few_shot_epochs": 5},
     "workers": {"checkpoint_steps": 2},
 }
 # A key of each stage: another value, and the rule that runs for it (none: it changes no result).
@@ -632,8 +632,8 @@ class Story:
         if sum(int(count.replace(",", "")) for count in shown) != len(named):
             self._fault(f"status shows {shown} objects that are replaced or gone, not {len(named)}")
         shard_of = world.frozen()
-        touched = {shard_of[uid] for uid in surplus} | {shard_of[uid] for uid in theirs.keys() - ours.keys()}
-        whole = [shard for shard in frozen_shards(world.config) if shard not in touched]
+        apart = {shard_of.get(uid) for uid in ours.keys() ^ theirs.keys()}
+        whole = [shard for shard in frozen_shards(world.config) if shard not in apart]
         for shard in whole:
             tars = [one.output / "triplets" / f"{shard}.tar" for one in (world, given)]
             if len({tar.read_bytes() if tar.exists() else b"" for tar in tars}) > 1:

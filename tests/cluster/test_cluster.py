@@ -182,6 +182,8 @@ def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undistur
     disturbed, alone = (undisturbed.copy(tmp_path / name) for name in ("cluster", "local"))
     shutil.rmtree(disturbed.folder / ".snakemake" / "log")
     for workspace in (disturbed, alone):  # of the same views
+        for folder in ("splats", "renders", "triplets"):
+            shutil.rmtree(workspace.output / folder)
         workspace.write_config(configuration.merge(TWO_SHARDS, {"fit": {"steps": FIT_STEPS}}))
 
     deadline = time.monotonic() + SECONDS
