@@ -177,13 +177,17 @@ class World(Workspace):
     # --- what was made ---
 
     def objects(self, folder: str) -> dict[str, dict[str, bytes]]:
-        """Uid to its files in the tars of a folder of the output, by name; what names the shard is left out."""
+        """Uid to its files in the tars of a folder of the output, by name.
+
+        Shard and group are left out: a fresh run freezes in another order, and a file that replaced another is in the
+        group of the old one.
+        """
         found: dict[str, dict[str, bytes]] = {}
         for tar in sorted((self.output / folder).glob("[0-9]*.tar")):
             for name, data in read_tar(tar):
                 uid, member = re.split(r"[/.]", name, maxsplit=1)
                 if member == "json" and folder == "triplets":
-                    data = json.dumps(json.loads(data) | {"shard": None}).encode()
+                    data = json.dumps(json.loads(data) | {"shard": None, "group": None}).encode()
                 found.setdefault(uid, {})[member] = data
         return found
 
