@@ -190,7 +190,7 @@ def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undistur
     arrays = profile(checkout, tmp_path / "profile")
     changed = yaml.safe_load((arrays / "config.yaml").read_text())
     changed["set-resources"]["fit"]["mem_mb"] = 4000
-    changed |= {"slurm-array-jobs": "fit", "retries": 0, "latency-wait": 120}
+    changed |= {"slurm-array-jobs": "fit", "retries": 0}
     (arrays / "config.yaml").write_text(yaml.safe_dump(changed))
     run = Run(disturbed, arrays)
 
@@ -210,6 +210,9 @@ def test_an_array_of_fits_is_killed_in_part_and_an_object_leaves(slurm, undistur
     assert not squeue()
     assert not (disturbed.output / "splats" / f"{victim}.tar").exists()
 
+    # Not as an array: the plugin takes a member that ends before the first one for failed (profiles/slurm-arrays).
+    del changed["slurm-array-jobs"]
+    (arrays / "config.yaml").write_text(yaml.safe_dump(changed))
     run.start()
     run.process.wait(deadline - time.monotonic())
     assert run.process.returncode == 0, run.text()[-4000:]
