@@ -73,8 +73,8 @@ def test_a_changed_setting(trained, tmp_path, changed, rules):
     assert planned(trained, tmp_path, **changed) == rules
 
 
-def test_another_teacher_trains_another_model(trained, tmp_path):
-    found = planned(trained, tmp_path, teacher={"name": "ViT-B-32"})
+def test_another_teacher_trains_another_model(trained, tmp_path, tiny):
+    found = planned(trained, tmp_path, teacher={"name": f"local-dir:{tiny}"})
     assert found == {"embed_images": 3, "embed_texts": 3, "train": 1}
 
 
