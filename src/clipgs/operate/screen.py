@@ -160,7 +160,7 @@ class _Stage:
         total = sum(each["before"] + each["total"] for each in counts)
         total += sum(job.size or 0 for job in known if not job.counts) + self.to_come(known)
         rate = fresh / seconds if seconds else 0.0
-        words = [f"{done:,} objects" if self.over else f"{done:,} of {total:,} objects"]
+        words = [f"{done:,} object{'s' * (done != 1)}" if self.over else f"{done:,} of {total:,} objects"]
         if rate and not self.over:
             words.append(f"{rate:.2g} a second" if rate < 10 else f"{rate:,.0f} a second")
         if failed:
