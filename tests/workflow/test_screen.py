@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import time
 
@@ -23,6 +24,7 @@ class Terminal:
     def __init__(self, command, folder, environment=None):
         self.process, self._file = pty.fork()
         if self.process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
             os.chdir(folder)
             os.environ.update({"TERM": "xterm", "COLUMNS": "100", "LINES": "40"} | (environment or {}))
             os.execvp(command[0], command)

@@ -42,7 +42,7 @@ _SHOWN_LINES = 12  # of a message of Snakemake
 _CLOCKS_DIFFER_SECONDS = 5.0  # of this host and a file server, at most
 _LOG_TAIL_BYTES = 20_000
 _TARGETS = ("triplets", "features", "all")  # rules that make nothing themselves
-_NOISE = ("Building DAG", "Assuming unrestricted")  # what Snakemake says before it begins
+_NOISE = ("Building DAG", "Assuming unrestricted", "Config file ")  # what Snakemake says before it begins
 _SAID_OTHERWISE = ("At least one job did not complete successfully", "Exiting because a job execution failed")
 _KILLED = "its job ended without an error: killed, out of memory or time"
 
@@ -190,7 +190,7 @@ class Screen(LogHandlerBase):
         self._drawn = 0  # live lines that stand on the terminal
         self._cores, self._gpus = 0, 0
         self._started = time.monotonic()
-        self._works = self._stopped = self._closed = False
+        self._works = self._stopped = self._broken = self._closed = False
         self._exit = ""
         self._over = threading.Event()
         if self._own is None and not self._dryrun:
@@ -285,6 +285,7 @@ class Screen(LogHandlerBase):
         if "CalledProcessError" in text:  # of a job, whose own event follows
             self._exit = _exit_words(text)
         elif not any(words in text for words in _SAID_OTHERWISE):
+            self._broken = True
             self._write(*_cut(text))
 
     def _on_text(self, record: logging.LogRecord) -> None:
@@ -405,7 +406,7 @@ class Screen(LogHandlerBase):
         if self._dryrun:
             self._plan()
             return
-        if not self._works:
+        if not self._works or self._broken:
             return
         failed = [name for stage in self._stages.values() for name in stage.failed]
         if self._stopped:
