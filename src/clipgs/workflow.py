@@ -18,14 +18,14 @@ from clipgs.catalog.shards import plan
 from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
-from clipgs.core.files import sha256_of
+from clipgs.core.files import owner, sha256_of
 from clipgs.core.processes import usable_cores
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
-from clipgs.stages import OF_RULE, RUNTIME, runtime_settings, stage_settings
+from clipgs.stages import OF_RULE, RUNTIME, STAGES, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -148,9 +148,9 @@ class Run:
         return begun if begun and set(begun) <= set(self.shards) else self.shards
 
     def start_of(self, wildcards: Any) -> list[str]:
-        """The point encoder's model, where the rows of a seed start from that."""
+        """What the rows of a seed start from: the user's checkpoint, or the point encoder's model."""
         model = self.out(f"ablations/points/runs/{rows.START}{wildcards.seed}/model.safetensors")
-        return [] if rows.has_uni3d(self.config) else [model]
+        return self.first_weights if rows.has_uni3d(self.config) else [model]
 
     def trained_row(self, wildcards: Any) -> list[str]:
         """The model that a row's evaluation needs. That of Uni3D as it is: the first weights of the other rows."""
@@ -196,6 +196,21 @@ class Run:
         return self.small_teacher if teacher.name == "train" else model_files(teacher.name, teacher.pretrained)
 
     @property
+    def first_weights(self) -> list[str]:
+        """The file of weights that the encoder starts from, where the user has one."""
+        return files_of(self.config.encoder.weights)
+
+    @property
+    def lists(self) -> list[str]:
+        """The user's lists of classes and of prompts."""
+        return files_of(self.config.evaluation.classes, self.config.evaluation.templates)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The user's files of other people's models."""
+        return files_of(*self.config.evaluation.baselines.model_dump().values())
+
+    @property
     def coca(self) -> list[str]:
         """The user's files of the model that writes captions."""
         coca = self.config.caption.coca
@@ -213,6 +228,18 @@ class Run:
         folders = {PICTURES[what] for what in self.config.evaluation.pictures}
         folders -= {PICTURES[self.config.teacher.images], *self.config.temporary}
         return [self.out(f"{folder}/{shard}.tar") for folder in sorted(folders) for shard in self.shards]
+
+    @property
+    def lost(self) -> set[str]:
+        """Files that have gone though their checksums are there: Snakemake removes those of a job that then fails.
+
+        It does not miss one while what was made of it is there, so that what a changed setting should have replaced
+        would pass for done. Bundles may have been removed on purpose, and go together with a table.
+        """
+        bundles, output = {stage.bundle for stage in STAGES.values()}, self.config.output_path
+        files = filter(None, map(owner, output.rglob("*.check")))
+        lost = (file.relative_to(output) for file in files if file.suffix not in bundles and not file.exists())
+        return {self.out(str(file)) for file in lost}
 
     @property
     def ablations(self) -> str:
@@ -295,7 +322,7 @@ def tell(found: checks.Findings) -> None:
 
 
 def check_plan(workflow: Any) -> None:
-    """Checks what the jobs of a run or of a dry run need, once Snakemake has planned them and before the first starts.
+    """Lets Snakemake miss lost files, and checks what the planned jobs need before the first of them starts.
 
     Snakemake has no hook there that a dry run calls too, so this replaces the method that plans.
     """
@@ -304,6 +331,7 @@ def check_plan(workflow: Any) -> None:
     stages = {workflow.modifier.modify_rulename(rule): stage for rule, stage in OF_RULE.items()}
 
     def build_and_check() -> None:
+        workflow.dag.forcefiles |= workflow.clipgs_run.lost
         build()
         # Without an executor nothing will run: a summary, a graph.
         if workflow.executor_plugin is None or workflow.touch:
@@ -322,14 +350,19 @@ def check_plan(workflow: Any) -> None:
     workflow._build_dag = build_and_check
 
 
+def files_of(*settings: Any) -> list[str]:
+    """The files among the values of settings that name one: an edited file is another input."""
+    paths = (Path(value).expanduser() for value in settings if isinstance(value, str))
+    return [str(path) for path in paths if path.is_file()]
+
+
 def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
         return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
-    path = Path(pretrained or "").expanduser()
-    return [str(path)] if path.is_file() else []
+    return files_of(pretrained)
 
 
 @contextmanager
@@ -412,7 +445,9 @@ def _speaking(main: bool) -> Iterator[None]:
 
 
 def _resources(workflow: Any, config: Config, shards: int) -> Resources:
-    local = workflow.local_exec
+    # The executor is not known yet. Snakemake gives those of clusters a number of jobs, and no cores but in a dry run.
+    asked = workflow.resource_settings
+    local = asked.nodes is None or asked.cores not in (None, 1)
     # With more cores than there are, Snakemake would start jobs that wait for each other and fill the memory.
     if local and workflow._cores is not None:
         workflow.register_resource("_cores", min(workflow._cores, usable_cores()))

@@ -50,3 +50,10 @@ def test_the_rows_of_an_ablation_run_side_by_side_each_with_a_gpu_and_its_share_
     for _, job in jobs:
         assert re.search(r"\bgpu=1\b", job)
         assert "threads: " not in job  # one of two cores
+
+
+def test_a_cluster_is_asked_for_gpus_that_the_login_node_has_not(workspace, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cluster = ("--workflow-profile", "none", "--executor", "slurm", "--jobs", "10")  # without `cores`, as our profile
+    jobs = asked(workspace, *cluster, "--config", "device=cuda")
+    assert {jobs[rule] for rule in ("fit", "render", "teacher", "embed_images", "train")} == {1}

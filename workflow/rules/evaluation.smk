@@ -34,6 +34,7 @@ rule evaluate:
         features=RUN.all_features(SHARDS),
         teacher=RUN.teacher,
         pictures=RUN.asked_pictures,
+        lists=RUN.lists,
     output:
         TABLES,
     log:
@@ -56,6 +57,8 @@ rule evaluate:
 rule baselines:
     input:
         TABLES,
+        RUN.lists,
+        RUN.baselines,
     output:
         table=out("evaluation/baselines.json"),
     log:
@@ -78,7 +81,11 @@ rule baselines:
 rule ablation_points:
     input:
         # Temporary points are sampled again: were they an input, all that is made of them would follow.
-        points=out("meshes/{shard}.parquet" if "points" in CONFIG.temporary else "points/{shard}.npz"),
+        points=out(
+            "meshes/{shard}.parquet"
+            if "points" in CONFIG.temporary
+            else "points/{shard}.npz"
+        ),
         triplets=out("triplets/{shard}.parquet"),
     output:
         triplets=out("ablations/points/triplets/{shard}.tar"),
@@ -160,6 +167,7 @@ rule ablation_evaluate:
         triplets=expand(out("triplets/{shard}.tar"), shard=SHARDS),
         features=RUN.all_features(SHARDS),
         teacher=RUN.teacher,
+        lists=RUN.lists,
     output:
         tables=expand(
             out("evaluation/ablation-{{row}}-s{{seed}}/{table}.json"),

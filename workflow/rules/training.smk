@@ -76,6 +76,7 @@ rule train:
         triplets=expand(out("triplets/{shard}.tar"), shard=RUN.run_shards),
         tables=expand(out("triplets/{shard}.parquet"), shard=RUN.run_shards),
         features=RUN.all_features(RUN.run_shards),
+        weights=RUN.first_weights,
     output:
         model=RUN.of_run("model.safetensors"),
         config=RUN.of_run("config.yaml"),

@@ -102,6 +102,8 @@ def _read(dag: Any, job: Any) -> Planned:
 
 def _why(job: Any, reason: Any) -> str:
     """A job's own reason to run, in plain words."""
+    if reason.forced and (lost := [file for file in map(str, job.output) if not Path(file).exists()]):
+        return _and_more(lost, "missing")
     if reason.missing_output:
         missing = [file for file in map(str, job.output) if file in reason.missing_output]
         return _and_more(missing or sorted(map(str, reason.missing_output)), "missing")

@@ -250,8 +250,10 @@ class Screen(LogHandlerBase):
     def _on_job_info(self, record: logging.LogRecord) -> None:
         rule, number, wildcards = record.rule_name, record.jobid, record.wildcards  # type: ignore[attr-defined]
         if self._dryrun:
-            if record.output:  # type: ignore[attr-defined]
-                self._reasons.setdefault(rule, Counter())[why(record.reason)] += 1  # type: ignore[attr-defined]
+            if files := record.output:  # type: ignore[attr-defined]
+                reason = why(record.reason)  # type: ignore[attr-defined]
+                lost = reason == "forced" and not all(map(os.path.exists, files))
+                self._reasons.setdefault(rule, Counter())["missing" if lost else reason] += 1
             return
         stage = self._stages.get(rule)
         if stage is None or not record.output:  # type: ignore[attr-defined]
