@@ -247,7 +247,7 @@ def test_the_users_own_logger_wins(made, tmp_path):
     ],
 )
 def test_reasons_are_plain_words(reason, words):
-    assert why(reason) == words
+    assert why(reason, []) == words
 
 
 def test_settings_of_these_tests_are_valid():

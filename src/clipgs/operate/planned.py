@@ -6,6 +6,7 @@ It runs in a process of its own, because reading the workflow changes the enviro
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,15 @@ from typing import Any
 import yaml
 
 from clipgs.core.errors import ClipgsError
-from clipgs.stages import differences
+from clipgs.operate.reasons import why
 
 # As in profiles/default, which only the command line of Snakemake reads.
 _TRIGGERS = ("mtime", "params", "input", "code")
+# Snakemake's names of the reasons that are a job's own.
+_OWN = (
+    *("forced", "missing_output", "incomplete_output", "updated_input"),
+    *("params_changed", "input_changed", "code_changed"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,6 @@ class Planned:
     there: bool  # all of its files are
     runs: bool
     why: str  # its own reason to run; empty if it only follows other jobs
-    after: list[str]  # the rules of the jobs that run before it and change its inputs
 
 
 def planned(values: dict[str, Any], snakefile: Path, targets: Sequence[str]) -> list[Planned]:
@@ -87,54 +92,16 @@ def jobs(snakefile: Path, configfile: Path, targets: Sequence[str], forced: Sequ
 
 
 def _read(dag: Any, job: Any) -> Planned:
-    runs, reason = dag.needrun(job), dag.reason(job)
-    before = {one.rule.name for one, files in dag.dependencies[job].items() if files and dag.needrun(one)}
+    runs, reason, files = dag.needrun(job), dag.reason(job), [str(file) for file in job.output]
+    own = any(getattr(reason, name) for name in _OWN)
     return Planned(
         rule=job.rule.name,
         wildcards=dict(job.wildcards_dict),
-        files=[str(file) for file in job.output],
-        there=all(Path(file).exists() for file in job.output),
+        files=files,
+        there=all(map(os.path.exists, files)),
         runs=runs,
-        why=_why(job, reason) if runs else "",
-        after=sorted(before) if runs else [],
+        why=why(str(reason), files) if runs and own else "",
     )
-
-
-def _why(job: Any, reason: Any) -> str:
-    """A job's own reason to run, in plain words."""
-    if reason.forced and (lost := [file for file in map(str, job.output) if not Path(file).exists()]):
-        return _and_more(lost, "missing")
-    if reason.missing_output:
-        missing = [file for file in map(str, job.output) if file in reason.missing_output]
-        return _and_more(missing or sorted(map(str, reason.missing_output)), "missing")
-    if reason.incomplete_output or reason.forced:
-        return "it was begun and not finished" if reason.incomplete_output else "it was asked for"
-    if reason.params_changed:
-        old, new = (_settings(params) for params in (reason.params_changed.only_old, reason.params_changed.only_new))
-        return "; ".join(differences(old, new)) or "its settings changed"
-    if reason.updated_input:
-        return _and_more(sorted(map(str, reason.updated_input)), "newer")
-    if reason.input_changed:
-        return "it is made from other files than before"
-    if reason.code_changed:
-        return "its command changed"
-    return ""
-
-
-def _and_more(files: list[str], what: str) -> str:
-    return f"{files[0]} is {what}" + (f" (and {len(files) - 1} more)" if len(files) > 1 else "")
-
-
-def _settings(params: set[str]) -> dict[str, Any]:
-    """The settings in the recorded params of a job: Snakemake keeps their representations."""
-    import ast
-
-    for text in params:
-        try:
-            return json.loads(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            continue
-    return {}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import ast
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from clipgs.stages import differences
@@ -22,10 +23,12 @@ _WORDS = {
 _MOST_KEYS = 3
 
 
-def why(reason: str) -> str:
-    """Snakemake's reason of a job in a few words."""
+def why(reason: str, files: Iterable[str]) -> str:
+    """Snakemake's reason of a job that makes these files, in a few words."""
     words = list(dict.fromkeys(_words(reason)))
-    return "missing" if "missing" in words else "; ".join(words) or "asked for"
+    # Lost files are forced, because Snakemake does not miss them (`clipgs.workflow.Run.lost`).
+    lost = "forced" in words and not all(map(os.path.exists, files))
+    return "missing" if lost or "missing" in words else "; ".join(words) or "asked for"
 
 
 def _words(reason: str) -> Iterator[str]:

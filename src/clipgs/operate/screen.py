@@ -251,9 +251,7 @@ class Screen(LogHandlerBase):
         rule, number, wildcards = record.rule_name, record.jobid, record.wildcards  # type: ignore[attr-defined]
         if self._dryrun:
             if files := record.output:  # type: ignore[attr-defined]
-                reason = why(record.reason)  # type: ignore[attr-defined]
-                lost = reason == "forced" and not all(map(os.path.exists, files))
-                self._reasons.setdefault(rule, Counter())["missing" if lost else reason] += 1
+                self._reasons.setdefault(rule, Counter())[why(record.reason, files)] += 1  # type: ignore[attr-defined]
             return
         stage = self._stages.get(rule)
         if stage is None or not record.output:  # type: ignore[attr-defined]
