@@ -9,6 +9,7 @@ import open_clip
 import torch
 
 from clipgs import config as configuration
+from clipgs.catalog.records import frozen_schema
 from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
@@ -151,4 +152,9 @@ class World:
             text = captions[row["uid"]]
             row |= {"caption": text} if text is not None else {"status": "failed", "error": "no text"}
         made.pack()
+        frozen = self.output / "catalog" / "shards" / f"{shard}.parquet"
+        if not frozen.exists():
+            write_table(
+                frozen, [{"uid": uid, "source": "folder", "locator": f"{uid}.glb"} for uid in uids], frozen_schema()
+            )
         write_index(self.output)

@@ -124,7 +124,7 @@ def test_open_clip_loads_it_and_so_do_we(taught):
     folder = taught.output / "teacher"
     files = sorted(path for path in folder.iterdir() if owner(path) is None)
     assert [path.name for path in files] == [
-        "README.md", "open_clip_config.json", "open_clip_model.safetensors", "teacher.json"]  # fmt: skip
+        "README.md", "inputs.json", "open_clip_config.json", "open_clip_model.safetensors", "teacher.json"]  # fmt: skip
     for file in files:
         check(file)
     about = json.loads((folder / "teacher.json").read_text())

@@ -117,7 +117,7 @@ def test_its_settings_run_it_again_and_a_retry_its_failures_only(extended, tmp_p
     settings = {**SETTINGS, "fit": {**SETTINGS["fit"], "min_psnr": 4.0}}
     workspace.write_config(settings)
     done = run(workspace, *workspace.command("-n", target))
-    assert re.search(r"polish +1 +fit.min_psnr 5.0 -> 4.0", done.stdout)
+    assert re.search(r"fit +1 +fit.min_psnr 5.0 -> 4.0\n +polish +1 +new splats", done.stdout)
     workspace.write_config(SETTINGS)
 
     done = run(workspace, *workspace.command(target, "--forcerun", "polish"), UNPOLISHED=uid)

@@ -104,7 +104,7 @@ def test_what_is_stale_and_what_failed_is_told(made, tmp_path, checkout):
     assert line_of(text, "render") == ["render", ".", "2", ".", ".", "."]
     assert "fit 00001: the GPU is gone" in text
     again = said(workspace, "status", "triplets", "--config", "config.yaml")
-    assert again.splitlines() == text.splitlines()
+    assert again.splitlines() == [line for line in text.splitlines() if not line.startswith("not begun")]
 
 
 def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(made, tmp_path):

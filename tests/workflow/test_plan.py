@@ -11,6 +11,7 @@ import yaml
 
 from clipgs import config as configuration
 from clipgs.catalog.sources import procedural
+from clipgs.core.bundles import read_table
 from clipgs.stages import STAGES
 from tests.catalog.objaverse_tree import write_objaverse
 
@@ -156,6 +157,10 @@ def changed(key):
     return settings
 
 
+def uid_of(workspace):
+    return read_table(workspace.output / "catalog" / "objects.parquet")[0]["uid"]
+
+
 def expected(key):
     names = [name for name in FIRST_STAGES if key == name or key.startswith(name + ".")]
     return downstream(FIRST_STAGES[max(names, key=len)])
@@ -167,8 +172,13 @@ def test_a_changed_key_runs_again_what_depends_on_it_and_no_more(made, tmp_path,
         pytest.skip(f"another {key} is another run; tests of its own cover it")
     settings = changed(key)
     if key == "caption.captioner":
-        (tmp_path / "captions.csv").write_text("a-uid,a caption\n")
+        (tmp_path / "captions.csv").write_text(f"{uid_of(made)},a caption\n")
         settings["caption"]["cap3d"] = str(tmp_path / "captions.csv")
+    if key == "teacher.name":
+        settings["teacher"]["pretrained"] = "laion2b_s34b_b79k"  # which there is of that name
+    if key == "teacher.pretrained":
+        settings["teacher"]["pretrained"] = str(tmp_path / "weights.safetensors")
+        (tmp_path / "weights.safetensors").touch()
     assert configuration.check(settings) != configuration.check(SETTINGS)
     overlay = tmp_path / "changed.yaml"
     overlay.write_text(yaml.safe_dump(settings))
@@ -208,19 +218,17 @@ def test_a_mended_caption_fits_and_renders_nothing(made, tmp_path):
     workspace.make()
     assert workspace.planned() == {}
     (text,) = workspace.output.glob("captions/00001.parquet")
-    from clipgs.core.bundles import read_table
-
     assert read_table(text)[0]["caption"] == "a caption that somebody mended"
 
 
 def test_a_mended_file_of_captions_captions_again(made, tmp_path):
     workspace = made.copy(tmp_path / "captions")
     file, overlay = workspace.folder / "captions.csv", workspace.folder / "overlay.yaml"
-    file.write_text("someone else,a mug\n")
+    file.write_text(f"{uid_of(made)},a mug\n")
     overlay.write_text(yaml.safe_dump({"caption": {"captioner": "cap3d", "cap3d": str(file)}}))
     workspace.make("--configfile", str(overlay))
     assert workspace.planned("--configfile", str(overlay)) == {}
-    file.write_text("someone else,a cup\n")
+    file.write_text(f"{uid_of(made)},a cup\n")
     assert workspace.planned("--configfile", str(overlay)) == {"caption": 2, "pack": 2, "index": 1}
 
 
