@@ -177,7 +177,7 @@ def test_a_dry_run_says_which_jobs_and_why(made, tmp_path):
         ["pack", "1", "new captions"],
         ["index", "1", "new triplets"],
     ]
-    quiet = workspace.run("-n", "--quiet", "triplets").stdout.splitlines()
+    quiet = workspace.run("triplets", "-n", "--quiet").stdout.splitlines()
     assert [line.split()[:2] for line in quiet[2:]] == [["caption", "1"], ["pack", "1"], ["index", "1"]]
 
 
