@@ -36,9 +36,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=False)
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
 # --- blows: to a run that is at work ---------------------------------------------------------------------------------
@@ -507,18 +508,28 @@ class Story:
         self.table: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
         self.faults: list[str] = []
+        self.left_out: list[str] = []  # disturbances for which there was no time
         self.compared: dict[str, Any] = {}
+        self.began, self.seconds = time.monotonic(), 0  # 0: not at its end
+        self.last_moment = self.began + 60 * arguments.minutes
 
-    def tell(self) -> dict[str, Any]:
-        """Plays the deck, then compares."""
-        began = time.monotonic()
-        with small_disk(self.world.folder / "disk") as has_disk:
-            self.deck = [kind if has_disk or kind != "fill the disk" else "kill all" for kind in self.deck]
-            if self._play():
-                self._compare()
+    def tell(self) -> None:
+        """Plays the deck, then compares. What this script cannot do is a fault of the world too."""
+        try:
+            with small_disk(self.world.folder / "disk") as has_disk:
+                self.deck = [kind if has_disk or kind != "fill the disk" else "kill all" for kind in self.deck]
+                if self._play():
+                    self._compare()
+        except Exception:
+            self._fault(traceback.format_exc())
+        self.seconds = round(time.monotonic() - self.began)
+
+    def told(self) -> dict[str, Any]:
+        """What is known so far."""
         return {
             "teacher": "a folder" if self.editor.own_teacher else "trained",
-            "seconds": round(time.monotonic() - began),
+            "seconds": self.seconds,
+            "not_dealt": [*self.left_out, *self.deck],
             "disturbances": self.table,
             "runs": self.runs,
             "faults": self.faults,
@@ -529,6 +540,8 @@ class Story:
         """Whether all was made in the end."""
         bad_ends = 0
         while bad_ends <= MOST_BAD_ENDS:
+            if time.monotonic() > self.last_moment:
+                self.left_out, self.deck = [*self.left_out, *self.deck], []
             edit, force, settled = None, [], bool(self.runs) and _ended_well(self.runs[-1])
             during = bool(self.deck) and (
                 self.deck[0] in BLOWS or (self.deck[0] in SOURCES and self.dice.random() < 0.25)
@@ -742,30 +755,41 @@ def main() -> int:
     parser.add_argument("--objects", type=int, default=12, help="of a world at first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", default="evaluate", help="all else is made for it")
+    parser.add_argument("--minutes", type=float, default=600.0, help="after which no world is disturbed any more")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _log.setLevel(logging.INFO)
-    began = time.monotonic()
     cores = max(1, usable_cores() // arguments.worlds)
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.worlds) as pool:
         decks = deal(arguments.disturbances, arguments.worlds, arguments.seed)
         stories = [Story(i, Path(temporary), deck, arguments, cores) for i, deck in enumerate(decks)]
-        told = list(pool.map(Story.tell, stories))
-    runs = [run for world in told for run in world["runs"]]
+        results = write(arguments, stories)
+        for ended in as_completed([pool.submit(story.tell) for story in stories]):
+            ended.result()
+            results = write(arguments, stories)
+    _log.info("%s", json.dumps({key: value for key, value in results.items() if key != "worlds"}))
+    good = all(story.compared for story in stories) and not results["faults"]
+    return 0 if good and results["status_was_right"] == results["status_asked"] else 1
+
+
+def write(arguments: argparse.Namespace, stories: list[Story]) -> dict[str, Any]:
+    """Writes the result file: after each world, so that little is lost with this process."""
+    worlds = [story.told() for story in stories]
+    runs = [run for world in worlds for run in world["runs"]]
     asked = [run for run in runs if not run["forced"]]
     results = {
-        "seconds": round(time.monotonic() - began),
-        "disturbances": dict(Counter(row["kind"] for world in told for row in world["disturbances"])),
+        "seconds": round(time.monotonic() - stories[0].began),
+        "disturbances": dict(Counter(row["kind"] for world in worlds for row in world["disturbances"])),
         "runs": len(runs),
         "status_asked": len(asked),
         "status_was_right": sum(not run["status_was_wrong"] for run in asked),
-        "faults": sum(len(world["faults"]) for world in told),
-        "worlds": told,
+        "faults": sum(len(world["faults"]) for world in worlds),
+        "worlds_compared": sum(bool(story.compared) for story in stories),
+        "worlds": worlds,
     }
-    settings = {key: getattr(arguments, key) for key in ("disturbances", "worlds", "objects", "seed", "target")}
-    record("chaos", settings, results)
-    _log.info("%s", json.dumps({key: value for key, value in results.items() if key != "worlds"}))
-    return 1 if results["faults"] or results["status_was_right"] < len(asked) else 0
+    names = ("disturbances", "worlds", "objects", "seed", "target", "minutes")
+    record("chaos", {name: getattr(arguments, name) for name in names}, results)
+    return results
 
 
 if __name__ == "__main__":
