@@ -238,7 +238,7 @@ def stage_of(found: list[psutil.Process]) -> str:
     for process in found:
         with suppress(psutil.Error):
             words = process.cmdline()
-            stages |= {words[i + 1] for i, word in enumerate(words[:-1]) if word.endswith("/clipgs")}
+            stages |= {words[i + 1] for i, word in enumerate(words[:-1]) if Path(word).name == "clipgs"}
     return " ".join(sorted(stages)) or "planning"
 
 
