@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import os
+import time
 
 import pytest
 
@@ -243,6 +244,17 @@ def test_a_file_that_was_written_just_now_is_hashed_again(tmp_path):
     first = folder_source(tmp_path).digests(["b.stl"])
     write(tmp_path, **{"b.stl": "c"})
     os.utime(tmp_path / "b.stl", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert folder_source(tmp_path).digests(["b.stl"]) != first
+
+
+def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path):
+    """Splats of one size have one size of file, and files of an archive often one time."""
+    write(tmp_path, **{"b.stl": "b"})
+    aged(tmp_path)
+    first = folder_source(tmp_path).digests(["b.stl"])
+    time.sleep(0.05)  # steps of the file system's clock
+    write(tmp_path, **{"b.stl": "c"})
+    aged(tmp_path)
     assert folder_source(tmp_path).digests(["b.stl"]) != first
 
 

@@ -26,16 +26,19 @@ _NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without t
 _MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
 _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
 
-State = list[tuple[int, int] | None]
+State = list[list[int] | None]
 
 
 def state_of(files: Iterable[Path | str]) -> State:
-    """Size and time of each file in ns; None for one that is not there."""
+    """Size of each file, and when its bytes and its entry changed, in ns; None for one that is not there.
+
+    Archives give files of one size one time, which they keep where one replaces another: only the entry tells then.
+    """
     found: State = []
     for file in files:
         try:
             stat = os.stat(file)
-            found.append((stat.st_size, stat.st_mtime_ns))
+            found.append([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
         except (OSError, ValueError):
             found.append(None)
     return found
@@ -144,7 +147,7 @@ def unchanged(
 class Digests:
     """Hashes of files, kept in a JSON file with the sizes and times that the files had.
 
-    A file is hashed again only if its size or time differ, or those of a file that it names. A kept file that cannot be
+    A file is hashed again only if its size or times differ, or those of a file that it names. A kept file that cannot be
     read or written costs time only.
     """
 
@@ -154,7 +157,7 @@ class Digests:
 
     @cached_property
     def _entries(self) -> dict[str, Any]:
-        """Path to SHA-256 and [path, size, time] of each hashed file."""
+        """Path to SHA-256, and to path and state of each file that it is of."""
         with suppress(OSError, ValueError):
             found = json.loads(self._kept.read_text())
             if isinstance(found, dict):
@@ -164,7 +167,7 @@ class Digests:
     def _known(self, path: str) -> str | None:
         with suppress(KeyError, ValueError, TypeError):
             digest, files = self._entries[path]
-            if state_of(name for name, *_ in files) == [None if s is None else (s, t) for _, s, t in files]:
+            if state_of(name for name, _ in files) == [state for _, state in files]:
                 return str(digest)
         return None
 
@@ -183,9 +186,7 @@ class Digests:
         digest = digest_of(files)
         latest = max((state[1] for state in before if state is not None), default=now)
         if state_of(files) == before and latest < now - _RECENT_NS:
-            states = ((None, None) if state is None else state for state in before)
-            listed = [[str(file), *state] for file, state in zip(files, states, strict=True)]
-            self._entries[str(path)] = [digest, listed]
+            self._entries[str(path)] = [digest, [[str(file), state] for file, state in zip(files, before, strict=True)]]
             self._changed = True
         return digest
 
