@@ -29,7 +29,8 @@ from clipgs.stages import OF_RULE, RUNTIME, STAGES, runtime_settings, stage_sett
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
-FROZEN = "CLIPGS_CONFIG"  # in the environment of a job: the configuration of the run that it belongs to
+# In the environment of a job: the configuration of the run that it belongs to, and the number of the run's shards.
+FROZEN, COUNT = "CLIPGS_CONFIG", "CLIPGS_SHARDS"
 
 
 class Resources(NamedTuple):
@@ -69,14 +70,17 @@ def share(cores: int, shards: int, gpus: int, on_cluster: bool) -> Resources:
 class Run:
     """A configuration and its plan: the names that the rules use.
 
+    Args:
+        count: of the shards that a job's run has: objects may come to the source while it works.
+
     Raises:
         ClipgsError: the configuration or the source is wrong.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, count: int | None = None) -> None:
         self.config = config
         self.plan = plan(config)
-        self.shards = self.plan.shards
+        self.shards = self.plan.shards[:count]
         # Those that a training began with: new objects do not restart one that runs or is finished.
         self.run_shards = self._begun(config, "train")
         self.teacher_shards = self._begun(config, "teacher")
@@ -380,12 +384,12 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     """Reads the configuration and plans, for Snakemake's `workflow` object; prepares the environment of the commands.
 
     Every job reads the workflow again. It gets the configuration of its run through the environment, so that editing a
-    file does not affect queued jobs.
+    file does not affect queued jobs. Nor do new objects: a job over all shards takes those of its run.
     """
     main = workflow.is_main_process
-    frozen = None if main else os.environ.get(FROZEN)
+    frozen, count = (None, None) if main else map(os.environ.get, (FROZEN, COUNT))
     with fatal(2), _speaking(main):
-        run = Run(check(json.loads(frozen) if frozen else values))
+        run = Run(check(json.loads(frozen) if frozen else values), int(count) if count else None)
     config = run.config
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
@@ -405,6 +409,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
             check_plan(workflow)
     os.environ |= {
         FROZEN: config.model_dump_json(),
+        COUNT: str(len(run.shards)),
         # Commands get what changes no result (places, device, limits) here: no rule depends on it.
         RUNTIME: runtime_settings(config),
         # The commands are those of the Python that runs Snakemake, even if its environment is not activated.

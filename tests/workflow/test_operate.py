@@ -128,6 +128,22 @@ def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(
     assert {file: file.stat().st_mtime_ns for file in others} == before
 
 
+def test_a_queued_job_over_all_shards_takes_those_of_its_run_whatever_came_to_the_source(made, tmp_path):
+    workspace = made.copy(tmp_path / "grown")
+    index = workspace.output / "triplets" / "index.parquet"
+    was = index.read_bytes()
+    index.unlink()
+    workspace.add_objects(3)
+    environment = os.environ | {"CLIPGS_CONFIG": configuration.check(SETTINGS).model_dump_json(), "CLIPGS_SHARDS": "2"}
+    job = ["--mode", "subprocess", "--target-jobs", "index:", "--allowed-rules", "index", "--force", "--nolock"]
+    done = subprocess.run(
+        workspace.command(*job, "--no-hooks", "--ignore-incomplete", "--cores", "1"),
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert index.read_bytes() == was
+
+
 def test_a_second_run_over_the_output_is_refused_with_the_holders_name(made, tmp_path):
     workspace = made.copy(tmp_path / "second")
     (workspace.output / "triplets" / "00000.tar").unlink()
