@@ -20,6 +20,7 @@ from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import owner, sha256_of
 from clipgs.core.processes import usable_cores
+from clipgs.encoder import MODEL
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
@@ -201,8 +202,9 @@ class Run:
 
     @property
     def first_weights(self) -> list[str]:
-        """The file of weights that the encoder starts from, where the user has one."""
-        return files_of(self.config.encoder.weights)
+        """The file of weights that the encoder starts from, where the user has one: itself, or in a run's folder."""
+        weights = self.config.encoder.weights
+        return files_of(weights, weights and os.path.join(weights, MODEL))
 
     @property
     def lists(self) -> list[str]:

@@ -22,6 +22,7 @@ from clipgs.evaluation import rows
 from clipgs.operate.planned import Planned, jobs
 from clipgs.stages import OF_RULE, STAGES, retriable
 from clipgs.training import runs
+from clipgs.workflow import Run
 
 from .conftest import SETTINGS, Workspace
 
@@ -248,3 +249,14 @@ def test_an_edited_list_of_classes_is_another_input(finished):
     classes.write_text("chair\n")
     asked = {"evaluation": {"classes": str(classes)}}
     assert {stage for stage, _ in finished.runs("evaluate", "baselines", **asked)} == {"evaluate", "baselines"}
+
+
+def test_first_weights_are_an_input_whether_a_file_or_a_runs_folder_is_named(finished):
+    run = finished.folder / "points-run"
+    run.mkdir()
+    (run / "model.safetensors").write_text("weights")
+    for weights in (run, run / "model.safetensors"):
+        encoder = {"initialisation": "points", "weights": str(weights)}
+        with chdir(finished.folder):
+            made = Run(configuration.check(configuration.merge(SETTINGS, MORE, {"encoder": encoder})))
+        assert made.first_weights == [str(run / "model.safetensors")]
