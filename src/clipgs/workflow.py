@@ -342,6 +342,9 @@ def check_plan(workflow: Any) -> None:
         # Without an executor nothing will run: a summary, a graph.
         if workflow.executor_plugin is None or workflow.touch:
             return
+        finished = (job for job in workflow.dag.jobs if job.rule.name in stages and not workflow.dag.needrun(job))
+        unknown = [job for job in finished if workflow.persistence.metadata(job.output[0]) is None]
+        tell(checks.Findings([], unrecorded(workflow.clipgs_run.config, unknown)))
         shards: dict[str, list[str]] = {}
         for job in workflow.dag.needrun_jobs():
             if stage := stages.get(job.rule.name):
@@ -354,6 +357,21 @@ def check_plan(workflow: Any) -> None:
             tell(checks.of_jobs(run.config, checks.Jobs(shards, run.plan, workflow.dryrun, not away)))
 
     workflow._build_dag = build_and_check
+
+
+def unrecorded(config: Config, jobs: Sequence[Any]) -> list[str]:
+    """A note on finished jobs that Snakemake knows only by the times of their files.
+
+    Its record is in the folder that it runs in, under the names that the output's files have there.
+    """
+    if not jobs:
+        return []
+    origin = started.origin(config)
+    return [
+        f"Snakemake has no record of {len(jobs)} finished jobs (the first: {jobs[0].output[0]}), so changed settings do "
+        f"not make them again; {origin or 'they were made in another folder, or under another name of the output'}. "
+        "Run there and under that name, or make them again with --forceall"
+    ]
 
 
 def files_of(*settings: Any) -> list[str]:

@@ -127,6 +127,18 @@ def edited(config: Config) -> bool:
         return False  # they were removed, or are being edited
 
 
+def origin(config: Config) -> str:
+    """In which folder the last run over this output was started, and how it named it; empty where as this one."""
+    try:
+        folder = json.loads((config.output_path / START).read_text())["folder"]
+        name = read(config.output_path / CONFIG).output
+    except (OSError, ValueError, KeyError, TypeError, ClipgsError):
+        return ""
+    if (folder, name) == (os.getcwd(), config.output):
+        return ""
+    return f"the last run was in {folder} with output = {name}"
+
+
 def _last() -> Path | None:
     try:
         return Path(LAST.read_text().strip())
