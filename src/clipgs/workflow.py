@@ -368,8 +368,8 @@ def unrecorded(config: Config, jobs: Sequence[Any]) -> list[str]:
         return []
     origin = started.origin(config)
     return [
-        f"Snakemake has no record of {len(jobs)} finished jobs (the first: {jobs[0].output[0]}), so changed settings do "
-        f"not make them again; {origin or 'they were made in another folder, or under another name of the output'}. "
+        f"Snakemake has no record of {len(jobs)} finished jobs (the first: {jobs[0].output[0]}), so changed settings "
+        f"do not make them again; {origin or 'they were made in another folder, or under another name of the output'}. "
         "Run there and under that name, or make them again with --forceall"
     ]
 

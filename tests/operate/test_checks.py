@@ -10,6 +10,7 @@ import pytest
 from clipgs import config as configuration
 from clipgs.catalog.shards import Plan
 from clipgs.core.bundles import write_table
+from clipgs.core.errors import ClipgsError
 from clipgs.operate import checks
 from clipgs.operate.checks import Jobs, of_jobs, of_names
 
@@ -39,6 +40,18 @@ def jobs(*stages, plan=PENDING, **more):
 
 def test_what_is_well_is_not_spoken_of(config_of):
     assert of_names(config_of()) == of_jobs(config_of(), jobs(*ALL)) == ([], [])
+
+
+def test_a_run_with_the_name_of_an_ablation_is_refused(config_of):
+    """Its model would pass for that of the ablation."""
+    (error,) = of_names(config_of(training={"run": "ablation-position-color-s0"})).errors
+    assert error.startswith("config: training.run = ablation-position-color-s0: ")
+
+
+@pytest.mark.parametrize("run", [".", "..", "...", ".hidden", "a/b", ""])
+def test_a_run_has_a_folder_of_its_own(config_of, run):
+    with pytest.raises(ClipgsError, match=r"config: training\.run"):
+        config_of(training={"run": run})
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Augmentation(Section):
 class Training(Section):
     """One training run of CLIP-GS, on the triplets and their teacher features."""
 
-    run: str = setting("base", "name", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    run: str = setting("base", "name", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     """The run is written to this folder under runs/."""
     seed: int = setting(0, "integer", ge=0)
     """The first weights, the order of objects, the sampled images and the augmentation follow from this seed."""

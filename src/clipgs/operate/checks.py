@@ -23,7 +23,7 @@ from clipgs.core.bundles import read_table
 from clipgs.core.devices import without_cuda
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.lists import enumerated
-from clipgs.evaluation.rows import has_uni3d
+from clipgs.evaluation.rows import ABLATION, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
 from clipgs.teacher import names
@@ -51,7 +51,10 @@ class Findings(NamedTuple):
 
 
 def of_names(config: Config) -> Findings:
-    """Names of models that open_clip does not have. Paths are left to `of_jobs`: a file may come until it is needed."""
+    """Names of models that open_clip does not have, and of runs that are the ablations'.
+
+    Paths are left to `of_jobs`: a file may come until it is needed.
+    """
 
     def misspelt(key: str, settings: Teacher | Coca) -> list[str]:
         path = settings.pretrained or ""
@@ -59,7 +62,13 @@ def of_names(config: Config) -> Findings:
             _weights(key, settings)
         return []
 
-    return _gathered(partial(misspelt, key, settings) for key, settings in _models(config))
+    return _gathered([partial(_run, config), *(partial(misspelt, key, settings) for key, settings in _models(config))])
+
+
+def _run(config: Config) -> list[str]:
+    if (run := config.training.run).startswith(ABLATION):
+        raise UsageError(f"config: training.run = {run}: these names are those of the ablations' runs; choose another")
+    return []
 
 
 def of_jobs(config: Config, jobs: Jobs) -> Findings:

@@ -147,8 +147,8 @@ def unchanged(
 class Digests:
     """Hashes of files, kept in a JSON file with the sizes and times that the files had.
 
-    A file is hashed again only if its size or times differ, or those of a file that it names. A kept file that cannot be
-    read or written costs time only.
+    A file is hashed again only if its size or times differ, or those of a file that it names. A kept file that cannot
+    be read or written costs time only.
     """
 
     def __init__(self, kept: Path) -> None:
