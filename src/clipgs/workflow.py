@@ -384,7 +384,7 @@ def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
-        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin")
+        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".txt", ".model")  # the last two: of tokenizers
         return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
     return files_of(pretrained)
 
