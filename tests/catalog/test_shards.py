@@ -332,13 +332,25 @@ def test_files_that_change_their_names_are_no_new_objects_and_take_their_labels_
     assert (plan(config).pending, plan(config).replaced) == ((), ())
 
 
+def test_an_object_whose_row_leaves_the_manifest_stays_and_is_shown(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    named = {row["locator"]: row["uid"] for row in rows_of(config)}
+    first, *listed = sorted(named)
+    (tmp_path / "m.csv").write_text("\n".join(["file", *listed, ""]))
+    config = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    assert lost(config) == {"replaced": [], "gone": [], "unlisted": [(named[first], first)]}
+    exclude(config, [named[first]])
+    assert lost(config)["unlisted"] == []
+
+
 def test_an_excluded_object_is_not_shown_as_replaced(tmp_path, meshes):
     config = config_of(tmp_path)
     freeze_all(config)
     (meshes / "b.obj").write_text("another object")
     freeze_all(config)
     exclude(config, [uid for uid, _ in lost(config)["replaced"]])
-    assert lost(config) == {"replaced": [], "gone": []}
+    assert lost(config) == {"replaced": [], "gone": [], "unlisted": []}
     assert plan(config).notes == ()
 
 

@@ -218,11 +218,12 @@ def _lost_notes(made: Plan, known: int) -> list[str]:
 
 
 def lost(config: Config) -> dict[str, list[tuple[str, str]]]:
-    """`replaced` and `gone`: uid and locator of each such object. Unlike `plan`, it never refuses a missing source."""
+    """The kinds of `Changes` to uid and locator of each such object. Unlike `plan`, it refuses no missing source."""
     objects = source(config)
     rows = [row for shard in frozen_shards(config) for row in _rows(config, shard) if row["source"] == objects.name]
     found = changes(objects, rows, _excluded_uids(config))
-    return {name: [(row["uid"], row["locator"]) for row in getattr(found, name)] for name in ("replaced", "gone")}
+    kinds = {"replaced": found.replaced, "gone": found.gone, "unlisted": found.unlisted}
+    return {name: [(row["uid"], row["locator"]) for row in rows] for name, rows in kinds.items()}
 
 
 def curation(config: Config) -> dict[str, Any]:

@@ -45,7 +45,12 @@ CONFIGURATION = (
 )
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
-_WHY_LOST = {"replaced": "its file was replaced", "gone": "its file has gone"}  # as `lost` names them, to a reason
+# As `lost` names them, to a reason.
+_WHY_LOST = {
+    "replaced": "its file was replaced",
+    "gone": "its file has gone",
+    "unlisted": "it is no longer listed",
+}
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
 
@@ -156,6 +161,7 @@ def retry(options: Namespace, config: Config) -> None:
     argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
     argument("--replaced", action="store_true", help="objects whose file has other bytes now; the new file stays"),
     argument("--gone", action="store_true", help="objects whose file has gone from the source"),
+    argument("--unlisted", action="store_true", help="objects that the manifest or the selection leaves out now"),
     argument("--reason", help="for the dataset card (default: on request, or what became of the file)"),
     argument("--undo", action="store_true", help="take them in again"),
 )
@@ -170,7 +176,8 @@ def exclude(options: Namespace, config: Config) -> None:
         raise UsageError(f"--undo takes uids or --list: {excluded.excluded_path(config)} lists what is excluded")
     uids = list(options.uids) + (read_uids(options.list, "--list") if options.list else [])
     if not uids and not chosen:
-        raise UsageError("name the objects, or a file with one uid a line in --list, or give --replaced or --gone")
+        kinds = ", ".join(f"--{name}" for name in _WHY_LOST)
+        raise UsageError(f"name the objects, or a file with one uid a line in --list, or give one of {kinds}")
     reason_of = dict.fromkeys(uids, excluded.NO_REASON)
     found = lost(config) if chosen else {}
     for name, why in chosen.items():

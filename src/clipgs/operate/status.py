@@ -259,14 +259,14 @@ def packed(config: Config) -> list[str]:
 
 
 def lost_objects(config: Config) -> list[str]:
-    """Lines on the objects whose file was replaced or has gone: how many, and the first."""
+    """Lines on the objects whose file was replaced or has gone, or is no longer listed: how many, and the first."""
+    titles = {"replaced": "replaced", "gone": "source gone", "unlisted": "no longer listed"}
     lines = []
     for name, found in lost(config).items():
         if found:
             shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
             more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
-            title = "replaced" if name == "replaced" else "source gone"
-            lines.append(f"{title}: {len(found):,}: {shown}{more}; clipgs exclude --{name} takes them out")
+            lines.append(f"{titles[name]}: {len(found):,}: {shown}{more}; clipgs exclude --{name} takes them out")
     return lines
 
 
