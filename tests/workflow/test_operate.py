@@ -107,6 +107,21 @@ def test_what_is_stale_and_what_failed_is_told(made, tmp_path, checkout):
     assert again.splitlines() == [line for line in text.splitlines() if not line.startswith("not begun")]
 
 
+@pytest.mark.parametrize("folder", ["captions", "triplets"])
+def test_status_answers_while_a_table_is_cut_short(made, tmp_path, checkout, folder):
+    workspace = made.copy(tmp_path / "cut")
+    table = workspace.output / folder / "00001.parquet"
+    os.truncate(table, table.stat().st_size // 2)
+    (workspace.output / "triplets" / "00001.tar").unlink()
+    if folder == "captions":
+        (workspace.output / "triplets" / "00001.parquet").unlink()
+    done = clipgs(workspace, "status", "triplets", "--snakefile", str(checkout / "Snakefile"))
+    assert done.returncode == 0, done.stderr
+    assert f"{table.relative_to(workspace.folder)} cannot be read" in done.stderr
+    assert line_of(done.stdout, "pack") == ["pack", "1", ".", ".", ".", "1"]
+    assert "objects: 1 packed" in done.stdout
+
+
 def test_a_queued_job_does_what_it_was_queued_for_whatever_became_of_the_config(made, tmp_path):
     """As an executor starts it: its own rule alone, with the environment of the run that queued it."""
     workspace = made.copy(tmp_path / "queued")

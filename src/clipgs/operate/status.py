@@ -4,6 +4,7 @@ What is done, stale and to do comes from Snakemake itself.
 """
 
 import json
+import logging
 import socket
 import statistics
 from collections import Counter
@@ -24,6 +25,8 @@ from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
 from clipgs.operate.planned import planned
 from clipgs.stages import OF_RULE, STAGES, job, path, retriable
+
+log = logging.getLogger(__name__)
 
 STATES = ("done", "stale", "failed", "running", "to do")
 _SHOWN_FAILURES = 10
@@ -139,16 +142,29 @@ def failures(config: Config) -> list[dict[str, Any]]:
     for shard in frozen_shards(config):
         packed = path(config, "triplets", shard, ".parquet")
         if packed.exists():
-            rows += [row for row in read_table(packed, [*columns, "stage"]) if row["status"] != "ok"]
+            rows += [row for row in _rows(packed, [*columns, "stage"]) if row["status"] != "ok"]
             continue
         seen: set[str] = set()
         for stage in (*retriable(), "caption"):
             table, *_ = STAGES[stage].files(config.output_path, shard)
-            for row in read_table(table, columns) if table.exists() else ():
+            for row in _rows(table, columns):
                 if row["status"] != "ok" and row["uid"] not in seen:
                     seen.add(row["uid"])
                     rows.append({**row, "stage": stage})
     return rows
+
+
+def _rows(table: Path, columns: list[str]) -> list[dict[str, Any]]:
+    """The rows of a table; none where it is missing, or damaged: what is left to do must be told all the same."""
+    import pyarrow as pa
+
+    if not table.exists():
+        return []
+    try:
+        return read_table(table, columns)
+    except (OSError, pa.ArrowInvalid):
+        log.warning("%s cannot be read; set it aside with: clipgs verify --set-aside", table)
+        return []
 
 
 def disk(config: Config) -> dict[str, int]:
@@ -244,7 +260,7 @@ def packed(config: Config) -> list[str]:
     from clipgs.triplets.card import failures as grouped
 
     tables = [path(config, "triplets", shard, ".parquet") for shard in frozen_shards(config)]
-    rows = [row for table in tables if table.exists() for row in read_table(table, ["status", "psnr"])]
+    rows = [row for table in tables for row in _rows(table, ["status", "psnr"])]
     psnr = [row["psnr"] for row in rows if row["status"] == "ok"]
     failed = failures(config)
     lines = [f"objects: {len(psnr):,} packed, {len(failed):,} failed{_quality(config, psnr)}"]
