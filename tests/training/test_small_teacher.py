@@ -10,7 +10,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, owner
 from clipgs.splats.pictures import to_webp
 from clipgs.teacher import model as teacher
-from clipgs.training import small_teacher, stages
+from clipgs.training import runs, small_teacher, stages
 from tests.packed_world import VIEWS, World
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "black": (10, 10, 10)}
@@ -165,6 +165,9 @@ def test_one_caption_for_all_is_refused(tmp_path, tiny):
     made.add_shard("00000", {"a": "a misc", "b": "a misc"})
     with pytest.raises(ClipgsError, match="learns to tell captions apart, and the split train has one \\('a misc'\\)"):
         stages.teacher(made.config(), 1)
+    assert runs.begun_shards(made.config(), "teacher") == []  # objects that come later may be what it lacks
+    made.add_shard("00001", {"c": "a mug"})
+    stages.teacher(made.config(teacher={"name": "train", "small": {"steps": 1, "batch": 2}}), 1)
 
 
 def test_pictures_that_cannot_be_read_are_named(taught):

@@ -16,7 +16,7 @@ from clipgs import __version__
 from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.bundles import read_metadata, write_tensors
 from clipgs.core.errors import ClipgsError
-from clipgs.core.files import check, sha256_of, write_bytes
+from clipgs.core.files import check, remove_sidecar, sha256_of, write_bytes
 from clipgs.encoder import CONFIG, MODEL, no_run
 from clipgs.stages import stage_settings
 from clipgs.training.identity import same_but_epochs
@@ -50,6 +50,13 @@ def begun_shards(config: Config, stage: str) -> list[str]:
         return inputs["shards"] if same_but_epochs(inputs["settings"], stage_settings(config, stage)) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def forget(config: Config, stage: str) -> None:
+    """Removes what `begin` wrote."""
+    path = _inputs_path(config, stage)
+    path.unlink(missing_ok=True)
+    remove_sidecar(path)
 
 
 def begin(config: Config, stage: str, shards: Sequence[str], data: Mapping[str, Any] | None = None) -> None:

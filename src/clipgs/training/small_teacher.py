@@ -69,7 +69,7 @@ def make(config: Config, threads: int) -> None:
         ClipgsError: there are no triplets to train on.
     """
     shards = runs.begun_shards(config, "teacher") or frozen_shards(config)
-    runs.begin(config, "teacher", shards)
+    runs.forget(config, "teacher")  # one that fails keeps no shards: new objects may be what it lacks
     dataset = TripletDataset(config.output_path / "triplets", "train", shards)
     settings = config.teacher.small
     chosen = sorted(range(len(dataset)), key=lambda i: hashlib.sha256(str(dataset.uids[i]).encode()).digest())
@@ -89,6 +89,7 @@ def make(config: Config, threads: int) -> None:
         "categories": len(set(categories) - {None}),
         "loss": loss,
     }
+    runs.begin(config, "teacher", shards)
     preprocessing = PreprocessCfg(size=architecture["vision_cfg"]["image_size"])
     kept = {name: getattr(preprocessing, name) for name in ("mean", "std", "interpolation", "resize_mode")}
     description, weights = small_files(config)
