@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -87,7 +88,9 @@ def test_a_stage_of_one_job_shows_what_the_job_counts(tmp_path):
     stage.start(1, job)
     assert stage.text().split(maxsplit=1)[1] == "at work"
     job.read()
-    assert stage.text().split(maxsplit=1)[1] == "train: 150 of 1,000 steps"
+    assert stage.text().split(maxsplit=1)[1] == "150 of 1,000 steps"
+    stage.began = time.monotonic() - 10
+    assert stage.text().split(maxsplit=1)[1] == "150 of 1,000 steps, 2 min 50 s left"  # 50 steps took 10 s
 
 
 def test_lines_of_stages_at_work_are_drawn_over_and_fit_the_terminal(tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ class _Stage:
         if counts:
             words += self._objects(counts, known, seconds)
         elif not self.over and self.jobs == 1:
-            words += [_own_words(job.counts) for job in known if job.counts]
+            words += [_own_words(self.rule, job.counts, seconds) for job in known if job.counts]
         if self.failed:
             words.append(f"{len(self.failed)} of {self.jobs} jobs failed")
         if self.over:
@@ -499,10 +499,12 @@ def _number(text: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _own_words(counts: dict[str, Any]) -> str:
-    """`few-shot: 30 of 100 episodes`, of a job that is no shard's."""
+def _own_words(rule: str, counts: dict[str, Any], seconds: float) -> str:
+    """`few-shot: 30 of 100 episodes, 20 s left`, of a job that is no shard's and works for so long."""
     done, total = counts["before"] + counts["done"], counts["before"] + counts["total"]
-    return f"{counts['what']}: {done:,} of {total:,} {counts['unit']}s"
+    what = "" if counts["what"] == rule else f"{counts['what']}: "
+    left = (total - done) * seconds / counts["done"] if counts["done"] else 0.0
+    return f"{what}{done:,} of {total:,} {counts['unit']}s" + (f", {_duration(left)} left" if left >= 1 else "")
 
 
 def _due(stage: _Stage) -> bool:
