@@ -26,10 +26,11 @@ def test_cores_and_gpus_are_shared_out(cores, shards, gpus, on_cluster, expected
 
 
 def test_the_files_of_a_model_are_inputs_and_a_tag_is_none(tmp_path):
-    for name in ("open_clip_config.json", "open_clip_model.safetensors", "notes.txt"):
+    read = ("open_clip_config.json", "open_clip_model.safetensors", "vocab.txt")
+    for name in (*read, "notes.txt"):
         (tmp_path / name).touch()
     weights = tmp_path / "open_clip_model.safetensors"
-    assert model_files(f"local-dir:{tmp_path}", None) == [str(tmp_path / "open_clip_config.json"), str(weights)]
+    assert model_files(f"local-dir:{tmp_path}", None) == [str(tmp_path / name) for name in read]
     assert model_files("ViT-B-32", str(weights)) == [str(weights)]
     assert model_files("ViT-B-32", "laion2b_s34b_b79k") == model_files("ViT-B-32", None) == []
 

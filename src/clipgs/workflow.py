@@ -384,8 +384,9 @@ def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
-        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".txt", ".model")  # the last two: of tokenizers
-        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".model")
+        tokens = ("merges.txt", "vocab.txt")  # of tokenizers, as `.model`
+        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes or path.name in tokens]
     return files_of(pretrained)
 
 
