@@ -1,4 +1,4 @@
-"""What became of frozen objects in their source: replaced, gone, no longer listed, or as they were."""
+"""What became of frozen objects in their source: replaced, gone, or as they were."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,7 +15,6 @@ class Changes(NamedTuple):
 
     replaced: list[Row]  # whose file has other bytes now
     gone: list[Row]  # whose file is not there
-    unlisted: list[Row]  # whose file is there, and which the source leaves out now: the manifest, or its selection
     moved: dict[str, str]  # uid to the locator of another file with the object's bytes; it is neither of the two
     new: set[str]  # frozen locators whose file is none of the frozen objects
     known: int  # rows that could be replaced or gone
@@ -42,12 +41,6 @@ def changes(
     replaced = [row for row in usable if now.get(row["locator"], row["sha256"]) != row["sha256"]]
     gone = [row for row in usable if row["locator"] in missing]
     moved: dict[str, str] = {}
-    try:
-        listed = set(objects.locators())
-    except SourceMissing:
-        listed = set(locators)
-    lost = {row["uid"] for row in (*replaced, *gone)}
-    unlisted = [row for row in usable if row["locator"] not in listed and row["uid"] not in lost]
     if replaced or gone:
         with suppress(SourceMissing):
             now |= objects.digests(objects.locators())
@@ -59,4 +52,4 @@ def changes(
         return [row for row in lost if row["uid"] not in moved and row["uid"] not in excluded]
 
     known = sum(row["uid"] not in excluded for row in usable)
-    return Changes(left(replaced), left(gone), left(unlisted), moved, new, known)
+    return Changes(left(replaced), left(gone), moved, new, known)

@@ -218,11 +218,22 @@ def _lost_notes(made: Plan, known: int) -> list[str]:
 
 
 def lost(config: Config) -> dict[str, list[tuple[str, str]]]:
-    """The kinds of `Changes` to uid and locator of each such object. Unlike `plan`, it refuses no missing source."""
+    """`replaced`, `gone` and `unlisted` (left out by the manifest or the selection): uid and locator of each object.
+
+    Unlike `plan`, it refuses no missing source.
+    """
     objects = source(config)
     rows = [row for shard in frozen_shards(config) for row in _rows(config, shard) if row["source"] == objects.name]
-    found = changes(objects, rows, _excluded_uids(config))
-    kinds = {"replaced": found.replaced, "gone": found.gone, "unlisted": found.unlisted}
+    excluded_uids = _excluded_uids(config)
+    found = changes(objects, rows, excluded_uids)
+    try:
+        listed = set(objects.locators())
+    except SourceMissing:
+        listed = {row["locator"] for row in rows}
+    known = excluded_uids | found.moved.keys() | {row["uid"] for row in (*found.replaced, *found.gone)}
+    usable = (row for row in rows if row["note"] is None and row["uid"] not in known)
+    unlisted = [row for row in usable if row["locator"] not in listed]
+    kinds = {"replaced": found.replaced, "gone": found.gone, "unlisted": unlisted}
     return {name: [(row["uid"], row["locator"]) for row in rows] for name, rows in kinds.items()}
 
 

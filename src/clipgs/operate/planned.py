@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +50,6 @@ def planned(values: dict[str, Any], snakefile: Path, targets: Sequence[str]) -> 
     Raises:
         ClipgsError: Snakemake cannot read the workflow.
     """
-    import tempfile
-
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
