@@ -20,7 +20,7 @@ from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import owner, sha256_of
 from clipgs.core.processes import usable_cores
-from clipgs.encoder import MODEL
+from clipgs.encoder import weights_file
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
@@ -204,7 +204,7 @@ class Run:
     def first_weights(self) -> list[str]:
         """The file of weights that the encoder starts from, where the user has one: itself, or in a run's folder."""
         weights = self.config.encoder.weights
-        return files_of(weights, weights and os.path.join(weights, MODEL))
+        return files_of(str(weights_file(weights))) if weights else []
 
     @property
     def lists(self) -> list[str]:

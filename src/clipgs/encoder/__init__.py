@@ -24,6 +24,12 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULE_OF})
 
 
+def weights_file(weights: str) -> Path:
+    """The file that `encoder.weights` names: itself, or the model in a run's folder."""
+    path = Path(weights).expanduser()
+    return path / MODEL if path.is_dir() else path
+
+
 def no_run(path: Path) -> str:
     """Why a path is not the folder of a finished run, and which such folders there are near it and here."""
     if path.is_file():

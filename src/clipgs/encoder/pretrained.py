@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipgs.config import Encoder
 from clipgs.core.errors import ClipgsError, UsageError
-from clipgs.encoder import MODEL
+from clipgs.encoder import weights_file
 from clipgs.encoder.groups import farthest_points, nearest, take
 from clipgs.encoder.pointbert import OPENSHAPE_HEAD, OPENSHAPE_SIZES, OpenShape, OpenShapeSize, Ulip2
 from clipgs.encoder.tokenizer import CHANNELS, POINT_FEATURES, PointEncoder
@@ -299,8 +299,7 @@ def points_start(settings: Encoder) -> tuple[State, Shape]:
     """Initial weights from a run of this project that trained the point encoder alone (`encoder.refinement: false`)."""
     if settings.weights is None:
         raise UsageError("encoder.weights must name the run of the point encoder, such as runs/points")
-    path = Path(settings.weights).expanduser()
-    file = path / MODEL if path.is_dir() else path
+    file = weights_file(settings.weights)
     state = read_state(file)
     depth = len({key.split(".")[2] for key in state if key.startswith("transformer.blocks.")})
     try:

@@ -5,12 +5,11 @@ A record has `settings` (values of the stage), `processes` (their number) and `d
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from clipgs.config import Config, Encoder
 from clipgs.core.files import sha256_of
-from clipgs.encoder import MODEL
+from clipgs.encoder import weights_file
 from clipgs.stages import differences, stage_settings
 
 Record = Mapping[str, Any]
@@ -52,8 +51,7 @@ def _first_weights(encoder: Encoder) -> str | None:
     """SHA-256 of the file that the first weights are read from."""
     if encoder.initialisation == "none" or encoder.weights is None:
         return None
-    path = Path(encoder.weights).expanduser()
-    return sha256_of(path / MODEL if path.is_dir() else path)
+    return sha256_of(weights_file(encoder.weights))
 
 
 def obstacles(old: Record, new: Record) -> str:
