@@ -28,7 +28,7 @@ SECONDS = 480 * float(os.environ.get("CLIPGS_PATIENCE", "1"))  # more where othe
 CLIPGS = [sys.executable, "-m", "clipgs"]
 TWO_SHARDS = configuration.merge(SETTINGS, {"catalog": {"shard_objects": 4}})
 TRIPLETS = ("00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "index.parquet", "README.md")
-FIT_STEPS = 400  # of an object that takes seconds, so that a job can be killed between two
+FIT_STEPS = 2000  # of an object that takes seconds, so that a job can be killed between two
 TRAINING = {"training": {"epochs": 12}, "encoder": {"batch_norm": "sync"}}  # three steps an epoch
 
 

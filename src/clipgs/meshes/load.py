@@ -24,7 +24,7 @@ logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
 # No real object is smaller or larger in any unit, and squares of such numbers exceed float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
-_OF_VERTICES = ("vertices", "normals", "uv", "colors")  # the attributes of a part that have one row a vertex
+_OF_VERTICES = ("vertices", "normals", "uv", "colors", "glow_uv")  # the attributes of a part that have one row a vertex
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +318,7 @@ def _merged(parts: Iterable[Part]) -> list[Part]:
     groups: dict[tuple[Any, ...], list[Part]] = {}
     for part in parts:
         if len(part.faces):
-            key = (part.material, part.normals is None, part.uv is None, part.colors is None)
+            key = (part.material, *(getattr(part, name) is None for name in _OF_VERTICES))
             groups.setdefault(key, []).append(_compacted(part))
     return [_joined(group) for group in groups.values()]
 
@@ -366,8 +366,9 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
             vertices=((vertices - centre) * scale).astype(np.float32),
             faces=np.ascontiguousarray(part.faces, np.int32),
             normals=_unit_normals(part.normals, turn),
-            uv=None if part.uv is None else np.nan_to_num(part.uv, nan=0, posinf=0, neginf=0).astype(np.float32),
-            colors=None if part.colors is None else np.nan_to_num(part.colors).astype(np.float32),
+            uv=_finite(part.uv),
+            colors=_finite(part.colors),
+            glow_uv=_finite(part.glow_uv),
             material=part.material,
         )
         for part, vertices in zip(parts, turned, strict=True)
@@ -375,6 +376,10 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
     if not any(_has_area(part) for part in finished):
         raise ObjectError("it has no surface: all its triangles are lines or points")
     return Mesh(finished, centre, scale)
+
+
+def _finite(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else np.nan_to_num(values, nan=0, posinf=0, neginf=0).astype(np.float32)
 
 
 def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
 Wrap = Literal["repeat", "mirror", "clamp"]
+Filter = Literal["nearest", "linear", "mipmaps"]
 
 _GL_WRAP = {"repeat": 10497, "mirror": 33648, "clamp": 33071}
 
@@ -26,6 +27,8 @@ class Texture:
     pixels: np.ndarray  # [H, W, 3 or 4] uint8, sRGB and straight alpha
     wrap_u: Wrap = "repeat"
     wrap_v: Wrap = "repeat"
+    magnify: Filter = "linear"  # where a texel is larger than a pixel; of pixel art "nearest"
+    minify: Filter = "mipmaps"  # where it is smaller
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,8 @@ class Material:
     emissive_texture: Texture | None = None
     alpha_mode: AlphaMode = "OPAQUE"
     alpha_cutoff: float = 0.5
+    unlit: bool = False  # the colour itself, without light
+    single_sided: bool = False  # its back is seen only where no front lies on the ray
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +59,7 @@ class Part:
     uv: np.ndarray | None = None  # [V, 2] float32
     colors: np.ndarray | None = None  # [V, 4] float32, linear, alpha
     material: Material = field(default_factory=Material)
+    glow_uv: np.ndarray | None = None  # [V, 2] float32, of the emissive texture; None: those of the colour
 
     @property
     def alpha_mode(self) -> AlphaMode:
