@@ -33,7 +33,7 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
     "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
-    "|materials_.*)|EXT_texture_webp"
+    "|node_visibility|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing)"
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
@@ -74,21 +74,25 @@ class _Document:
         data = path.read_bytes()
         text, self.binary = _chunks(data) if data[:4] == b"glTF" else (data, None)
         try:
-            self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json)
+            self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json, parse_float=_number)
         except (ValueError, RecursionError) as error:
             raise ObjectError(f"its glTF header is not valid JSON: {error}") from error
         if not isinstance(self.header, dict) or not isinstance(self.header.get("asset"), dict):
             raise ObjectError("it has no glTF header with an asset version")
-        version = str(self.header["asset"].get("version"))
+        version, least = (str(self.header["asset"].get(name, "2.0")) for name in ("version", "minVersion"))
         if version.split(".")[0] != "2":
             raise ObjectError(f"it is glTF {version[:20]}; only glTF 2.0 is read")
+        if least != "2.0":  # the standard's own sign that a reader of an older version would misread the file
+            raise ObjectError(f"it needs glTF {least[:20]}; only glTF 2.0 is read")
         for name in self.header.get("extensionsRequired", []):
             if not _SUPPORTED.fullmatch(str(name)):
                 raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
         self.buffers: dict[int, bytes] = {}
         self.images: dict[int, np.ndarray] = {}
         self.materials: dict[int, tuple[Material, _Layout | None, _Layout | None]] = {}
-        self.primitives: dict[tuple[int, int], _Primitive | None] = {}
+        self.primitives: dict[tuple[int, int, tuple[float, ...]], _Primitive | None] = {}
+        self.hidden: set[int] = set()  # nodes
+        self.without_positions = 0  # primitives
         self.face_count = 0
 
     # --- buffers ---
@@ -264,14 +268,15 @@ class _Document:
         decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
         return decoded, np.asarray(mesh.faces).reshape(-1)
 
-    def primitive(self, mesh: int, index: int) -> _Primitive | None:
-        """None for points and lines."""
+    def primitive(self, mesh: int, index: int, weights: tuple[float, ...]) -> _Primitive | None:
+        """The primitive with `weights` of its morph targets; None for points, lines, and what has no positions."""
         described = self.item("meshes", mesh)["primitives"][index]
         mode = described.get("mode", _TRIANGLES)
         if mode not in (_TRIANGLES, _STRIP, _FAN):
             return None
         if "POSITION" not in described["attributes"]:
-            raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
+            self.without_positions += 1
+            return None
         material, base, emissive = self.material(described.get("material"))
         values, indices = self.attributes(described)
         count = len(values["POSITION"])
@@ -285,6 +290,9 @@ class _Document:
         for name, array in values.items():
             if len(array) != count:
                 raise ObjectError(f"a primitive has {count} positions but {len(array)} of {name}")
+        for target, weight in zip(described.get("targets", []), weights, strict=False):
+            if weight:
+                self.morph(values, target, weight)
 
         layout = base or emissive
         uv = None
@@ -317,38 +325,58 @@ class _Document:
         if not sets:
             return _Primitive(part, None, None)
         joints = np.column_stack([values[f"JOINTS_{i}"] for i in sets]).astype(np.int64)
-        weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
-        return _Primitive(part, joints, weights)
+        skin_weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
+        return _Primitive(part, joints, skin_weights)
+
+    def morph(self, values: dict[str, np.ndarray], target: dict[str, int], weight: float) -> None:
+        """Adds a morph target to the attributes in `values`."""
+        for name in ("POSITION", "NORMAL"):
+            if name in target and name in values:
+                moved = self.accessor(target[name])
+                if moved.shape != values[name].shape:
+                    raise ObjectError(f"a morph target has {len(moved)} of {name} for {len(values[name])}")
+                values[name] = values[name] + np.float64(weight) * moved
 
     # --- scene ---
 
     def parts(self) -> Iterator[Part]:
-        placed = self.placed_nodes()
-        nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items()]
+        placed, found = self.placed_nodes(), False
+        nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items() if index not in self.hidden]
         if not self.header.get("nodes"):  # a library of meshes: each is taken, untransformed
             nodes = [({"mesh": index}, np.eye(4)) for index in range(len(self.header.get("meshes", [])))]
         for node, matrix in nodes:
             if "mesh" not in node:
                 continue
-            for index in range(len(self.item("meshes", node["mesh"])["primitives"])):
-                key = (node["mesh"], index)
+            mesh = self.item("meshes", node["mesh"])
+            weights = tuple(float(weight) for weight in node.get("weights", mesh.get("weights", [])))
+            copies = self.instances(node, matrix)
+            for index in range(len(mesh["primitives"])):
+                key = (node["mesh"], index, weights)
                 if key not in self.primitives:  # instances share one primitive
                     self.primitives[key] = self.primitive(*key)
                 primitive = self.primitives[key]
                 if primitive is None:
                     continue
-                part, joints, weights = primitive
-                self.face_count += len(part.faces)
+                part, joints, skin_weights = primitive
+                self.face_count += len(part.faces) * len(copies)
                 if self.face_count > self.max_faces:
                     raise ObjectError(f"it has more triangles than the limit of {self.max_faces}")
-                matrices = matrix[None]
-                if "skin" in node and joints is not None and weights is not None:
-                    skinned = self.skinned(node["skin"], placed, joints, weights)
-                    matrices = matrices if skinned is None else skinned
-                yield _transformed(part, matrices)
+                found = True
+                if "skin" in node and joints is not None and skin_weights is not None:
+                    skinned = self.skinned(node["skin"], placed, joints, skin_weights)
+                    if skinned is not None:
+                        yield _transformed(part, skinned)
+                        continue
+                for copy in copies:
+                    yield _transformed(part, copy[None])
+        if self.without_positions and not found:
+            raise ObjectError("its primitives have no POSITION, so its triangles have no coordinates")
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
-        """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots)."""
+        """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots).
+
+        Hidden nodes are among them, since joints may be hidden, and are noted in `hidden`.
+        """
         nodes = self.header.get("nodes", [])
         if self.header.get("scenes"):
             roots = self.item("scenes", self.header.get("scene", 0)).get("nodes", [])
@@ -356,18 +384,35 @@ class _Document:
             children = {child for node in nodes for child in node.get("children", [])}
             roots = [index for index in range(len(nodes)) if index not in children]
         placed: dict[int, np.ndarray] = {}
-        queue = [(root, np.eye(4)) for root in reversed(roots)]
+        queue = [(root, np.eye(4), True) for root in reversed(roots)]
         while queue:
-            index, parent = queue.pop()
+            index, parent, visible = queue.pop()
             if index in placed:
                 # A loop would never end, and shared branches could multiply without bound.
                 raise ObjectError(f"its node {index} has two parents or is in a loop; glTF nodes must form a tree")
             node = self.item("nodes", index)
-            if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
-                raise ObjectError("it needs the glTF extension EXT_mesh_gpu_instancing, which is not read")
+            visible = visible and node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
+            if not visible:
+                self.hidden.add(index)
             placed[index] = parent @ _local_matrix(node)
-            queue.extend((child, placed[index]) for child in reversed(node.get("children", [])))
+            queue.extend((child, placed[index], visible) for child in reversed(node.get("children", [])))
         return placed
+
+    def instances(self, node: dict[str, Any], matrix: np.ndarray) -> np.ndarray:
+        """World matrices [N, 4, 4] of the node's mesh: its own, or those of EXT_mesh_gpu_instancing."""
+        extension = node.get("extensions", {}).get("EXT_mesh_gpu_instancing")
+        if extension is None:
+            return matrix[None]
+        names = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
+        stored = {name: self.accessor(i) for name, i in extension["attributes"].items() if name in names}
+        counts = {len(values) for values in stored.values()}
+        if len(counts) != 1 or max(counts) > self.max_faces:
+            raise ObjectError(
+                f"its instances have {sorted(counts)} placements; one number is needed, no more than faces"
+            )
+        move, turn, size = (np.broadcast_to(stored.get(n, names[n]), (*counts, len(names[n]))) for n in names)
+        turn = turn / np.linalg.norm(turn, axis=1, keepdims=True).clip(1e-12)  # quantised ones are not of length 1
+        return matrix @ _matrices(move.astype(np.float64), turn, size)
 
     def skinned(
         self,
@@ -414,6 +459,15 @@ def _not_json(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
 
 
+def _number(text: str) -> float:
+    """A number in JSON. Writers without integers store indices and counts as decimals, which the standard allows.
+
+    Whole factors become integers too: 1.0 and 1 are the same number there.
+    """
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
 def _floats(values: Any, count: int) -> tuple[float, ...]:
     array = np.asarray(values, np.float64)
     if array.shape != (count,) or not np.isfinite(array).all():
@@ -450,18 +504,36 @@ def _local_matrix(node: dict[str, Any]) -> np.ndarray:
     if "matrix" in node:
         matrix = np.asarray(node["matrix"], np.float64).reshape(4, 4).T
     else:
-        x, y, z, w = np.asarray(node.get("rotation", (0, 0, 0, 1)), np.float64)
-        matrix = np.eye(4)
-        matrix[:3, :3] = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-        matrix[:3, :3] *= np.asarray(node.get("scale", (1, 1, 1)), np.float64)
-        matrix[:3, 3] = node.get("translation", (0, 0, 0))
+        turn = np.asarray(node.get("rotation", (0, 0, 0, 1)), np.float64)
+        matrix = _matrices(node.get("translation", (0, 0, 0)), turn, node.get("scale", (1, 1, 1)))
     if not np.isfinite(matrix).all():
         raise ObjectError("a node's transform is not finite")
     return matrix
+
+
+def _matrices(
+    translation: Any,  # [..., 3]
+    rotation: np.ndarray,  # [..., 4], x y z w
+    scale: Any,  # [..., 3]
+) -> np.ndarray:
+    """Matrices [..., 4, 4] that scale, then turn, then move."""
+    x, y, z, w = np.moveaxis(rotation, -1, 0)
+    matrices = np.zeros((*x.shape, 4, 4))
+    matrices[..., :3, :3] = np.moveaxis(
+        np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        ),
+        (0, 1),
+        (-2, -1),
+    )
+    matrices[..., :3, :3] *= np.asarray(scale, np.float64)[..., None, :]
+    matrices[..., :3, 3] = translation
+    matrices[..., 3, 3] = 1
+    return matrices
 
 
 def _transformed(
