@@ -387,9 +387,9 @@ def _nan_colors(glb):
     glb.node(glb.mesh(COLOR_0=np.full((8, 3), np.nan, np.float32)))
 
 
-def _meshopt(glb):
+def _unknown_extension(glb):
     glb.node(glb.mesh())
-    glb.json["extensionsRequired"] = ["EXT_meshopt_compression"]
+    glb.json["extensionsRequired"] = ["EXT_of_tomorrow"]
 
 
 def _ktx(glb):
@@ -452,7 +452,7 @@ def _short_target(glb):
         (_overflowing, "not finite"),
         (_points, "no faces"),
         (_nan_colors, "colours are not finite"),
-        (_meshopt, "EXT_meshopt_compression"),
+        (_unknown_extension, "needs the glTF extension EXT_of_tomorrow"),
         (_ktx, "KHR_texture_basisu"),
         (_version_1, "glTF 1.0"),
         (_version_to_come, "needs glTF 2.1"),

@@ -33,7 +33,7 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
     "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
-    "|node_visibility|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing)"
+    "|node_visibility|meshopt_compression|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
@@ -88,6 +88,7 @@ class _Document:
             if not _SUPPORTED.fullmatch(str(name)):
                 raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
         self.buffers: dict[int, bytes] = {}
+        self.decoded: dict[int, bytes] = {}  # views that meshoptimizer compressed
         self.images: dict[int, np.ndarray] = {}
         self.materials: dict[int, tuple[Material, _Layout | None, _Layout | None]] = {}
         self.primitives: dict[tuple[int, int, tuple[float, ...]], _Primitive | None] = {}
@@ -129,13 +130,31 @@ class _Document:
 
     def view(self, index: int) -> bytes:
         described = self.item("bufferViews", index)
-        if "EXT_meshopt_compression" in described.get("extensions", {}):
-            raise ObjectError("it needs the glTF extension EXT_meshopt_compression, which is not read")
+        extensions = described.get("extensions", {})
+        for name in ("EXT_meshopt_compression", "KHR_meshopt_compression"):
+            if name in extensions:
+                if index not in self.decoded:
+                    self.decoded[index] = self.meshopt(described, name, index)
+                return self.decoded[index]
+        return self.plain(described, index)
+
+    def plain(self, described: dict[str, Any], index: int) -> bytes:
         data = self.buffer(described["buffer"])
         start, length = described.get("byteOffset", 0), described["byteLength"]
         if start < 0 or length < 0 or start + length > len(data):
             raise ObjectError(f"its buffer view {index} is outside its buffer of {len(data)} bytes")
         return data[start : start + length]
+
+    def meshopt(self, described: dict[str, Any], name: str, index: int) -> bytes:
+        from clipgs.meshes import meshopt
+
+        packed = described["extensions"][name]
+        try:
+            return meshopt.decode(self.plain(packed, index), packed, 3 * self.max_faces)
+        except ObjectError:
+            if name in self.header.get("extensionsRequired", []):
+                raise
+            return self.plain(described, index)  # the same data for readers without the extension
 
     # --- accessors ---
 
