@@ -149,7 +149,6 @@ class _Scene:
 
         gl, frame = self.gl, self.frame
         camera = self._camera(viewmat, K)
-        gl.front_face = "cw"  # rows of the frame are read from the top, so the picture is drawn upside down
         if self.fronts is not None:
             self.fronts.use()
             self.fronts.clear()
@@ -168,16 +167,20 @@ class _Scene:
             self._sides(one, camera, _SOLID)
         if self.blended:
             gl.enable(moderngl.BLEND)
-            gl.blend_func = (*moderngl.DEFAULT_BLENDING, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA)
+            gl.blend_func = (
+                moderngl.SRC_ALPHA,
+                moderngl.ONE_MINUS_SRC_ALPHA,
+                moderngl.ONE,
+                moderngl.ONE_MINUS_SRC_ALPHA,
+            )
             frame.depth_mask = False
             distances = [np.linalg.norm(corners - self._eye(viewmat), axis=1) for corners in self.corners]
-            gl.cull_face = "front"
             self._from_far_to_near(camera, distances, backs=True)
             self._from_far_to_near(camera, distances, backs=False)
             frame.depth_mask = True
         gl.copy_framebuffer(self.resolved, frame)
         data = self.resolved.read(components=4, alignment=1)
-        return np.frombuffer(data, np.uint8).reshape(*self.resolved.size[::-1], 4)
+        return np.frombuffer(data, np.uint8).reshape(*self.resolved.size[::-1], 4)[::-1]
 
     def _sides(self, one: _Drawn, camera: dict[str, Any], least_alpha: float) -> None:
         self.gl.cull_face = "back"
@@ -249,6 +252,7 @@ class _Scene:
         projection = np.zeros((4, 4))
         projection[:2, :3] = 2 * K[:2] / side
         projection[:2, 2] -= 1
+        projection[1] *= -1  # the frame's lowest row is the first one
         projection[2, 2:] = (far + near) / (far - near), -2 * far * near / (far - near)
         projection[3, 2] = 1
         values: dict[str, Any] = {
