@@ -181,14 +181,21 @@ def _clipped(
     # Spikes are removed in a lap of their own, since an ear that is cut beside one may cover what is outside.
     spikes = own & _straight(bends, ahead, behind) & ((ahead * behind).sum(axis=2) > 0)
     misses = np.where(spikes.any(axis=1), -sizes, 0)  # since the last ear; negative in that lap
-    active = everyone
+    active, rounds = everyone, 0
     while len(active) and budget > 0:
+        rounds += 1
         b = here[active]
         a, c = before[active, b], after[active, b]
         pa, pb, pc = points[active, a], points[active, b], points[active, c]
         bend = _cross(pa, pb, pc)
-        # A straight corner can always go. If no corner is an ear, the polygon crosses itself, and any may go.
-        ear = _straight(bend, pb - pa, pc - pb) | (left[active] == 3) | (misses[active] > left[active])
+        # A straight corner can always go. If no corner is an ear, the polygon crosses itself, and any may go; if that
+        # happens again and again, all go.
+        ear = (
+            _straight(bend, pb - pa, pc - pb)
+            | (left[active] == 3)
+            | (misses[active] > left[active])
+            | (rounds > 8 * width)
+        )
         maybe = np.flatnonzero((bend > 0) & (misses[active] >= 0) & ~ear)
         if len(maybe):
             tested = blockers[active[maybe]]
