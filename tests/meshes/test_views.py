@@ -214,8 +214,7 @@ def test_a_device_that_is_not_there():
 
 def test_importing_the_package_loads_nothing_heavy():
     code = (
-        "import sys, clipgs.meshes\n"
-        "sys.exit(len({'moderngl', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
+        "import sys, clipgs.meshes\nsys.exit(len({'moderngl', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

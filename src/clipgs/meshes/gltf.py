@@ -325,10 +325,10 @@ class _Document:
                 if "skin" in node and joints is not None and skin_weights is not None:
                     skinned = self.skinned(node["skin"], placed, joints, skin_weights)
                     if skinned is not None:
-                        yield _transformed(part, skinned)
+                        yield transformed(part, skinned)
                         continue
                 for copy in copies:
-                    yield _transformed(part, copy[None])
+                    yield transformed(part, copy[None])
         if self.without_positions and not found:
             raise ObjectError("its primitives have no POSITION, so its triangles have no coordinates")
 
@@ -490,7 +490,7 @@ def _matrices(
     return matrices
 
 
-def _transformed(
+def transformed(
     part: Part,
     matrices: np.ndarray,  # [V or 1, 4, 4]
 ) -> Part:

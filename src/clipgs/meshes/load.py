@@ -15,7 +15,7 @@ from PIL import Image
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.meshes import gltf
+from clipgs.meshes import collada, gltf, threemf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
 
@@ -67,7 +67,7 @@ def load(
     path = Path(path)
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
-    readers |= {".stl": _read_stl, ".off": _read_off}
+    readers |= {".stl": _read_stl, ".off": _read_off, ".dae": collada.read, ".3mf": threemf.read}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
