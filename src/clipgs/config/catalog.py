@@ -17,7 +17,7 @@ class Procedural(Section):
 
 
 class Folder(Section):
-    """A folder of mesh files (.glb .gltf .obj .ply .stl .off)."""
+    """A folder of mesh files (.glb .gltf .obj .ply .stl .off .dae .3mf)."""
 
     path: str | None = setting(None, "path", runtime=True)
     """The meshes are read from this folder, or from a glob such as meshes/**/*.glb. `source: folder` needs it."""
@@ -30,7 +30,7 @@ class Folder(Section):
     """A file in a subfolder gets its text from its own name where that says more than the category. false means that it
     gets none. A file outside any subfolder always gets its name."""
     up_axis: Literal["y", "z"] = setting("y", "axis")
-    """This axis points up in .obj, .ply, .stl and .off files. In glTF files it is always y."""
+    """This axis points up in .obj, .ply, .stl and .off files. The other formats say it."""
 
 
 class ModelNet(Section):

@@ -330,7 +330,7 @@ class _Document:
                 for copy in copies:
                     yield transformed(part, copy[None])
         if self.without_positions and not found:
-            raise ObjectError("its primitives have no POSITION, so its triangles have no coordinates")
+            raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
         """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots).

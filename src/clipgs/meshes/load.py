@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipgs.catalog.records import UpAxis
+from clipgs.catalog.records import SAYS_ITS_AXIS, UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
 from clipgs.meshes import collada, gltf, threemf
@@ -51,14 +51,16 @@ def load(
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
 ) -> Mesh:
-    """Reads .glb, .gltf, .obj, .ply, .stl or .off.
+    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae or .3mf.
 
     Only files in the file's own folder, or below it, are opened. A texture or material file that is missing or damaged
     is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
     colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF; trimesh
+    Parts with the same material become one part, in the order of the file. glTF, COLLADA and 3MF are read here; trimesh
     reads the others, after the counts in their headers are checked against the size of the file.
+
+    `up_axis` is that of formats that do not say it.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -85,7 +87,7 @@ def load(
     if folder.refusal is not None:
         raise folder.refusal
     _check_face_count(sum(len(part.faces) for part in parts), max_faces)
-    return _normalised(_merged(parts), up_axis)
+    return _normalised(_merged(parts), "y" if suffix in SAYS_ITS_AXIS else up_axis)
 
 
 def _check_face_count(count: int, limit: int) -> None:

@@ -45,7 +45,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path) -> list[Path]:
-    """The file and, if it is a .gltf or .obj, the files that it names in its own folder, directly or through others."""
+    """The file and the files that it names in its own folder (.gltf .obj .dae), directly or through others."""
     found: dict[Path, Path] = {}  # by the resolved path, since named files are resolved
     pending = [path]
     while pending:
@@ -72,6 +72,9 @@ def _named_files(path: Path) -> list[Path]:
             names = re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
             if suffix == ".mtl":
                 names = [name.split()[-1] for name in names]  # the options of a texture come before its name
+        elif suffix == ".dae":
+            text = path.read_text(encoding="utf-8", errors="replace")
+            names = [unquote(name).strip() for name in re.findall(r"<init_from>(?:\s*<ref>)?([^<]+)<", text)]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return []
     folder = path.parent.resolve()
