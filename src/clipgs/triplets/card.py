@@ -242,8 +242,8 @@ def _quality_section(packed: Sequence[Row]) -> str:
     text += _table(head, lines)
     if marked := sum(row.get("view_note") is not None for row in packed):
         text += (
-            f"\n\nOf {marked:,} objects the pictures of the mesh and the points on its surface differ, so one of the two "
-            "was read wrongly; the column `view_note` of `index.parquet` names them."
+            f"\n\nOf {marked:,} objects the pictures of the mesh and the points on its surface differ, so they may "
+            "have been read wrongly; the column `view_note` of `index.parquet` names them."
         )
     return text
 
