@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,8 +71,25 @@ STRETCHED = QUAD_UV * 3 - 1
         quad(Material(), colors=[[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0.2, 0.2, 0.2, 1]]),
         quad(Material(base_color_texture=Texture(NOISE)), colors=[[0.5, 0.2, 1, 1]] * 4),
         quad(Material((0.1, 0.1, 0.1, 1.0), emissive_factor=(1, 0.5, 1), emissive_texture=Texture(NOISE))),
+        quad(Material(base_color_texture=Texture(NOISE, magnify="nearest"))),
+        replace(
+            quad(Material((0.1, 0.1, 0.1, 1.0), emissive_factor=(1, 1, 1), emissive_texture=Texture(NOISE, "mirror"))),
+            glow_uv=STRETCHED,
+        ),
     ],
-    ids=["factor", "dark", "texture", "repeat", "clamp", "mirror", "vertex", "texture-vertex", "glow"],
+    ids=[
+        "factor",
+        "dark",
+        "texture",
+        "repeat",
+        "clamp",
+        "mirror",
+        "vertex",
+        "texture-vertex",
+        "glow",
+        "nearest",
+        "glow of its own layout",
+    ],
 )
 def test_points_and_pictures_agree(part):
     faces, barycentric, pixels = on_quad()
@@ -231,6 +249,10 @@ def test_texels_stand_where_they_are_seen():
     u = np.array([0.25, 0.5, 0.75, 0.0, 1.25, -0.25])
     values = sample_texture(texture, np.stack([u, np.full(6, 0.5)], axis=1))[:, 0]
     np.testing.assert_allclose(values, [0, 0.5, 1, 0.5, 0, 1], atol=1e-12)
+    plain = Texture(texture.pixels, magnify="nearest")
+    u = np.array([0.01, 0.49, 0.51, 0.99, 1.01, -0.01])
+    values = sample_texture(plain, np.stack([u, np.full(6, 0.5)], axis=1))[:, 0]
+    assert values.tolist() == [0, 0, 1, 1, 0, 1]
 
 
 def _png(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
@@ -255,6 +277,18 @@ def test_every_kind_of_picture_becomes_eight_bit_colour(mode):
 def test_sixteen_bit_grey():
     pixels = decode_image(_png(np.full((2, 2), 0x8000, np.uint16)), "t", 1000)
     assert (pixels == 128).all()
+    assert (decode_image(_png(np.full((2, 2), 200, np.uint16)), "t", 1000) == 0).all()  # of 65,535
+
+
+def test_large_pictures_are_reduced_in_light_or_by_leaving_texels_out():
+    checker = (255 * (np.indices((4096, 2)).sum(axis=0) % 2)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    mean = decode_image(_png(checker), "t", 10**6)
+    assert mean.shape == (2048, 1, 3)
+    assert (mean == 188).all()  # sRGB of half the light
+    palette = np.uint8([[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 255]]).repeat(1500, axis=0)[None]
+    kept = decode_image(_png(palette), "t", 10**6, nearest=True)
+    assert kept.shape == (1, 2000, 3)
+    assert set(map(tuple, kept[0].tolist())) == {(255, 0, 0), (0, 0, 255)}
 
 
 def test_transparency_is_kept_and_large_pictures_are_reduced():

@@ -257,10 +257,11 @@ class _Document:
             if weight:
                 self.morph(values, target, weight)
 
-        uv = _coordinates(values, base)
-        glow_uv = None if glow == base and uv is not None else _coordinates(values, glow)
-        if glow is not None and uv is None and glow_uv is None:  # without coordinates there is no glow
+        uv, glow_uv = _coordinates(values, base), _coordinates(values, glow)
+        if glow is not None and glow_uv is None:  # without coordinates there is no glow
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
+        if glow == base and uv is not None:
+            glow_uv = None
         colors = values.get("COLOR_0")
         if colors is not None:
             if "material" not in described:

@@ -290,8 +290,10 @@ class _Scene:
         features += ["UNLIT"] if part.material.unlit else []
         features += ["SHARP"] if part.alpha_mode == "MASK" else []
 
-        def make(variant: tuple[str, ...]) -> Any:
-            program = _program(gl, (*features, *variant), len(self.lights))
+        lights = len(self.lights)
+
+        def make(variant: tuple[str, ...]) -> Any:  # without `self`: a circle would keep the graphics' memory for long
+            program = _program(gl, (*features, *variant), lights)
             used = [(buffer, kind, name) for buffer, kind, name in content if name in program]
             return gl.vertex_array(program, used, index_buffer=indices, index_element_size=4)
 
