@@ -392,8 +392,8 @@ def _unknown_extension(glb):
     glb.json["extensionsRequired"] = ["EXT_of_tomorrow"]
 
 
-def _ktx(glb):
-    texture = glb.list("textures", {"extensions": {"KHR_texture_basisu": {"source": 0}}})
+def _unknown_texture(glb):
+    texture = glb.list("textures", {"extensions": {"EXT_of_tomorrow": {"source": 0}}})
     glb.node(glb.mesh(material=glb.material(texture={"index": texture})))
 
 
@@ -453,7 +453,7 @@ def _short_target(glb):
         (_points, "no faces"),
         (_nan_colors, "colours are not finite"),
         (_unknown_extension, "needs the glTF extension EXT_of_tomorrow"),
-        (_ktx, "KHR_texture_basisu"),
+        (_unknown_texture, "a texture needs the glTF extension EXT_of_tomorrow"),
         (_version_1, "glTF 1.0"),
         (_version_to_come, "needs glTF 2.1"),
         (_no_positions, "no POSITION"),

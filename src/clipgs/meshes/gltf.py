@@ -33,7 +33,7 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
     "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
-    "|node_visibility|meshopt_compression|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
+    "|texture_basisu|node_visibility|meshopt_compression|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
@@ -192,8 +192,6 @@ class _Document:
         data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
         name = str(image.get("uri") or image.get("name") or f"images[{index}]")
         name = f"images[{index}]" if name.startswith("data:") else name
-        if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
-            raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
         return data, name
 
     # --- meshes ---
