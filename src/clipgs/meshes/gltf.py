@@ -362,16 +362,21 @@ class _Document:
         extension = node.get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if extension is None:
             return matrix[None]
-        names = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
-        stored = {name: self.accessor(i) for name, i in extension["attributes"].items() if name in names}
+        stored = {
+            name.lower(): self.accessor(accessor)
+            for name, accessor in extension["attributes"].items()
+            if name in ("TRANSLATION", "ROTATION", "SCALE")
+        }
         counts = {len(values) for values in stored.values()}
         if len(counts) != 1 or max(counts) > self.max_faces:
             raise ObjectError(
                 f"its instances have {sorted(counts)} placements; one number is needed, no more than faces"
             )
-        move, turn, size = (np.broadcast_to(stored.get(n, names[n]), (*counts, len(names[n]))) for n in names)
-        turn = turn / np.linalg.norm(turn, axis=1, keepdims=True).clip(1e-12)  # quantised ones are not of length 1
-        return matrix @ _matrices(move.astype(np.float64), turn, size)
+        if "rotation" in stored:  # quantised ones are not of length 1
+            turns = stored["rotation"].astype(np.float64)
+            stored["rotation"] = turns / np.linalg.norm(turns, axis=1, keepdims=True).clip(1e-12)
+        rows = [dict(zip(stored, values, strict=True)) for values in zip(*stored.values(), strict=True)]
+        return matrix @ np.reshape([_local_matrix(row) for row in rows], (-1, 4, 4))
 
     def skinned(
         self,
@@ -457,36 +462,18 @@ def _local_matrix(node: dict[str, Any]) -> np.ndarray:
     if "matrix" in node:
         matrix = np.asarray(node["matrix"], np.float64).reshape(4, 4).T
     else:
-        turn = np.asarray(node.get("rotation", (0, 0, 0, 1)), np.float64)
-        matrix = _matrices(node.get("translation", (0, 0, 0)), turn, node.get("scale", (1, 1, 1)))
+        x, y, z, w = np.asarray(node.get("rotation", (0, 0, 0, 1)), np.float64)
+        matrix = np.eye(4)
+        matrix[:3, :3] = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+        matrix[:3, :3] *= np.asarray(node.get("scale", (1, 1, 1)), np.float64)
+        matrix[:3, 3] = node.get("translation", (0, 0, 0))
     if not np.isfinite(matrix).all():
         raise ObjectError("a node's transform is not finite")
     return matrix
-
-
-def _matrices(
-    translation: Any,  # [..., 3]
-    rotation: np.ndarray,  # [..., 4], x y z w
-    scale: Any,  # [..., 3]
-) -> np.ndarray:
-    """Matrices [..., 4, 4] that scale, then turn, then move."""
-    x, y, z, w = np.moveaxis(rotation, -1, 0)
-    matrices = np.zeros((*x.shape, 4, 4))
-    matrices[..., :3, :3] = np.moveaxis(
-        np.array(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-            ]
-        ),
-        (0, 1),
-        (-2, -1),
-    )
-    matrices[..., :3, :3] *= np.asarray(scale, np.float64)[..., None, :]
-    matrices[..., :3, 3] = translation
-    matrices[..., 3, 3] = 1
-    return matrices
 
 
 def transformed(
