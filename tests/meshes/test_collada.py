@@ -128,6 +128,7 @@ def read(tmp_path, loaded):
         ("<up_axis> Z_UP </up_axis>", [1, 3, 2]),
         ("<up_axis>X_UP</up_axis>", [2, 1, 3]),
         ("", [1, 2, 3]),
+        ('<unit name="centimeter" meter="0,01"/>', [0.01, 0.02, 0.03]),
         ('<unit name="inch" meter="0.0254"/><up_axis>Z_UP</up_axis>', np.array([1, 3, 2]) * 0.0254),
     ],
 )
@@ -266,7 +267,7 @@ def controlled(kind: str, more: str = "") -> tuple[str, str]:
     weights = " ".join("0 0" for _ in range(8))
     names = '<source id="j"><Name_array id="jn" count="1">bone</Name_array></source>'
     skin = f"""<controller id="c"><skin source="#{more or "shape"}"><bind_shape_matrix>{numbers(np.eye(4))}
-    </bind_shape_matrix>{names}{_source("b", np.eye(4), "-", 16)}{_source("w", [1], "W")}
+    </bind_shape_matrix>{names}{_source("b", np.eye(4), "M", 16)}{_source("w", [1], "W")}
     <joints><input semantic="JOINT" source="#j"/><input semantic="INV_BIND_MATRIX" source="#b"/></joints>
     <vertex_weights count="8"><input semantic="JOINT" source="#j" offset="0"/><input semantic="WEIGHT" source="#w"
     offset="1"/><vcount>{" ".join("1" * 8)}</vcount><v>{weights}</v></vertex_weights></skin></controller>"""
@@ -292,6 +293,16 @@ def controlled(kind: str, more: str = "") -> tuple[str, str]:
 def test_skins_and_morphs_as_they_are_in_the_file(read, kind, more, wanted):
     extra, nodes = controlled(kind, more)
     np.testing.assert_allclose(bounds(read(document(CUBE, nodes=nodes, extra=extra))), wanted, atol=1e-5)
+
+
+def test_numbers_with_decimal_commas(read):
+    data = document(CUBE, positions=CUBE_CORNERS * 1.5).replace(b"1.5", b"1,5")
+    np.testing.assert_allclose(bounds(read(data)), [[-1.5] * 3, [1.5] * 3], atol=1e-6)
+
+
+def test_a_material_that_is_not_there_is_neutral(read):
+    (part,) = read(document(CUBE, nodes=BOUND)).parts
+    np.testing.assert_allclose(part.material.base_color_factor[:3], srgb_to_linear(np.array(0.7)))
 
 
 def test_without_a_scene_every_geometry_is_taken(read):

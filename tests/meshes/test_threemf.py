@@ -123,6 +123,11 @@ def read(tmp_path, loaded):
     return it
 
 
+def test_prefixes_that_are_not_declared(read):
+    content = model(BASE + mesh(attributes='pid="5" pindex="0"') + '<d:new_property id="9"/>')
+    assert colors(read(content)) == {(255, 128, 0, 255)}
+
+
 @pytest.mark.parametrize(("unit", "metres"), [("", 0.001), ('unit="micron"', 1e-6), ('unit="foot"', 0.3048)])
 def test_units(read, unit, metres):
     result = read(model(mesh(), head=unit))
@@ -235,7 +240,7 @@ DOUBLING = "".join(
         (model(mesh().replace('x="1"', "")), "not finite"),
         (model(mesh().replace('x="1"', 'x="one"')), "malformed"),
         (model(mesh(attributes='pid="5" pindex="0"')), "property '5', which it does not have"),
-        (model(BASE + mesh(attributes='pid="5" pindex="2"')), "names colour 2, of which there are 2"),
+        (model(BASE + mesh(attributes='pid="5" pindex="2"')), "names colour 2 of a group of 2"),
         (model(BASE.replace("#FF8000", "red") + mesh(attributes='pid="5" pindex="0"')), "'red', not like #RRGGBB"),
         (model(mesh(), '<item objectid="1" transform="1 0 0"/>'), "3 numbers instead of 12"),
         (model(""), "object '1'"),

@@ -113,7 +113,7 @@ class _Document:
         name = "Y_UP" if axis is None else axis.text.strip().upper()
         if name not in _AXES:
             raise ObjectError(f"its up axis is {name[:50]!r}, not one of {', '.join(_AXES)}")
-        metres = 1.0 if unit is None else float(unit.get("meter", "1"))
+        metres = 1.0 if unit is None else float(_numbers(unit.get("meter", "1"))[0])
         frame = np.eye(4)
         frame[:3, :3] = np.array(_AXES[name]) * (metres if np.isfinite(metres) and metres > 0 else 1.0)
 
@@ -268,9 +268,10 @@ class _Document:
                 return values[:, None]
             stride, offset = (int(accessor.get(key, default)) for key, default in (("stride", "1"), ("offset", "0")))
             count = int(accessor.get("count", "0"))
-            # Parameters without a name are skipped. Some writers leave out all names, or all parameters.
+            # Parameters without a name are skipped. Some writers leave out all names; one alone may be a whole matrix.
             parameters = list(accessor.all("param"))
-            columns = [i for i, each in enumerate(parameters) if each.get("name")] or list(range(stride))
+            named = [i for i, each in enumerate(parameters) if each.get("name")]
+            columns = named if named and len(parameters) > 1 else list(range(stride))
             if stride < 1 or offset < 0 or count < 0 or columns[-1] >= stride:
                 raise ObjectError(f"its source {name[:50]!r} has a stride of {stride} for {len(parameters)} parameters")
             if offset + count * stride > len(values):
@@ -395,7 +396,9 @@ class _Document:
 
     def surface(self, url: str) -> _Surface:
         if url not in self.surfaces:
-            instance = self.named(url).first("instance_effect")
+            # As in OBJ, a material that is not there gives no colour.
+            described = self.by_id.get(url.rpartition("#")[2])
+            instance = None if described is None else described.first("instance_effect")
             self.surfaces[url] = (
                 _Surface(self.neutral) if instance is None else self.effect(self.named(instance.get("url")))
             )
@@ -585,7 +588,10 @@ def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _numbers(text: str) -> np.ndarray:
-    return np.array(text.split(), np.float64)
+    try:
+        return np.array(text.split(), np.float64)
+    except ValueError:  # some exporters write numbers as their user's language does
+        return np.array(text.replace(",", ".").split(), np.float64)
 
 
 def _integers(text: str) -> np.ndarray:

@@ -11,7 +11,7 @@ _DEEPEST = 1000  # levels; real files have some tens
 
 
 class Element:
-    """An XML element. Names have no namespace."""
+    """An XML element. Names have no prefix."""
 
     __slots__ = ("_pieces", "attributes", "children", "name", "rows")
 
@@ -63,7 +63,7 @@ def parse(data: bytes | IO[bytes], rows: Mapping[str, tuple[str, ...]] | None = 
     open_elements = [root]
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        name = name.rpartition(" ")[2]
+        name = name.rpartition(":")[2]
         columns = rows.get(name)
         parent = open_elements[-1]
         if columns is not None:
@@ -73,7 +73,7 @@ def parse(data: bytes | IO[bytes], rows: Mapping[str, tuple[str, ...]] | None = 
             return
         if len(open_elements) > _DEEPEST:
             raise ObjectError(f"its XML has more than {_DEEPEST} levels")
-        element = Element(name, {key.rpartition(" ")[2]: value for key, value in attributes.items()})
+        element = Element(name, {key.rpartition(":")[2]: value for key, value in attributes.items()})
         parent.children.append(element)
         open_elements.append(element)
 
@@ -87,7 +87,7 @@ def parse(data: bytes | IO[bytes], rows: Mapping[str, tuple[str, ...]] | None = 
     def doctype(*_: Any) -> None:
         raise ObjectError("its XML has a document type, which is not read")
 
-    parser = expat.ParserCreate(namespace_separator=" ")
+    parser = expat.ParserCreate()  # without namespaces, since files use prefixes that they do not declare
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text, doctype

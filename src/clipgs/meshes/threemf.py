@@ -220,8 +220,8 @@ class _Model:
             shares = [[float(w) for w in each.get("values").split()] for each in element.all("composite")]
             if base is None or base.colors is None:
                 return base
-            check_corners(np.array(columns, np.int64), len(base.colors))
-            weights = np.array(shares, np.float64).reshape(-1, len(columns))
+            _check_indices(np.array(columns, np.int64), len(base.colors))
+            weights = np.array(shares, np.float64).reshape(len(shares), len(columns))
             weights = weights / weights.sum(axis=1, keepdims=True).clip(1e-12)
             return _group(weights @ base.colors[columns])
         if kind == "multiproperties":
@@ -233,7 +233,7 @@ class _Model:
                 chosen = np.array([row[place] if place < len(row) else 0 for row in rows], np.int64)
                 values = group.colors if group.uv is None else group.uv
                 assert values is not None
-                check_corners(chosen, len(values))
+                _check_indices(chosen, len(values))
                 return group._replace(colors=values[chosen]) if group.uv is None else group._replace(uv=values[chosen])
         return None
 
@@ -252,8 +252,7 @@ def _part(
     if not np.isfinite(corners).all():
         raise ObjectError("one of its triangles lacks an index of its colour")
     indices = corners.astype(np.int64).reshape(-1)
-    if len(indices) and (indices.min() < 0 or indices.max() >= len(values)):
-        raise ObjectError(f"a triangle names colour {int(indices.max())}, of which there are {len(values)}")
+    _check_indices(indices, len(values))
     if group.uv is None and (indices == indices[:1]).all():  # one colour
         red, green, blue, alpha = values[indices[0]]
         linear = srgb_to_linear(np.array([red, green, blue])).tolist()
@@ -264,6 +263,11 @@ def _part(
         return Part(positions[faces.reshape(-1)], own, uv=chosen, material=group.material)
     colors = np.hstack([srgb_to_linear(chosen[:, :3]), chosen[:, 3:]])
     return Part(positions[faces.reshape(-1)], own, colors=colors, material=group.material)
+
+
+def _check_indices(indices: np.ndarray, count: int) -> None:
+    if len(indices) and (indices.min() < 0 or indices.max() >= count):
+        raise ObjectError(f"it names colour {int(indices.max())} of a group of {count}")
 
 
 def _colors(texts: list[str]) -> _Group:
