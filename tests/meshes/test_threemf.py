@@ -191,9 +191,24 @@ def test_a_triangle_without_property_in_an_object_without_one_is_neutral(read, l
 def test_composites_and_multi_properties(read):
     composite = """<m:compositematerials id="8" matid="5" matindices="0 1"><m:composite values="0 1"/>
     <m:composite values="1 0"/></m:compositematerials>"""
-    several = '<m:multiproperties id="9" pids="6 5"><m:multi pindices="1 0"/></m:multiproperties>'
+    several = '<m:multiproperties id="9" pids="5 6"><m:multi pindices="0 1"/></m:multiproperties>'
     result = read(model(BASE + GROUP + composite + several + mesh(['pid="8" p1="1"', 'pid="9" p1="0"'])))
     assert colors(result) == {(255, 128, 0, 255), (0, 255, 0, 255)}
+
+
+def test_a_picture_over_a_colour(read):
+    picture = np.zeros((4, 4, 4), np.uint8)
+    picture[:2] = (255, 0, 0, 255)
+    resources = """<m:texture2d id="3" path="/a.png"/><m:texture2dgroup id="4" texid="3"><m:tex2coord u="0" v="0"/>
+    <m:tex2coord u="1" v="1"/></m:texture2dgroup><m:multiproperties id="9" pids="5 4"><m:multi pindices="0 0"/>
+    <m:multi pindices="0 1"/></m:multiproperties>"""
+    content = model(BASE + resources + mesh(['pid="9" p1="0" p2="1" p3="1"']))
+    (part,) = read(content, {"a.png": png(picture)}).parts
+    pixels = part.material.base_color_texture.pixels
+    assert pixels.shape == (4, 4, 3)
+    assert (pixels[:2] == (255, 0, 0)).all()
+    assert (pixels[2:] == (255, 128, 0)).all()
+    np.testing.assert_allclose(part.uv[part.faces[0]], [[0, 1], [1, 0], [1, 0]])
 
 
 def test_colours_that_are_all_transparent_are_opaque(read):

@@ -2,8 +2,9 @@
 
 Two packages of the 3MF Consortium's library exist, and neither has wheels for every machine.
 
-Colours are sRGB, by the standard. An object's own property counts for triangles without one; of a multi-property the
-first colour or texture counts, and a mixture of materials is that of its first one with a colour.
+Colours are sRGB, by the standard, and are blended in sRGB. An object's own property counts for triangles without one.
+Of the layers of a multi-property, a picture lies over one colour, or over another picture of the same layout; of other
+layers the upper one counts.
 
 Method: 3MF Core specification 1.3, Materials and Properties extension 1.2, Production extension 1.1.
 """
@@ -13,6 +14,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -47,6 +49,12 @@ class _Group(NamedTuple):
     colors: np.ndarray | None
     uv: np.ndarray | None
     material: Material
+
+    @property
+    def values(self) -> np.ndarray:
+        values = self.colors if self.uv is None else self.uv
+        assert values is not None
+        return values
 
 
 def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
@@ -225,16 +233,20 @@ class _Model:
             weights = weights / weights.sum(axis=1, keepdims=True).clip(1e-12)
             return _group(weights @ base.colors[columns])
         if kind == "multiproperties":
+            rows = [[int(word) for word in each.get("pindices").split()] for each in element.all("multi")]
+            methods = element.get("blendmethods").split()  # of all layers but the lowest
+            below = None
             for place, number in enumerate(element.get("pids").split()):
                 group = self.group(number)
                 if group is None:
                     continue
-                rows = [[int(word) for word in each.get("pindices").split()] for each in element.all("multi")]
                 chosen = np.array([row[place] if place < len(row) else 0 for row in rows], np.int64)
-                values = group.colors if group.uv is None else group.uv
-                assert values is not None
-                _check_indices(chosen, len(values))
-                return group._replace(colors=values[chosen]) if group.uv is None else group._replace(uv=values[chosen])
+                _check_indices(chosen, len(group.values))
+                values = group.values[chosen]
+                layer = group._replace(colors=values) if group.uv is None else group._replace(uv=values)
+                multiply = methods[place - 1 : place] == ["multiply"]
+                below = layer if below is None else _blended(below, layer, multiply=multiply)
+            return below
         return None
 
 
@@ -247,8 +259,7 @@ def _part(
 ) -> Part:
     if group is None:
         return Part(positions, faces, material=neutral)
-    values = group.colors if group.uv is None else group.uv
-    assert values is not None
+    values = group.values
     if not np.isfinite(corners).all():
         raise ObjectError("one of its triangles lacks an index of its colour")
     indices = corners.astype(np.int64).reshape(-1)
@@ -263,6 +274,33 @@ def _part(
         return Part(positions[faces.reshape(-1)], own, uv=chosen, material=group.material)
     colors = np.hstack([srgb_to_linear(chosen[:, :3]), chosen[:, 3:]])
     return Part(positions[faces.reshape(-1)], own, colors=colors, material=group.material)
+
+
+def _blended(below: _Group, above: _Group, *, multiply: bool) -> _Group:
+    """Two layers of a multi-property, whose rows belong together."""
+    if above.colors is not None:
+        if below.colors is None:
+            return above if (above.colors[:, 3] == 1).all() and not multiply else below
+        if multiply:
+            return _group(below.colors * above.colors)
+        alpha = above.colors[:, 3:]
+        return _group(np.hstack([above.colors[:, :3], alpha * 0 + 1]) * alpha + below.colors * (1 - alpha))
+    texture = above.material.base_color_texture
+    assert texture is not None
+    pixels = texture.pixels / 255
+    under = below.material.base_color_texture
+    if below.colors is not None:
+        base = below.colors.mean(axis=0)[None, None, :3]
+    elif (
+        under is not None and np.array_equal(below.values, above.values) and under.pixels.shape[:2] == pixels.shape[:2]
+    ):
+        base = under.pixels[..., :3] / 255
+    else:
+        return above
+    alpha = pixels[..., 3:] if pixels.shape[2] == 4 else np.ones((1, 1, 1))
+    mixed = base * pixels[..., :3] if multiply else pixels[..., :3] * alpha + base * (1 - alpha)
+    texture = replace(texture, pixels=(mixed * 255).round().astype(np.uint8))
+    return above._replace(material=Material(base_color_texture=texture))
 
 
 def _check_indices(indices: np.ndarray, count: int) -> None:
