@@ -31,6 +31,7 @@ _AXES = {
     "Z_UP": [[1, 0, 0], [0, 0, 1], [0, -1, 0]],
 }
 _WRAPS: dict[str, Wrap] = {"WRAP": "repeat", "MIRROR": "mirror", "CLAMP": "clamp", "BORDER": "clamp", "NONE": "clamp"}
+_MOST_NODES = 200_000
 _SHADERS = ("phong", "blinn", "lambert", "constant")
 
 
@@ -144,8 +145,8 @@ class _Document:
         while queue:
             node, parent = queue.pop()
             count += 1
-            if count > self.max_faces:  # nodes may contain themselves, or be shared by nodes that are shared
-                raise ObjectError(f"its scene has more nodes than the limit of {self.max_faces}")
+            if count > _MOST_NODES:  # nodes may contain themselves, or be shared by nodes that are shared
+                raise ObjectError(f"its scene has more nodes than the limit of {_MOST_NODES}")
             matrix = parent @ _local_matrix(node)
             yield node, matrix
             below = [
@@ -525,15 +526,17 @@ def _polygons(primitive: Element) -> tuple[np.ndarray, np.ndarray]:
     if primitive.first("ph") is not None:
         raise ObjectError("some of its polygons have holes, which are not read")
     width = _width(primitive)
-    runs = [_integers(each.text) for each in primitive.all("p")]
-    if any(len(run) % width for run in runs):
+    words = [each.text.split() for each in primitive.all("p")]
+    lengths = np.array([len(run) for run in words], np.int64)
+    if (lengths % width).any():
         raise ObjectError(f"a primitive has a number of indices that is not a multiple of {width}")
-    if kind != "polygons":
-        runs = [_triangles(run.reshape(-1, width), strip=kind == "tristrips") for run in runs]
-        sizes = np.full(sum(len(run) for run in runs) // (3 * width), 3)
-    else:
-        sizes = np.array([len(run) // width for run in runs], np.int64)
-    return np.concatenate([np.zeros(0, np.int64), *runs]), sizes
+    indices = np.array([word for run in words for word in run], np.int64)  # at once: there may be one run a face
+    if kind == "polygons":
+        return indices, lengths // width
+    runs = np.split(indices, np.cumsum(lengths)[:-1]) if words else []
+    runs = [_triangles(run.reshape(-1, width), strip=kind == "tristrips") for run in runs]
+    indices = np.concatenate([np.zeros(0, np.int64), *runs])
+    return indices, np.full(len(indices) // (3 * width), 3)
 
 
 def _width(primitive: Element) -> int:

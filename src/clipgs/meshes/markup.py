@@ -63,12 +63,15 @@ def parse(data: bytes | IO[bytes], rows: Mapping[str, tuple[str, ...]] | None = 
     open_elements = [root]
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        name = name.rpartition(":")[2]
         columns = rows.get(name)
+        if columns is None and ":" in name:
+            name = name.rpartition(":")[2]
+            columns = rows.get(name)
         parent = open_elements[-1]
         if columns is not None:
-            numbers = parent.rows.setdefault(name, array("d"))
-            numbers.extend([float(attributes.get(column, "nan")) for column in columns])
+            if name not in parent.rows:
+                parent.rows[name] = array("d")
+            parent.rows[name].extend([float(attributes.get(column, "nan")) for column in columns])
             open_elements.append(parent)
             return
         if len(open_elements) > _DEEPEST:

@@ -40,7 +40,7 @@ _Z_UP = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.f
 # A face takes at least so many bytes of XML, and the rest of a model is small beside them; texts of slicers are not.
 _XML_PER_FACE = 400
 _SMALL_XML = 50_000_000
-_DEEPEST = 100  # components within components
+_DEEPEST, _MOST_COMPONENTS = 100, 200_000  # components within components, and all of them
 
 
 class _Group(NamedTuple):
@@ -136,7 +136,7 @@ class _Package:
         if described is None:
             raise ObjectError(f"it refers to the object {number[:20]!r}, which it does not have")
         self.component_count += 1
-        if depth > _DEEPEST or self.component_count > self.max_faces:
+        if depth > _DEEPEST or self.component_count > _MOST_COMPONENTS:
             # An object may contain itself, and shared ones could multiply without bound.
             raise ObjectError("its components contain each other too many times")
         if described.get("type", "model") in ("support", "solidsupport"):
