@@ -15,7 +15,7 @@ from PIL import Image
 from clipgs.catalog.records import SAYS_ITS_AXIS, UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.meshes import collada, gltf, threemf
+from clipgs.meshes import collada, gltf, threemf, usd
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
 
@@ -51,14 +51,14 @@ def load(
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
 ) -> Mesh:
-    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae or .3mf.
+    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae, .3mf or, with the extra `usd`, .usd, .usda, .usdc and .usdz.
 
     Only files in the file's own folder, or below it, are opened. A texture or material file that is missing or damaged
     is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
     colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file. glTF, COLLADA and 3MF are read here; trimesh
-    reads the others, after the counts in their headers are checked against the size of the file.
+    Parts with the same material become one part, in the order of the file. glTF, COLLADA, 3MF and USD are read here;
+    trimesh reads the others, after the counts in their headers are checked against the size of the file.
 
     `up_axis` is that of formats that do not say it.
 
@@ -70,6 +70,7 @@ def load(
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
     readers |= {".stl": _read_stl, ".off": _read_off, ".dae": collada.read, ".3mf": threemf.read}
+    readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
