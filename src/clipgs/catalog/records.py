@@ -7,7 +7,7 @@ from typing import Any, Literal
 from clipgs.config import Config
 
 UpAxis = Literal["y", "z"]  # the axis of a mesh file that points up
-# Formats that say it, whose meshes are loaded with Y up.
+# Formats that say it: their readers turn Y up.
 SAYS_ITS_AXIS = (".glb", ".gltf", ".dae", ".3mf", ".usd", ".usda", ".usdc", ".usdz")
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipgs.catalog.records import SAYS_ITS_AXIS, UpAxis
+from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
 from clipgs.meshes import collada, gltf, threemf, usd
@@ -60,7 +60,7 @@ def load(
     Parts with the same material become one part, in the order of the file. glTF, COLLADA, 3MF and USD are read here;
     trimesh reads the others, after the counts in their headers are checked against the size of the file.
 
-    `up_axis` is that of formats that do not say it.
+    `up_axis` is "y" for formats that say their axis: their readers have turned them.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -88,7 +88,7 @@ def load(
     if folder.refusal is not None:
         raise folder.refusal
     _check_face_count(sum(len(part.faces) for part in parts), max_faces)
-    return _normalised(_merged(parts), "y" if suffix in SAYS_ITS_AXIS else up_axis)
+    return _normalised(_merged(parts), up_axis)
 
 
 def _check_face_count(count: int, limit: int) -> None:

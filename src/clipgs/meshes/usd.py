@@ -91,7 +91,9 @@ class _Stage:
     def parts(self) -> Iterator[Part]:
         from pxr import UsdGeom
 
-        metres = UsdGeom.GetStageMetersPerUnit(self.stage)
+        # Not by UsdGeom's function, which fails where a writer stored a number of another type.
+        header = self.stage.GetRootLayer().pseudoRoot
+        metres = float(header.GetInfo("metersPerUnit")) if header.HasInfo("metersPerUnit") else 0.01
         frame = _Z_UP if UsdGeom.GetStageUpAxis(self.stage) == UsdGeom.Tokens.z else np.eye(4)
         scale = metres if np.isfinite(metres) and metres > 0 else 1.0
         yield from self.below(self.stage.GetPseudoRoot(), frame * [[scale], [scale], [scale], [1]], 0)
