@@ -15,8 +15,8 @@ from PIL import Image
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.meshes import gltf
-from clipgs.meshes.folder import Folder
+from clipgs.meshes import gltf, obj
+from clipgs.meshes.folder import Folder, decode_text
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
 
 # trimesh logs tracebacks of errors that it ignores; errors that matter are raised.
@@ -50,15 +50,16 @@ def load(
     max_faces: int,
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
+    root: Path | None = None,
 ) -> Mesh:
     """Reads .glb, .gltf, .obj, .ply, .stl or .off.
 
-    Only files in the file's own folder, or below it, are opened. A texture or material file that is missing or damaged
-    is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
-    colours gets `neutral_color` (sRGB).
+    Only files in the file's own folder or below it are opened, and those below `root`, a folder of the user's. A
+    texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
+    maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF; trimesh
-    reads the others, after the counts in their headers are checked against the size of the file.
+    Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF and
+    `clipgs.meshes.obj` OBJ; trimesh reads the others, after the counts in their headers are checked against the size of the file.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -66,14 +67,14 @@ def load(
     """
     path = Path(path)
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
-    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
+    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": _read_ply}
     readers |= {".stl": _read_stl, ".off": _read_off}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
     if not path.is_file():
         raise ObjectError("the file is missing")
-    folder = Folder(path, max_texture_pixels)
+    folder = Folder(path, max_texture_pixels, root)
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
         parts = readers[suffix](path, folder, neutral, max_faces)
@@ -94,43 +95,6 @@ def _check_face_count(count: int, limit: int) -> None:
 
 
 # --- formats ---
-
-
-def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.obj import load_obj
-
-    text = _text(path.read_bytes())
-    _check_face_count(text.count("\nf "), max_faces)  # a polygon has at least one triangle, and parsing is slow
-    text = _absolute_indices(text)
-    libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
-    # A material file that no face uses gives no colours, and is often missing.
-    used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
-    materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
-    # trimesh reads the options of a texture as part of its name.
-    materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
-    textures: Any = _Textures(folder, materials.encode() + b"\n")
-    loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
-    return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
-
-
-def _absolute_indices(text: str) -> str:
-    """OBJ text with positive indices: negative ones count back from their own line, but in trimesh from the end."""
-    if re.search(r"^[ \t]*f\b.*-\d", text, re.MULTILINE) is None:
-        return text
-    counts, lines = {"v": 0, "vt": 0, "vn": 0}, []
-    for line in text.splitlines():
-        kind, *words = line.split() or [""]
-        if kind in counts:
-            counts[kind] += 1
-        elif kind == "f":
-            for place, word in enumerate(words):
-                words[place] = "/".join(
-                    str(total + int(index) + 1) if index.startswith("-") else index
-                    for index, total in zip(word.split("/"), counts.values(), strict=False)
-                )
-            line = " ".join(["f", *words])
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
@@ -163,7 +127,7 @@ def _read_stl(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[
 
 def _read_off(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
     """OFF and COFF, with the colours that trimesh ignores: of vertices (COFF), else of faces."""
-    lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
+    lines = [line.partition("#")[0].split() for line in decode_text(path.read_bytes()).splitlines()]
     head, *body = [line for line in lines if line] or [[""]]
     if not head[0].upper().startswith(("OFF", "COFF")):
         raise ObjectError("the OFF file does not begin with OFF")
@@ -216,19 +180,6 @@ class _Textures:
         return buffer.getvalue()
 
     __getitem__ = get
-
-
-def _text(data: bytes) -> str:
-    """Text of any encoding."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        import charset_normalizer
-
-        best = charset_normalizer.from_bytes(data).best()
-        if best is None:
-            raise ObjectError("the file is not text in a known encoding") from None
-        return str(best)
 
 
 def _check_ply_header(data: bytes, max_faces: int) -> None:
