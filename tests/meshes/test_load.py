@@ -323,7 +323,7 @@ HUGE_PLY = PLY_HEADER.replace("vertex 4", "vertex 2147483648")
         ("a.off", b"", "begin with OFF"),
         ("a.off", b"OFF\n", "malformed"),
         ("a.obj", b"", "no faces"),
-        ("a.obj", b"v 0 0 0\nf 1 2 3\n", "malformed|names vertex"),
+        ("a.obj", b"v 0 0 0\nf 1 2 3\n", "names a vertex that is not there"),
         ("a.obj", (TETRAHEDRON + "v 1 1 nan\nf 5 1 2\n").encode(), "not finite"),
         ("a.obj", TETRAHEDRON.replace("v 2", "v 1e300").encode(), "not the size of an object"),
         ("a.obj", TETRAHEDRON.replace("v 2", "v 1e999").encode(), "not finite"),

@@ -59,7 +59,8 @@ def load(
     maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
     Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF and
-    `clipgs.meshes.obj` OBJ; trimesh reads the others, after the counts in their headers are checked against the size of the file.
+    `clipgs.meshes.obj` OBJ; trimesh reads the others, after the counts in their headers are checked against the
+    size of the file.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a

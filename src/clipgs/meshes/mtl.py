@@ -21,15 +21,16 @@ from PIL import Image
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder, decode_text
-from clipgs.meshes.materials import AlphaMode, Material, Texture, srgb_to_linear
+from clipgs.meshes.materials import AlphaMode, Material, Texture, Wrap, srgb_to_linear
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _OPTION = re.compile(
-    rf"-(?:(?P<words>type|imfchan|colorspace|texres|clamp|cc|blendu|blendv)\s+(?P<word>\S+)"
+    r"-(?:(?P<words>type|imfchan|colorspace|texres|clamp|cc|blendu|blendv)\s+(?P<word>\S+)"
     rf"|(?P<numbers>[a-z]+)(?P<values>(?:\s+{_NUMBER}(?!\S))*)(?:\s+(?:on|off)(?!\S))?)(?:\s+|$)",
-    re.I,
+    re.IGNORECASE,
 )
-_HALF_CLEAR = (25, 230)  # alphas between them are of a surface that is seen through, not of a hole's edge
+_EMPTY, _SOLID = 25, 230  # alphas between them are of a surface that is seen through, or of a hole's edge
+_BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 Layout = tuple[float, float, float, float]  # scale and offset of u and v, v upwards
 _PLAIN: Layout = (1.0, 1.0, 0.0, 0.0)
@@ -50,8 +51,11 @@ class _Map:
     """A picture with its options."""
 
     name: str
-    layout: Layout
-    clamp: bool
+    layout: Layout = _PLAIN
+    wrap: Wrap = "repeat"
+
+
+_NO_MAP = _Map("")
 
 
 class Library:
@@ -102,37 +106,27 @@ class Library:
         opacity = _opacity(statements)
         diffuse, glow = (_color(statements.get(key, ""), linear=linear) for key in ("kd", "ke"))
         color, cut, glowing = (_map(statements.get(key, "")) for key in ("map_kd", "map_d", "map_ke"))
-        factor = (*(self._neutral.base_color_factor[:3] if diffuse is None else diffuse), opacity)
-        plain = Material(factor, alpha_mode="BLEND" if opacity < 1 else "OPAQUE")
-        if glowing is not None:
-            emission = (1.0, 1.0, 1.0) if glow is None or max(glow) == 0 else glow
-            plain_glow = emission if glow is not None and max(factor[:3]) == 0 and color is None else (0.0, 0.0, 0.0)
-        else:
-            black = color is None and max(factor[:3]) == 0
-            emission = plain_glow = glow if glow is not None and black else (0.0, 0.0, 0.0)
-        plain = replace(plain, emissive_factor=plain_glow)
-        if color is None and cut is None and glowing is None:
-            return Surface(plain)
-
-        texture, mode = None, plain.alpha_mode
-        base = color or cut
-        if base is not None:
-            pixels = None if color is None else self._picture(color, beside)
-            pixels, holes = self._with_holes(pixels, cut, same=color is not None and cut == color, beside=beside)
-            wrap = "clamp" if base.clamp else "repeat"
-            texture = Texture(pixels, wrap, wrap)
-            mode = "BLEND" if opacity < 1 else holes
-        material = Material(
-            base_color_factor=factor if color is None else (1.0, 1.0, 1.0, opacity),
-            base_color_texture=texture,
-            emissive_factor=emission,
-            emissive_texture=None
-            if glowing is None
-            else Texture(self._picture(glowing, beside)[..., :3], *(("clamp",) * 2 if glowing.clamp else ())),
-            alpha_mode=mode,
+        glow = None if glow == _BLACK else glow
+        if diffuse is None:
+            diffuse = self._neutral.base_color_factor[:3] if glow is None else _BLACK
+        without_uv = Material(
+            (*diffuse, opacity),
+            emissive_factor=glow if glow is not None and diffuse == _BLACK and color is None else _BLACK,
+            alpha_mode="BLEND" if opacity < 1 else "OPAQUE",
         )
-        glow_layout = _PLAIN if glowing is None else glowing.layout
-        return Surface(material, base.layout if base is not None else glow_layout, glow_layout, plain)
+        if color is None and cut is None and glowing is None:
+            return Surface(without_uv)
+
+        material = replace(without_uv, base_color_factor=(1.0, 1.0, 1.0, opacity)) if color else without_uv
+        if base := color or cut:
+            pixels, holes = self._with_holes(color, cut, beside)
+            texture = Texture(pixels, base.wrap, base.wrap)
+            material = replace(material, base_color_texture=texture, alpha_mode="BLEND" if opacity < 1 else holes)
+        if glowing:
+            emitted = Texture(self._picture(glowing, beside)[..., :3], glowing.wrap, glowing.wrap)
+            material = replace(material, emissive_factor=glow or _WHITE, emissive_texture=emitted)
+        layout = (base or glowing or _NO_MAP).layout
+        return Surface(material, layout, glowing.layout if glowing else layout, without_uv)
 
     def _picture(self, described: _Map, beside: Path) -> np.ndarray:
         key = described.name, beside
@@ -140,32 +134,34 @@ class Library:
             self._pictures[key] = self._folder.image(*spellings(described.name), beside=beside)
         return self._pictures[key]
 
-    def _with_holes(
-        self,
-        pixels: np.ndarray | None,  # [H, W, 3 or 4] uint8
-        cut: _Map | None,
-        *,
-        same: bool,  # both are one picture
-        beside: Path,
-    ) -> tuple[np.ndarray, AlphaMode]:
-        """The picture with the alpha of map_d, and how the alpha counts."""
-        if cut is None or (same and pixels is not None and pixels.shape[2] == 4):
+    def _with_holes(self, color: _Map | None, cut: _Map | None, beside: Path) -> tuple[np.ndarray, AlphaMode]:
+        """The picture of map_Kd with the alpha of map_d, uint8 [H, W, 3 or 4], and how the alpha counts."""
+        pixels = None if color is None else self._picture(color, beside)
+        if cut is None or (color is not None and cut.name == color.name):  # a photograph is not its own holes
             assert pixels is not None
-            holes = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
-            return pixels, "MASK" if holes else "OPAQUE"
+            return pixels, "MASK" if _has_alpha(pixels) else "OPAQUE"
         mask = self._picture(cut, beside)
-        if same:  # a photograph is not its own holes
-            return mask, "OPAQUE"
-        has_alpha = mask.shape[2] == 4 and mask[..., 3].min() < 255
-        alpha = mask[..., 3] if has_alpha else np.asarray(Image.fromarray(mask[..., :3]).convert("L"))
+        alpha = mask[..., 3] if _has_alpha(mask) else np.asarray(Image.fromarray(mask[..., :3]).convert("L"))
         if pixels is None:
             pixels = np.full((*alpha.shape, 3), 255, np.uint8)
         elif alpha.shape != pixels.shape[:2]:
             alpha = np.asarray(Image.fromarray(alpha).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
-        between = (alpha > _HALF_CLEAR[0]) & (alpha < _HALF_CLEAR[1])
-        clear = alpha < _HALF_CLEAR[1]
-        mode: AlphaMode = "BLEND" if between.sum() > clear.sum() / 2 else "MASK" if clear.any() else "OPAQUE"
+        clear = int((alpha < _SOLID).sum())
+        thin = clear - int((alpha <= _EMPTY).sum())
+        mode: AlphaMode = "OPAQUE" if not clear else "BLEND" if thin > clear / 2 else "MASK"
         return np.dstack([pixels[..., :3], alpha]), mode
+
+
+def _has_alpha(
+    pixels: np.ndarray,  # [H, W, 3 or 4] uint8
+) -> bool:
+    return pixels.shape[2] == 4 and bool(pixels[..., 3].min() < 255)
+
+
+def picture_names(statement: str) -> list[str]:
+    """The names, as `spellings`, of the picture of a map statement without its keyword; empty if it has none."""
+    described = _map(statement)
+    return [] if described is None else spellings(described.name)
 
 
 def spellings(name: str) -> list[str]:
@@ -209,7 +205,8 @@ def _opacity(statements: dict[str, str]) -> float:
 
 def _map(text: str) -> _Map | None:
     """The picture of a map statement; None if it names none."""
-    scale, offset, clamp = [1.0, 1.0], [0.0, 0.0], False
+    scale, offset = [1.0, 1.0], [0.0, 0.0]
+    wrap: Wrap = "repeat"
     while option := _OPTION.match(text):
         text = text[option.end() :]
         kind = (option["words"] or option["numbers"]).lower()
@@ -217,5 +214,5 @@ def _map(text: str) -> _Map | None:
             numbers = [float(number) for number in option["values"].split()][:2]
             (scale if kind == "s" else offset)[: len(numbers)] = numbers
         elif kind == "clamp":
-            clamp = option["word"].lower() == "on"
-    return _Map(text, (scale[0], scale[1], offset[0], offset[1]), clamp) if text else None
+            wrap = "clamp" if option["word"].lower() == "on" else "repeat"
+    return _Map(text, (scale[0], scale[1], offset[0], offset[1]), wrap) if text else None

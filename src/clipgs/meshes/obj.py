@@ -117,12 +117,22 @@ class _Lines:
 
         Returns bytes [B] and offsets [lines + 1].
         """
-        first, end = self.starts[self.of[kind]] + len(kind), self._cut[self.of[kind]]
-        change = np.zeros(len(self._bytes) + 1, np.int8)
-        change[first] = 1
-        change[end] = -1
-        chosen = np.cumsum(change, dtype=np.int8)[:-1].view(bool)
-        return self._bytes[chosen], np.append(0, np.cumsum(end - first))
+        chosen = self.of[kind]
+        if not len(chosen):
+            return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+        firsts = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # of the runs of neighbouring lines
+        lasts = np.append(firsts[1:], len(chosen)) - 1
+        begin, end = self.starts[chosen[firsts]], self.ends[chosen[lasts]] + 1
+        text = np.concatenate([self._bytes[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)])
+        moved = np.cumsum(end - begin) - end  # of each run
+        offsets = self.starts[chosen] + np.repeat(moved, lasts - firsts + 1)
+        for letter in range(len(kind)):
+            text[offsets + letter] = _BLANK
+        text[text == _LINE_END] = _BLANK
+        for index in np.flatnonzero(self._cut[chosen] < self.ends[chosen]):
+            line, shift = chosen[index], offsets[index] - self.starts[chosen[index]]
+            text[self._cut[line] + shift : self.ends[line] + shift] = _BLANK
+        return text, np.append(offsets, len(text))
 
     def numbers(self, kind: str, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The first numbers of all lines of a kind, [lines, width], 0 where a line has fewer; and how many it has."""

@@ -125,7 +125,7 @@ class ToRead(NamedTuple):
         objects = source(self.config, self.row["source"])
         with unchanged(objects, self.row, self.sha256) as file:
             limits = self.config.meshes.model_dump(exclude={"max_file_mb"})
-            return load(file, up_axis=objects.up_axis(self.row), **limits)
+            return load(file, up_axis=objects.up_axis(self.row), root=objects.root, **limits)
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:

@@ -21,6 +21,10 @@ class Source(Protocol):
     name: str
     remote: bool  # `fetch` waits for a network or a disk, so threads call it on one shared source, not processes
 
+    @property
+    def root(self) -> Path | None:
+        """The user's own folder, anywhere in which the files of an object may lie; None: only beside the object."""
+
     def locators(self) -> list[str]:
         """All objects that the source has now, sorted and unique. A locator is the text that finds an object again.
 
