@@ -64,6 +64,7 @@ class Library:
     def __init__(self, folder: Folder, neutral: Material) -> None:
         self._folder, self._neutral = folder, neutral
         self._described: dict[str, tuple[dict[str, str], Path, bool]] = {}  # statements, the library's folder, linear
+        self._bare: dict[str, str] = {}  # a name without its comment to the name
         self._pictures: dict[tuple[str, Path], np.ndarray] = {}
 
     def add(self, path: Path) -> None:
@@ -77,11 +78,13 @@ class Library:
             if key.lower() == "newmtl":
                 statements = {}
                 self._described.setdefault(rest.strip(), (statements, path.parent, linear))
+                self._bare.setdefault(_bare(rest), rest.strip())
             elif key and key[0] != "#":
                 statements[key.lower()] = rest.strip()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._described
+    def find(self, name: str) -> str | None:
+        """The name as its library writes it, where either may have a comment behind it; None if none has it."""
+        return name if name in self._described else self._bare.get(name, self._bare.get(_bare(name)))
 
     def only(self) -> str | None:
         """The material of faces that name none, where there is no doubt: the only one, or the only one with a picture.
@@ -166,14 +169,19 @@ def picture_names(statement: str) -> list[str]:
 
 def spellings(name: str) -> list[str]:
     """The file names that a statement may mean, the likeliest first: as it is; without comment, quotes or escapes."""
-    bare = re.sub(r"\s+#.*", "", name)
+    bare = _bare(name)
     return list(dict.fromkeys([name, bare, bare.strip("\"'"), bare.replace("\\ ", " ")]))
 
 
 def several(names: str) -> list[str]:
     """The words of a list of file names, of which some may be quoted or have escaped blanks."""
-    found: Iterable[tuple[str, str]] = re.findall(r"\"([^\"]+)\"|((?:\\ |\S)+)", re.sub(r"\s+#.*", "", names))
+    found: Iterable[tuple[str, str]] = re.findall(r"\"([^\"]+)\"|((?:\\ |\S)+)", _bare(names))
     return [quoted or word for quoted, word in found]
+
+
+def _bare(text: str) -> str:
+    """The text without a comment. A name may hold a #, but not behind a blank."""
+    return re.sub(r"(?:^|\s+)#.*", "", text).strip()
 
 
 def _words(text: str) -> list[float]:

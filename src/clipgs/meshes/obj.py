@@ -92,7 +92,8 @@ class _Lines:
             "vn": np.flatnonzero((one == ord("v")) & (two == ord("n")) & (three == _BLANK)),
             "f": np.flatnonzero((one == ord("f")) & blank),
         }
-        self.others = np.flatnonzero(((one == ord("u")) | (one == ord("m")) | (one == _HASH)) & (two != _BLANK))
+        named = ((one == ord("u")) & (two == ord("s"))) | ((one == ord("m")) & (two == ord("t")))
+        self.others = np.flatnonzero(named | ((one == _HASH) & (two == ord("M"))))  # usemtl, mtllib, #MRGB
         self._cut = self._without_comments()
 
     def _without_comments(self) -> np.ndarray:
@@ -248,19 +249,16 @@ def _surfaces(lines: _Lines, folder: Folder, neutral: Material) -> tuple[list[Su
 
     use = np.searchsorted(np.array(uses, np.int64), lines.of["f"]) - 1  # [P], -1 before the first
     used, index, inverse = np.unique(use, return_index=True, return_inverse=True)
-    order: dict[str | None, int] = {}
+    order: dict[str | None, int] = {}  # the names, of which None is the neutral material
     number = np.zeros(len(used), np.int64)
     for place in np.argsort(index):
-        name = names[used[place]] if used[place] >= 0 else None
-        if name is not None and name not in library:
-            bare = re.sub(r"\s+#.*", "", name)
-            name = bare if bare in library or not missing else name
-        if name is None and not names:
-            name = library.only() if not missing else None
+        if used[place] >= 0:
+            name = library.find(names[used[place]])
+            if name is None and missing:
+                folder.get(*spellings(missing[0]))  # raises, and says why
+        else:
+            name = None if names or missing else library.only()
         number[place] = order.setdefault(name, len(order))
-    for name in order:
-        if missing and name is not None and name not in library:
-            folder.get(*spellings(missing[0]))  # raises, and says why
     surfaces = [Surface(neutral) if name is None else library.surface(name) for name in order]
     return surfaces, number[inverse.reshape(-1)]
 
