@@ -238,13 +238,14 @@ def _surfaces(lines: _Lines, folder: Folder, neutral: Material) -> tuple[list[Su
             libraries.append(rest.strip())
     library = Library(folder, neutral)
     missing = []
-    for statement in libraries:
+    for statement in libraries:  # of one name, which may hold blanks, or of several
         whole = folder.find(*spellings(statement))
-        found = [whole] if whole else [folder.find(*spellings(word)) for word in several(statement)]
-        for file in found:
-            if file is not None:
-                library.add(file)
-        if not found or None in found:
+        found = {statement: whole} if whole else {word: folder.find(*spellings(word)) for word in several(statement)}
+        for file in filter(None, found.values()):
+            library.add(file)
+        if any(found.values()):
+            missing += [word for word, file in found.items() if file is None]
+        elif found:
             missing.append(statement)
 
     use = np.searchsorted(np.array(uses, np.int64), lines.of["f"]) - 1  # [P], -1 before the first

@@ -90,7 +90,8 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | None) -> list[Path]:
     """The files that `current`, a file of the object `path`, names, but that lie where no name says."""
-    found, beside = [], current.parent.resolve()
+    found: list[Path] = []
+    beside = current.parent.resolve()
     suffix = current.suffix.lower()
     for statement in dict.fromkeys(statements):
         if statement.startswith("data:") or _is_beside(beside, statement):
@@ -102,10 +103,10 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
         if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
             spelt = [spellings(word) for word in several(statement)]
-        for names in spelt:
-            if names and not _is_beside(beside, names[0]):
-                file = folder.find(*names, beside=beside, picture=suffix == ".mtl")
-                found += [] if file is None else [file]
+        elif spelt[0] and _is_beside(beside, spelt[0][0]):
+            continue
+        files = (folder.find(*names, beside=beside, picture=suffix == ".mtl") for names in spelt if names)
+        found += filter(None, files)
     return found
 
 
