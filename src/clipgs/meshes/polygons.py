@@ -1,8 +1,9 @@
-"""Triangles of polygons, for the formats whose faces have any number of corners."""
+"""Triangles of polygons, and parts of them, for the formats whose faces have any number of corners and own values."""
 
 import numpy as np
 
 from clipgs.core.errors import ObjectError
+from clipgs.meshes.materials import Material, Part
 
 _STRAIGHT = 1e-6  # the sine of a turn below which a corner counts as straight
 _ROUNDING = 1e-12  # the same within the plane of the polygon, where only rounding makes straight corners turn
@@ -25,6 +26,26 @@ def check_corners(
     if len(corners) and (corners.min() < 0 or corners.max() >= count):
         wrong = corners.max() if corners.max() >= count else corners.min()
         raise ObjectError(f"a face names vertex {int(wrong)}, of which there are {count}")
+
+
+def part_of(
+    vertices: np.ndarray,  # [V, 3]
+    faces: np.ndarray,  # [T, 3]
+    normals: np.ndarray | None,  # [V, 3]
+    uv: tuple[np.ndarray | None, np.ndarray | None],  # of vertices [V, 2], of corners [3T, 2]
+    colors: tuple[np.ndarray | None, np.ndarray | None],  # of vertices [V, 4], of corners [3T, 4]
+    material: Material,
+) -> Part:
+    """A part whose vertices are the corners of its triangles if these have values of their own."""
+    if uv[1] is None and colors[1] is None:
+        return Part(vertices, faces, normals, uv[0], colors[0], material)
+    order = faces.reshape(-1)
+
+    def of_corners(values: np.ndarray | None, own: np.ndarray | None = None) -> np.ndarray | None:
+        return own if values is None else values[order]
+
+    apart = np.arange(len(order)).reshape(-1, 3)
+    return Part(vertices[order], apart, of_corners(normals), of_corners(*uv), of_corners(*colors), material)
 
 
 def triangulate(
