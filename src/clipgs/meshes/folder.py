@@ -31,15 +31,12 @@ class Folder:
     - with a name that differs in case, if there is one only;
     - of a path with a drive or a root (another machine's) and of a path that leads nowhere: by its last part, beside;
     - of a picture: by the last part in the folders where data sets keep them, such as `../materials/textures`.
-
-    Readers of other packages may ignore a texture that cannot be read, so `refusal` keeps the first such error.
     """
 
     def __init__(self, path: Path, max_texture_pixels: int, root: Path | None = None) -> None:
         self.home = path.parent.resolve()
         self.root = self.home if root is None else root.resolve()
         self.max_texture_pixels = max_texture_pixels
-        self.refusal: ObjectError | None = None
 
     def find(self, *names: str, beside: Path | None = None, picture: bool = False) -> Path | None:
         """The file of the first of the names that leads to one; None if none does.
@@ -125,13 +122,8 @@ class Folder:
 
     def image(self, *names: str, beside: Path | None = None) -> np.ndarray:
         """The texture in the file that `find` finds, as `decode_image` returns it."""
-        try:
-            return decode_image(
-                self.get(*names, beside=beside, picture=True), names[0].strip(), self.max_texture_pixels
-            )
-        except ObjectError as error:
-            self.refusal = self.refusal or error
-            raise
+        data = self.get(*names, beside=beside, picture=True)
+        return decode_image(data, names[0].strip(), self.max_texture_pixels)
 
 
 def _relative(name: str) -> str | None:
@@ -142,23 +134,6 @@ def _relative(name: str) -> str | None:
     if "\0" in path or not path.strip() or re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:", path):
         return None
     return path
-
-
-def decode_text(data: bytes) -> str:
-    """Text of any encoding.
-
-    Raises:
-        ObjectError: it is not text.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        import charset_normalizer
-
-        best = charset_normalizer.from_bytes(data).best()
-        if best is None:
-            raise ObjectError("the file is not text in a known encoding") from None
-        return str(best)
 
 
 def _shown(name: str) -> str:

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.folder import Folder, decode_text
+from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Texture, Wrap, srgb_to_linear
+from clipgs.meshes.texts import decoded
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _OPTION = re.compile(
@@ -69,7 +70,7 @@ class Library:
 
     def add(self, path: Path) -> None:
         """Adds the materials of the library in `path`."""
-        text = decode_text(self._folder.bytes_of(path)).replace("\r", "\n")
+        text = decoded(self._folder.bytes_of(path)).replace("\r", "\n")
         # Blender writes "# Blender 4.2.0 MTL File: 'a.blend'", older versions "# Blender MTL File: 'None'".
         linear = text.lstrip().startswith("# Blender")
         statements: dict[str, str] = {}  # those before the first material belong to none

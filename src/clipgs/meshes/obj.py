@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.folder import Folder, decode_text
+from clipgs.meshes.colors import fractions
+from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, srgb_to_linear
 from clipgs.meshes.mtl import Layout, Library, Surface, several, spellings
 from clipgs.meshes.polygons import check_face_count, triangulate
+from clipgs.meshes.texts import decoded
 
 _SPACES = bytes.maketrans(b"\t\v\f\r", b"   \n")
 _BLANK, _LINE_END, _HASH, _SLASH, _DOT = b" \n#/."
@@ -32,7 +34,7 @@ def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[
     Raises:
         ObjectError: the file is malformed, has too many faces, or names a file that cannot be read.
     """
-    text = decode_text(path.read_bytes()).encode()
+    text = decoded(path.read_bytes()).encode()
     lines = _Lines(text)
     vertices, counts = lines.numbers("v", 6)
     if len(counts) and counts.min() < 3:
@@ -140,7 +142,7 @@ class _Lines:
         text, offsets = self.body(kind)
         begins = _begins(text == _BLANK)
         counts = np.diff(np.searchsorted(begins, offsets))
-        values = _parsed(text, np.float64)
+        values = _parsed(text, "float64")
         if len(values) != len(begins):
             words = text.tobytes().split()
             values = np.array([_number(word) for word in words])
@@ -165,12 +167,21 @@ def _begins(separator: np.ndarray) -> np.ndarray:
     return np.flatnonzero(begins)
 
 
-def _parsed(text: np.ndarray, kind: type) -> np.ndarray:
+def _parsed(text: np.ndarray, kind: str) -> np.ndarray:
     """All numbers of a text; none if one of its words is not a number."""
-    if not (text > _BLANK).any():  # of which numpy would make one number
+    import pyarrow as pa  # it reads numbers several times as fast as numpy
+    import pyarrow.compute as pc
+
+    stripped = text.tobytes().strip()
+    if not stripped:
         return np.zeros(0, kind)
+    words = pc.ascii_split_whitespace(pa.array([stripped.decode("latin-1")], pa.large_string())).values
     try:
-        return np.fromstring(text.tobytes(), kind, sep=" ")
+        return pc.cast(words, kind).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        pass
+    try:  # numpy reads a plus sign, and large whole numbers
+        return np.fromstring(stripped, kind, sep=" ")
     except (ValueError, DeprecationWarning):
         return np.zeros(0, kind)
 
@@ -194,7 +205,7 @@ def _faces(lines: _Lines, *available: int) -> tuple[np.ndarray, np.ndarray]:
     sizes = np.diff(np.searchsorted(begins, offsets))
     plain = text.copy()
     plain[slash] = _BLANK
-    numbers = _parsed(plain, np.int64)
+    numbers = _parsed(plain, "int64")
     if len(numbers) != len(at) or opens.sum() != len(begins):
         for index in range(len(sizes)):
             body = lines.text(int(lines.of["f"][index])).partition("#")[0].split()[1:]
@@ -325,16 +336,11 @@ def _colors(
     """Linear colours [V, 3], and which vertices have one [V]."""
     colored = counts >= 6
     if colored.any():
-        srgb = np.where(colored[:, None], vertices[:, 3:], 0)
-        if not np.isfinite(srgb).all():
-            raise ObjectError("some vertex colours are not finite numbers")
-        # Fractions may be a little over 1 where a program has interpolated them; bytes are whole, or far over it.
-        largest = srgb.max()
-        if largest > 16 or (largest > 1 and (srgb == np.floor(srgb)).all()):
-            srgb = srgb / 255
+        srgb = np.zeros((len(vertices), 3))
+        srgb[colored] = fractions(vertices[colored, 3:])
     else:
         srgb, colored = _painted(lines, len(vertices))
-    return (srgb_to_linear(srgb.clip(0, 1)) if colored.any() else srgb), colored
+    return (srgb_to_linear(srgb) if colored.any() else srgb), colored
 
 
 def _painted(lines: _Lines, count: int) -> tuple[np.ndarray, np.ndarray]:

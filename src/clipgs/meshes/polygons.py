@@ -1,8 +1,9 @@
-"""Triangles of polygons, for the formats whose faces have any number of corners."""
+"""Triangles of polygons, and parts of them, for the formats whose faces have any number of corners and own values."""
 
 import numpy as np
 
 from clipgs.core.errors import ObjectError
+from clipgs.meshes.materials import Material, Part
 
 _STRAIGHT = 1e-6  # the sine of a turn below which a corner counts as straight
 _ROUNDING = 1e-12  # the same within the plane of the polygon, where only rounding makes straight corners turn
@@ -25,6 +26,26 @@ def check_corners(
     if len(corners) and (corners.min() < 0 or corners.max() >= count):
         wrong = corners.max() if corners.max() >= count else corners.min()
         raise ObjectError(f"a face names vertex {int(wrong)}, of which there are {count}")
+
+
+def part_of(
+    vertices: np.ndarray,  # [V, 3]
+    faces: np.ndarray,  # [T, 3]
+    normals: np.ndarray | None,  # [V, 3]
+    uv: tuple[np.ndarray | None, np.ndarray | None],  # of vertices [V, 2], of corners [3T, 2]
+    colors: tuple[np.ndarray | None, np.ndarray | None],  # of vertices [V, 4], of corners [3T, 4]
+    material: Material,
+) -> Part:
+    """A part whose vertices are the corners of its triangles if these have values of their own."""
+    if uv[1] is None and colors[1] is None:
+        return Part(vertices, faces, normals, uv[0], colors[0], material)
+    order = faces.reshape(-1)
+
+    def of_corners(values: np.ndarray | None, own: np.ndarray | None = None) -> np.ndarray | None:
+        return own if values is None else values[order]
+
+    apart = np.arange(len(order)).reshape(-1, 3)
+    return Part(vertices[order], apart, of_corners(normals), of_corners(*uv), of_corners(*colors), material)
 
 
 def triangulate(
@@ -137,6 +158,15 @@ def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
 
 
+def _straight(
+    bends: np.ndarray,  # [...], twice the areas of the corners' triangles
+    one: np.ndarray,  # [..., 2], a side
+    other: np.ndarray,  # [..., 2], the other side
+) -> np.ndarray:
+    """Bool [...]: corners that do not turn, or turn right round."""
+    return np.abs(bends) <= _ROUNDING * np.abs(one).max(axis=-1) * np.abs(other).max(axis=-1)
+
+
 def _clipped(
     points: np.ndarray,  # [K, N, 2], anticlockwise
     sizes: np.ndarray,  # [K]
@@ -156,10 +186,12 @@ def _clipped(
     def turn(rows: np.ndarray, middle: np.ndarray) -> np.ndarray:
         return _cross(points[rows, before[rows, middle]], points[rows, middle], points[rows, after[rows, middle]])
 
-    # Only a corner that is not convex can lie in an ear. It leaves this list by becoming nan when it gets convex.
     own = np.arange(width) < sizes[:, None]
-    last = np.where(own, after, 0), np.where(own, before, 0)
-    blocking = (_cross(points[everyone[:, None], last[1]], points, points[everyone[:, None], last[0]]) <= 0) & own
+    behind = points[everyone[:, None], np.where(own, before, 0)] - points
+    ahead = points[everyone[:, None], np.where(own, after, 0)] - points
+    bends = ahead[..., 0] * behind[..., 1] - ahead[..., 1] * behind[..., 0]
+    # Only a corner that is not convex can lie in an ear. It leaves this list by becoming nan when it gets convex.
+    blocking = (bends <= 0) & own
     slots = np.cumsum(blocking, axis=1) - 1
     blockers = np.full((count, max(int(blocking.sum(axis=1).max()), 1), 2), np.nan)
     rows, columns = np.nonzero(blocking)
@@ -167,17 +199,25 @@ def _clipped(
 
     left = sizes.copy()
     here = np.zeros(count, np.int64)
-    misses = np.zeros(count, np.int64)
-    active = everyone
+    # Spikes are removed in a lap of their own, since an ear that is cut beside one may cover what is outside.
+    spikes = own & _straight(bends, ahead, behind) & ((ahead * behind).sum(axis=2) > 0)
+    misses = np.where(spikes.any(axis=1), -sizes, 0)  # since the last ear; negative in that lap
+    active, rounds = everyone, 0
     while len(active) and budget > 0:
+        rounds += 1
         b = here[active]
         a, c = before[active, b], after[active, b]
         pa, pb, pc = points[active, a], points[active, b], points[active, c]
         bend = _cross(pa, pb, pc)
-        # A straight corner can always go. If no corner is an ear, the polygon crosses itself, and any may go.
-        straight = np.abs(bend) <= _ROUNDING * np.abs(pb - pa).max(axis=1) * np.abs(pc - pb).max(axis=1)
-        ear = straight | (left[active] == 3) | (misses[active] > left[active])
-        maybe = np.flatnonzero((bend > 0) & ~ear)
+        # A straight corner can always go. If no corner is an ear, the polygon crosses itself, and any may go; if that
+        # happens again and again, all go.
+        ear = (
+            _straight(bend, pb - pa, pc - pb)
+            | (left[active] == 3)
+            | (misses[active] > left[active])
+            | (rounds > 8 * width)
+        )
+        maybe = np.flatnonzero((bend > 0) & (misses[active] >= 0) & ~ear)
         if len(maybe):
             tested = blockers[active[maybe]]
             ta, tb, tc = pa[maybe, None], pb[maybe, None], pc[maybe, None]
@@ -186,7 +226,10 @@ def _clipped(
             ear[maybe] = ~inside.any(axis=1)
             budget -= tested[..., 0].size
         budget -= _ROUND
-        here[active], misses[active] = np.where(ear, a, c), np.where(ear, 0, misses[active] + 1)
+        here[active], misses[active] = (
+            np.where(ear, a, c),
+            np.where(ear, np.minimum(misses[active], 0), misses[active] + 1),
+        )
         cut, a, b, c = active[ear], a[ear], b[ear], c[ear]
         triangles[cut, sizes[cut] - left[cut]] = np.stack([a, b, c], axis=1)
         after[cut, a], before[cut, c] = c, a
