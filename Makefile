@@ -9,7 +9,7 @@ UV := uv==0.13.9
 BIN := .venv/bin
 # Rules call `clipgs` by name, so the environment comes first in PATH.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
-# What pyrender draws with where there is no display; Debian 12, 13 and Ubuntu 22.04, 24.04 name them so.
+# What OpenGL draws with where there is no display; Debian 12, 13 and Ubuntu 22.04, 24.04 name them so.
 OPENGL := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri
 
 .PHONY: help .venv demo test test-gpu lint format config lock bench clean

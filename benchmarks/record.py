@@ -11,7 +11,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CLIPGS_SHARED") or CHECKOUT.parent / "shared")
-PACKAGES = ("numpy", "numba", "torch", "gsplat", "pyrender", "trimesh")
+PACKAGES = ("numpy", "numba", "torch", "gsplat", "moderngl", "pillow")
 
 
 def snakemake(folder: Path) -> list[str]:

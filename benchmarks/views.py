@@ -17,7 +17,7 @@ from record import record
 
 from clipgs.config import Views as ViewSettings
 from clipgs.meshes.cameras import canonical
-from clipgs.meshes.headless import import_pyrender
+from clipgs.meshes.headless import context
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import Material, Part, Texture
 from clipgs.meshes.views import check, render
@@ -49,16 +49,6 @@ def textured_sphere(faces: int, texture_pixels: int = 1024) -> Mesh:
     return Mesh((part,), np.zeros(3), 1.0)
 
 
-def renderer_name() -> str:
-    from OpenGL.GL import GL_RENDERER, glGetString
-
-    renderer = import_pyrender().OffscreenRenderer(8, 8)
-    try:
-        return glGetString(GL_RENDERER).decode()
-    finally:
-        renderer.delete()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=36)
@@ -81,7 +71,7 @@ def main() -> int:
             start = time.perf_counter()
             check(render(mesh, *cameras, arguments.pixels, supersample=supersample))
             seconds.append(time.perf_counter() - start)
-        median = statistics.median(seconds[1:])  # the first run loads pyrender, as the first object of a worker does
+        median = statistics.median(seconds[1:])  # the first run starts OpenGL, as the first object of a worker does
         rows[supersample] = {"seconds_an_object": median, "runs": seconds[1:], "first_run": seconds[0]}
         _log.info("supersample %d: %.2f s an object (bar %.1f s)", supersample, median, BAR_SECONDS)
     settings = {**vars(arguments), "faces": mesh.face_count}
@@ -89,7 +79,7 @@ def main() -> int:
         "bar_seconds_an_object": BAR_SECONDS,
         "by_supersample": rows,
         "load_average": os.getloadavg(),
-        "renderer": renderer_name(),
+        "renderer": context().info["GL_RENDERER"],
     }
     record("views", settings, results)
     return 0 if rows[arguments.supersample]["seconds_an_object"] <= BAR_SECONDS else 1

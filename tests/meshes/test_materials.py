@@ -1,18 +1,17 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import decode_image
-from clipgs.meshes.headless import import_pyrender
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import (
     Material,
     Part,
     Texture,
     linear_to_srgb,
-    render_material,
     sample_texture,
     srgb_to_linear,
     surface_rgba,
@@ -72,8 +71,25 @@ STRETCHED = QUAD_UV * 3 - 1
         quad(Material(), colors=[[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0.2, 0.2, 0.2, 1]]),
         quad(Material(base_color_texture=Texture(NOISE)), colors=[[0.5, 0.2, 1, 1]] * 4),
         quad(Material((0.1, 0.1, 0.1, 1.0), emissive_factor=(1, 0.5, 1), emissive_texture=Texture(NOISE))),
+        quad(Material(base_color_texture=Texture(NOISE, magnify="nearest"))),
+        replace(
+            quad(Material((0.1, 0.1, 0.1, 1.0), emissive_factor=(1, 1, 1), emissive_texture=Texture(NOISE, "mirror"))),
+            glow_uv=STRETCHED,
+        ),
     ],
-    ids=["factor", "dark", "texture", "repeat", "clamp", "mirror", "vertex", "texture-vertex", "glow"],
+    ids=[
+        "factor",
+        "dark",
+        "texture",
+        "repeat",
+        "clamp",
+        "mirror",
+        "vertex",
+        "texture-vertex",
+        "glow",
+        "nearest",
+        "glow of its own layout",
+    ],
 )
 def test_points_and_pictures_agree(part):
     faces, barycentric, pixels = on_quad()
@@ -110,7 +126,7 @@ def test_transfer_curves_are_those_of_the_standard():
 
 
 def plain_texel(texture: Texture, u: float, v: float) -> np.ndarray:
-    """The four texels around a point, one at a time."""
+    """The four texels around a point, one at a time, in linear light."""
     height, width, channels = texture.pixels.shape
     total = np.zeros(4)
     x, y = u * width - 0.5, v * height - 0.5
@@ -124,7 +140,7 @@ def plain_texel(texture: Texture, u: float, v: float) -> np.ndarray:
                 place.append({"repeat": index % size, "mirror": mirrored, "clamp": clamped}[wrap])
             texel = np.full(4, 255.0)
             texel[:channels] = texture.pixels[tuple(place)]
-            total += along * down * texel / 255
+            total += along * down * np.array([*srgb_to_linear(texel[:3] / 255), texel[3] / 255])
     return total
 
 
@@ -160,8 +176,8 @@ def test_a_points_colour_is_factor_times_texture_times_vertex_or_its_glow(mode, 
         if uv is not None and textures:
             place = weights @ uv[corners].astype(float)
             texel = plain_texel(textures["base_color_texture"], *place)
-            rgba = rgba * [*srgb_to_linear(texel[:3]), texel[3]]
-            glow = glow * srgb_to_linear(plain_texel(textures["emissive_texture"], *place)[:3])
+            rgba = rgba * texel
+            glow = glow * plain_texel(textures["emissive_texture"], *place)[:3]
         if colors is not None:
             rgba = rgba * (weights @ colors[corners].astype(float))
         alpha = {"OPAQUE": 1, "MASK": float(rgba[3] >= 0.3), "BLEND": rgba[3]}[mode]
@@ -177,32 +193,6 @@ def test_an_alpha_beyond_its_limits_is_cut():
     for factor, alpha in ((3.0, 1), (1.0, 0.5), (-0.5, 0)):
         part = quad(Material((1, 1, 1, factor), alpha_mode="BLEND"), colors=[[1, 1, 1, 0.5]] * 4)
         assert surface_rgba(part, np.array([0]), CORNER)[0, 3] == alpha
-
-
-def test_what_the_shader_is_told():
-    """Metalness says whether alpha is written, roughness below which alpha nothing is drawn."""
-    texture = Texture(np.uint8([[[1, 2, 3, 4], [5, 6, 7, 8]]]), "mirror", "clamp")
-    glow = Texture(np.uint8([[[9, 9, 9, 0]]]))
-    factors = {"base_color_factor": (0.1, 0.2, 0.3, 0.4), "emissive_factor": (0.5, 0.6, 0.7), "alpha_cutoff": 0.25}
-    textures = {"base_color_texture": texture, "emissive_texture": glow}
-    expected = {"OPAQUE": ("OPAQUE", 0, 0), "MASK": ("OPAQUE", 0, 0.25), "BLEND": ("BLEND", 1, 1 / 255)}
-    for mode, (drawn, writes_alpha, least_alpha) in expected.items():
-        made = render_material(import_pyrender(), quad(Material(alpha_mode=mode, **factors, **textures)))
-        assert (made.alphaMode, made.metallicFactor) == (drawn, writes_alpha)
-        assert made.roughnessFactor == pytest.approx(least_alpha)
-        assert made.doubleSided is True
-        np.testing.assert_allclose(made.baseColorFactor, [0.1, 0.2, 0.3, 0.4], atol=1e-7)
-        np.testing.assert_allclose(made.emissiveFactor, [0.5, 0.6, 0.7], atol=1e-7)
-        base = made.baseColorTexture
-        assert (base.source_channels, base.sampler.wrapS, base.sampler.wrapT) == ("RGBA", 33648, 33071)
-        alpha = [255, 255] if mode == "OPAQUE" else [4, 8]
-        assert base.source.tolist() == [[[1, 2, 3, alpha[0]], [5, 6, 7, alpha[1]]]]
-        assert base.source.dtype == np.uint8
-        assert made.emissiveTexture.source.tolist() == [[[9, 9, 9, 255]]]  # its alpha means nothing
-        assert (made.emissiveTexture.sampler.wrapS, made.emissiveTexture.sampler.wrapT) == (10497, 10497)
-    bare = render_material(import_pyrender(), quad(Material(alpha_mode="MASK", **factors, **textures), uv=None))
-    assert bare.baseColorTexture is None
-    assert bare.emissiveTexture is None
 
 
 SEE_THROUGH = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.uint8([[0, 0, 255, 255]] * 4)])
@@ -259,6 +249,10 @@ def test_texels_stand_where_they_are_seen():
     u = np.array([0.25, 0.5, 0.75, 0.0, 1.25, -0.25])
     values = sample_texture(texture, np.stack([u, np.full(6, 0.5)], axis=1))[:, 0]
     np.testing.assert_allclose(values, [0, 0.5, 1, 0.5, 0, 1], atol=1e-12)
+    plain = Texture(texture.pixels, magnify="nearest")
+    u = np.array([0.01, 0.49, 0.51, 0.99, 1.01, -0.01])
+    values = sample_texture(plain, np.stack([u, np.full(6, 0.5)], axis=1))[:, 0]
+    assert values.tolist() == [0, 0, 1, 1, 0, 1]
 
 
 def _png(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
@@ -283,6 +277,18 @@ def test_every_kind_of_picture_becomes_eight_bit_colour(mode):
 def test_sixteen_bit_grey():
     pixels = decode_image(_png(np.full((2, 2), 0x8000, np.uint16)), "t", 1000)
     assert (pixels == 128).all()
+    assert (decode_image(_png(np.full((2, 2), 200, np.uint16)), "t", 1000) == 0).all()  # of 65,535
+
+
+def test_large_pictures_are_reduced_in_light_or_by_leaving_texels_out():
+    checker = (255 * (np.indices((4096, 2)).sum(axis=0) % 2)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    mean = decode_image(_png(checker), "t", 10**6)
+    assert mean.shape == (2048, 1, 3)
+    assert (mean == 188).all()  # sRGB of half the light
+    palette = np.uint8([[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 255]]).repeat(1500, axis=0)[None]
+    kept = decode_image(_png(palette), "t", 10**6, nearest=True)
+    assert kept.shape == (1, 2000, 3)
+    assert set(map(tuple, kept[0].tolist())) == {(255, 0, 0), (0, 0, 255)}
 
 
 def test_transparency_is_kept_and_large_pictures_are_reduced():

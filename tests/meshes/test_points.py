@@ -3,7 +3,7 @@ import pytest
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.points import sample
-from tests.meshes.glb_builder import CUBE_CORNERS, QUAD, QUAD_FACES, QUAD_UV
+from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 
 def test_points_are_even_by_area(glb, loaded):
@@ -72,3 +72,25 @@ def test_triangles_without_area_have_no_points(glb, loaded):
     glb.node(glb.mesh(QUAD, faces))
     _, _, normals = sample(loaded(glb), 500, seed=0)
     np.testing.assert_allclose(normals, np.tile([0, 0, 1], (500, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("first", ["outside", "inside"])
+@pytest.mark.parametrize("moved", [0, 3], ids=["one node", "rounded otherwise"])
+def test_a_lining_has_no_points(glb, loaded, first, moved):
+    """Each side of a box twice, as SketchUp exports it: the inner faces lie at the place of the outer ones."""
+    sides = {"outside": (CUBE_FACES, (1, 0, 0, 1)), "inside": (CUBE_FACES[:, ::-1], (1, 1, 1, 1))}
+    for name in sorted(sides, key=lambda name: name != first):
+        faces, factor = sides[name]
+        corners = CUBE_CORNERS + np.float32(moved if name == "inside" else 0)
+        mesh = glb.mesh(corners, faces, material=glb.material(factor=factor))
+        glb.node(mesh, translation=[-moved if name == "inside" else 0] * 3)
+    xyz, rgb, normals = sample(loaded(glb), 2000, seed=0)
+    np.testing.assert_allclose(rgb, np.tile([1, 0, 0], (2000, 1)), atol=1e-5)
+    assert ((xyz * normals).sum(axis=1) > 0).all()
+
+
+def test_a_sheet_keeps_the_colours_of_both_its_faces(glb, loaded):
+    for faces, factor in ((QUAD_FACES, (1, 0, 0, 1)), (QUAD_FACES[:, ::-1], (0, 0, 1, 1))):
+        glb.node(glb.mesh(QUAD, faces, material=glb.material(factor=factor)))
+    _, rgb, _ = sample(loaded(glb), 2000, seed=0)
+    assert rgb[:, 0].mean() == pytest.approx(0.5, abs=0.05)

@@ -87,9 +87,12 @@ def test_faces_are_drawn_and_lit_from_both_sides(glb, loaded, with_normals):
     for sign, order in ((1, faces), (-1, faces[:, ::-1])):
         builder = type(glb)()
         extra = {"NORMAL": np.float32(sign * normals)} if with_normals else {}
-        builder.node(builder.mesh(corners, order, **extra))
+        both = builder.material(doubleSided=True)
+        builder.node(builder.mesh(corners, order, material=both, **extra))
         views.append(drawn(loaded(builder)).astype(int))
-    assert np.abs(views[0] - views[1]).max() <= 2
+    # Where a near and a far face meet at the outline, either may cover a sample.
+    assert (np.abs(views[0] - views[1]).max(axis=-1) > 2).mean() < 1e-3
+    assert np.abs(views[0] - views[1]).max() <= 8
     middle = views[0][:, PIXELS // 2, PIXELS // 2]
     assert (middle[:, 3] == 255).all()
 
@@ -100,6 +103,112 @@ def test_a_plane_is_seen_from_behind(glb, loaded):
     for z in (-2.54, 2.54):
         view = render(loaded(glb), look_at_origin(np.array([0, 0, z]))[None], Ks, PIXELS)[0]
         assert view[PIXELS // 2, PIXELS // 2, 3] == 255
+
+
+RED, WHITE, BLACK = (1, 0, 0, 1), (1, 1, 1, 1), (0, 0, 0, 1)
+
+
+def middles(mesh, count=6):
+    """The colour in the middle of each view, without light: [V, 4]."""
+    return drawn(mesh, count, ambient=1.0, lights=())[:, PIXELS // 2, PIXELS // 2]
+
+
+@pytest.mark.parametrize("double_sided", [False, True])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_faces_at_one_place_the_front_is_seen(glb, loaded, double_sided, order):
+    sides = [(CUBE_FACES, RED), (CUBE_FACES[:, ::-1], WHITE)]
+    for faces, factor in (sides[i] for i in order):
+        material = glb.material(factor=factor, doubleSided=double_sided)
+        glb.node(glb.mesh(CUBE_CORNERS, faces, material=material))
+    rgba = drawn(loaded(glb), 6, ambient=1.0, lights=())
+    opaque = rgba[rgba[..., 3] == 255].astype(int)
+    off = np.abs(opaque - [255, 0, 0, 255]).max(axis=1)
+    assert (off > 0).mean() < 0.01  # at the outline, where a far face meets a near one
+    assert off.max() < 100
+
+
+@pytest.mark.parametrize("mode", ["OPAQUE", "BLEND"])
+def test_an_inside_out_shell_shows_its_far_side_alone(glb, loaded, mode):
+    """The outline of toon models: a rim around the body, and nothing before it."""
+    glb.node(glb.mesh(material=glb.material(factor=RED)))
+    black = glb.material(factor=(0, 0, 0, 1 if mode == "OPAQUE" else 0.5), alphaMode=mode)
+    glb.node(glb.mesh(CUBE_CORNERS * np.float32(1.2), CUBE_FACES[:, ::-1], material=black))
+    mesh = loaded(glb)
+    assert (middles(mesh) == [255, 0, 0, 255]).all()
+    rgba = drawn(mesh, 6, ambient=1.0, lights=())
+    rim = (rgba[..., 3] > 100) & (rgba[..., 0] < 30)
+    assert 0.05 < rim.sum() / (rgba[..., 3] > 100).sum() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
+def test_the_back_of_a_single_sided_face_is_seen_beside_fronts(glb, loaded, mode):
+    alpha = 0.6 if mode == "BLEND" else 1
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=glb.material(factor=(0, 0, 1, alpha), alphaMode=mode)))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    for z in (-2.54, 2.54):
+        view = render(mesh, look_at_origin(np.array([0, 0, z]))[None], Ks, PIXELS, ambient=1.0, lights=())[0]
+        np.testing.assert_allclose(view[PIXELS // 2, PIXELS // 2], [0, 0, 255, 255 * alpha], atol=1)
+
+
+@pytest.mark.parametrize("parts", ["core first", "shell first", "one part"])
+@pytest.mark.parametrize("double_sided", [False, True])
+def test_what_blends_is_drawn_from_far_to_near(glb, loaded, parts, double_sided):
+    """A red core in a pale shell: the core is seen through it from everywhere."""
+    both = {"alphaMode": "BLEND", "doubleSided": double_sided}
+    core = CUBE_CORNERS * np.float32(0.5)
+    if parts == "one part":
+        colors = np.repeat(np.float32([[1, 1, 1, 0.2], [1, 0, 0, 1]]), 8, axis=0)
+        corners, faces = np.concatenate([CUBE_CORNERS, core]), np.concatenate([CUBE_FACES, CUBE_FACES + 8])
+        glb.node(glb.mesh(corners, faces.astype(np.uint16), material=glb.material(**both), COLOR_0=colors))
+    else:
+        meshes = [(core, (1, 0, 0, 0.99)), (CUBE_CORNERS, (1, 1, 1, 0.2))]
+        for corners, factor in meshes if parts == "core first" else meshes[::-1]:
+            glb.node(glb.mesh(corners, material=glb.material(factor=factor, **both)))
+    found = middles(loaded(glb)).astype(int)
+    assert (found[:, 3] > 250).all()
+    assert (np.abs(found[:, 0] - 255) < 5).all()
+    assert ((found[:, 1] > 40) & (found[:, 1] < 70)).all()  # a fifth of white over red
+
+
+def test_many_parts_that_blend_in_turn(glb, loaded):
+    """More changes of part than are drawn one by one: slabs of equal depth are right to within a slab."""
+    rng = np.random.default_rng(0)
+    for factor in ((1, 0, 0, 0.5), (0, 0, 1, 0.5)):
+        corners = np.concatenate([QUAD + np.float32([0, 0, z]) for z in rng.uniform(-1, 1, 200)])
+        faces = np.concatenate([QUAD_FACES + 4 * i for i in range(200)]).astype(np.uint16)
+        glb.node(glb.mesh(corners, faces, material=glb.material(factor=factor, alphaMode="BLEND", doubleSided=True)))
+    view = render(loaded(glb), *canonical(2, pixels=32), 32, ambient=1.0, lights=())
+    assert (view[:, 16, 16, 3] == 255).all()
+
+
+@pytest.mark.parametrize("size", [64, 512, 2048])
+def test_cut_outs_keep_their_coverage_at_any_size_of_the_texture(glb, loaded, size):
+    wires = np.arange(size) % 16 < 2
+    fence = np.full((size, size, 4), (40, 120, 40, 0), np.uint8)
+    fence[..., 3] = 255 * (wires[None] | wires[:, None])
+    material = glb.material(texture=glb.texture(fence), alphaMode="MASK", doubleSided=True)
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV))
+    mesh, (_, Ks) = loaded(glb, max_texture_pixels=1 << 23), canonical(1, pixels=PIXELS)
+    view = render(mesh, look_at_origin(np.array([0, 0, 2.54]))[None], Ks, PIXELS, supersample=2)[0]
+    square = (Ks[0, 0, 0] / 2.54) ** 2
+    assert view[..., 3].sum() / 255 / square == pytest.approx((wires[None] | wires[:, None]).mean(), rel=0.1)
+
+
+def test_unlit_is_the_colour_itself(glb, loaded):
+    glb.node(glb.mesh(material=glb.material(factor=(1, 0.2176, 0, 1), extensions={"KHR_materials_unlit": {}})))
+    rgba = drawn(loaded(glb))
+    expected = 255 * linear_to_srgb(np.array([1, 0.2176, 0]))
+    assert np.abs(rgba[rgba[..., 3] == 255][:, :3] - expected).max() <= 1
+
+
+def test_texels_smaller_than_a_pixel_are_averaged_as_light(glb, loaded):
+    checker = (255 * (np.indices((512, 512)).sum(axis=0) % 2)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    material = glb.material(texture=glb.texture(checker), doubleSided=True)
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=material, TEXCOORD_0=QUAD_UV))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    view = render(mesh, look_at_origin(np.array([0, 0, 2.54]))[None], Ks, PIXELS, ambient=1.0, lights=())[0]
+    middle = view[PIXELS // 2 - 8 : PIXELS // 2 + 8, PIXELS // 2 - 8 : PIXELS // 2 + 8, :3]
+    assert middle.mean() == pytest.approx(255 * linear_to_srgb(np.array(0.5)), abs=2)
 
 
 def test_light_does_not_follow_the_camera(glb, loaded):
@@ -189,25 +298,23 @@ def test_renderers_do_not_grow(glb, loaded):
     assert process.memory_info().rss - before < 25 << 20  # one renderer kept for 40 objects grew by 136 MB
 
 
-def test_import_needs_no_display():
+def test_drawing_needs_no_display():
     code = (
-        "import sys\n"
-        "from clipgs.meshes.headless import import_pyrender\n"
-        "pyrender = import_pyrender()\n"
-        "pyrender.Mesh([]).bounds\n"
-        "sys.exit('pyglet.window' in sys.modules or 'pyglet.display' in sys.modules)\n"
+        "from clipgs.meshes.headless import context\n"
+        "context().framebuffer([context().renderbuffer((8, 8))]).clear()\n"
+        "assert context() is context()\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "PYOPENGL_PLATFORM")}
+    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True, timeout=120)
 
 
 def test_a_device_that_is_not_there():
     code = (
         "import pytest\n"
-        "from clipgs.meshes.headless import import_pyrender\n"
+        "from clipgs.meshes.headless import context\n"
         "from clipgs.core.errors import ClipgsError\n"
         "with pytest.raises(ClipgsError, match='EGL_DEVICE_ID is 99'):\n"
-        "    import_pyrender()\n"
+        "    context()\n"
     )
     environment = os.environ | {"EGL_DEVICE_ID": "99"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
@@ -215,8 +322,7 @@ def test_a_device_that_is_not_there():
 
 def test_importing_the_package_loads_nothing_heavy():
     code = (
-        "import sys, clipgs.meshes\n"
-        "sys.exit(len({'trimesh', 'pyrender', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
+        "import sys, clipgs.meshes\nsys.exit(len({'moderngl', 'PIL', 'scipy', 'torch', 'numba'} & set(sys.modules)))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -24,7 +24,7 @@ from clipgs.core.processes import end_with, free_memory_bytes, usable_cores
 
 _log = logging.getLogger(__name__)
 
-# A worker loads trimesh and OpenGL once (about a second). It is replaced after this many tasks, which bounds the leaks
+# A worker starts OpenGL and compiles its shaders once. It is replaced after this many tasks, which bounds the leaks
 # of graphics drivers and decoders.
 _TASKS_A_WORKER = 64
 _OVER_MEMORY = 86  # exit code of a worker that found itself over its memory

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipgs.core.errors import ObjectError
+from clipgs.meshes.materials import LINEAR, linear_to_srgb
 
 # The formats that meshes use for textures. Pillow knows more, and some of them start programs or read other files.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "GIF", "TIFF")
@@ -140,10 +141,11 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= 100 else name[:97] + "...")
 
 
-def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+def decode_image(data: bytes, name: str, max_pixels: int, *, nearest: bool = False) -> np.ndarray:
     """Decodes a texture, after its header has been checked.
 
-    Returns uint8 [H, W, 3] or, with transparency, [H, W, 4]; sides over 2,048 are reduced by a whole factor.
+    Returns uint8 [H, W, 3] or, with transparency, [H, W, 4]; sides over 2,048 are reduced by a whole factor, by the
+    mean of their light or, if its texels must not be mixed (`nearest`), by leaving texels out.
 
     Raises:
         ObjectError: it is not an image of a known format, is damaged, or has more than `max_pixels` pixels.
@@ -157,10 +159,8 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
                 if width * height > max_pixels:
                     size = f"{width} x {height} pixels"
                     raise ObjectError(f"its texture {shown} has {size}, more than the limit of {max_pixels}")
-                # The JPEG decoder may reduce the image itself, by an exact fraction.
-                image.draft(None, (min(width, _MAX_TEXTURE_SIDE), min(height, _MAX_TEXTURE_SIDE)))
                 image.load()
-                return np.asarray(_reduced(_eight_bit(image)))
+                return _reduced(np.asarray(_eight_bit(image)), nearest)
     except Image.DecompressionBombError as error:
         raise ObjectError(f"its texture {shown} has more pixels than the limit of {max_pixels}") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
@@ -169,12 +169,31 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
+    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip; mode I is wider, and may hold bytes
         values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+        wide = image.mode != "I" or values.max(initial=0) > 255
+        image = Image.fromarray((values >> 8 if wide else values).clip(0, 255).astype(np.uint8))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _reduced(image: Image.Image) -> Image.Image:
-    factor = -(-max(image.size) // _MAX_TEXTURE_SIDE)
-    return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
+def _reduced(
+    pixels: np.ndarray,  # [H, W, C] uint8
+    nearest: bool,
+) -> np.ndarray:
+    height, width, channels = pixels.shape
+    factor = -(-max(height, width) // _MAX_TEXTURE_SIDE)
+    if factor == 1:
+        return pixels
+    down, along = min(factor, height), min(factor, width)
+    if nearest:
+        return np.ascontiguousarray(pixels[down // 2 :: down, along // 2 :: along])
+    rows = []
+    for top in range(0, height, down * 64):  # in strips, since light takes eight times the memory
+        strip = pixels[top : top + down * 64]
+        light = np.concatenate([LINEAR[strip[..., :3]], strip[..., 3:] / 255], axis=-1)
+        for axis, size in ((0, down), (1, along)):
+            starts = np.arange(0, light.shape[axis], size)
+            counts = np.diff(starts, append=light.shape[axis])
+            light = np.add.reduceat(light, starts, axis) / np.expand_dims(counts, [1 - axis, 2])
+        rows.append(np.rint(255 * np.concatenate([linear_to_srgb(light[..., :3]), light[..., 3:]], axis=-1)))
+    return np.concatenate(rows).astype(np.uint8).reshape(-1, -(-width // along), channels)

@@ -22,12 +22,12 @@ from urllib.parse import unquote
 import numpy as np
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.folder import Folder, decode_image
-from clipgs.meshes.materials import Material, Part, Texture, Wrap
+from clipgs.meshes.folder import Folder
+from clipgs.meshes.gltf_materials import Layout, Materials
+from clipgs.meshes.materials import Material, Part
 
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-_WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
@@ -37,13 +37,6 @@ _SUPPORTED = re.compile(
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
-
-
-class _Layout(NamedTuple):
-    """Where a texture's coordinates come from: the set, and the affine map of KHR_texture_transform."""
-
-    uv_set: int
-    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class _Primitive(NamedTuple):
@@ -86,8 +79,7 @@ class _Document:
             if not _SUPPORTED.fullmatch(str(name)):
                 raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
         self.buffers: dict[int, bytes] = {}
-        self.images: dict[int, np.ndarray] = {}
-        self.materials: dict[int, tuple[Material, _Layout | None, _Layout | None]] = {}
+        self.materials = Materials(self.item, self.image_data, neutral, folder.max_texture_pixels)
         self.primitives: dict[tuple[int, int], _Primitive | None] = {}
         self.face_count = 0
 
@@ -171,63 +163,15 @@ class _Document:
             raise ObjectError(f"an accessor of {count} elements needs {needed} bytes; its view has {len(data)}")
         return np.ndarray((count, width), dtype, buffer=data, offset=offset, strides=(stride, dtype.itemsize))
 
-    # --- materials ---
-
-    def texture(self, described: dict[str, Any]) -> tuple[Texture, _Layout]:
-        texture = self.item("textures", described["index"])
-        webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
-        source = webp.get("source", texture.get("source"))
-        if source is None:
-            names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
-            raise ObjectError(f"a texture needs the glTF extension {names}, which is not read")
-        if source not in self.images:
-            image = self.item("images", source)
-            data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
-            name = str(image.get("uri") or image.get("name") or f"images[{source}]")
-            name = f"images[{source}]" if name.startswith("data:") else name
-            if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
-                raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
-            self.images[source] = decode_image(data, name, self.folder.max_texture_pixels)
-        sampler = self.item("samplers", texture["sampler"]) if "sampler" in texture else {}
-        wraps = (_WRAPS[sampler.get("wrapS", 10497)], _WRAPS[sampler.get("wrapT", 10497)])
-        transform = described.get("extensions", {}).get("KHR_texture_transform", {})
-        uv_set = transform.get("texCoord", described.get("texCoord", 0))
-        return Texture(self.images[source], *wraps), _Layout(uv_set, _texture_transform(transform))
-
-    def material(self, index: int | None) -> tuple[Material, _Layout | None, _Layout | None]:
-        if index is None:
-            return self.neutral, None, None
-        if index not in self.materials:
-            described = self.item("materials", index)
-            glossy = described.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
-            # Some converters use the extension for its gloss alone, and pbrMetallicRoughness still holds the colour.
-            if "diffuseFactor" in glossy or "diffuseTexture" in glossy:
-                factor, texture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
-            else:
-                metallic = described.get("pbrMetallicRoughness", {})
-                factor, texture = metallic.get("baseColorFactor"), metallic.get("baseColorTexture")
-            red, green, blue, alpha = _floats((1, 1, 1, 1) if factor is None else factor, 4)
-            base = (None, None) if texture is None else self.texture(texture)
-            glow_red, glow_green, glow_blue = _floats(described.get("emissiveFactor", (0, 0, 0)), 3)
-            glow = (glow_red, glow_green, glow_blue)
-            glow_texture = described.get("emissiveTexture")
-            # A glow without texture counts only where the colour is black: converters store ambient light in it.
-            if glow_texture is None and max(red, green, blue) > 0:
-                glow = (0.0, 0.0, 0.0)
-            emissive = self.texture(glow_texture) if glow_texture is not None and max(glow) > 0 else (None, None)
-            mode = described.get("alphaMode", "OPAQUE")
-            if mode not in ("OPAQUE", "MASK", "BLEND"):
-                raise ObjectError(f"a material has the unknown alpha mode {mode!r}")
-            material = Material(
-                base_color_factor=(red, green, blue, alpha),
-                base_color_texture=base[0],
-                emissive_factor=glow,
-                emissive_texture=emissive[0],
-                alpha_mode=mode,
-                alpha_cutoff=float(described.get("alphaCutoff", 0.5)),
-            )
-            self.materials[index] = material, base[1], emissive[1]
-        return self.materials[index]
+    def image_data(self, index: int) -> tuple[bytes, str]:
+        """Bytes of an image, and its name."""
+        image = self.item("images", index)
+        data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
+        name = str(image.get("uri") or image.get("name") or f"images[{index}]")
+        name = f"images[{index}]" if name.startswith("data:") else name
+        if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
+            raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
+        return data, name
 
     # --- meshes ---
 
@@ -272,7 +216,7 @@ class _Document:
             return None
         if "POSITION" not in described["attributes"]:
             raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
-        material, base, emissive = self.material(described.get("material"))
+        material, base, glow = self.materials.get(described.get("material"))
         values, indices = self.attributes(described)
         count = len(values["POSITION"])
         if indices is None:
@@ -286,18 +230,15 @@ class _Document:
             if len(array) != count:
                 raise ObjectError(f"a primitive has {count} positions but {len(array)} of {name}")
 
-        layout = base or emissive
-        uv = None
-        if layout is not None and (coordinates := values.get(f"TEXCOORD_{layout.uv_set}")) is not None:
-            matrix = np.array(layout.matrix)
-            uv = np.asarray(coordinates, np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
-        if emissive is not None and emissive != layout:
-            # A part has one set of coordinates, so a glow with another layout than the colour is left out.
+        uv, glow_uv = _coordinates(values, base), _coordinates(values, glow)
+        if glow is not None and glow_uv is None:  # without coordinates there is no glow
             material = replace(material, emissive_texture=None, emissive_factor=(0.0, 0.0, 0.0))
+        if glow == base and uv is not None:
+            glow_uv = None
         colors = values.get("COLOR_0")
         if colors is not None:
             if "material" not in described:
-                material = Material()
+                material = Material(single_sided=True)
             if colors.dtype.kind in "iu":  # the standard requires normalised ones; some writers omit the flag
                 colors = colors / np.iinfo(colors.dtype).max
             if colors.shape[1] == 3:
@@ -312,6 +253,7 @@ class _Document:
             uv=uv,
             colors=None if colors is None else np.asarray(colors, np.float64).clip(0, 1),
             material=material,
+            glow_uv=glow_uv,
         )
         sets = [i for i in range(8) if f"JOINTS_{i}" in values and f"WEIGHTS_{i}" in values]
         if not sets:
@@ -414,18 +356,12 @@ def _not_json(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _floats(values: Any, count: int) -> tuple[float, ...]:
-    array = np.asarray(values, np.float64)
-    if array.shape != (count,) or not np.isfinite(array).all():
-        raise ObjectError(f"a material has a colour of {values!r} where {count} numbers are needed")
-    return tuple(array.clip(0, 1).tolist())
-
-
-def _texture_transform(transform: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """KHR_texture_transform: translation * rotation * scale."""
-    (x, y), (u, v) = transform.get("offset", (0, 0)), transform.get("scale", (1, 1))
-    cos, sin = np.cos(transform.get("rotation", 0.0)), np.sin(transform.get("rotation", 0.0))
-    return (float(cos * u), float(sin * v), float(x)), (float(-sin * u), float(cos * v), float(y))
+def _coordinates(values: dict[str, np.ndarray], layout: Layout | None) -> np.ndarray | None:
+    """Texture coordinates [V, 2] of a layout; None if the primitive does not have them."""
+    if layout is None or (coordinates := values.get(f"TEXCOORD_{layout.uv_set}")) is None:
+        return None
+    matrix = np.array(layout.matrix)
+    return np.asarray(coordinates, np.float64)[:, :2] @ matrix[:, :2].T + matrix[:, 2]
 
 
 def _triangles(

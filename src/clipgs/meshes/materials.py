@@ -1,6 +1,7 @@
 """The colour of a surface point, for sampled points and for views.
 
-All numbers are linear light, except the texels of a texture, which are sRGB. Base colour factors and COLOR_0 of glTF
+All numbers are linear light, except the texels of a texture, which are sRGB and are decoded before they are averaged
+(glTF 3.9.2). Base colour factors and COLOR_0 of glTF
 are linear by its standard; colours of PLY, OFF, OBJ and MTL files are sRGB by custom, and are converted when they are
 loaded. Metalness, roughness and normal maps are ignored on purpose: exporters leave metalness at its default of 1,
 which is black without surroundings to reflect, and Gaussians without spherical harmonics have the same colour in every
@@ -8,16 +9,13 @@ view.
 """
 
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
 Wrap = Literal["repeat", "mirror", "clamp"]
 Filter = Literal["nearest", "linear", "mipmaps"]
-
-_GL_WRAP = {"repeat": 10497, "mirror": 33648, "clamp": 33071}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,11 @@ class Texture:
     wrap_v: Wrap = "repeat"
     magnify: Filter = "linear"  # where a texel is larger than a pixel; of pixel art "nearest"
     minify: Filter = "mipmaps"  # where it is smaller
+
+    @property
+    def mirror_scale(self) -> tuple[float, float]:
+        """By what coordinates are multiplied where a mirrored picture stands beside the picture itself."""
+        return (0.5 if self.wrap_u == "mirror" else 1.0), (0.5 if self.wrap_v == "mirror" else 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,11 @@ class Part:
     glow_uv: np.ndarray | None = None  # [V, 2] float32, of the emissive texture; None: those of the colour
 
     @property
+    def glow_coordinates(self) -> np.ndarray | None:
+        """Texture coordinates [V, 2] of the emissive texture."""
+        return self.uv if self.glow_uv is None else self.glow_uv
+
+    @property
     def alpha_mode(self) -> AlphaMode:
         """The material's mode, but OPAQUE instead of BLEND if nothing is transparent.
 
@@ -85,6 +93,9 @@ def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
+LINEAR = srgb_to_linear(np.arange(256) / 255)  # of each byte
+
+
 def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
     """Inverse of `srgb_to_linear`; values outside [0, 1] are clipped."""
     linear = np.clip(linear, 0, 1)
@@ -104,16 +115,13 @@ def surface_rgba(
     material = part.material
     rgba = np.tile(np.asarray(material.base_color_factor, np.float64), (len(corners), 1))
     emitted = np.tile(np.asarray(material.emissive_factor, np.float64), (len(corners), 1))
-    if part.uv is not None:
-        uv = np.einsum("pcd,pc->pd", part.uv[corners].astype(np.float64), barycentric)
-        if material.base_color_texture is not None:
-            texel = sample_texture(material.base_color_texture, uv)
-            rgba[:, :3] *= srgb_to_linear(texel[:, :3])
-            rgba[:, 3] *= texel[:, 3]
-        if material.emissive_texture is not None:
-            emitted *= srgb_to_linear(sample_texture(material.emissive_texture, uv)[:, :3])
+    if material.base_color_texture is not None and part.uv is not None:
+        rgba *= sample_texture(material.base_color_texture, _interpolated(part.uv, corners, barycentric))
+    glow_uv = part.glow_coordinates
+    if material.emissive_texture is not None and glow_uv is not None:
+        emitted *= sample_texture(material.emissive_texture, _interpolated(glow_uv, corners, barycentric))[:, :3]
     if part.colors is not None:
-        rgba *= np.einsum("pcd,pc->pd", part.colors[corners].astype(np.float64), barycentric)
+        rgba *= _interpolated(part.colors, corners, barycentric)
     mode = part.alpha_mode
     if mode == "OPAQUE":
         rgba[:, 3] = 1
@@ -123,64 +131,55 @@ def surface_rgba(
     return rgba.clip(0, 1).astype(np.float32)
 
 
+def _interpolated(values: np.ndarray, corners: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    return np.einsum("pcd,pc->pd", values[corners].astype(np.float64), barycentric)
+
+
 def sample_texture(
     texture: Texture,
     uv: np.ndarray,  # [P, 2]
 ) -> np.ndarray:
-    """Bilinear lookup with wrapping: [P, 4] in [0, 1]. It filters in sRGB, as GPUs filter an 8-bit texture."""
+    """Lookup with wrapping: [P, 4], linear light and alpha in [0, 1].
+
+    Texels are decoded before they are interpolated (glTF 3.9.2), and not interpolated where `magnify` is "nearest".
+    """
     height, width, channels = texture.pixels.shape
-    column, column_next, along = _texels(uv[:, 0], width, texture.wrap_u)
-    row, row_next, down = _texels(uv[:, 1], height, texture.wrap_v)
-    pixels = texture.pixels
-    upper = pixels[row, column] * (1 - along) + pixels[row, column_next] * along
-    lower = pixels[row_next, column] * (1 - along) + pixels[row_next, column_next] * along
-    values = np.ones((len(uv), 4))
-    values[:, :channels] = (upper * (1 - down) + lower * down) / 255
-    return values
+    nearest = texture.magnify == "nearest"
+    column, column_next, along = _texels(uv[:, 0], width, texture.wrap_u, nearest)
+    row, row_next, down = _texels(uv[:, 1], height, texture.wrap_v, nearest)
+
+    def decoded(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        texels = texture.pixels[rows, columns]
+        values = np.ones((len(uv), 4))
+        values[:, :3] = LINEAR[texels[:, :3]]
+        values[:, 3:channels] = texels[:, 3:] / 255
+        return values
+
+    if nearest:
+        return decoded(row, column)
+    upper = decoded(row, column) * (1 - along) + decoded(row, column_next) * along
+    lower = decoded(row_next, column) * (1 - along) + decoded(row_next, column_next) * along
+    return upper * (1 - down) + lower * down
 
 
-def _texels(coordinate: np.ndarray, size: int, wrap: Wrap) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two neighbouring texels and the weight of the second, for coordinates [P] along an axis of `size` texels."""
+def _texels(
+    coordinate: np.ndarray,  # [P]
+    size: int,
+    wrap: Wrap,
+    nearest: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two neighbouring texels along an axis of `size` texels, and the weight of the second; the first is the nearest
+    one if asked for.
+    """
     # Texel centres are at half texels. Wrapping comes first, so that a large coordinate keeps its precision.
     if wrap == "repeat":
         coordinate = coordinate - np.floor(coordinate)
     elif wrap == "mirror":
         coordinate = coordinate - 2 * np.floor(coordinate / 2)
         coordinate = np.where(coordinate > 1, 2 - coordinate, coordinate)
-    position = coordinate.clip(0, 1) * size - 0.5
+    position = coordinate.clip(0, 1) * size - (0 if nearest else 0.5)
     low = np.floor(position).astype(np.int64)
     fraction = (position - low)[:, None]
     if wrap == "repeat":
         return low % size, (low + 1) % size, fraction
     return low.clip(0, size - 1), (low + 1).clip(0, size - 1), fraction
-
-
-def render_material(pyrender: ModuleType, part: Part) -> Any:
-    """The part's `pyrender.MetallicRoughnessMaterial` for this package's shader (shaders/mesh.frag).
-
-    pyrender sets only its own uniforms, so two that are not needed without gloss hold the alpha mode: `metallic_factor`
-    is 1 if alpha is written, `roughness_factor` is the alpha below which nothing is drawn. The texture of an opaque
-    material loses its alpha, because pyrender would write it into the frame.
-    """
-    material, mode = part.material, part.alpha_mode
-
-    def texture(source: Texture | None, *, with_alpha: bool) -> Any:
-        if source is None or part.uv is None:
-            return None
-        # Always four bytes a texel: OpenGL would misread rows of three-byte texels that do not fill whole words.
-        pixels = np.full((*source.pixels.shape[:2], 4), 255, np.uint8)
-        channels = source.pixels.shape[2] if with_alpha else 3
-        pixels[..., :channels] = source.pixels[..., :channels]
-        sampler = pyrender.Sampler(wrapS=_GL_WRAP[source.wrap_u], wrapT=_GL_WRAP[source.wrap_v])
-        return pyrender.Texture(source=pixels, source_channels="RGBA", sampler=sampler)
-
-    return pyrender.MetallicRoughnessMaterial(
-        baseColorFactor=np.asarray(material.base_color_factor, np.float32),
-        baseColorTexture=texture(material.base_color_texture, with_alpha=mode != "OPAQUE"),
-        emissiveFactor=np.asarray(material.emissive_factor, np.float32),
-        emissiveTexture=texture(material.emissive_texture, with_alpha=False),
-        alphaMode="BLEND" if mode == "BLEND" else "OPAQUE",
-        metallicFactor=1.0 if mode == "BLEND" else 0.0,
-        roughnessFactor={"OPAQUE": 0.0, "MASK": material.alpha_cutoff, "BLEND": 1 / 255}[mode],
-        doubleSided=True,
-    )

@@ -6,6 +6,9 @@ from clipgs.core.errors import ObjectError
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import surface_rgba
 
+_GRID = 1e5  # steps over a mesh's size within which corners are at one place
+_MIXED = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+_SHEET = 1e-3  # from the middle of a body to a face of a sheet, of the mesh's size
 _ROUNDS = 20  # of redrawing rejected points; a surface that still rejects points is nearly transparent
 
 
@@ -14,8 +17,9 @@ def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
 
     Returns xyz [P, 3], rgb [P, 3] (sRGB in [0, 1], without lighting) and normals [P, 3], float32; P is `count`. Each
     normal is that of the point's triangle (unit, by the winding in the file): Gaussians start as discs in the surface,
-    and smoothed normals would tilt them. A point on a surface of opacity alpha is kept with probability alpha. The same
-    mesh, count and seed give the same bytes.
+    and smoothed normals would tilt them. Of two faces at one place that are wound opposite ways, the one that looks
+    outward has the points: the other is a lining that is not seen. A point on a surface of opacity alpha is kept with
+    probability alpha. The same mesh, count and seed give the same bytes.
 
     Raises:
         ObjectError: the surface is fully transparent.
@@ -24,7 +28,7 @@ def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     corners = [part.vertices[part.faces].astype(np.float64) for part in mesh.parts]
     crosses = np.concatenate([np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]) for c in corners])
     doubled_areas = np.linalg.norm(crosses, axis=1)
-    edges = np.cumsum(doubled_areas)
+    edges = np.cumsum(np.where(_linings(np.concatenate(corners), crosses), 0, doubled_areas))
     first_faces = np.cumsum([0, *(len(part.faces) for part in mesh.parts)])
     drawn: list[tuple[np.ndarray, ...]] = []  # xyz, rgb, normals
     missing = count
@@ -49,6 +53,42 @@ def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
         raise ObjectError("it is invisible: every surface is transparent")
     repeated = np.arange(count) % len(all_xyz)  # of a nearly transparent surface too few points are kept
     return all_xyz[repeated], all_rgb[repeated], all_normals[repeated]
+
+
+def _linings(
+    corners: np.ndarray,  # [F, 3, 3]
+    crosses: np.ndarray,  # [F, 3], normals of any length
+) -> np.ndarray:
+    """Which faces [F] lie at the place of another one, are wound the other way, and look inward.
+
+    Inward is towards the middle of all faces that hang together. Sheets have no inside, and keep both their faces.
+    """
+    places = np.rint(corners * _GRID).astype(np.int64) @ np.array([1, 1 << 20, 1 << 40])  # [F, 3], one number a corner
+    order = np.argsort(places, axis=1)
+    places_of_face = np.take_along_axis(places, order, axis=1)
+    turned = np.isin(order @ (1, 3, 9), (5, 15, 19))  # an odd order of the corners: 2 1 0, 0 2 1, 1 0 2
+    # A number a face that does not depend on its winding; that of three corners in order would take 180 bits.
+    number = (places_of_face.astype(np.uint64) * _MIXED).sum(axis=1, dtype=np.uint64)
+    group = np.unique(number, return_inverse=True)[1]
+    wound = [np.bincount(group[way], minlength=group.max(initial=0) + 1) > 0 for way in (turned, ~turned)]
+    twins = (wound[0] & wound[1])[group]
+    if not twins.any():
+        return twins
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    vertices, index = np.unique(places, return_inverse=True)
+    index = index.reshape(places.shape)
+    first, second = index[:, [0, 1]].ravel(), index[:, [1, 2]].ravel()
+    graph = coo_array((np.ones(len(first), bool), (first, second)), (len(vertices), len(vertices)))
+    body = connected_components(graph, directed=False)[1][index[:, 0]]  # [F]
+    middles = corners.mean(axis=1)
+    low, high = (np.full((body.max() + 1, 3), fill) for fill in (np.inf, -np.inf))
+    np.minimum.at(low, body, corners.min(axis=1))
+    np.maximum.at(high, body, corners.max(axis=1))
+    lengths = np.linalg.norm(crosses, axis=1)
+    outward = (crosses * (middles - (low + high)[body] / 2)).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return twins & (outward < -_SHEET)
 
 
 def _uniform_in_triangle(rng: np.random.Generator, count: int) -> np.ndarray:

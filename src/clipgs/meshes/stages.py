@@ -19,7 +19,7 @@ from clipgs.core.errors import DISK_FULL, ClipgsError, ObjectError, SourceMissin
 from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Files, Results, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
 from clipgs.core.seeds import seed_of
-from clipgs.meshes import cameras, views
+from clipgs.meshes import agreement, cameras, views
 from clipgs.meshes.load import Mesh, load
 from clipgs.meshes.points import sample as sample_points
 from clipgs.stages import job, path, table
@@ -175,13 +175,13 @@ def view(config: Config, shard: str, threads: int) -> None:
     """Renders views of every object: the canonical views for the fit, then the held-out views.
 
     Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error, thumbnail:
-    the view that shows the object best, WebP over white).
+    the view that shows the object best, WebP over white; note: how pictures and surface points differ, if they do).
     """
     import pyarrow as pa
 
     tasks = _mesh_tasks(config, shard, "view")
     compute = in_workers(_view, threads, config.workers.load_limits)
-    write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary()})
+    write_objects(job(config, "view", shard), tasks, compute, {_THUMBNAIL: pa.binary(), "note": pa.string()})
 
 
 def _view(to_read: ToRead) -> tuple[Row, Files]:
@@ -193,10 +193,11 @@ def _view(to_read: ToRead) -> tuple[Row, Files]:
     mesh = to_read.load()
     rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
     views.check(rgba)
+    note = agreement.apart(mesh, to_read.seed)
     images = [Image.fromarray(view, "RGBA") for view in rgba]
     best = images[cameras.showing(canonical[0])]
     over_white = Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB")
-    return {}, [
+    return {"note": note}, [
         ("cameras.json", cameras.cameras_json(viewmats, Ks, settings.pixels)),
         *((f"{index:03d}.png", _encoded(image, "PNG", compress_level=1)) for index, image in enumerate(images)),
         (_THUMBNAIL, _encoded(over_white, "WEBP", quality=90)),

@@ -297,29 +297,23 @@ def _probe_libcuda() -> dict[str, Any]:
 
 
 def _probe_opengl() -> dict[str, Any]:
-    """Draws one red triangle with pyrender through EGL, and checks its middle."""
+    """Draws one red triangle through EGL, and checks its middle."""
     import numpy as np
 
-    from clipgs.meshes.headless import import_pyrender
+    from clipgs.meshes import views
+    from clipgs.meshes.headless import context
+    from clipgs.meshes.load import Mesh
+    from clipgs.meshes.materials import Material, Part
 
-    pyrender = import_pyrender()
-    from OpenGL import GL
-
-    corners = np.array([[-1, -1, -1], [1, -1, -1], [0, 1, -1]], np.float32)
-    red = pyrender.Primitive(corners, color_0=np.tile(np.array([1, 0, 0, 1], np.float32), (3, 1)), mode=GL.GL_TRIANGLES)
-    scene = pyrender.Scene(bg_color=np.zeros(4))
-    scene.add(pyrender.Mesh([red]))
-    scene.add(pyrender.PerspectiveCamera(yfov=1.5))
-    renderer = pyrender.OffscreenRenderer(16, 16)
-    try:
-        color, _ = renderer.render(scene, pyrender.RenderFlags.FLAT)
-        renderer._platform.make_current()
-        found = {"renderer": GL.glGetString(GL.GL_RENDERER).decode(errors="replace")}
-    finally:
-        renderer.delete()
-    if color[8, 8].tolist() != [255, 0, 0]:
-        raise RuntimeError(f"{found['renderer']} draws a red triangle in the colour {color[8, 8].tolist()}")
-    return found
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], np.float32) / 4
+    red = Part(corners, np.array([[0, 1, 2]], np.int32), material=Material((1, 0, 0, 1), unlit=True))
+    camera, lens = np.diag([1.0, -1.0, -1.0, 1.0]), np.array([[32.0, 0, 8], [0, 32, 8], [0, 0, 1]])
+    camera[2, 3] = 2
+    color = views.render(Mesh((red,), np.zeros(3), 1.0), camera[None], lens[None], 16)[0, 8, 8].tolist()
+    renderer = context().info["GL_RENDERER"]
+    if color != [255, 0, 0, 255]:
+        raise RuntimeError(f"{renderer} draws a red triangle in the colour {color}")
+    return {"renderer": renderer}
 
 
 PROBES = {"torch": _probe_torch, "libcuda": _probe_libcuda, "opengl": _probe_opengl}

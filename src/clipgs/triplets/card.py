@@ -239,7 +239,13 @@ def _quality_section(packed: Sequence[Row]) -> str:
     if packed and not lines:
         return "Not known: all are ready splats, which came without views to hold them against."
     text = "On views that no splat was fitted to, over a white ground.\n\n![Histogram of the PSNR](quality.png)\n\n"
-    return text + _table(head, lines)
+    text += _table(head, lines)
+    if marked := sum(row.get("view_note") is not None for row in packed):
+        text += (
+            f"\n\nOf {marked:,} objects the pictures of the mesh and the points on its surface differ, so they may "
+            "have been read wrongly; the column `view_note` of `index.parquet` names them."
+        )
+    return text
 
 
 def quality(packed: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -1,39 +1,41 @@
-#version 330 core
-
-// The model matrix is only a translation (pyrender sorts translucent parts by it), so normals need no transform.
-layout(location = 0) in vec3 position;
-#ifdef NORMAL_LOC
-layout(location = NORMAL_LOC) in vec3 normal;
+in vec3 position;
+#ifdef NORMALS
+in vec3 normal;
 out vec3 frag_normal;
 #endif
-#ifdef TEXCOORD_0_LOC
-layout(location = TEXCOORD_0_LOC) in vec2 texcoord_0;
-out vec2 uv_0;
+#ifdef BASE_TEXTURE
+in vec2 uv;
+FROM_VERTEX out vec2 frag_uv;
 #endif
-#ifdef COLOR_0_LOC
-layout(location = COLOR_0_LOC) in vec4 color_0;
-out vec4 vertex_color;
+#ifdef GLOW_TEXTURE
+in vec2 glow_uv;
+FROM_VERTEX out vec2 frag_glow_uv;
 #endif
-layout(location = INST_M_LOC) in mat4 inst_m;
-
-uniform mat4 M;
-uniform mat4 V;
-uniform mat4 P;
-
+#ifdef COLORS
+in vec4 color;
+FROM_VERTEX out vec4 frag_color;
+#endif
 out vec3 frag_position;
+
+uniform mat4 camera;  // world to clip space
+uniform float back;   // how far depth is moved, of 2
 
 void main()
 {
-    vec4 world = M * (inst_m * vec4(position, 1.0));
-    gl_Position = P * (V * world);
-    frag_position = world.xyz;
-#ifdef NORMAL_LOC
+    gl_Position = camera * vec4(position, 1.0);
+    // Half of the depth range is for fronts, so that what is seen only beside them can be moved behind all of them.
+    gl_Position.z = 0.5 * gl_Position.z + (back - 0.5) * gl_Position.w;
+    frag_position = position;
+#ifdef NORMALS
     frag_normal = normal;
 #endif
-#ifdef TEXCOORD_0_LOC
-    uv_0 = texcoord_0;
+#ifdef BASE_TEXTURE
+    frag_uv = uv;
 #endif
-#ifdef COLOR_0_LOC
-    vertex_color = color_0;
+#ifdef GLOW_TEXTURE
+    frag_glow_uv = glow_uv;
+#endif
+#ifdef COLORS
+    frag_color = color;
 #endif
 }
