@@ -1,9 +1,10 @@
 """Reads a mesh file and normalises it to the canonical frame."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Mesh:
     parts: tuple[Part, ...]
     centre: np.ndarray  # [3] float64
     scale: float
+    up_axis: Literal["y", "z"] = "y"  # of the file
 
     @property
     def face_count(self) -> int:
@@ -50,7 +52,8 @@ def load(
     texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
     maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file.
+    Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
+    `up_axis_of`.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -74,7 +77,23 @@ def load(
     except Exception as error:  # a damaged file must not end the run, whatever a reader overlooks
         raise ObjectError(f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}") from error
     check_face_count(sum(len(part.faces) for part in parts), max_faces)
-    return _normalised(_merged(parts), up_axis)
+    return _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
+
+
+def up_axis_of(path: Path) -> Literal["y", "z"]:
+    """The axis that points up by the default of the program that wrote the file: Z in PLY and STL by Blender, else Y.
+
+    Blender names itself in a comment of a PLY and, before version 3, in the first line of an STL; later ones leave that
+    empty. It writes OBJ with Y up.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    begins = {
+        ".ply": rb"ply\b[^\0]*?[\r\n]comment Created (?:in|by) Blender\b",
+        ".stl": rb"\s*(?:solid )?Exported from Blender\b",
+    }
+    begin = begins.get(path.suffix.lower())
+    return "z" if begin is not None and re.match(begin, head) else "y"
 
 
 # --- the canonical frame ---
@@ -109,7 +128,7 @@ def _joined(group: list[Part]) -> Part:
     return replace(group[0], faces=faces, **arrays)
 
 
-def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
+def _normalised(parts: list[Part], up_axis: Literal["y", "z"]) -> Mesh:
     if not parts:
         raise ObjectError("it has no faces")
     if up_axis not in ("y", "z"):
@@ -142,7 +161,7 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
     )
     if not any(_has_area(part) for part in finished):
         raise ObjectError("it has no surface: all its triangles are lines or points")
-    return Mesh(finished, centre, scale)
+    return Mesh(finished, centre, scale, up_axis)
 
 
 def _finite(values: np.ndarray | None) -> np.ndarray | None:

@@ -68,7 +68,7 @@ class Source(Protocol):
         """As `all_files`, for a file of another name with the frozen bytes; empty if none is known."""
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
-        """The axis of the file that points up: `y` or `z`."""
+        """The axis of the file that points up: `y`, `z`, or `auto` where the file's own program says it."""
 
     def notes(self, known: Collection[str] = ()) -> list[str]:
         """Sentences for the user about the source. `known` are the locators of frozen objects."""
