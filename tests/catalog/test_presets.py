@@ -14,8 +14,8 @@ from PIL import Image
 
 from clipgs.catalog.sources import source
 from clipgs.config import check
-from clipgs.meshes.load import load
 from clipgs.meshes.materials import surface_rgba
+from clipgs.meshes.stages import ToRead
 from tests.conftest import CHECKOUT
 from tests.meshes.glb_builder import Glb
 
@@ -113,14 +113,15 @@ def test_a_data_set_is_read_as_it_is_shipped(tmp_path, monkeypatch, tree):
     command = [sys.executable, str(CHECKOUT / "configs" / "manifest.py"), name, folder["path"], folder["manifest"]]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith(": 1 meshes\n")
 
-    objects = source(check(settings))
+    config = check(settings)
+    objects = source(config)
     (locator,) = objects.locators()
     row = {"locator": locator, **objects.identify(locator)}
     found = {**objects.labels([locator])[0], **row}
     assert row["note"] is None
     assert {key: found[key] for key in expected} == expected
-    path = objects.fetch(row)
-    mesh = load(path, up_axis=objects.up_axis(row), root=objects.root, max_faces=100, max_texture_pixels=100)
+    assert objects.fetch(row).is_file()
+    mesh = ToRead(config, {**row, "source": "folder"}, row["sha256"], 0).load()
     assert np.ptp(np.concatenate([part.vertices for part in mesh.parts]), axis=0).argmax() == 1
     color = surface_rgba(mesh.parts[0], np.zeros(1, int), np.eye(3)[:1])[0, :3]
     np.testing.assert_allclose(color, (0.7, 0.7, 0.7) if name == "thingi10k" else (1, 0, 0), atol=1e-5)
