@@ -368,8 +368,8 @@ def _parts(
     normals = _stacked(vertices, ("nx", "ny", "nz"))
     picture, uv, corner_uv = _layout(vertices, faces, len(textures.names))
     of_triangle = picture[polygon]
-    for number in np.unique(of_triangle):
-        chosen = of_triangle == number
+    for number in np.unique(picture):
+        chosen = of_triangle == number if (picture != number).any() else slice(None)
         named = faces.corners[triangles[chosen]]
         if number >= 0:
             material, colors, own = textures.material(int(number)), None, None
