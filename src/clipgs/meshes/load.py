@@ -179,5 +179,8 @@ def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | 
 
 
 def _has_area(part: Part) -> bool:
-    a, b, c = (part.vertices[part.faces[:, i]].astype(np.float64) for i in range(3))
-    return bool((np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any())
+    for first in range(0, len(part.faces), 10_000):  # usually the first triangles have
+        a, b, c = (part.vertices[corner].astype(np.float64) for corner in part.faces[first : first + 10_000].T)
+        if (np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any():
+            return True
+    return False

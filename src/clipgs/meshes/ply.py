@@ -301,7 +301,10 @@ def _strips(elements: dict[str, _Columns]) -> _Faces | None:
 
 def _stacked(columns: _Columns, names: tuple[str, ...]) -> np.ndarray | None:
     found = [columns[name].values for name in names if name in columns and columns[name].lengths is None]
-    return np.stack(found, axis=1).astype(np.float64) if len(found) == len(names) else None
+    if len(found) != len(names):
+        return None
+    with np.errstate(invalid="ignore"):  # a signalling nan, which is refused or replaced later
+        return np.stack(found, axis=1).astype(np.float64)
 
 
 def _rgba(columns: _Columns, neutral: Material) -> np.ndarray | None:
@@ -368,8 +371,8 @@ def _parts(
     normals = _stacked(vertices, ("nx", "ny", "nz"))
     picture, uv, corner_uv = _layout(vertices, faces, len(textures.names))
     of_triangle = picture[polygon]
-    for number in np.unique(of_triangle):
-        chosen = of_triangle == number
+    for number in np.unique(picture):
+        chosen = of_triangle == number if (picture != number).any() else slice(None)
         named = faces.corners[triangles[chosen]]
         if number >= 0:
             material, colors, own = textures.material(int(number)), None, None
@@ -394,9 +397,9 @@ def _layout(
     per_vertex = next((pair for pair in (_stacked(vertices, n) for n in _COORDINATES) if pair is not None), None)
     if not pictures or (per_vertex is None and (texcoord is None or texcoord.lengths is None)):
         return none, None, None
-    numbers = faces.columns.get("texnumber")
-    picture = np.zeros(count, np.int64) if numbers is None else numbers.values.astype(np.int64)
-    picture = np.where((picture >= 0) & (picture < pictures), picture, -1)
+    number = faces.columns.get("texnumber")
+    picture = np.zeros(count) if number is None or number.lengths is not None else number.values
+    picture = np.where((picture >= 0) & (picture < pictures), picture, -1).astype(np.int64)
     if texcoord is None or texcoord.lengths is None:
         assert per_vertex is not None
         return picture, per_vertex * (1, -1) + (0, 1), None

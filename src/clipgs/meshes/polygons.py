@@ -91,15 +91,24 @@ def triangulate(
 def _other_diagonal(
     quads: np.ndarray,  # [Q, 4, 3]
 ) -> np.ndarray:
-    """Bool [Q]: quads in which the diagonal of corners 0 and 2 lies outside, and that of 1 and 3 does not."""
+    """Numbers of the quads in which the diagonal of corners 0 and 2 lies outside, and that of 1 and 3 does not."""
     b, c, d = (quads[:, k] - quads[:, 0] for k in (1, 2, 3))
+    first, second = _product(b, c), _product(c, d)
+    usual = np.einsum("qi,qi->q", first, second)
+    outside = np.flatnonzero(usual < 0)
+    b, c, d = b[outside], c[outside], d[outside]
+    other = np.einsum("qi,qi->q", _product(b, d), _product(c - b, d - b))
+    return outside[other > usual[outside]]
 
-    def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.einsum("qi,qi->q", first, second)
 
-    usual = agreement(np.cross(b, c), np.cross(c, d))
-    other = agreement(np.cross(b, d), np.cross(c - b, d - b))
-    return (usual < 0) & (other > usual)
+def _product(
+    a: np.ndarray,  # [N, 3]
+    b: np.ndarray,  # [N, 3]
+) -> np.ndarray:
+    """The cross product [N, 3], in half of numpy's time."""
+    x, y, z = a.T
+    u, v, w = b.T
+    return np.stack([y * w - z * v, z * u - x * w, x * v - y * u], axis=1)
 
 
 def _concave(
@@ -118,10 +127,10 @@ def _concave(
     points = points - points[begins][polygon]
     following = np.arange(1, ends[-1] + 1)
     following[ends - 1] = begins
-    normals = np.add.reduceat(np.cross(points, points[following]), begins)
+    normals = np.add.reduceat(_product(points, points[following]), begins)
     edges = points[following] - points
     lengths = np.linalg.norm(edges, axis=1)
-    turns = np.cross(edges, edges[following])
+    turns = _product(edges, edges[following])
     turned = np.einsum("ci,ci->c", turns, normals[polygon])
     scale = lengths * lengths[following] * np.linalg.norm(normals, axis=1)[polygon]
     # A spike that turns right round has no area, and a fan would give it one.

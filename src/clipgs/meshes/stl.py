@@ -16,7 +16,8 @@ _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attrib
 _HEADER_BYTES = 84  # with the count of the triangles
 _TEXT = re.compile(rb"(?i)(?:\xef\xbb\xbf)?(?:\s+|#[^\r\n]*)*(?:solid|facet)\b")
 # A name may hold any word, such as `vertex`.
-_NAMES = re.compile(rb"(?m)^[ \t]*(?:#|(?:end)?solid\b)(?:(?!\bfacet\b)[^\n])*")
+_NAMES = re.compile(rb"(?:#|solid\b)(?:(?!\bfacet\b)[^\n])*")
+_LINE = re.compile(rb"vertex([^\n]*)")
 _VERTEX = re.compile(rb"vertex([^a-z]*(?:(?:e[-+]?[0-9]|nan|inf)[^a-z]*)*)")
 
 
@@ -51,7 +52,7 @@ def _part(
 ) -> Part:
     own = None if colors is None else np.repeat(colors, 3, axis=0)
     faces = np.arange(len(corners)).reshape(-1, 3)
-    return Part(corners.astype(np.float64), faces, colors=own, material=neutral if own is None else Material())
+    return Part(corners, faces, colors=own, material=neutral if own is None else Material())
 
 
 def _colors(
@@ -76,14 +77,16 @@ def _colors(
 
 def _text(data: bytes, neutral: Material, max_faces: int) -> Part:
     text = _NAMES.sub(b"", data.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").lower())
-    found = _VERTEX.findall(text)
-    check_face_count(len(found) // 3, max_faces)
-    corners = numbers(b" ".join(found), "STL")
-    ends = text.count(b"endloop")
-    if len(corners) != 3 * len(found) or text.count(b"loop") != 2 * ends:
+    count, ends = text.count(b"vertex"), text.count(b"endloop")
+    check_face_count(count // 3, max_faces)
+    try:
+        corners = numbers(b" ".join(_LINE.findall(text)), "STL")
+    except ObjectError:  # a line has more than a vertex, which takes longer to tell apart
+        corners = numbers(b" ".join(_VERTEX.findall(text)), "STL")
+    if len(corners) != 3 * count or text.count(b"loop") != 2 * ends:
         raise ObjectError("the STL file ends within a triangle, or has a vertex without three coordinates")
     corners = corners.reshape(-1, 3)
-    if len(found) != 3 * ends:  # some loops are polygons
+    if count != 3 * ends:  # some loops are polygons
         sizes = np.array([loop.count(b"vertex") for loop in text.split(b"endloop")], np.int64)
         corners = corners[triangulate(corners, np.arange(len(corners)), sizes)[0].reshape(-1)]
     return _part(corners, None, neutral)
