@@ -317,7 +317,7 @@ HUGE_PLY = PLY_HEADER.replace("vertex 4", "vertex 2147483648")
         ("a.ply", b"ply\nformat", "no header"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex x\nend_header\n", "malformed"),
         ("a.stl", bytes(80) + struct.pack("<I", 2**31) + bytes(50), "claims 2147483648 triangles"),
-        ("a.stl", b"", "claims 0 triangles"),
+        ("a.stl", b"", "has 0 bytes"),
         ("a.off", b"OFF\n2147483648 1 0\n0 0 0\n", "claims 2147483648"),
         ("a.off", b"OFF\n1 1 0\n0 0 0\n3 0 0 9\n", "names vertex 9"),
         ("a.off", b"", "begin with OFF"),

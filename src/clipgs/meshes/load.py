@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from PIL import Image
 
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
-from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.meshes import gltf
+from clipgs.meshes import gltf, off, ply, stl
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
+from clipgs.meshes.polygons import check_face_count
+from clipgs.meshes.texts import decoded
 
 # trimesh logs tracebacks of errors that it ignores; errors that matter are raised.
 logging.getLogger("trimesh").setLevel(logging.CRITICAL)
@@ -57,8 +57,8 @@ def load(
     is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
     colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file. `clipgs.meshes.gltf` reads glTF; trimesh
-    reads the others, after the counts in their headers are checked against the size of the file.
+    Parts with the same material become one part, in the order of the file. trimesh reads OBJ, and
+    modules of this package read the others.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -66,8 +66,8 @@ def load(
     """
     path = Path(path)
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
-    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
-    readers |= {".stl": _read_stl, ".off": _read_off}
+    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": ply.read}
+    readers |= {".stl": stl.read, ".off": off.read}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
@@ -84,13 +84,8 @@ def load(
         raise folder.refusal or ObjectError(reason) from error
     if folder.refusal is not None:
         raise folder.refusal
-    _check_face_count(sum(len(part.faces) for part in parts), max_faces)
+    check_face_count(sum(len(part.faces) for part in parts), max_faces)
     return _normalised(_merged(parts), up_axis)
-
-
-def _check_face_count(count: int, limit: int) -> None:
-    if count > limit:
-        raise ObjectError(f"it has {count} triangles, more than the limit of {limit}")
 
 
 # --- formats ---
@@ -99,13 +94,13 @@ def _check_face_count(count: int, limit: int) -> None:
 def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
     from trimesh.exchange.obj import load_obj
 
-    text = _text(path.read_bytes())
-    _check_face_count(text.count("\nf "), max_faces)  # a polygon has at least one triangle, and parsing is slow
+    text = decoded(path.read_bytes())
+    check_face_count(text.count("\nf "), max_faces)  # a polygon has at least one triangle, and parsing is slow
     text = _absolute_indices(text)
     libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
     # A material file that no face uses gives no colours, and is often missing.
     used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
-    materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
+    materials = "\n".join(decoded(folder.get(name)) for name in libraries) if used else ""
     # trimesh reads the options of a texture as part of its name.
     materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
     textures: Any = _Textures(folder, materials.encode() + b"\n")
@@ -133,71 +128,6 @@ def _absolute_indices(text: str) -> str:
     return "\n".join(lines)
 
 
-def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.ply import load_ply
-
-    data = path.read_bytes()
-    _check_ply_header(data, max_faces)
-    head, end, body = data.partition(END)
-    try:
-        head.decode()
-    except UnicodeDecodeError:  # trimesh reads comments as UTF-8 only
-        data = head.decode("latin-1").encode() + end + body
-    textures: Any = _Textures(folder)
-    return [_part(load_ply(io.BytesIO(data), resolver=textures), neutral)]
-
-
-def _read_stl(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.stl import load_stl
-
-    data = path.read_bytes()
-    claimed = int.from_bytes(data[80:84], "little")
-    if len(data) != 84 + 50 * claimed and not data.lstrip()[:5].lower() == b"solid":
-        raise ObjectError(f"the STL file claims {claimed} triangles, which do not fit its {len(data)} bytes")
-    if len(data) == 84 + 50 * claimed:
-        _check_face_count(claimed, max_faces)
-    loaded = load_stl(io.BytesIO(data))
-    solids = loaded["geometry"].values() if "geometry" in loaded else [loaded]
-    return [_part(kwargs, neutral) for kwargs in solids]
-
-
-def _read_off(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    """OFF and COFF, with the colours that trimesh ignores: of vertices (COFF), else of faces."""
-    lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
-    head, *body = [line for line in lines if line] or [[""]]
-    if not head[0].upper().startswith(("OFF", "COFF")):
-        raise ObjectError("the OFF file does not begin with OFF")
-    # Some files, such as ModelNet's, have the counts on the first line, even without a space.
-    first = re.sub(r"^C?OFF", "", head[0], flags=re.IGNORECASE)
-    head = ([first] if first else []) + head[1:]
-    if not head:
-        head, *body = body
-    vertex_count, face_count = int(head[0]), int(head[1])
-    if vertex_count < 0 or face_count < 0 or vertex_count + face_count > len(body):
-        raise ObjectError(
-            f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines"
-        )
-    _check_face_count(face_count, max_faces)
-    rows = body[:vertex_count]
-    vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
-    polygons = [
-        (row[1 : 1 + int(row[0])], row[1 + int(row[0]) :]) for row in body[vertex_count : vertex_count + face_count]
-    ]
-    faces = [(polygon[0], *edge) for polygon, _ in polygons for edge in pairwise(polygon[1:])]
-    kwargs: dict[str, Any] = {"vertices": vertices, "faces": np.array(faces, np.int64).reshape(-1, 3)}
-    if rows and all(len(row) in (6, 7) for row in rows):
-        kwargs["vertex_colors"] = _off_colors([row[3:] for row in rows])
-    elif polygons and all(len(color) in (3, 4) for _, color in polygons):
-        kwargs["face_colors"] = _off_colors([c for polygon, c in polygons for _ in polygon[2:]])
-    return [_part(kwargs, neutral)]
-
-
-def _off_colors(rows: list[list[str]]) -> np.ndarray:
-    """Colours in [0, 1]. The numbers are fractions if any has a decimal point (as in Geomview), else bytes."""
-    colors = np.array([row[:3] for row in rows], np.float64)
-    return colors if any("." in word for row in rows for word in row) else colors / 255
-
-
 class _Textures:
     """The resolver of trimesh's readers: it returns `materials` at its first call, then textures.
 
@@ -216,36 +146,6 @@ class _Textures:
         return buffer.getvalue()
 
     __getitem__ = get
-
-
-def _text(data: bytes) -> str:
-    """Text of any encoding."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        import charset_normalizer
-
-        best = charset_normalizer.from_bytes(data).best()
-        if best is None:
-            raise ObjectError("the file is not text in a known encoding") from None
-        return str(best)
-
-
-def _check_ply_header(data: bytes, max_faces: int) -> None:
-    end = data.find(END)
-    if not data.startswith(b"ply") or end < 0:
-        raise ObjectError("the PLY file has no header")
-    header = parse_ply_header(data[:end])
-    needed = 0
-    for element in header.elements:
-        if element.count < 0:
-            raise ObjectError(f"the PLY file claims {element.count} elements")
-        # A list needs at least the bytes of its length; in text, a digit and a space.
-        needed += element.count * (2 * len(element.properties) if header.text else element.row_bytes)
-    if needed > len(data) - end:
-        raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
-    faces = header.element("face")
-    _check_face_count(faces.count if faces else 0, max_faces)
 
 
 def _part(kwargs: dict[str, Any], neutral: Material) -> Part:
@@ -393,5 +293,8 @@ def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | 
 
 
 def _has_area(part: Part) -> bool:
-    a, b, c = (part.vertices[part.faces[:, i]].astype(np.float64) for i in range(3))
-    return bool((np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any())
+    for first in range(0, len(part.faces), 10_000):  # usually the first triangles have
+        a, b, c = (part.vertices[corner].astype(np.float64) for corner in part.faces[first : first + 10_000].T)
+        if (np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any():
+            return True
+    return False
