@@ -1,7 +1,9 @@
 import csv
 import hashlib
+import json
 import os
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -96,6 +98,34 @@ def test_the_files_that_a_file_names_are_part_of_it(tmp_path):
     assert before[0] != after[0]
     assert before[1] != after[1]  # through the .mtl that it names as a buffer
     assert before[2] != after[2]
+
+
+def test_files_that_are_found_elsewhere_in_the_folder_are_part_of_it_too(tmp_path):
+    files = {"o/models/a.obj": "mtllib a.mtl b.mtl\n", "o/models/A.mtl": "map_Kd -s 1 1 1 ../images/a b.png\n"}
+    files |= {"o/models/b.mtl": "map_d C:\\x\\c.png\nbump d.png\n"}
+    pictures = ["o/images/a b.png", "textures/c.png", "o/materials/textures/c.png"]
+    write(tmp_path, **files, **dict.fromkeys(pictures, "1"), **{"out.png": "1"})
+    source = folder_source(tmp_path)
+    digests = [source.identify("o/models/a.obj")["sha256"]]
+    for name in (*files, *pictures, "out.png"):
+        write(tmp_path, **{name: files.get(name, "2") + "\n"})
+        digests.append(source.identify("o/models/a.obj")["sha256"])
+    changed = [before != after for before, after in pairwise(digests)]
+    assert changed == [True, True, True, True, False, True, False]  # the file is found in the nearest folder
+
+
+def test_hashes_that_were_kept_before_files_were_looked_for_are_not_used(tmp_path):
+    write(tmp_path, **{"o/models/a.obj": "mtllib a.mtl\n", "o/models/a.mtl": "map_Kd ../images/a.png\n"})
+    write(tmp_path, **{"o/images/a.png": "1", "b.stl": "b"})
+    aged(tmp_path)
+    source = folder_source(tmp_path)
+    kept, names = source._digests._kept, ["o/models/a.obj", "b.stl"]
+    right = source.digests(names)
+    entries = json.loads(kept.read_text())
+    for entry in entries.values():
+        entry[0], entry[1:] = "an older hash", [entry[1]]
+    kept.write_text(json.dumps(entries))
+    assert folder_source(tmp_path).digests(names) == {**right, "b.stl": "an older hash"}
 
 
 def test_a_file_that_changed_is_not_taken_for_the_one_that_was_frozen(tmp_path):

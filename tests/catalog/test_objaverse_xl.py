@@ -128,7 +128,7 @@ def test_files_come_from_their_hosts_and_are_held_against_their_hash(tmp_path, m
         assert path.suffix == suffix
         assert objects.path(rows[locator]) == path
     assert objects.up_axis(rows[ROWS[2][0]]) == "z"
-    assert objects.up_axis(rows[ROWS[0][0]]) == "y"
+    assert objects.up_axis(rows[ROWS[0][0]]) == "auto"
     with pytest.raises(ObjectError, match="other bytes"):
         objects.fetch(rows[ROWS[3][0]])
     with pytest.raises(ObjectError, match="not found"):

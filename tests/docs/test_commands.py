@@ -29,7 +29,7 @@ README_LINES = 120
 OFFLINE = {
     "cache": "cache",
     "catalog": {
-        "folder": {"path": "meshes"},
+        "folder": {"path": "meshes", "manifest": None},
         "modelnet": {"path": "ModelNet40"},
         "objaverse": {"root": "objaverse"},
     },

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clipgs.core.errors import ObjectError
-from clipgs.meshes.load import load
+from clipgs.meshes.load import load, up_axis_of
 from clipgs.meshes.materials import srgb_to_linear, surface_rgba
 from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES
 
@@ -73,7 +73,7 @@ def test_obj_with_materials(tmp_path, loaded):
     assert between.sum() > 50
     found = surface_rgba(picture, np.zeros(200, int), barycentric)[between, :3]
     red = (0.75 - u[between]) / 0.5
-    np.testing.assert_allclose(found, np.stack([red, 0 * red, 1 - red], axis=1), atol=1e-5)
+    np.testing.assert_allclose(srgb_to_linear(found), np.stack([red, 0 * red, 1 - red], axis=1), atol=1e-4)
 
 
 def test_obj_with_several_material_files(tmp_path, loaded):
@@ -317,13 +317,13 @@ HUGE_PLY = PLY_HEADER.replace("vertex 4", "vertex 2147483648")
         ("a.ply", b"ply\nformat", "no header"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex x\nend_header\n", "malformed"),
         ("a.stl", bytes(80) + struct.pack("<I", 2**31) + bytes(50), "claims 2147483648 triangles"),
-        ("a.stl", b"", "claims 0 triangles"),
+        ("a.stl", b"", "has 0 bytes"),
         ("a.off", b"OFF\n2147483648 1 0\n0 0 0\n", "claims 2147483648"),
         ("a.off", b"OFF\n1 1 0\n0 0 0\n3 0 0 9\n", "names vertex 9"),
         ("a.off", b"", "begin with OFF"),
         ("a.off", b"OFF\n", "malformed"),
         ("a.obj", b"", "no faces"),
-        ("a.obj", b"v 0 0 0\nf 1 2 3\n", "malformed|names vertex"),
+        ("a.obj", b"v 0 0 0\nf 1 2 3\n", "names a vertex that is not there"),
         ("a.obj", (TETRAHEDRON + "v 1 1 nan\nf 5 1 2\n").encode(), "not finite"),
         ("a.obj", TETRAHEDRON.replace("v 2", "v 1e300").encode(), "not the size of an object"),
         ("a.obj", TETRAHEDRON.replace("v 2", "v 1e999").encode(), "not finite"),
@@ -387,3 +387,37 @@ def test_normals_that_are_none(glb, loaded):
     found = loaded(glb).parts[0].normals
     expected = [[0, 0, 1], [0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
     np.testing.assert_allclose(found[:5], expected, atol=1e-6)
+
+
+# --- which axis is up ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "axis"),
+    [
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment Created in Blender version 4.2.0\n", "z"),
+        ("a.PLY", b"ply\rformat ascii 1.0\rcomment Created by Blender 2.79 (sub 0) - www.blender.org\r", "z"),
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment VCGLIB generated\n", "y"),
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment not Created in Blender\n", "y"),
+        ("a.stl", b"Exported from Blender-2.92.0".ljust(80, b"\0"), "z"),
+        ("a.stl", b"solid Exported from Blender-2.92.0\n", "z"),
+        ("a.stl", bytes(84), "y"),
+        ("a.obj", b"# Blender 4.2.0\n", "y"),
+        ("a.off", b"", "y"),
+    ],
+)
+def test_the_axis_that_is_up_by_the_program_that_wrote_the_file(tmp_path, name, head, axis):
+    (tmp_path / name).write_bytes(head)
+    assert up_axis_of(tmp_path / name) == axis
+
+
+def test_plys_of_blender_stand_upright_by_themselves(tmp_path, loaded):
+    tall = "0 0 0 1 1 1\n1 0 0 1 1 1\n0 0 9 1 1 1\n0 1 0 1 1 1\n3 0 1 2\n3 0 1 3\n"
+    text = PLY_HEADER.format("ascii", 2).replace("1.0\n", "1.0\ncomment Created in Blender version 4.2.0\n", 1) + tall
+    (tmp_path / "a.ply").write_text(text)
+    mesh = loaded(tmp_path / "a.ply", up_axis="auto")
+    assert mesh.up_axis == "z"
+    assert np.ptp(mesh.parts[0].vertices, axis=0).argmax() == 1
+    mesh = loaded(tmp_path / "a.ply")
+    assert mesh.up_axis == "y"
+    assert np.ptp(mesh.parts[0].vertices, axis=0).argmax() == 2

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from clipgs.config import Config
 
-UpAxis = Literal["y", "z"]  # the axis of a mesh file that points up
+UpAxis = Literal["auto", "y", "z"]  # the axis of a mesh file that points up; auto: by the program that wrote it
 # Formats that say it: their readers turn Y up.
 SAYS_ITS_AXIS = (".glb", ".gltf", ".dae", ".3mf", ".usd", ".usda", ".usdc", ".usdz")
 

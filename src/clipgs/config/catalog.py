@@ -29,8 +29,9 @@ class Folder(Section):
     text_from_name: bool = setting(True, "true or false", runtime=True)
     """A file in a subfolder gets its text from its own name where that says more than the category. false means that it
     gets none. A file outside any subfolder always gets its name."""
-    up_axis: Literal["y", "z"] = setting("y", "axis")
-    """This axis points up in .obj, .ply, .stl and .off files. The other formats say it."""
+    up_axis: Literal["auto", "y", "z"] = setting("auto", "axis")
+    """This axis points up in .obj, .ply, .stl and .off files. auto means z in the .ply and .stl files that say that
+    Blender wrote them, and y in all others. The other formats say it."""
 
 
 class ModelNet(Section):

@@ -1,5 +1,6 @@
 """The header of PLY files, for meshes and splats: its elements, and how many bytes follow."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,12 +10,17 @@ SPLAT_PROPERTIES = (
     *("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
-_BYTES_OF_TYPE = {
-    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
-    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
-    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
-    **dict.fromkeys(("double", "float64"), 8),
+NUMPY_TYPES = {  # without the order of bytes
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
+_HEADER_END = re.compile(rb"(?:\A|[\r\n])[ \t]*end_header[ \t]*(\r\n|\r|\n|\Z)")
 
 
 @dataclass
@@ -25,6 +31,7 @@ class Element:
     count: int
     properties: list[str] = field(default_factory=list)
     types: list[str] = field(default_factory=list)  # of each property; of a list, its length's
+    items: list[str | None] = field(default_factory=list)  # the type of a list's items; None: the property is no list
 
     @property
     def row_bytes(self) -> int:
@@ -33,16 +40,31 @@ class Element:
         Raises:
             KeyError: a type is none of PLY's.
         """
-        return sum(_BYTES_OF_TYPE[number_type] for number_type in self.types)
+        return sum(int(NUMPY_TYPES[number_type][1]) for number_type in self.types)
 
 
 class PlyHeader(NamedTuple):
-    text: bool  # of `format ascii`
+    format: str  # ascii, binary_little_endian or binary_big_endian
     elements: list[Element]  # in the order of the file
+    comments: list[str]  # what follows the word `comment`
+
+    @property
+    def text(self) -> bool:
+        return self.format == "ascii"
 
     def element(self, name: str) -> Element | None:
         """The first element of that name."""
         return next((element for element in self.elements if element.name == name), None)
+
+
+def split_ply(data: bytes) -> tuple[bytes, int] | None:
+    """The lines before `end_header`, and where the rows begin; None if this is no PLY, or its header does not end."""
+    end = _HEADER_END.search(data)
+    if not data.startswith(b"ply") or end is None:
+        return None
+    # Where lines end with CR alone, an LF after the last one is the first byte of the rows.
+    alone = data[3:4] == b"\r" and data[4:5] != b"\n" and end[1] == b"\r\n"
+    return data[: end.start()], end.end() - alone
 
 
 def parse_ply_header(head: bytes) -> PlyHeader:
@@ -52,18 +74,32 @@ def parse_ply_header(head: bytes) -> PlyHeader:
         ValueError: a count is no whole number.
         IndexError: a property comes before the first element.
     """
-    text = False
+    kind = ""
     elements: list[Element] = []
-    for line in head.decode("ascii", "replace").splitlines():
+    comments: list[str] = []
+    try:
+        text = head.decode()
+    except UnicodeDecodeError:
+        text = head.decode("latin-1")
+    for line in re.split("\r\n|\r|\n", text):
         match line.split():
             case ["format", kind, *_]:
-                text = kind == "ascii"
+                pass
+            case ["comment", *_]:
+                comments.append(line.strip()[len("comment") :].strip())
             case ["element", name, count]:
                 elements.append(Element(name, int(count)))
-            case ["property", "list", number_type, _, name] | ["property", number_type, name]:
-                elements[-1].properties.append(name)
-                elements[-1].types.append(number_type)
-    return PlyHeader(text, elements)
+            case ["property", "list", number_type, item, name]:
+                _append(elements[-1], name, number_type, item)
+            case ["property", number_type, name]:
+                _append(elements[-1], name, number_type, None)
+    return PlyHeader(kind, elements, comments)
+
+
+def _append(element: Element, name: str, number_type: str, item: str | None) -> None:
+    element.properties.append(name)
+    element.types.append(number_type)
+    element.items.append(item)
 
 
 def splat_lacks(columns: Collection[str]) -> list[str]:

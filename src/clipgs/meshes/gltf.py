@@ -1,8 +1,8 @@
 """Reads glTF 2.0, .glb and .gltf, as the parts of a mesh.
 
-trimesh reads glTF too, but it ignores features that many real files use for colour or shape: normalised integers,
-triangle fans, other texture coordinate sets, texture transforms and wrapping, linear vertex colours. And this module
-checks every count against the size of the file before it allocates memory.
+Libraries that read glTF ignore features that many real files use for colour or shape: normalised integers, triangle
+fans, other texture coordinate sets, texture transforms and wrapping, linear vertex colours. And this module checks
+every count against the size of the file before it allocates memory.
 
 Method: Khronos glTF 2.0 specification, sections 3.5 (scenes), 3.6 (buffers and accessors), 3.7 (meshes, skins) and 3.9
 (materials).

@@ -1,26 +1,19 @@
 """Reads a mesh file and normalises it to the canonical frame."""
 
-import io
-import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
-from clipgs.core.ply_header import END, parse_ply_header
-from clipgs.meshes import collada, gltf, threemf, usd
+from clipgs.meshes import collada, gltf, obj, off, ply, stl, threemf, usd
 from clipgs.meshes.folder import Folder
-from clipgs.meshes.materials import AlphaMode, Material, Part, Texture, srgb_to_linear
-
-# trimesh logs tracebacks of errors that it ignores; errors that matter are raised.
-logging.getLogger("trimesh").setLevel(logging.CRITICAL)
+from clipgs.meshes.materials import Material, Part, srgb_to_linear
+from clipgs.meshes.polygons import check_face_count
 
 # No real object is smaller or larger in any unit, and squares of such numbers exceed float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
@@ -37,6 +30,7 @@ class Mesh:
     parts: tuple[Part, ...]
     centre: np.ndarray  # [3] float64
     scale: float
+    up_axis: Literal["y", "z"] = "y"  # of the file
 
     @property
     def face_count(self) -> int:
@@ -50,17 +44,16 @@ def load(
     max_faces: int,
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
+    root: Path | None = None,
 ) -> Mesh:
     """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae, .3mf or, with the extra `usd`, .usd, .usda, .usdc and .usdz.
 
-    Only files in the file's own folder, or below it, are opened. A texture or material file that is missing or damaged
-    is an error, since the colours would be wrong without it; normal maps and gloss maps may be missing. A mesh without
-    colours gets `neutral_color` (sRGB).
+    Only files in the file's own folder or below it are opened, and those below `root`, a folder of the user's. A
+    texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
+    maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
-    Parts with the same material become one part, in the order of the file. glTF, COLLADA, 3MF and USD are read here;
-    trimesh reads the others, after the counts in their headers are checked against the size of the file.
-
-    `up_axis` is "y" for formats that say their axis: their readers have turned them.
+    Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
+    `up_axis_of`.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -68,249 +61,40 @@ def load(
     """
     path = Path(path)
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
-    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": _read_obj, ".ply": _read_ply}
-    readers |= {".stl": _read_stl, ".off": _read_off, ".dae": collada.read, ".3mf": threemf.read}
+    readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": ply.read}
+    readers |= {".stl": stl.read, ".off": off.read, ".dae": collada.read, ".3mf": threemf.read}
     readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
     if not path.is_file():
         raise ObjectError("the file is missing")
-    folder = Folder(path, max_texture_pixels)
+    folder = Folder(path, max_texture_pixels, root)
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
         parts = readers[suffix](path, folder, neutral, max_faces)
     except (ObjectError, MemoryError):
         raise
-    except Exception as error:  # trimesh raises errors of any class
-        reason = f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}"
-        raise folder.refusal or ObjectError(reason) from error
-    if folder.refusal is not None:
-        raise folder.refusal
-    _check_face_count(sum(len(part.faces) for part in parts), max_faces)
-    return _normalised(_merged(parts), up_axis)
+    except Exception as error:  # a damaged file must not end the run, whatever a reader overlooks
+        raise ObjectError(f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}") from error
+    check_face_count(sum(len(part.faces) for part in parts), max_faces)
+    return _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
 
 
-def _check_face_count(count: int, limit: int) -> None:
-    if count > limit:
-        raise ObjectError(f"it has {count} triangles, more than the limit of {limit}")
+def up_axis_of(path: Path) -> Literal["y", "z"]:
+    """The axis that points up by the default of the program that wrote the file: Z in PLY and STL by Blender, else Y.
 
-
-# --- formats ---
-
-
-def _read_obj(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.obj import load_obj
-
-    text = _text(path.read_bytes())
-    _check_face_count(text.count("\nf "), max_faces)  # a polygon has at least one triangle, and parsing is slow
-    text = _absolute_indices(text)
-    libraries = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t]*$", text, re.MULTILINE)
-    # A material file that no face uses gives no colours, and is often missing.
-    used = bool(libraries) and re.search(r"^[ \t]*usemtl\b", text, re.MULTILINE) is not None
-    materials = "\n".join(_text(folder.get(name)) for name in libraries) if used else ""
-    # trimesh reads the options of a texture as part of its name.
-    materials = re.sub(r"(?im)^([ \t]*map_kd[ \t]+)(?:-[a-z]+[ \t]+(?:(?:[-+.\d]+|on|off)[ \t]+)*)+", r"\1", materials)
-    textures: Any = _Textures(folder, materials.encode() + b"\n")
-    loaded = load_obj(io.BytesIO(text.encode()), resolver=textures, skip_materials=not used)
-    return [_part(kwargs, neutral) for kwargs in loaded.get("geometry", {}).values()]
-
-
-def _absolute_indices(text: str) -> str:
-    """OBJ text with positive indices: negative ones count back from their own line, but in trimesh from the end."""
-    if re.search(r"^[ \t]*f\b.*-\d", text, re.MULTILINE) is None:
-        return text
-    counts, lines = {"v": 0, "vt": 0, "vn": 0}, []
-    for line in text.splitlines():
-        kind, *words = line.split() or [""]
-        if kind in counts:
-            counts[kind] += 1
-        elif kind == "f":
-            for place, word in enumerate(words):
-                words[place] = "/".join(
-                    str(total + int(index) + 1) if index.startswith("-") else index
-                    for index, total in zip(word.split("/"), counts.values(), strict=False)
-                )
-            line = " ".join(["f", *words])
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _read_ply(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.ply import load_ply
-
-    data = path.read_bytes()
-    _check_ply_header(data, max_faces)
-    head, end, body = data.partition(END)
-    try:
-        head.decode()
-    except UnicodeDecodeError:  # trimesh reads comments as UTF-8 only
-        data = head.decode("latin-1").encode() + end + body
-    textures: Any = _Textures(folder)
-    return [_part(load_ply(io.BytesIO(data), resolver=textures), neutral)]
-
-
-def _read_stl(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    from trimesh.exchange.stl import load_stl
-
-    data = path.read_bytes()
-    claimed = int.from_bytes(data[80:84], "little")
-    if len(data) != 84 + 50 * claimed and not data.lstrip()[:5].lower() == b"solid":
-        raise ObjectError(f"the STL file claims {claimed} triangles, which do not fit its {len(data)} bytes")
-    if len(data) == 84 + 50 * claimed:
-        _check_face_count(claimed, max_faces)
-    loaded = load_stl(io.BytesIO(data))
-    solids = loaded["geometry"].values() if "geometry" in loaded else [loaded]
-    return [_part(kwargs, neutral) for kwargs in solids]
-
-
-def _read_off(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
-    """OFF and COFF, with the colours that trimesh ignores: of vertices (COFF), else of faces."""
-    lines = [line.partition("#")[0].split() for line in _text(path.read_bytes()).splitlines()]
-    head, *body = [line for line in lines if line] or [[""]]
-    if not head[0].upper().startswith(("OFF", "COFF")):
-        raise ObjectError("the OFF file does not begin with OFF")
-    # Some files, such as ModelNet's, have the counts on the first line, even without a space.
-    first = re.sub(r"^C?OFF", "", head[0], flags=re.IGNORECASE)
-    head = ([first] if first else []) + head[1:]
-    if not head:
-        head, *body = body
-    vertex_count, face_count = int(head[0]), int(head[1])
-    if vertex_count < 0 or face_count < 0 or vertex_count + face_count > len(body):
-        raise ObjectError(
-            f"the OFF file claims {vertex_count} vertices and {face_count} faces, and has {len(body)} lines"
-        )
-    _check_face_count(face_count, max_faces)
-    rows = body[:vertex_count]
-    vertices = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
-    polygons = [
-        (row[1 : 1 + int(row[0])], row[1 + int(row[0]) :]) for row in body[vertex_count : vertex_count + face_count]
-    ]
-    faces = [(polygon[0], *edge) for polygon, _ in polygons for edge in pairwise(polygon[1:])]
-    kwargs: dict[str, Any] = {"vertices": vertices, "faces": np.array(faces, np.int64).reshape(-1, 3)}
-    if rows and all(len(row) in (6, 7) for row in rows):
-        kwargs["vertex_colors"] = _off_colors([row[3:] for row in rows])
-    elif polygons and all(len(color) in (3, 4) for _, color in polygons):
-        kwargs["face_colors"] = _off_colors([c for polygon, c in polygons for _ in polygon[2:]])
-    return [_part(kwargs, neutral)]
-
-
-def _off_colors(rows: list[list[str]]) -> np.ndarray:
-    """Colours in [0, 1]. The numbers are fractions if any has a decimal point (as in Geomview), else bytes."""
-    colors = np.array([row[:3] for row in rows], np.float64)
-    return colors if any("." in word for row in rows for word in row) else colors / 255
-
-
-class _Textures:
-    """The resolver of trimesh's readers: it returns `materials` at its first call, then textures.
-
-    Textures are checked and decoded here, and trimesh gets them as PNG.
+    Blender names itself in a comment of a PLY and, before version 3, in the first line of an STL; later ones leave that
+    empty. It writes OBJ with Y up.
     """
-
-    def __init__(self, folder: Folder, materials: bytes = b"") -> None:
-        self.folder, self.materials = folder, materials
-
-    def get(self, name: str) -> bytes:
-        if self.materials:
-            materials, self.materials = self.materials, b""
-            return materials
-        buffer = io.BytesIO()
-        Image.fromarray(self.folder.image(name)).save(buffer, "PNG", compress_level=0)
-        return buffer.getvalue()
-
-    __getitem__ = get
-
-
-def _text(data: bytes) -> str:
-    """Text of any encoding."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        import charset_normalizer
-
-        best = charset_normalizer.from_bytes(data).best()
-        if best is None:
-            raise ObjectError("the file is not text in a known encoding") from None
-        return str(best)
-
-
-def _check_ply_header(data: bytes, max_faces: int) -> None:
-    end = data.find(END)
-    if not data.startswith(b"ply") or end < 0:
-        raise ObjectError("the PLY file has no header")
-    header = parse_ply_header(data[:end])
-    needed = 0
-    for element in header.elements:
-        if element.count < 0:
-            raise ObjectError(f"the PLY file claims {element.count} elements")
-        # A list needs at least the bytes of its length; in text, a digit and a space.
-        needed += element.count * (2 * len(element.properties) if header.text else element.row_bytes)
-    if needed > len(data) - end:
-        raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {len(data) - end}")
-    faces = header.element("face")
-    _check_face_count(faces.count if faces else 0, max_faces)
-
-
-def _part(kwargs: dict[str, Any], neutral: Material) -> Part:
-    """A part from the output of trimesh's readers (arguments of `trimesh.Trimesh`)."""
-    vertices = np.asarray(kwargs.get("vertices", ()), np.float64).reshape(-1, 3)
-    faces = kwargs.get("faces")
-    faces = np.zeros((0, 3), np.int64) if faces is None else np.asarray(faces)
-    if faces.ndim != 2 or faces.shape[1] != 3:
-        from trimesh.geometry import triangulate_quads
-
-        faces = triangulate_quads(faces)
-    if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
-        raise ObjectError(f"a face names vertex {int(faces.max())}, of which there are {len(vertices)}")
-    normals = kwargs.get("vertex_normals")
-    visual = kwargs.get("visual")
-    uv = None if visual is None or visual.uv is None else np.asarray(visual.uv, np.float64) * (1, -1) + (0, 1)
-    material = None if visual is None else _simple_material(visual.material)
-    colors = kwargs.get("vertex_colors")
-    if colors is None and kwargs.get("face_colors") is not None:
-        colors = np.repeat(np.asarray(kwargs["face_colors"]), 3, axis=0)
-        order = faces.reshape(-1)
-        vertices, faces = vertices[order], np.arange(len(order)).reshape(-1, 3)
-        uv = None if uv is None else uv[order]
-        normals = None if normals is None else np.asarray(normals)[order]
-    if colors is not None:
-        colors = _srgb_colors(np.asarray(colors), len(vertices))
-    if material is None:
-        material = neutral if colors is None else Material()
-    return Part(vertices, faces, None if normals is None else np.asarray(normals), uv, colors, material)
-
-
-def _srgb_colors(colors: np.ndarray, count: int) -> np.ndarray | None:
-    """Linear [V, 4] of sRGB colours, which are bytes or fractions; None if their shape is not that of colours."""
-    if len(colors) != count or colors.ndim != 2 or colors.shape[1] not in (3, 4):
-        return None
-    fractions = colors / np.iinfo(colors.dtype).max if colors.dtype.kind in "iu" else colors.astype(np.float64)
-    if fractions.max(initial=0) > 1:  # OBJ files have either
-        fractions = fractions / 255
-    if not np.isfinite(fractions).all():
-        raise ObjectError("some vertex colours are not finite numbers")
-    return np.column_stack([srgb_to_linear(fractions[:, :3].clip(0, 1)), np.ones(count)])
-
-
-def _simple_material(material: Any) -> Material | None:
-    """The material of an MTL or PLY file; None if it has no colour.
-
-    Kd is a display colour (sRGB). A texture replaces it, because exporters write any value beside a texture.
-    """
-    image, values = getattr(material, "image", None), getattr(material, "kwargs", {})
-    # Only a fraction is an opacity: programs that write 0 mean opaque.
-    opacity = next((float(word) for word in values.get("d", ())), 1.0)
-    alpha = opacity if 0 < opacity < 1 else 1.0
-    if image is not None and image.format is not None:  # without a texture trimesh makes an image, which has no format
-        pixels = np.asarray(image)
-        cut_out = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
-        mode: AlphaMode = "BLEND" if alpha < 1 else "MASK" if cut_out else "OPAQUE"
-        return Material((1.0, 1.0, 1.0, alpha), Texture(pixels), alpha_mode=mode)
-    diffuse = values.get("kd")
-    if not isinstance(diffuse, list) or len(diffuse) < 3 or not np.isfinite(diffuse).all():
-        return None
-    linear = srgb_to_linear(np.clip(diffuse[:3], 0, 1)).tolist()
-    return Material((*linear, alpha), alpha_mode="BLEND" if alpha < 1 else "OPAQUE")
+    with path.open("rb") as file:
+        head = file.read(4096)
+    begins = {
+        ".ply": rb"ply\b[^\0]*?[\r\n]comment Created (?:in|by) Blender\b",
+        ".stl": rb"\s*(?:solid )?Exported from Blender\b",
+    }
+    begin = begins.get(path.suffix.lower())
+    return "z" if begin is not None and re.match(begin, head) else "y"
 
 
 # --- the canonical frame ---
@@ -345,7 +129,7 @@ def _joined(group: list[Part]) -> Part:
     return replace(group[0], faces=faces, **arrays)
 
 
-def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
+def _normalised(parts: list[Part], up_axis: Literal["y", "z"]) -> Mesh:
     if not parts:
         raise ObjectError("it has no faces")
     if up_axis not in ("y", "z"):
@@ -378,7 +162,7 @@ def _normalised(parts: list[Part], up_axis: UpAxis) -> Mesh:
     )
     if not any(_has_area(part) for part in finished):
         raise ObjectError("it has no surface: all its triangles are lines or points")
-    return Mesh(finished, centre, scale)
+    return Mesh(finished, centre, scale, up_axis)
 
 
 def _finite(values: np.ndarray | None) -> np.ndarray | None:
@@ -396,5 +180,8 @@ def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | 
 
 
 def _has_area(part: Part) -> bool:
-    a, b, c = (part.vertices[part.faces[:, i]].astype(np.float64) for i in range(3))
-    return bool((np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any())
+    for first in range(0, len(part.faces), 10_000):  # usually the first triangles have
+        a, b, c = (part.vertices[corner].astype(np.float64) for corner in part.faces[first : first + 10_000].T)
+        if (np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0).any():
+            return True
+    return False

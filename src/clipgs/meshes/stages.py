@@ -1,6 +1,7 @@
 """The stages `fetch`, `sample` and `view`: from frozen rows to mesh files, surface points and posed views."""
 
 import io
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from clipgs.meshes import agreement, cameras, views
 from clipgs.meshes.load import Mesh, load
 from clipgs.meshes.points import sample as sample_points
 from clipgs.stages import job, path, table
+
+log = logging.getLogger(__name__)
 
 _THUMBNAIL = "thumbnail"
 
@@ -125,7 +128,7 @@ class ToRead(NamedTuple):
         objects = source(self.config, self.row["source"])
         with unchanged(objects, self.row, self.sha256) as file:
             limits = self.config.meshes.model_dump(exclude={"max_file_mb"})
-            return load(file, up_axis=objects.up_axis(self.row), **limits)
+            return load(file, up_axis=objects.up_axis(self.row), root=objects.root, **limits)
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
@@ -142,7 +145,7 @@ def sample(config: Config, shard: str, threads: int) -> None:
     """Samples coloured points with normals on every object's surface.
 
     Writes `points/S.npz` (per uid: xyz, rgb, normals, all [P, 3] float32) and `points/S.parquet` (uid, status, error,
-    centre and scale that normalised the mesh, faces).
+    centre and scale that normalised the mesh, the axis of the file that points up, faces).
     """
     import pyarrow as pa
 
@@ -157,7 +160,9 @@ def sample(config: Config, shard: str, threads: int) -> None:
                 yield f"{row['uid']}/{name}", np.load(io.BytesIO(data), allow_pickle=False)
 
     write_arrays(path(config, "points", shard, ".npz"), arrays())
-    extra = {"centre": pa.list_(pa.float64()), "scale": pa.float64(), "faces": pa.int64()}
+    if turned := sum(row.get("up_axis") == "z" for row in rows):
+        log.info("%d of %d meshes were turned, because Z is up in their files", turned, len(rows))
+    extra = {"centre": pa.list_(pa.float64()), "scale": pa.float64(), "up_axis": pa.string(), "faces": pa.int64()}
     write_table(path(config, "points", shard, ".parquet"), rows, stage_schema(extra))
 
 
@@ -168,7 +173,8 @@ def _sample(to_read: ToRead) -> tuple[Row, Files]:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         files.append((name, buffer.getvalue()))
-    return {"centre": mesh.centre.tolist(), "scale": mesh.scale, "faces": mesh.face_count}, files
+    found = {"centre": mesh.centre.tolist(), "scale": mesh.scale, "up_axis": mesh.up_axis}
+    return {**found, "faces": mesh.face_count}, files
 
 
 def view(config: Config, shard: str, threads: int) -> None:

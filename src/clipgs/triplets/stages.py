@@ -58,7 +58,7 @@ def pack(config: Config, shard: str, threads: int) -> None:
     objects = [{**row, "sha256": hashes.get(row["uid"], row["sha256"])} for row in frozen]
     up_axes = {row["uid"]: source(config, row["source"]).up_axis(row) for row in frozen if row["uid"] in hashes}
     normalised = {
-        uid: MeshToSplat(row["centre"], row["scale"], up_axes[uid])
+        uid: MeshToSplat(row["centre"], row["scale"], row.get("up_axis") or up_axes[uid])
         for stage in ("sample", "fit")  # `fit` normalises ready splats
         for uid, row in good(stages[stage]).items()
         if row["centre"] is not None

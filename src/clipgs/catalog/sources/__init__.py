@@ -21,6 +21,10 @@ class Source(Protocol):
     name: str
     remote: bool  # `fetch` waits for a network or a disk, so threads call it on one shared source, not processes
 
+    @property
+    def root(self) -> Path | None:
+        """The user's own folder, anywhere in which the files of an object may lie; None: only beside the object."""
+
     def locators(self) -> list[str]:
         """All objects that the source has now, sorted and unique. A locator is the text that finds an object again.
 
@@ -64,7 +68,7 @@ class Source(Protocol):
         """As `all_files`, for a file of another name with the frozen bytes; empty if none is known."""
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
-        """The axis of the file that points up: `y` or `z`."""
+        """The axis of the file that points up: `y`, `z`, or `auto` where the file's own program says it."""
 
     def notes(self, known: Collection[str] = ()) -> list[str]:
         """Sentences for the user about the source. `known` are the locators of frozen objects."""

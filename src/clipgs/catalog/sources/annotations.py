@@ -179,6 +179,7 @@ class AnnotatedSource:
 
     name: str
     remote = True
+    root = None
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 _MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
+_SEARCH = 1  # how named files are looked for; hashes that were kept before it are of fewer files
 _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
 
 State = list[list[int] | None]
@@ -44,42 +45,79 @@ def state_of(files: Iterable[Path | str]) -> State:
     return found
 
 
-def with_named_files(path: Path) -> list[Path]:
-    """The file and the files that it names in its own folder (.gltf .obj .dae), directly or through others."""
+def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
+    """The file and, if it is a .gltf, .obj or .dae, the files that it names, directly or through others.
+
+    They are those that it names in its own folder, whether they are there or not, and those that
+    `clipgs.meshes.folder.Folder` finds elsewhere, below `root` if one is given.
+    """
     found: dict[Path, Path] = {}  # by the resolved path, since named files are resolved
     pending = [path]
     while pending:
         current = pending.pop(0)
         if current.resolve() not in found:
             found[current.resolve()] = current
-            pending += _named_files(current)
+            names, statements = _names(current)
+            folder = current.parent.resolve()
+            local = (name for name in names if not name.startswith("data:") and "://" not in name and "\0" not in name)
+            inside = [file for file in ((folder / name).resolve() for name in local) if file.is_relative_to(folder)]
+            pending += inside + _elsewhere(current, statements, path, root)
     return list(found.values())
 
 
-def _named_files(path: Path) -> list[Path]:
+def _names(path: Path) -> tuple[list[str], list[str]]:
+    """The names of files in a .gltf, .obj, .mtl or .dae; and, of files with colours, with the options."""
     suffix = path.suffix.lower()
-    names: list[str] = []
     try:
         if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
-            return []
+            return [], []
         if suffix == ".gltf":
             document = json.loads(path.read_bytes())
             parts = [*document.get("buffers", []), *document.get("images", [])]
             names = [unquote(part["uri"]) for part in parts if isinstance(part.get("uri"), str)]
-        elif suffix in (".obj", ".mtl"):
+            return names, names
+        if suffix in (".obj", ".mtl"):
             keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
             text = path.read_text(encoding="utf-8", errors="replace")
-            names = re.findall(rf"^\s*(?:{keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
-            if suffix == ".mtl":
-                names = [name.split()[-1] for name in names]  # the options of a texture come before its name
-        elif suffix == ".dae":
+            pairs = re.findall(rf"^\s*({keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
+            statements = [name for key, name in pairs if key.lower() in ("mtllib", "map_kd", "map_d", "map_ke")]
+            # The options of a texture come before its name.
+            return [name.split()[-1] if suffix == ".mtl" else name for _, name in pairs], statements
+        if suffix == ".dae":
             text = path.read_text(encoding="utf-8", errors="replace")
             names = [unquote(name).strip() for name in re.findall(r"<init_from>(?:\s*<ref>)?([^<]+)<", text)]
+            return names, names
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return []
-    folder = path.parent.resolve()
-    local = (name for name in names if not name.startswith("data:") and "://" not in name and "\0" not in name)
-    return [file for file in ((folder / name).resolve() for name in local) if file.is_relative_to(folder)]
+        pass
+    return [], []
+
+
+def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | None) -> list[Path]:
+    """The files that `current`, a file of the object `path`, names, but that lie where no name says."""
+    found: list[Path] = []
+    beside = current.parent.resolve()
+    suffix = current.suffix.lower()
+    for statement in dict.fromkeys(statements):
+        if statement.startswith("data:") or _is_beside(beside, statement):
+            continue
+        from clipgs.meshes.folder import Folder
+        from clipgs.meshes.mtl import picture_names, several, spellings
+
+        folder = Folder(path, 0, root)
+        spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
+        if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
+            spelt = [spellings(word) for word in several(statement)]
+        elif spelt[0] and _is_beside(beside, spelt[0][0]):
+            continue
+        files = (folder.find(*names, beside=beside, picture=suffix in (".mtl", ".dae")) for names in spelt if names)
+        found += filter(None, files)
+    return found
+
+
+def _is_beside(folder: Path, name: str) -> bool:
+    with suppress(OSError, ValueError, RuntimeError):
+        return (folder / name).is_file() and (folder / name).resolve().is_relative_to(folder)
+    return False
 
 
 def digest_of(files: list[Path]) -> str:
@@ -154,8 +192,8 @@ class Digests:
     be read or written costs time only.
     """
 
-    def __init__(self, kept: Path) -> None:
-        self._kept = kept
+    def __init__(self, kept: Path, root: Path | None = None) -> None:
+        self._kept, self._root = kept, root
         self._changed = False
 
     @cached_property
@@ -169,7 +207,9 @@ class Digests:
 
     def _known(self, path: str) -> str | None:
         with suppress(KeyError, ValueError, TypeError):
-            digest, files = self._entries[path]
+            digest, files, *searched = self._entries[path]
+            if path.lower().endswith((".obj", ".gltf")) and searched != [_SEARCH]:
+                return None
             if state_of(name for name, _ in files) == [state for _, state in files]:
                 return str(digest)
         return None
@@ -184,12 +224,13 @@ class Digests:
         digest = self._known(str(path))
         if digest is not None:
             return digest
-        now, files = time.time_ns(), with_named_files(path)
+        now, files = time.time_ns(), with_named_files(path, self._root)
         before = state_of(files)
         digest = digest_of(files)
         latest = max((state[1] for state in before if state is not None), default=now)
         if state_of(files) == before and latest < now - _RECENT_NS:
-            self._entries[str(path)] = [digest, [[str(file), state] for file, state in zip(files, before, strict=True)]]
+            states = [[str(file), state] for file, state in zip(files, before, strict=True)]
+            self._entries[str(path)] = [digest, states, _SEARCH]
             self._changed = True
         return digest
 

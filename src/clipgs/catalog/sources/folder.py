@@ -86,7 +86,7 @@ class FolderSource:
     @cached_property
     def _digests(self) -> Digests:
         folder = hashlib.sha256(str(self.root.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return Digests(self._cache / "digests" / f"{folder}.json")
+        return Digests(self._cache / "digests" / f"{folder}.json", self.root)
 
     def notes(self, known: Collection[str] = ()) -> list[str]:
         if self._manifest is None:
@@ -209,11 +209,11 @@ class FolderSource:
         return self._locate(row["locator"])
 
     def all_files(self, row: dict[str, Any]) -> list[Path]:
-        return with_named_files(self.path(row))
+        return with_named_files(self.path(row), self.root)
 
     def elsewhere(self, row: dict[str, Any]) -> list[Path]:
         moved = self._digests.holder(row["sha256"])
-        return [] if moved is None else with_named_files(moved)
+        return [] if moved is None else with_named_files(moved, self.root)
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
         return "y" if row["locator"].lower().endswith(SAYS_ITS_AXIS) else self._settings.up_axis

@@ -41,6 +41,7 @@ class ModelNet40Source:
     url = "https://modelnet.cs.princeton.edu/ModelNet40.zip"
     objects = 12_311
     remote = True  # unpacking waits for the disk, and threads can share one open archive
+    root = None
 
     def __init__(self, config: Config) -> None:
         self._place = config.catalog.modelnet.path or self.url

@@ -121,7 +121,7 @@ class ObjaverseXLSource(AnnotatedSource):
         return self.config.cache_path / self.name / digest[:2] / f"{digest}{_suffix(locator)}"
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
-        return "z" if self.path(row).suffix == ".stl" else "y"  # STL is for 3D printers, whose Z is up
+        return "z" if self.path(row).suffix == ".stl" else "auto"  # STL is for 3D printers, whose Z is up
 
 
 def _suffix(identifier: str) -> str:

@@ -83,6 +83,7 @@ class ProceduralSource:
 
     name = "procedural"
     remote = False
+    root = None
 
     def __init__(self, config: Config) -> None:
         self._count, self._seed = config.catalog.procedural.objects, config.seed
