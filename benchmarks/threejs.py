@@ -1,0 +1,312 @@
+"""Agreement of the views of real glTF files with those that three.js draws in headless Chromium.
+
+    python benchmarks/threejs.py                # all objects of core, every 8th of labelled
+    python benchmarks/threejs.py --sheets OUT   # and pictures of the objects that are outside the bars
+
+Both draw four views without light, with the same cameras. three.js draws with the materials that its GLTFLoader gives,
+16 samples a pixel. What glows is drawn without its glow on both sides, and three.js gets the diffuse colour of
+KHR_materials_pbrSpecularGlossiness, which it does not read by itself.
+
+An object that is outside the bars is drawn again with backs: of single-sided faces the back is seen where no front lies
+on the ray, as here on purpose. Culling costs many real objects a part of their outline.
+
+Writes benchmarks/results/threejs.json.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from record import SHARED, record
+
+from clipgs.meshes.cameras import canonical
+from clipgs.meshes.load import Mesh, load
+from clipgs.meshes.views import render
+
+THREE = "0.187.0"
+BAR_DIFFERENCE = 2.0  # of 255, the mean over the pixels that both cover
+BAR_IOU = 0.995
+NEUTRAL = (0.7, 0.7, 0.7)
+_PAGE = Path(__file__).with_suffix(".html")
+_PIXELS, _OVER = 256, 4
+_DEGREES = 40.0
+_PATIENCE = 120.0  # seconds an object
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-background-timer-throttling",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+]
+_log = logging.getLogger(__name__)
+
+
+class Measured(NamedTuple):
+    """Over all views of an object."""
+
+    difference: float  # of 255, mean over the channels of the pixels that both cover
+    iou: float  # of the pixels that are covered by more than a half
+    soft_iou: float  # of coverage; unlike the other it does not jump at a half
+
+    @property
+    def inside(self) -> bool:
+        return self.difference < BAR_DIFFERENCE and self.iou > BAR_IOU
+
+    def rounded(self) -> dict[str, float]:
+        return {key: round(value, 4) for key, value in self._asdict().items()}
+
+
+class Browser:
+    """Chromium with the page open, which draws one file after another."""
+
+    def __init__(self, three: Path, chromium: str) -> None:
+        self.jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.answers: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.three, self.chromium, self.mesh = three, chromium, Path()
+        self.renderer = "unknown"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Browser"]:
+        """While it runs."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+            command = [self.chromium, *_FLAGS, f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                kind, said = self.answers.get(timeout=_PATIENCE)
+                self.renderer = said.decode() if kind == "renderer" else "unknown"
+                yield self
+            finally:
+                self.jobs.put(None)
+                process.terminate()
+                process.wait(30)
+                server.shutdown()
+
+    def start(self, path: Path, mesh: Mesh, viewmats: np.ndarray, *, backs: bool) -> None:
+        """Begins to draw a file, as `mesh` lies in the canonical frame."""
+        self.mesh = path
+        self.jobs.put({
+            "mesh": f"/mesh.glb?{time.monotonic_ns()}",
+            "viewmats": viewmats[:, :3].tolist(),
+            "degrees": _DEGREES,
+            "side": _PIXELS * _OVER,
+            "over": _OVER,
+            "centre": mesh.centre.tolist(),
+            "scale": mesh.scale,
+            "neutral": NEUTRAL,
+            "backs": backs,
+        })  # fmt: skip
+
+    def pictures(self) -> np.ndarray:
+        """What was drawn: float [V, H, W, 4] in 0..255, colour times coverage.
+
+        Raises:
+            RuntimeError: three.js could not read or draw the file.
+        """
+        kind, said = self.answers.get(timeout=_PATIENCE)
+        if kind != "pictures":
+            raise RuntimeError(said.decode())
+        return np.frombuffer(said, "<u2").reshape(-1, _PIXELS, _PIXELS, 4) / _OVER**2
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        browser = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.partition("?")[0]
+                if name == "/job":
+                    self.give(json.dumps(browser.jobs.get()).encode(), "application/json")
+                elif name == "/":
+                    self.give(_PAGE.read_bytes(), "text/html")
+                elif name == "/mesh.glb":
+                    self.give(browser.mesh.read_bytes(), "model/gltf-binary")
+                elif name.startswith("/three/") and ".." not in name and name.endswith(".js"):
+                    self.give((browser.three / name.removeprefix("/three/")).read_bytes(), "text/javascript")
+                else:
+                    self.send_error(404)
+
+            def do_POST(self) -> None:
+                said = self.rfile.read(int(self.headers["Content-Length"]))
+                browser.answers.put((self.path[1:], said))
+                self.give(b"", "text/plain")
+
+            def give(self, data: bytes, kind: str) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--three", type=Path, help="folder of the npm package (default: it is installed)")
+    parser.add_argument("--chromium", default="chromium")
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--labelled", type=int, default=200, help="so many objects of labelled, spread evenly")
+    parser.add_argument("--only", default="", help="objects whose path contains this; no figures are written")
+    parser.add_argument("--sheets", type=Path, help="folder for pictures of the objects that are outside")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory() as temporary:
+        three = arguments.three or installed(Path(temporary))
+        with Browser(three, arguments.chromium).opened() as browser:
+            return _run(arguments, browser)
+
+
+def installed(folder: Path) -> Path:
+    """Installs the pinned three.js into a folder: the folder of the package."""
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+    subprocess.run([*command, f"three@{THREE}"], check=True, stdout=subprocess.DEVNULL)
+    return folder / "node_modules" / "three"
+
+
+def chosen(labelled: int) -> dict[str, list[Path]]:
+    """The files of each set."""
+    data = SHARED / "data"
+    files = sorted(data.glob("labelled/*/*.glb"))
+    step = max(len(files) // max(labelled, 1), 1)
+    return {"core": sorted(data.glob("core/*.glb")), "labelled": files[::step][:labelled]}
+
+
+def _run(arguments: argparse.Namespace, browser: Browser) -> int:
+    start = time.perf_counter()
+    viewmats, Ks = canonical(arguments.views, fov_degrees=_DEGREES, pixels=_PIXELS)
+    sets: dict[str, dict[str, Any]] = {}
+    for name, paths in chosen(arguments.labelled).items():
+        rows = {}
+        for path in paths:
+            key = str(path.relative_to(SHARED / "data" / name))
+            if arguments.only not in f"{name}/{key}":
+                continue
+            rows[key] = _compared(path, browser, viewmats, Ks, arguments.sheets)
+            _log.info("%s/%s %s", name, key, rows[key])
+        sets[name] = rows
+    results: dict[str, Any] = {
+        "bars": {"difference_of_255": BAR_DIFFERENCE, "iou": BAR_IOU},
+        **{name: {**_summary(rows), "objects": rows} for name, rows in sets.items()},
+        "seconds": time.perf_counter() - start,
+        "load_average": os.getloadavg(),
+        "renderer": browser.renderer,
+    }
+    for name in sets:
+        _log.info("%s: %s", name, {key: value for key, value in results[name].items() if key != "objects"})
+    if not arguments.only:
+        settings = {"views": arguments.views, "pixels": _PIXELS, "over": _OVER, "three": THREE}
+        record("threejs", settings, results)
+    return 0 if all(row["inside"] for rows in sets.values() for row in rows.values()) else 1
+
+
+def _compared(
+    path: Path, browser: Browser, viewmats: np.ndarray, Ks: np.ndarray, sheets: Path | None
+) -> dict[str, Any]:
+    mesh = load(path, max_faces=2_000_000, max_texture_pixels=8192**2, neutral_color=NEUTRAL)
+    browser.start(path, mesh, viewmats, backs=False)
+    glows = any(max(part.material.emissive_factor) > 0 for part in mesh.parts)
+    dark = [replace(part, material=replace(part.material, emissive_factor=(0.0, 0.0, 0.0))) for part in mesh.parts]
+    ours = render(replace(mesh, parts=tuple(dark)), viewmats, Ks, _PIXELS, supersample=2, ambient=1.0, lights=())
+    try:
+        theirs = browser.pictures()
+        measured = measure(ours, theirs)
+        row: dict[str, Any] = {"inside": measured.inside, **measured.rounded()}
+        if not measured.inside:
+            browser.start(path, mesh, viewmats, backs=True)
+            with_backs = browser.pictures()
+            again = measure(ours, with_backs)
+            row["with_backs"] = {"inside": again.inside, **again.rounded()}
+            if sheets is not None:
+                name = f"{path.stem}_{'in' if again.inside else 'out'}.png"
+                _sheet(ours, [theirs, with_backs], sheets / name)
+    except RuntimeError as error:
+        row = {"inside": False, "error": str(error)}
+    return row | ({"glows": True} if glows else {})
+
+
+def measure(
+    ours: np.ndarray,  # [V, H, W, 4] uint8, straight alpha
+    theirs: np.ndarray,  # [V, H, W, 4] in 0..255, colour times coverage
+) -> Measured:
+    """How far the pictures of an object are apart."""
+    # Of 16 samples often exactly a half are covered; both sides must round them the same way.
+    covered, expected = ours[..., 3] >= 128, np.rint(theirs[..., 3]) >= 128
+    both = covered & expected
+    apart = np.abs(ours[both][:, :3] - _straight(theirs)[both])
+    alpha = np.stack([ours[..., 3], theirs[..., 3]])
+    return Measured(
+        float(apart.mean()) if both.any() else math.inf,
+        float(both.sum() / max((covered | expected).sum(), 1)),
+        float(alpha.min(axis=0).sum() / max(alpha.max(axis=0).sum(), 1)),
+    )
+
+
+def _straight(premultiplied: np.ndarray) -> np.ndarray:
+    return (premultiplied[..., :3] * 255 / np.maximum(premultiplied[..., 3:], 1e-3)).clip(0, 255)
+
+
+def _summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    measured = [row for row in rows.values() if "difference" in row]
+    if not measured:
+        return {"count": len(rows)}
+    inside = [row["inside"] for row in rows.values()]
+    purpose = [row["inside"] or row.get("with_backs", {}).get("inside", False) for row in rows.values()]
+    best = [row if row["inside"] else row["with_backs"] for row in measured]
+    return {
+        "count": len(rows),
+        "share_inside": statistics.fmean(inside),
+        "share_inside_with_backs": statistics.fmean(purpose),
+        "median_difference": statistics.median(row["difference"] for row in measured),
+        "worst_difference": max(row["difference"] for row in measured),
+        "median_iou": statistics.median(row["iou"] for row in measured),
+        "worst_iou": min(row["iou"] for row in measured),
+        "worst_difference_with_backs": max(row["difference"] for row in best),
+        "worst_iou_with_backs": min(row["iou"] for row in best),
+        "outside": [key for key, row in rows.items() if not row["inside"]],
+        "outside_with_backs": [
+            key for key, row in rows.items() if not (row["inside"] or row.get("with_backs", {}).get("inside", False))
+        ],
+    }
+
+
+def _sheet(ours: np.ndarray, theirs: list[np.ndarray], file: Path) -> None:
+    """Rows: ours, each of theirs, and how far ours and the last are apart (8 times); over grey."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ours = ours.astype(np.float64)
+    over = [ours[..., :3] * ours[..., 3:] / 255 + 128 * (1 - ours[..., 3:] / 255)]
+    over += [drawn[..., :3] + 128 * (1 - drawn[..., 3:] / 255) for drawn in theirs]
+    over.append((8 * np.abs(over[0] - over[-1])).clip(0, 255))
+    rows = [np.concatenate(list(row), axis=1) for row in over]
+    Image.fromarray(np.concatenate(rows).clip(0, 255).astype(np.uint8)).save(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
