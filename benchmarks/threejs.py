@@ -4,8 +4,8 @@
     python benchmarks/threejs.py --sheets OUT   # and pictures of the objects that are outside the bars
 
 Both draw four views without light, with the same cameras and 16 samples a pixel. three.js draws with the materials that
-its GLTFLoader gives. What glows is drawn without its glow on both sides, and three.js gets the diffuse colour of
-KHR_materials_pbrSpecularGlossiness, which it does not read by itself.
+its GLTFLoader gives. What glows is drawn without its glow on both sides. three.js does not read
+KHR_materials_pbrSpecularGlossiness; it is given the diffuse colour where the core material has no colour.
 
 An object that is outside the bars is drawn again with backs: of single-sided faces the back is seen where no front lies
 on the ray, as here on purpose. Culling costs many real objects a part of their outline.
@@ -46,7 +46,12 @@ THREE = "0.187.0"
 BAR_DIFFERENCE = 2.0  # of 255, the mean over the pixels that both cover
 BAR_IOU = 0.995
 BACKS = "backs of single-sided faces are seen where no front lies on the ray"
-REASONS: dict[str, str] = {}  # of those that are left, by looking at them
+GLASS = "transmission is seen through, which a material without light does not show in three.js"
+REASONS = {  # of those that are left, by looking at them
+    "a-pair-of-sunglasses_014b4d": GLASS,
+    "a-wall-mounted-metal-barn-lamp_d82926": GLASS,
+    "long-ladder_96d758": "rungs and rails are one to three pixels wide, and the two place their samples otherwise",
+}
 NEUTRAL = (0.7, 0.7, 0.7)
 _PAGE = Path(__file__).with_suffix(".html")
 _PIXELS = 256
@@ -230,7 +235,7 @@ def _run(arguments: argparse.Namespace, browser: Browser) -> int:
     if not arguments.only:
         settings = {"views": arguments.views, "pixels": _PIXELS, "over": _OVER, "three": THREE}
         record("threejs", settings, results)
-    return 0 if all(row["inside"] for rows in sets.values() for row in rows.values()) else 1
+    return 0 if all(row["inside"] or row["reason"] for rows in sets.values() for row in rows.values()) else 1
 
 
 def _compared(
