@@ -486,7 +486,8 @@ def transformed(
     determinant = np.linalg.det(linear)
     if normals is not None:
         # Cofactors transform normals as the inverse transpose does, and also exist for singular matrices.
-        cofactors = np.stack([np.cross(linear[:, (i + 1) % 3], linear[:, (i + 2) % 3]) for i in range(3)], axis=1)
+        following, last = linear[:, [1, 2, 0]], linear[:, [2, 0, 1]]  # rows; their cross products are the cofactors
+        cofactors = following[..., [1, 2, 0]] * last[..., [2, 0, 1]] - following[..., [2, 0, 1]] * last[..., [1, 2, 0]]
         normals = np.einsum("vab,vb->va", np.broadcast_to(cofactors, (len(vertices), 3, 3)), normals)
         normals = normals * np.sign(determinant)[:, None]
     if determinant.mean() < 0:  # a reflection reverses the winding
