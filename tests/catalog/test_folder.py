@@ -88,14 +88,16 @@ def test_the_files_that_a_file_names_are_part_of_it(tmp_path):
             "a b.mtl": "map_Kd -s 1 1 1 t.png\n",
             "t.png": "1",
             "a.gltf": '{"buffers": [{"uri": "a%20b.mtl"}], "images": [{"uri": "data:,"}, {"uri": "../out"}]}',
+            "a.dae": "<image><init_from>./t.png</init_from></image>",
         },
     )
     source = folder_source(tmp_path)
-    before = [source.identify(name)["sha256"] for name in ("a.obj", "a.gltf")]
+    before = [source.identify(name)["sha256"] for name in ("a.obj", "a.gltf", "a.dae")]
     write(tmp_path, **{"t.png": "2"})
-    after = [source.identify(name)["sha256"] for name in ("a.obj", "a.gltf")]
+    after = [source.identify(name)["sha256"] for name in ("a.obj", "a.gltf", "a.dae")]
     assert before[0] != after[0]
     assert before[1] != after[1]  # through the .mtl that it names as a buffer
+    assert before[2] != after[2]
 
 
 def test_files_that_are_found_elsewhere_in_the_folder_are_part_of_it_too(tmp_path):
@@ -397,4 +399,4 @@ def test_a_file_that_the_manifest_names_and_is_not_there_is_a_failed_row(tmp_pat
 
 def test_only_formats_without_an_axis_of_their_own_are_turned(tmp_path):
     source = folder_source(tmp_path, up_axis="z")
-    assert [source.up_axis({"locator": name}) for name in ("a.glb", "a.GLTF", "a.stl")] == ["y", "y", "z"]
+    assert [source.up_axis({"locator": name}) for name in ("a.glb", "a.GLTF", "a.dae", "a.3mf", "a.stl")] == [*"yyyyz"]

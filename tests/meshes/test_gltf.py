@@ -140,6 +140,114 @@ def test_skinned_mesh_stands_as_its_joints_do(glb, loaded, weight):
     assert result.scale == pytest.approx(1 / 4 if weight == 1 else 1 / 2)
 
 
+def bounds(mesh) -> np.ndarray:
+    """The box [2, 3] of the mesh in the file's own coordinates."""
+    vertices = np.concatenate([part.vertices for part in mesh.parts]).astype(float)
+    return np.stack([vertices.min(axis=0), vertices.max(axis=0)]) / mesh.scale + mesh.centre
+
+
+@pytest.mark.parametrize("place", ["mesh", "node", "both"])
+@pytest.mark.parametrize("kind", ["float", "sparse", "quantised"])
+def test_morph_targets_have_their_default_weights(glb, loaded, place, kind):
+    moves = CUBE_CORNERS * np.float32([0, 2, 0])
+    if kind == "quantised":
+        target = glb.accessor((moves * 63.5).astype(np.int8), normalized=True)
+    elif kind == "sparse":
+        target = glb.list("accessors", {"componentType": 5126, "count": 8, "type": "VEC3"})
+        glb.json["accessors"][target]["sparse"] = {
+            "count": 8,
+            "indices": {"bufferView": glb.view(np.arange(8, dtype=np.uint8).tobytes()), "componentType": 5121},
+            "values": {"bufferView": glb.view(moves.tobytes())},
+        }
+    else:
+        target = glb.accessor(moves)
+    mesh = glb.mesh()
+    unused = glb.accessor(CUBE_CORNERS * np.float32(50))
+    glb.json["meshes"][mesh]["primitives"][0]["targets"] = [{"POSITION": unused}, {"POSITION": target}]
+    weight = 2.0 if kind == "quantised" else 1.0
+    on_node = {} if place == "mesh" else {"weights": [0, weight]}
+    if place != "node":
+        glb.json["meshes"][mesh]["weights"] = [0, weight if place == "mesh" else 9]
+    glb.node(mesh, **on_node)
+    np.testing.assert_allclose(bounds(loaded(glb)), [[-1, -3, -1], [1, 3, 1]], atol=0.05)
+
+
+def test_nodes_of_one_mesh_may_have_different_weights(glb, loaded):
+    mesh = glb.mesh()
+    glb.json["meshes"][mesh]["primitives"][0]["targets"] = [{"POSITION": glb.accessor(CUBE_CORNERS)}]
+    glb.node(mesh, translation=[0, 10, 0])
+    glb.node(mesh, weights=[1])
+    np.testing.assert_allclose(bounds(loaded(glb)), [[-2, -2, -2], [2, 11, 2]], atol=1e-5)
+
+
+def test_normals_are_morphed_and_a_skin_moves_what_was_morphed(glb, loaded):
+    normals = np.tile(np.float32([0, 0, 1]), (4, 1))
+    weights = np.tile(np.float32([1, 0, 0, 0]), (4, 1))
+    mesh = glb.mesh(QUAD, QUAD_FACES, NORMAL=normals, JOINTS_0=np.zeros((4, 4), np.uint8), WEIGHTS_0=weights)
+    target = {"POSITION": glb.accessor(QUAD * np.float32(2)), "NORMAL": glb.accessor(normals[:, ::-1] - normals)}
+    glb.json["meshes"][mesh] |= {"weights": [1]}
+    glb.json["meshes"][mesh]["primitives"][0]["targets"] = [target]
+    glb.list("skins", {"joints": [glb.node(translation=[0, 0, 5])]})
+    glb.node(mesh, skin=0)
+    result = loaded(glb)
+    np.testing.assert_allclose(bounds(result), [[-3, -3, 5], [3, 3, 5]], atol=1e-5)
+    np.testing.assert_allclose(result.parts[0].normals, np.tile([1, 0, 0], (4, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_instances(glb, loaded, kind):
+    about_z = np.float32([[0, 0, 0, 1], [0, 0, np.sqrt(0.5), np.sqrt(0.5)], [0, 0, 0, 1]])
+    rotation = about_z if kind is np.float32 else glb.accessor((about_z * 32767).astype(np.int16), normalized=True)
+    placed = {
+        "TRANSLATION": glb.accessor(np.float32([[0, 0, 0], [0, 10, 0], [-20, 0, 0]])),
+        "ROTATION": glb.accessor(rotation) if kind is np.float32 else rotation,
+        "SCALE": glb.accessor(np.float32([[1, 1, 1], [3, 1, 1], [-1, 1, 1]])),
+    }
+    extension = {"EXT_mesh_gpu_instancing": {"attributes": placed}}
+    glb.node(glb.mesh(), translation=[0, 0, 7], extensions=extension)
+    glb.json["extensionsRequired"] = ["EXT_mesh_gpu_instancing"]
+    result = loaded(glb)
+    assert result.face_count == 36
+    # The second one, 6 x 2 x 2, is turned by a quarter about Z.
+    np.testing.assert_allclose(bounds(result), [[-21, -1, 6], [1, 13, 8]], atol=2e-3)
+    volume = sum(signed_volume(part) for part in result.parts) / result.scale**3
+    assert volume == pytest.approx(8 + 24 + 8, rel=1e-3)
+
+
+def test_hidden_nodes_are_left_out_with_their_children(glb, loaded):
+    mesh = glb.mesh()
+    glb.node(mesh)
+    child = glb.node(mesh, root=False, translation=[9, 0, 0], extensions={"KHR_node_visibility": {"visible": True}})
+    glb.node(mesh, children=[child], scale=[5, 5, 5], extensions={"KHR_node_visibility": {"visible": False}})
+    glb.json["extensionsRequired"] = ["KHR_node_visibility"]
+    np.testing.assert_allclose(bounds(loaded(glb)), [[-1, -1, -1], [1, 1, 1]], atol=1e-6)
+
+
+def _as_decimals(value):
+    """The same JSON with every whole number written as a decimal."""
+    if isinstance(value, dict):
+        return {key: _as_decimals(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_decimals(item) for item in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def test_whole_numbers_may_be_written_as_decimals(glb, loaded):
+    texture = glb.texture(np.zeros((2, 2, 3), np.uint8), wrapS=33071)
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=glb.material(texture=texture), TEXCOORD_0=QUAD_UV))
+    glb.json["buffers"] = [{"byteLength": len(glb.binary)}]
+    glb.json = _as_decimals(glb.json)
+    (part,) = loaded(glb).parts
+    assert part.material.base_color_texture.wrap_u == "clamp"
+    np.testing.assert_allclose(part.uv, QUAD_UV)
+
+
+def test_a_primitive_without_positions_is_left_out(glb, loaded):
+    glb.node(glb.mesh())
+    glb.node(glb.mesh(None, NORMAL=CUBE_CORNERS))
+    assert loaded(glb).face_count == 12
+
+
 def test_specular_glossiness_gives_the_colour_where_it_names_one(glb, loaded):
     red = {"KHR_materials_pbrSpecularGlossiness": {"diffuseFactor": [1, 0, 0, 1]}}
     gloss_only = {"KHR_materials_pbrSpecularGlossiness": {"glossinessFactor": 0.1}}
@@ -279,18 +387,47 @@ def _nan_colors(glb):
     glb.node(glb.mesh(COLOR_0=np.full((8, 3), np.nan, np.float32)))
 
 
-def _meshopt(glb):
+def _unknown_extension(glb):
     glb.node(glb.mesh())
-    glb.json["extensionsRequired"] = ["EXT_meshopt_compression"]
+    glb.json["extensionsRequired"] = ["EXT_of_tomorrow"]
 
 
-def _ktx(glb):
-    texture = glb.list("textures", {"extensions": {"KHR_texture_basisu": {"source": 0}}})
+def _unknown_texture(glb):
+    texture = glb.list("textures", {"extensions": {"EXT_of_tomorrow": {"source": 0}}})
     glb.node(glb.mesh(material=glb.material(texture={"index": texture})))
 
 
 def _version_1(glb):
     glb.json["asset"]["version"] = "1.0"
+
+
+def _version_to_come(glb):
+    glb.node(glb.mesh())
+    glb.json["asset"]["minVersion"] = "2.1"
+
+
+def _no_positions(glb):
+    glb.node(glb.mesh(None, NORMAL=CUBE_CORNERS))
+
+
+def _half_an_index(glb):
+    glb.node(glb.mesh())
+    glb.json["nodes"][0]["mesh"] = 0.5
+
+
+def _instances_over_the_limit(glb):
+    moves = glb.accessor(np.zeros((9000, 3), np.float32))
+    glb.node(glb.mesh(), extensions={"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": moves}}})
+
+
+def _instances_that_disagree(glb):
+    attributes = {"TRANSLATION": glb.accessor(CUBE_CORNERS), "SCALE": glb.accessor(QUAD)}
+    glb.node(glb.mesh(), extensions={"EXT_mesh_gpu_instancing": {"attributes": attributes}})
+
+
+def _short_target(glb):
+    glb.node(glb.mesh(), weights=[1])
+    glb.json["meshes"][0]["primitives"][0]["targets"] = [{"POSITION": glb.accessor(QUAD)}]
 
 
 @pytest.mark.parametrize(
@@ -315,9 +452,15 @@ def _version_1(glb):
         (_overflowing, "not finite"),
         (_points, "no faces"),
         (_nan_colors, "colours are not finite"),
-        (_meshopt, "EXT_meshopt_compression"),
-        (_ktx, "KHR_texture_basisu"),
+        (_unknown_extension, "needs the glTF extension EXT_of_tomorrow"),
+        (_unknown_texture, "a texture needs the glTF extension EXT_of_tomorrow"),
         (_version_1, "glTF 1.0"),
+        (_version_to_come, "needs glTF 2.1"),
+        (_no_positions, "no POSITION"),
+        (_half_an_index, r"meshes\[0.5\]"),
+        (_instances_over_the_limit, "more triangles than the limit of 100000"),
+        (_instances_that_disagree, r"\[4, 8\] placements"),
+        (_short_target, "4 of POSITION for 8"),
     ],
 )
 def test_what_is_refused(glb, loaded, damage, message):

@@ -17,7 +17,7 @@ class Procedural(Section):
 
 
 class Folder(Section):
-    """A folder of mesh files (.glb .gltf .obj .ply .stl .off)."""
+    """A folder of mesh files (.glb .gltf .obj .ply .stl .off .dae .3mf; .usd .usda .usdc .usdz with the extra usd)."""
 
     path: str | None = setting(None, "path", runtime=True)
     """The meshes are read from this folder, or from a glob such as meshes/**/*.glb. `source: folder` needs it."""
@@ -31,7 +31,7 @@ class Folder(Section):
     gets none. A file outside any subfolder always gets its name."""
     up_axis: Literal["auto", "y", "z"] = setting("auto", "axis")
     """This axis points up in .obj, .ply, .stl and .off files. auto means z in the .ply and .stl files that say that
-    Blender wrote them, and y in all others. In glTF files it is always y."""
+    Blender wrote them, and y in all others. The other formats say it."""
 
 
 class ModelNet(Section):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipgs.core.errors import ObjectError
+from clipgs.meshes import ktx2
 from clipgs.meshes.materials import LINEAR, linear_to_srgb
 
 # The formats that meshes use for textures. Pillow knows more, and some of them start programs or read other files.
@@ -150,6 +151,8 @@ def decode_image(data: bytes, name: str, max_pixels: int, *, nearest: bool = Fal
     Raises:
         ObjectError: it is not an image of a known format, is damaged, or has more than `max_pixels` pixels.
     """
+    if data.startswith(ktx2.MAGIC):
+        return _reduced(ktx2.ktx2_image(data, name, max_pixels), nearest)
     shown = _shown(name)
     try:
         with warnings.catch_warnings():

@@ -33,7 +33,7 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
     "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
-    "|materials_.*)|EXT_texture_webp"
+    "|texture_basisu|node_visibility|meshopt_compression|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
@@ -67,20 +67,25 @@ class _Document:
         data = path.read_bytes()
         text, self.binary = _chunks(data) if data[:4] == b"glTF" else (data, None)
         try:
-            self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json)
+            self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json, parse_float=_number)
         except (ValueError, RecursionError) as error:
             raise ObjectError(f"its glTF header is not valid JSON: {error}") from error
         if not isinstance(self.header, dict) or not isinstance(self.header.get("asset"), dict):
             raise ObjectError("it has no glTF header with an asset version")
-        version = str(self.header["asset"].get("version"))
+        version, least = (str(self.header["asset"].get(name, "2.0")) for name in ("version", "minVersion"))
         if version.split(".")[0] != "2":
             raise ObjectError(f"it is glTF {version[:20]}; only glTF 2.0 is read")
+        if least != "2.0":  # the standard's own sign that a reader of an older version would misread the file
+            raise ObjectError(f"it needs glTF {least[:20]}; only glTF 2.0 is read")
         for name in self.header.get("extensionsRequired", []):
             if not _SUPPORTED.fullmatch(str(name)):
                 raise ObjectError(f"it needs the glTF extension {str(name)[:60]}, which is not read")
         self.buffers: dict[int, bytes] = {}
+        self.decoded: dict[int, bytes] = {}  # views that meshoptimizer compressed
         self.materials = Materials(self.item, self.image_data, neutral, folder.max_texture_pixels)
-        self.primitives: dict[tuple[int, int], _Primitive | None] = {}
+        self.primitives: dict[tuple[int, int, tuple[float, ...]], _Primitive | None] = {}
+        self.hidden: set[int] = set()  # nodes
+        self.without_positions = 0  # primitives
         self.face_count = 0
 
     # --- buffers ---
@@ -117,13 +122,31 @@ class _Document:
 
     def view(self, index: int) -> bytes:
         described = self.item("bufferViews", index)
-        if "EXT_meshopt_compression" in described.get("extensions", {}):
-            raise ObjectError("it needs the glTF extension EXT_meshopt_compression, which is not read")
+        extensions = described.get("extensions", {})
+        for name in ("EXT_meshopt_compression", "KHR_meshopt_compression"):
+            if name in extensions:
+                if index not in self.decoded:
+                    self.decoded[index] = self.meshopt(described, name, index)
+                return self.decoded[index]
+        return self.plain(described, index)
+
+    def plain(self, described: dict[str, Any], index: int) -> bytes:
         data = self.buffer(described["buffer"])
         start, length = described.get("byteOffset", 0), described["byteLength"]
         if start < 0 or length < 0 or start + length > len(data):
             raise ObjectError(f"its buffer view {index} is outside its buffer of {len(data)} bytes")
         return data[start : start + length]
+
+    def meshopt(self, described: dict[str, Any], name: str, index: int) -> bytes:
+        from clipgs.meshes import meshopt
+
+        packed = described["extensions"][name]
+        try:
+            return meshopt.decode(self.plain(packed, index), packed, 3 * self.max_faces)
+        except ObjectError:
+            if name in self.header.get("extensionsRequired", []):
+                raise
+            return self.plain(described, index)  # the same data for readers without the extension
 
     # --- accessors ---
 
@@ -169,8 +192,6 @@ class _Document:
         data = self.uri(image["uri"]) if "uri" in image else self.view(image["bufferView"])
         name = str(image.get("uri") or image.get("name") or f"images[{index}]")
         name = f"images[{index}]" if name.startswith("data:") else name
-        if data[:12] == b"\xabKTX 20\xbb\r\n\x1a\n":
-            raise ObjectError(f"its texture {name[:100]!r} is KTX2 (KHR_texture_basisu), which is not read")
         return data, name
 
     # --- meshes ---
@@ -208,14 +229,15 @@ class _Document:
         decoded = {names[a["unique_id"]]: np.asarray(a["data"]) for a in mesh.attributes if a["unique_id"] in names}
         return decoded, np.asarray(mesh.faces).reshape(-1)
 
-    def primitive(self, mesh: int, index: int) -> _Primitive | None:
-        """None for points and lines."""
+    def primitive(self, mesh: int, index: int, weights: tuple[float, ...]) -> _Primitive | None:
+        """The primitive with `weights` of its morph targets; None for points, lines, and what has no positions."""
         described = self.item("meshes", mesh)["primitives"][index]
         mode = described.get("mode", _TRIANGLES)
         if mode not in (_TRIANGLES, _STRIP, _FAN):
             return None
         if "POSITION" not in described["attributes"]:
-            raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
+            self.without_positions += 1
+            return None
         material, base, glow = self.materials.get(described.get("material"))
         values, indices = self.attributes(described)
         count = len(values["POSITION"])
@@ -229,6 +251,9 @@ class _Document:
         for name, array in values.items():
             if len(array) != count:
                 raise ObjectError(f"a primitive has {count} positions but {len(array)} of {name}")
+        for target, weight in zip(described.get("targets", []), weights, strict=False):
+            if weight:
+                self.morph(values, target, weight)
 
         uv, glow_uv = _coordinates(values, base), _coordinates(values, glow)
         if glow is not None and glow_uv is None:  # without coordinates there is no glow
@@ -259,38 +284,58 @@ class _Document:
         if not sets:
             return _Primitive(part, None, None)
         joints = np.column_stack([values[f"JOINTS_{i}"] for i in sets]).astype(np.int64)
-        weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
-        return _Primitive(part, joints, weights)
+        skin_weights = np.column_stack([values[f"WEIGHTS_{i}"] for i in sets]).astype(np.float64)
+        return _Primitive(part, joints, skin_weights)
+
+    def morph(self, values: dict[str, np.ndarray], target: dict[str, int], weight: float) -> None:
+        """Adds a morph target to the attributes in `values`."""
+        for name in ("POSITION", "NORMAL"):
+            if name in target and name in values:
+                moved = self.accessor(target[name])
+                if moved.shape != values[name].shape:
+                    raise ObjectError(f"a morph target has {len(moved)} of {name} for {len(values[name])}")
+                values[name] = values[name] + np.float64(weight) * moved
 
     # --- scene ---
 
     def parts(self) -> Iterator[Part]:
-        placed = self.placed_nodes()
-        nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items()]
+        placed, found = self.placed_nodes(), False
+        nodes = [(self.item("nodes", index), matrix) for index, matrix in placed.items() if index not in self.hidden]
         if not self.header.get("nodes"):  # a library of meshes: each is taken, untransformed
             nodes = [({"mesh": index}, np.eye(4)) for index in range(len(self.header.get("meshes", [])))]
         for node, matrix in nodes:
             if "mesh" not in node:
                 continue
-            for index in range(len(self.item("meshes", node["mesh"])["primitives"])):
-                key = (node["mesh"], index)
+            mesh = self.item("meshes", node["mesh"])
+            weights = tuple(float(weight) for weight in node.get("weights", mesh.get("weights", [])))
+            copies = self.instances(node, matrix)
+            for index in range(len(mesh["primitives"])):
+                key = (node["mesh"], index, weights)
                 if key not in self.primitives:  # instances share one primitive
                     self.primitives[key] = self.primitive(*key)
                 primitive = self.primitives[key]
                 if primitive is None:
                     continue
-                part, joints, weights = primitive
-                self.face_count += len(part.faces)
+                part, joints, skin_weights = primitive
+                self.face_count += len(part.faces) * len(copies)
                 if self.face_count > self.max_faces:
                     raise ObjectError(f"it has more triangles than the limit of {self.max_faces}")
-                matrices = matrix[None]
-                if "skin" in node and joints is not None and weights is not None:
-                    skinned = self.skinned(node["skin"], placed, joints, weights)
-                    matrices = matrices if skinned is None else skinned
-                yield _transformed(part, matrices)
+                found = True
+                if "skin" in node and joints is not None and skin_weights is not None:
+                    skinned = self.skinned(node["skin"], placed, joints, skin_weights)
+                    if skinned is not None:
+                        yield transformed(part, skinned)
+                        continue
+                for copy in copies:
+                    yield transformed(part, copy[None])
+        if self.without_positions and not found:
+            raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
-        """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots)."""
+        """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots).
+
+        Hidden nodes are among them, since joints may be hidden, and are noted in `hidden`.
+        """
         nodes = self.header.get("nodes", [])
         if self.header.get("scenes"):
             roots = self.item("scenes", self.header.get("scene", 0)).get("nodes", [])
@@ -298,18 +343,40 @@ class _Document:
             children = {child for node in nodes for child in node.get("children", [])}
             roots = [index for index in range(len(nodes)) if index not in children]
         placed: dict[int, np.ndarray] = {}
-        queue = [(root, np.eye(4)) for root in reversed(roots)]
+        queue = [(root, np.eye(4), True) for root in reversed(roots)]
         while queue:
-            index, parent = queue.pop()
+            index, parent, visible = queue.pop()
             if index in placed:
                 # A loop would never end, and shared branches could multiply without bound.
                 raise ObjectError(f"its node {index} has two parents or is in a loop; glTF nodes must form a tree")
             node = self.item("nodes", index)
-            if "EXT_mesh_gpu_instancing" in node.get("extensions", {}):
-                raise ObjectError("it needs the glTF extension EXT_mesh_gpu_instancing, which is not read")
+            visible = visible and node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
+            if not visible:
+                self.hidden.add(index)
             placed[index] = parent @ _local_matrix(node)
-            queue.extend((child, placed[index]) for child in reversed(node.get("children", [])))
+            queue.extend((child, placed[index], visible) for child in reversed(node.get("children", [])))
         return placed
+
+    def instances(self, node: dict[str, Any], matrix: np.ndarray) -> np.ndarray:
+        """World matrices [N, 4, 4] of the node's mesh: its own, or those of EXT_mesh_gpu_instancing."""
+        extension = node.get("extensions", {}).get("EXT_mesh_gpu_instancing")
+        if extension is None:
+            return matrix[None]
+        stored = {
+            name.lower(): self.accessor(accessor)
+            for name, accessor in extension["attributes"].items()
+            if name in ("TRANSLATION", "ROTATION", "SCALE")
+        }
+        counts = {len(values) for values in stored.values()}
+        if len(counts) != 1 or max(counts) > self.max_faces:
+            raise ObjectError(
+                f"its instances have {sorted(counts)} placements; one number is needed, no more than faces"
+            )
+        if "rotation" in stored:  # quantised ones are not of length 1
+            turns = stored["rotation"].astype(np.float64)
+            stored["rotation"] = turns / np.linalg.norm(turns, axis=1, keepdims=True).clip(1e-12)
+        rows = [dict(zip(stored, values, strict=True)) for values in zip(*stored.values(), strict=True)]
+        return matrix @ np.reshape([_local_matrix(row) for row in rows], (-1, 4, 4))
 
     def skinned(
         self,
@@ -356,6 +423,15 @@ def _not_json(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
 
 
+def _number(text: str) -> float:
+    """A number in JSON. Writers without integers store indices and counts as decimals, which the standard allows.
+
+    Whole factors become integers too: 1.0 and 1 are the same number there.
+    """
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
 def _coordinates(values: dict[str, np.ndarray], layout: Layout | None) -> np.ndarray | None:
     """Texture coordinates [V, 2] of a layout; None if the primitive does not have them."""
     if layout is None or (coordinates := values.get(f"TEXCOORD_{layout.uv_set}")) is None:
@@ -400,7 +476,7 @@ def _local_matrix(node: dict[str, Any]) -> np.ndarray:
     return matrix
 
 
-def _transformed(
+def transformed(
     part: Part,
     matrices: np.ndarray,  # [V or 1, 4, 4]
 ) -> Part:

@@ -173,8 +173,9 @@ class Materials:
 
     def _texture(self, described: dict[str, Any]) -> tuple[Texture, Layout]:
         texture = self.item("textures", described["index"])
-        webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
-        source = webp.get("source", texture.get("source"))
+        extensions = texture.get("extensions", {})
+        webp, basis = (extensions.get(name, {}) for name in ("EXT_texture_webp", "KHR_texture_basisu"))
+        source = webp.get("source", texture.get("source", basis.get("source")))
         if source is None:
             names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
             raise ObjectError(f"a texture needs the glTF extension {names}, which is not read")

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
-from clipgs.meshes import gltf, obj, off, ply, stl
+from clipgs.meshes import collada, gltf, obj, off, ply, stl, threemf, usd
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, srgb_to_linear
 from clipgs.meshes.polygons import check_face_count
@@ -46,14 +46,14 @@ def load(
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
     root: Path | None = None,
 ) -> Mesh:
-    """Reads .glb, .gltf, .obj, .ply, .stl or .off.
+    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae, .3mf or, with the extra `usd`, .usd, .usda, .usdc and .usdz.
 
     Only files in the file's own folder or below it are opened, and those below `root`, a folder of the user's. A
     texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
     maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
     Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
-    `up_axis_of`.
+    `up_axis_of`. It is "y" for formats that say their axis: their readers have turned them.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -63,6 +63,8 @@ def load(
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": ply.read}
     readers |= {".stl": stl.read, ".off": off.read}
+    readers |= {".dae": collada.read, ".3mf": threemf.read}
+    readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")

@@ -46,7 +46,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
-    """The file and, if it is a .gltf or .obj, the files that it names, directly or through others.
+    """The file and, if it is a .gltf, .obj or .dae, the files that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
     `clipgs.meshes.folder.Folder` finds elsewhere, below `root` if one is given.
@@ -83,6 +83,10 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
             statements = [name for key, name in pairs if key.lower() in ("mtllib", "map_kd", "map_d", "map_ke")]
             # The options of a texture come before its name.
             return [name.split()[-1] if suffix == ".mtl" else name for _, name in pairs], statements
+        if suffix == ".dae":
+            text = path.read_text(encoding="utf-8", errors="replace")
+            names = [unquote(name).strip() for name in re.findall(r"<init_from>(?:\s*<ref>)?([^<]+)<", text)]
+            return names, names
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
     return [], []

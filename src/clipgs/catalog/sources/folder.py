@@ -10,14 +10,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import LABEL_COLUMNS, UID_PATTERN, UpAxis
+from clipgs.catalog.records import LABEL_COLUMNS, SAYS_ITS_AXIS, UID_PATTERN, UpAxis
 from clipgs.catalog.sources.digests import Digests, unchanged, with_named_files
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, SourceMissing, UsageError
 from clipgs.core.lists import Names, read_rows
 from clipgs.core.seeds import json_digest
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf", ".usd", ".usda", ".usdc", ".usdz")
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
 # Other names of columns, tried in this order if the manifest has not ours and `columns:` names none.
 _ALIASES = {
@@ -216,7 +216,7 @@ class FolderSource:
         return [] if moved is None else with_named_files(moved, self.root)
 
     def up_axis(self, row: dict[str, Any]) -> UpAxis:
-        return "y" if row["locator"].lower().endswith((".glb", ".gltf")) else self._settings.up_axis
+        return "y" if row["locator"].lower().endswith(SAYS_ITS_AXIS) else self._settings.up_axis
 
     def _locate(self, locator: str) -> Path:
         if _leads_out(locator):
