@@ -243,6 +243,7 @@ def srgb(*linear) -> np.ndarray:
         ("newmtl m\rKd 0.5\r", (0.5, 0.5, 0.5, 1)),
         ("# Blender 4.2.0 MTL File: 'a.blend'\nnewmtl m\nKd 0.5 0.2 0.05\n", (*srgb(0.5, 0.2, 0.05), 1)),
         ("# Blender MTL File: 'None'\nnewmtl m\nKd 0 0 0\nKe 0.5 0.2 0.05\n", (*srgb(0.5, 0.2, 0.05), 1)),
+        ("# Blender3D MTL File: \nnewmtl m\nKd 0.5 0.2 0.05\n", (0.5, 0.2, 0.05, 1)),
         ("newmtl m\nKd spectral ident.rfl\n", (*GREY, 1)),
         ("newmtl m\nKa 1 0 0\n", (*GREY, 1)),
         ("newmtl other\nKd 1 0 0\n", (*GREY, 1)),

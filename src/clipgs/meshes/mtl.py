@@ -71,8 +71,9 @@ class Library:
     def add(self, path: Path) -> None:
         """Adds the materials of the library in `path`."""
         text = decoded(self._folder.bytes_of(path)).replace("\r", "\n")
-        # Blender writes "# Blender 4.2.0 MTL File: 'a.blend'", older versions "# Blender MTL File: 'None'".
-        linear = text.lstrip().startswith("# Blender")
+        # Blender writes "# Blender 4.2.0 MTL File: 'a.blend'", older versions "# Blender MTL File: 'None'". Versions
+        # before 2.50 name themselves Blender3D: their colours are those of the display.
+        linear = text.lstrip().startswith("# Blender ")
         statements: dict[str, str] = {}  # those before the first material belong to none
         for line in text.split("\n"):
             key, _, rest = line.strip().replace("\t", " ").partition(" ")
