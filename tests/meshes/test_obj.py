@@ -192,6 +192,7 @@ def test_a_face_without_coordinates_does_not_cost_the_others_theirs(read):
         ("1.7 0.5 -0.1", (1, 0.5, 0)),
         ("255 127.5 0", (1, 0.5, 0)),
         ("1 1 0", (1, 1, 0)),
+        ("4 4 0", (1, 1, 0)),  # no mesh is as black as bytes of 4
         ("1 0.5 0 0.25", (1, 0.5, 0)),  # with an alpha that is not counted
     ],
 )
@@ -386,6 +387,8 @@ def test_only_pictures_of_materials_that_are_used_must_be_there(read):
     assert read(f"{QUAD}usemtl m\n{FACE}", mtl).face_count == 2
     with pytest.raises(ObjectError, match=r"'absent\.png', which is missing"):
         read(f"{QUAD}usemtl other\n{FACE}", mtl)
+    plain = "v 0 0 0\nv 1 0 0\nv 1 1 0\nusemtl other\nf 1 2 3\n"  # without texture coordinates
+    assert read(plain, mtl).face_count == 1
 
 
 def test_names_of_materials_may_hold_blanks_and_hashes(read):
