@@ -645,9 +645,9 @@ class Story:
         named = {uid for objects in lost(world.config).values() for uid, _ in objects}
         if unnamed := sorted(set(surplus) - named):
             self._fault(f"packed, not by a fresh run, and neither replaced nor gone: {unnamed}")
-        shown = re.findall(r"^(?:replaced|source gone): ([\d,]+): ", text, re.MULTILINE)
+        shown = re.findall(r"^(?:replaced|source gone|no longer listed): ([\d,]+): ", text, re.MULTILINE)
         if sum(int(count.replace(",", "")) for count in shown) != len(named):
-            self._fault(f"status shows {shown} objects that are replaced or gone, not {len(named)}")
+            self._fault(f"status shows {shown} objects that are replaced, gone or not listed, not {len(named)}")
         shard_of = world.frozen()
         apart = {shard_of.get(uid) for uid in ours.keys() ^ theirs.keys()}
         whole = [shard for shard in frozen_shards(world.config) if shard not in apart]

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -75,6 +76,25 @@ def test_crashes_in_a_row_lose_no_neighbour():
             assert results[index] == Failure("Killed: the worker died of SIGABRT (signal 6)")
         else:
             assert results[index] == 2 * task
+
+
+def killed(marks: str) -> int:
+    """Ends its own worker by SIGKILL, as many times as the folder's name says; then gives that number."""
+    folder = Path(marks)
+    done = len(list(folder.iterdir()))
+    if done < int(folder.name):
+        (folder / str(done)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+
+def test_the_task_of_a_worker_that_was_killed_is_tried_once_more(tmp_path):
+    """The kernel kills for the memory of others, and a person by mistake: no object fails for good of that."""
+    tasks = [tmp_path / str(times) for times in (0, 1, 2)]
+    for task in tasks:
+        task.mkdir()
+    results = dict(run(killed, map(str, tasks), workers=2, timeout_seconds=60, memory_mb=400))
+    assert results == {0: 0, 1: 1, 2: Failure("Killed: the worker died of SIGKILL (signal 9)")}
 
 
 def test_what_is_the_fault_of_no_object_ends_the_run():

@@ -1,4 +1,5 @@
 import io
+import locale
 import random
 import zipfile
 
@@ -80,7 +81,11 @@ def save_with_lib3mf(path) -> None:
 
 
 def test_the_library_s_own_files_are_like_gltf(tmp_path, loaded, glb):
-    save_with_lib3mf(tmp_path / "object.3mf")
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        save_with_lib3mf(tmp_path / "object.3mf")
+    finally:
+        locale.setlocale(locale.LC_ALL, before)  # the library sets that of the process
     result, wanted = loaded(tmp_path / "object.3mf"), loaded(write_glb(glb))
     check_same(result, wanted)
     assert result.scale == pytest.approx(wanted.scale * 100, rel=1e-5)  # metres, of a file in centimetres

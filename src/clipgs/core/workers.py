@@ -10,6 +10,7 @@ import pickle
 import resource
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _OVER_MEMORY = 86  # exit code of a worker that found itself over its memory
 # counts for RLIMIT_DATA, but not for the memory in use.
 _RESERVED_MB = 1024
 _WATCH_SECONDS = 0.05
+# Nothing that a task does ends its worker so: the kernel did, for the memory of others, or a person.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMBA", "LP")  # LP: Mesa's llvmpipe
 
 
@@ -70,7 +73,8 @@ def run(
 
     Yields (index of the task, result or `Failure`) in the order in which they finish. `function` must be importable by
     name, tasks and results picklable. A task starts when a worker is free; it may run for `timeout_seconds` and
-    its process hold `memory_mb`. A worker uses one thread and dies with its parent.
+    its process hold `memory_mb`. A worker uses one thread and dies with its parent. The task of a worker that was
+    killed from outside is tried once more.
 
     Raises:
         ClipgsError: a task raised it; no other task would fare better.
@@ -83,25 +87,34 @@ def run(
         initargs=(os.getpid(), memory_mb),
         context=context,
     )
-    waiting = iter(enumerate(tasks))
-    running: dict[Future[bytes], int] = {}
+    waiting = ((index, task, 1) for index, task in enumerate(tasks))
+    again: deque[tuple[int, Any, int]] = deque()
+    running: dict[Future[bytes], tuple[int, Any, int]] = {}
     try:
         while True:
             # One task more than workers is queued: with more, a crash could reach them.
-            while len(running) < workers + 1 and (entry := next(waiting, None)) is not None:
+            while len(running) < workers + 1 and (entry := again.popleft() if again else next(waiting, None)):
                 # Pickled here and opened under guard: pebble loses a task that its worker cannot open.
                 call = pickle.dumps((function, entry[1]))
                 future = pool.schedule(_guarded, args=(call, memory_mb), timeout=timeout_seconds)
-                running[future] = entry[0]
+                running[future] = entry
             if not running:
                 break
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(finished)
-                yield index, _outcome(finished, timeout_seconds, memory_mb)
+                index, task, attempt = running.pop(finished)
+                if attempt == 1 and _killed_from_outside(finished):
+                    again.append((index, task, 2))
+                else:
+                    yield index, _outcome(finished, timeout_seconds, memory_mb)
         pool.close()
     finally:
         pool.stop()  # what still runs, where the caller gave up
         pool.join()
+
+
+def _killed_from_outside(future: Future[bytes]) -> bool:
+    error = future.exception()
+    return isinstance(error, ProcessExpired) and -error.exitcode in _FROM_OUTSIDE
 
 
 def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> Any:

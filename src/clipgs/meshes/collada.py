@@ -486,7 +486,8 @@ class _Document:
             if not uri:
                 raise ObjectError(f"its picture {name[:50]!r} names no file")
             parsed = urlparse(uri.replace("\\", "/"))
-            self.images[name] = self.folder.image(unquote(parsed.path if parsed.scheme == "file" else uri))
+            file = parsed.path if parsed.scheme == "file" else uri
+            self.images[name] = self.folder.image(unquote(file), file)
         return self.images[name]
 
     def opacity(self, shader: Element, params: dict[str, Element], base: _Map | None) -> tuple[float, AlphaMode]:

@@ -53,7 +53,7 @@ def load(
     maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
     Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
-    `up_axis_of`. It is "y" for formats that say their axis: their readers have turned them.
+    `up_axis_of`.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -62,8 +62,7 @@ def load(
     path = Path(path)
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": ply.read}
-    readers |= {".stl": stl.read, ".off": off.read}
-    readers |= {".dae": collada.read, ".3mf": threemf.read}
+    readers |= {".stl": stl.read, ".off": off.read, ".dae": collada.read, ".3mf": threemf.read}
     readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
     suffix = path.suffix.lower()
     if suffix not in readers:

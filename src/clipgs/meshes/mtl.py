@@ -12,29 +12,20 @@ What programs write decides where the format is vague:
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from clipgs.catalog.named_files import NUMBER, PLAIN, Layout, PictureStatement, bare, picture_statement, spellings
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Texture, Wrap, srgb_to_linear
 from clipgs.meshes.texts import decoded
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_OPTION = re.compile(
-    r"-(?:(?P<words>type|imfchan|colorspace|texres|clamp|cc|blendu|blendv)\s+(?P<word>\S+)"
-    rf"|(?P<numbers>[a-z]+)(?P<values>(?:\s+{_NUMBER}(?!\S))*)(?:\s+(?:on|off)(?!\S))?)(?:\s+|$)",
-    re.IGNORECASE,
-)
 _EMPTY, _SOLID = 25, 230  # alphas between them are of a surface that is seen through, or of a hole's edge
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-
-Layout = tuple[float, float, float, float]  # scale and offset of u and v, v upwards
-_PLAIN: Layout = (1.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +33,9 @@ class Surface:
     """A material, and how its pictures lie."""
 
     material: Material
-    layout: Layout = _PLAIN
-    glow_layout: Layout = _PLAIN
+    layout: Layout = PLAIN
+    glow_layout: Layout = PLAIN
     without_uv: Material | None = None  # of faces without texture coordinates; None: the same
-
-
-@dataclass(frozen=True)
-class _Map:
-    """A picture with its options."""
-
-    name: str
-    layout: Layout = _PLAIN
-    wrap: Wrap = "repeat"
-
-
-_NO_MAP = _Map("")
 
 
 class Library:
@@ -83,13 +62,13 @@ class Library:
             if key.lower() == "newmtl":
                 statements = {}
                 self._described.setdefault(rest.strip(), (statements, path.parent, linear))
-                self._bare.setdefault(_bare(rest), rest.strip())
+                self._bare.setdefault(bare(rest), rest.strip())
             elif key and key[0] != "#":
                 statements[key.lower()] = rest.strip()
 
     def find(self, name: str) -> str | None:
         """The name as its library writes it, where either may have a comment behind it; None if none has it."""
-        return name if name in self._described else self._bare.get(name, self._bare.get(_bare(name)))
+        return name if name in self._described else self._bare.get(name, self._bare.get(bare(name)))
 
     def only(self) -> str | None:
         """The material of faces that name none, where there is no doubt: the only one, or the only one with a picture.
@@ -99,7 +78,8 @@ class Library:
         """
         if len(self._described) == 1:
             return next(iter(self._described))
-        textured = [name for name, (statements, _, _) in self._described.items() if _map(statements.get("map_kd", ""))]
+        described = {name: statements for name, (statements, _, _) in self._described.items()}
+        textured = [name for name, own in described.items() if picture_statement(own.get("map_kd", ""))]
         if len(textured) > 1:
             raise ObjectError(
                 f"its material library has {len(self._described)} materials, and no usemtl says which its faces have"
@@ -113,7 +93,7 @@ class Library:
         statements, beside, linear = self._described[name]
         opacity = _opacity(statements)
         diffuse, glow = (_color(statements.get(key, ""), linear=linear) for key in ("kd", "ke"))
-        color, cut, glowing = (_map(statements.get(key, "")) for key in ("map_kd", "map_d", "map_ke"))
+        color, cut, glowing = (picture_statement(statements.get(key, "")) for key in ("map_kd", "map_d", "map_ke"))
         glow = None if glow == _BLACK else glow
         if diffuse is None:
             diffuse = self._neutral.base_color_factor[:3] if glow is None else _BLACK
@@ -128,21 +108,23 @@ class Library:
         material = replace(without_uv, base_color_factor=(1.0, 1.0, 1.0, opacity)) if color else without_uv
         if base := color or cut:
             pixels, holes = self._with_holes(color, cut, beside)
-            texture = Texture(pixels, base.wrap, base.wrap)
+            texture = Texture(pixels, *_wraps(base))
             material = replace(material, base_color_texture=texture, alpha_mode="BLEND" if opacity < 1 else holes)
         if glowing:
-            emitted = Texture(self._picture(glowing, beside)[..., :3], glowing.wrap, glowing.wrap)
+            emitted = Texture(self._picture(glowing, beside)[..., :3], *_wraps(glowing))
             material = replace(material, emissive_factor=glow or _WHITE, emissive_texture=emitted)
-        layout = (base or glowing or _NO_MAP).layout
+        layout = (base or glowing or PictureStatement("")).layout
         return Surface(material, layout, glowing.layout if glowing else layout, without_uv)
 
-    def _picture(self, described: _Map, beside: Path) -> np.ndarray:
+    def _picture(self, described: PictureStatement, beside: Path) -> np.ndarray:
         key = described.name, beside
         if key not in self._pictures:
             self._pictures[key] = self._folder.image(*spellings(described.name), beside=beside)
         return self._pictures[key]
 
-    def _with_holes(self, color: _Map | None, cut: _Map | None, beside: Path) -> tuple[np.ndarray, AlphaMode]:
+    def _with_holes(
+        self, color: PictureStatement | None, cut: PictureStatement | None, beside: Path
+    ) -> tuple[np.ndarray, AlphaMode]:
         """The picture of map_Kd with the alpha of map_d, uint8 [H, W, 3 or 4], and how the alpha counts."""
         pixels = None if color is None else self._picture(color, beside)
         if cut is None or (color is not None and cut.name == color.name):  # a photograph is not its own holes
@@ -166,34 +148,15 @@ def _has_alpha(
     return pixels.shape[2] == 4 and bool(pixels[..., 3].min() < 255)
 
 
-def picture_names(statement: str) -> list[str]:
-    """The names, as `spellings`, of the picture of a map statement without its keyword; empty if it has none."""
-    described = _map(statement)
-    return [] if described is None else spellings(described.name)
-
-
-def spellings(name: str) -> list[str]:
-    """The file names that a statement may mean, the likeliest first: as it is; without comment, quotes or escapes."""
-    bare = _bare(name)
-    return list(dict.fromkeys([name, bare, bare.strip("\"'"), bare.replace("\\ ", " ")]))
-
-
-def several(names: str) -> list[str]:
-    """The words of a list of file names, of which some may be quoted or have escaped blanks."""
-    found: Iterable[tuple[str, str]] = re.findall(r"\"([^\"]+)\"|((?:\\ |\S)+)", _bare(names))
-    return [quoted or word for quoted, word in found]
-
-
-def _bare(text: str) -> str:
-    """The text without a comment. A name may hold a #, but not behind a blank."""
-    return re.sub(r"(?:^|\s+)#.*", "", text).strip()
+def _wraps(described: PictureStatement) -> tuple[Wrap, Wrap]:
+    return ("clamp", "clamp") if described.clamped else ("repeat", "repeat")
 
 
 def _words(text: str) -> list[float]:
     """The numbers at the beginning of a statement."""
     numbers = []
     for word in text.split():
-        if not re.fullmatch(_NUMBER, word):
+        if not re.fullmatch(NUMBER, word):
             break
         numbers.append(float(word))
     return numbers
@@ -214,18 +177,3 @@ def _opacity(statements: dict[str, str]) -> float:
     if not numbers:
         numbers = [1 - number for number in _words(statements.get("tr", ""))]
     return numbers[0] if numbers and 0 < numbers[0] < 1 else 1.0
-
-
-def _map(text: str) -> _Map | None:
-    """The picture of a map statement; None if it names none."""
-    scale, offset = [1.0, 1.0], [0.0, 0.0]
-    wrap: Wrap = "repeat"
-    while option := _OPTION.match(text):
-        text = text[option.end() :]
-        kind = (option["words"] or option["numbers"]).lower()
-        if kind in ("s", "o"):
-            numbers = [float(number) for number in option["values"].split()][:2]
-            (scale if kind == "s" else offset)[: len(numbers)] = numbers
-        elif kind == "clamp":
-            wrap = "clamp" if option["word"].lower() == "on" else "repeat"
-    return _Map(text, (scale[0], scale[1], offset[0], offset[1]), wrap) if text else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from clipgs.catalog.named_files import NamedFiles, picture_names, several, spellings
 from clipgs.core.errors import ObjectError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.core.processes import usable_cores
@@ -49,7 +50,7 @@ def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
     """The file and, if it is a .gltf, .obj or .dae, the files that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
-    `clipgs.meshes.folder.Folder` finds elsewhere, below `root` if one is given.
+    `NamedFiles` finds elsewhere, below `root` if one is given.
     """
     found: dict[Path, Path] = {}  # by the resolved path, since named files are resolved
     pending = [path]
@@ -66,7 +67,7 @@ def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """The names of files in a .gltf, .obj or .mtl; and, of files with colours, with the options."""
+    """The names of files in a .gltf, .obj, .mtl or .dae; and, of files with colours, with the options."""
     suffix = path.suffix.lower()
     try:
         if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
@@ -100,16 +101,13 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
     for statement in dict.fromkeys(statements):
         if statement.startswith("data:") or _is_beside(beside, statement):
             continue
-        from clipgs.meshes.folder import Folder
-        from clipgs.meshes.mtl import picture_names, several, spellings
-
-        folder = Folder(path, 0, root)
+        folder = NamedFiles(path, root)
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
         if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
             spelt = [spellings(word) for word in several(statement)]
         elif spelt[0] and _is_beside(beside, spelt[0][0]):
             continue
-        files = (folder.find(*names, beside=beside, picture=suffix == ".mtl") for names in spelt if names)
+        files = (folder.find(*names, beside=beside, picture=suffix in (".mtl", ".dae")) for names in spelt if names)
         found += filter(None, files)
     return found
 
