@@ -93,22 +93,24 @@ def test_glass_lets_through_and_has_the_colour_of_its_volume(glb, loaded):
     clear = {TRANSMISSION: {"transmissionFactor": 1}}
     amber = {VOLUME: {"thicknessFactor": 2, "attenuationDistance": 1, "attenuationColor": [0.9, 0.5, 0.1]}}
     found = []
-    for extensions in (clear, clear | amber, {TRANSMISSION: {"transmissionFactor": 0}} | amber):
+    opaque, white = {TRANSMISSION: {"transmissionFactor": 0}}, (1, 1, 1, 1)
+    for factor, extensions in ((white, clear), (white, clear | amber), (white, opaque | amber), ((0, 0, 0, 1), clear)):
         builder = type(glb)()
-        builder.node(builder.mesh(QUAD, QUAD_FACES, material=builder.material(extensions=extensions)))
+        builder.node(builder.mesh(QUAD, QUAD_FACES, material=builder.material(factor=factor, extensions=extensions)))
         (part,) = loaded(builder).parts
         found.append((part.alpha_mode, *middle(part)))
-    assert [mode for mode, *_ in found] == ["BLEND", "BLEND", "OPAQUE"]
-    (clear, amber, opaque) = (values for _, *values in found)
+    assert [mode for mode, *_ in found] == ["BLEND", "BLEND", "OPAQUE", "OPAQUE"]
+    (clear, amber, opaque, black) = (values for _, *values in found)
     np.testing.assert_allclose(clear, [1, 1, 1, 0.25], atol=1e-3)
     np.testing.assert_allclose(amber[:3], [0.81, 0.25, 0.01], atol=2e-3)
     assert 0.25 < amber[3] < 1  # what takes light away is seen
     np.testing.assert_allclose(opaque, 1, atol=1e-3)
+    np.testing.assert_allclose(black, [0, 0, 0, 1], atol=1e-3)  # sunglasses
 
 
 @pytest.mark.parametrize(
     ("base", "offset", "left", "right"),
-    [(None, 0, 1, 0.25), (200, 0, 1, 0.25), (200, 0.25, 0.625, 0.625)],  # of another layout: the mean
+    [(None, 0, 1, 0.25), (200, 0, 1, 0.567), (200, 0.25, 0.783, 0.783)],  # of another layout: the mean
 )
 def test_a_picture_of_what_is_glass(glb, loaded, base, offset, left, right):
     mask = np.zeros((8, 8, 3), np.uint8)

@@ -143,7 +143,7 @@ class Materials:
         tint = np.array(_floats(volume.get("attenuationColor", (1, 1, 1)), 3)) ** min(max(depth, 0.0), _DEEPEST)
         *color, alpha = base.factor
         color = (np.array(color) * (1 - through + through * tint)).tolist()
-        clear = _GLASS * through * float(tint.mean())
+        clear = _GLASS * through * float((base.linear.mean(axis=(0, 1)) * tint).mean())  # dark glass takes light away
         described = transmission.get("transmissionTexture")
         if described is None:
             return base._replace(factor=(*color, alpha * (1 - clear)))
