@@ -253,13 +253,16 @@ def test_texture_of_the_second_set(read, tmp_path, by_sampler):
     shader = f'<diffuse><texture texture="{"t" if by_sampler else "i"}" texcoord="CHANNEL1"/></diffuse>'
     image = '<library_images><image id="i"><init_from>a.png</init_from></image></library_images>'
     sources = _source("uv0", np.zeros((4, 2)), "ST") + _source("uv1", SQUARE[:, :2], "ST")
+    sources += _source("black", np.zeros((4, 3)), "RGB")
     primitive = f"""<triangles material="paint">{INPUT}<input semantic="TEXCOORD" source="#uv0" offset="1" set="0"/>
-    <input semantic="TEXCOORD" source="#uv1" offset="1" set="5"/><p>0 0 1 1 2 2 0 0 2 2 3 3</p></triangles>"""
+    <input semantic="TEXCOORD" source="#uv1" offset="1" set="5"/><input semantic="COLOR" source="#black" offset="1"/>
+    <p>0 0 1 1 2 2 0 0 2 2 3 3</p></triangles>"""
     extra = image + effect(shader, params=params if by_sampler else "")
     (part,) = read(document(primitive, positions=SQUARE, nodes=BOUND, extra=extra, sources=sources)).parts
     np.testing.assert_array_equal(part.material.base_color_texture.pixels, PICTURE)
     assert part.material.base_color_texture.wrap_u == ("clamp" if by_sampler else "repeat")
     np.testing.assert_allclose(part.uv[[0, 1, 2]], [[0, 1], [1, 1], [1, 0]])  # v downwards
+    assert part.colors is None  # they would make the texture black
 
 
 def controlled(kind: str, more: str = "") -> tuple[str, str]:

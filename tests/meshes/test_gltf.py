@@ -245,6 +245,8 @@ def test_whole_numbers_may_be_written_as_decimals(glb, loaded):
 def test_a_primitive_without_positions_is_left_out(glb, loaded):
     glb.node(glb.mesh())
     glb.node(glb.mesh(None, NORMAL=CUBE_CORNERS))
+    del glb.json["meshes"][glb.mesh()]["primitives"][0]["attributes"]
+    glb.node(2)
     assert loaded(glb).face_count == 12
 
 

@@ -192,6 +192,7 @@ def test_a_face_without_coordinates_does_not_cost_the_others_theirs(read):
         ("1.7 0.5 -0.1", (1, 0.5, 0)),
         ("255 127.5 0", (1, 0.5, 0)),
         ("1 1 0", (1, 1, 0)),
+        ("4 4 0", (1, 1, 0)),  # no mesh is as black as bytes of 4
         ("1 0.5 0 0.25", (1, 0.5, 0)),  # with an alpha that is not counted
     ],
 )
@@ -243,6 +244,7 @@ def srgb(*linear) -> np.ndarray:
         ("newmtl m\rKd 0.5\r", (0.5, 0.5, 0.5, 1)),
         ("# Blender 4.2.0 MTL File: 'a.blend'\nnewmtl m\nKd 0.5 0.2 0.05\n", (*srgb(0.5, 0.2, 0.05), 1)),
         ("# Blender MTL File: 'None'\nnewmtl m\nKd 0 0 0\nKe 0.5 0.2 0.05\n", (*srgb(0.5, 0.2, 0.05), 1)),
+        ("# Blender3D MTL File: \nnewmtl m\nKd 0.5 0.2 0.05\n", (0.5, 0.2, 0.05, 1)),
         ("newmtl m\nKd spectral ident.rfl\n", (*GREY, 1)),
         ("newmtl m\nKa 1 0 0\n", (*GREY, 1)),
         ("newmtl other\nKd 1 0 0\n", (*GREY, 1)),
@@ -385,6 +387,8 @@ def test_only_pictures_of_materials_that_are_used_must_be_there(read):
     assert read(f"{QUAD}usemtl m\n{FACE}", mtl).face_count == 2
     with pytest.raises(ObjectError, match=r"'absent\.png', which is missing"):
         read(f"{QUAD}usemtl other\n{FACE}", mtl)
+    plain = "v 0 0 0\nv 1 0 0\nv 1 1 0\nusemtl other\nf 1 2 3\n"  # without texture coordinates
+    assert read(plain, mtl).face_count == 1
 
 
 def test_names_of_materials_may_hold_blanks_and_hashes(read):

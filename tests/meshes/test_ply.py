@@ -257,6 +257,14 @@ def test_what_is_refused(path, text, message):
         load(path, max_faces=100, max_texture_pixels=100)
 
 
+@pytest.mark.parametrize("rest", ["9 1 1 1 1 1 1 1 1 1", "0.5"])
+def test_words_that_the_header_does_not_declare_are_left_out(path, rest):
+    corners = "property uchar red\nend_header\n"
+    header = TRIANGLE.format("ascii") + FACE.replace("face 1", "face 2").replace("end_header\n", corners)
+    path.write_text(f"{header}{POINTS}comment faces\n3 0 1 2 {rest}\n\n3 2 1 0 {rest}\n")
+    assert load(path, max_faces=100, max_texture_pixels=100).face_count == 2
+
+
 def test_no_file_is_asked_for_that_no_face_shows(path, loaded):
     vertex, face = ("vertex", XYZ, SQUARE), ("face", CORNERS, [((0, 1, 2, 3),)])
     assert loaded(ply(path, vertex, face, comments=["TextureFile absent.png"])).face_count == 2

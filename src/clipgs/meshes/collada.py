@@ -376,6 +376,8 @@ class _Document:
         if surface is None:
             surface = _Surface(self.neutral if colors is None else Material())
         material = surface.material
+        if colors is not None and material.base_color_texture is not None and not colors[:, :3].any():
+            colors = None  # some programs write zeros for colours that they do not have
         if colors is not None and material.base_color_texture is None:
             # What stands beside vertex colours is any value: programs write their default there.
             material = replace(material, base_color_factor=(1.0, 1.0, 1.0, material.base_color_factor[3]))

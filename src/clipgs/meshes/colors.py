@@ -11,13 +11,15 @@ def fractions(
 ) -> np.ndarray:
     """Fractions [N, C] of numbers that may be fractions or bytes.
 
-    They are bytes if most of those that are not 0 are over 2. The largest says nothing: computed colours overshoot 1.
+    They are bytes if most of those that are not 0 are over 2 and one is over 7, since no mesh is that black. The
+    largest alone says nothing: computed colours overshoot 1.
     """
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise ObjectError("some vertex colours are not finite numbers")
     shown = values[values != 0]
-    return (values / 255 if len(shown) and np.median(shown) > 2 else values).clip(0, 1)
+    bytes_ = len(shown) and np.median(shown) > 2 and shown.max() > 7
+    return (values / 255 if bytes_ else values).clip(0, 1)
 
 
 def linear_rgba(

@@ -235,7 +235,7 @@ class _Document:
         mode = described.get("mode", _TRIANGLES)
         if mode not in (_TRIANGLES, _STRIP, _FAN):
             return None
-        if "POSITION" not in described["attributes"]:
+        if "POSITION" not in described.get("attributes", ()):
             self.without_positions += 1
             return None
         material, base, glow = self.materials.get(described.get("material"))

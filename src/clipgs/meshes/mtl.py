@@ -39,10 +39,13 @@ class Surface:
 
 
 class Library:
-    """The materials of an OBJ file, by name. Pictures are read where a material is asked for."""
+    """The materials of an OBJ file, by name.
 
-    def __init__(self, folder: Folder, neutral: Material) -> None:
-        self._folder, self._neutral = folder, neutral
+    Pictures are read where a material is asked for, but none without `pictures`: no face has texture coordinates.
+    """
+
+    def __init__(self, folder: Folder, neutral: Material, *, pictures: bool) -> None:
+        self._folder, self._neutral, self._has_pictures = folder, neutral, pictures
         self._described: dict[str, tuple[dict[str, str], Path, bool]] = {}  # statements, the library's folder, linear
         self._bare: dict[str, str] = {}  # a name without its comment to the name
         self._pictures: dict[tuple[str, Path], np.ndarray] = {}
@@ -50,8 +53,9 @@ class Library:
     def add(self, path: Path) -> None:
         """Adds the materials of the library in `path`."""
         text = decoded(self._folder.bytes_of(path)).replace("\r", "\n")
-        # Blender writes "# Blender 4.2.0 MTL File: 'a.blend'", older versions "# Blender MTL File: 'None'".
-        linear = text.lstrip().startswith("# Blender")
+        # Blender writes "# Blender 4.2.0 MTL File: 'a.blend'", older versions "# Blender MTL File: 'None'". Versions
+        # before 2.50 name themselves Blender3D: their colours are those of the display.
+        linear = text.lstrip().startswith("# Blender ")
         statements: dict[str, str] = {}  # those before the first material belong to none
         for line in text.split("\n"):
             key, _, rest = line.strip().replace("\t", " ").partition(" ")
@@ -98,7 +102,7 @@ class Library:
             emissive_factor=glow if glow is not None and diffuse == _BLACK and color is None else _BLACK,
             alpha_mode="BLEND" if opacity < 1 else "OPAQUE",
         )
-        if color is None and cut is None and glowing is None:
+        if not self._has_pictures or (color is None and cut is None and glowing is None):
             return Surface(without_uv)
 
         material = replace(without_uv, base_color_factor=(1.0, 1.0, 1.0, opacity)) if color else without_uv

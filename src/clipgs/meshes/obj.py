@@ -248,7 +248,7 @@ def _surfaces(lines: _Lines, folder: Folder, neutral: Material) -> tuple[list[Su
             names.append(rest.strip())
         elif key == "mtllib":
             libraries.append(rest.strip())
-    library = Library(folder, neutral)
+    library = Library(folder, neutral, pictures=len(lines.of["vt"]) > 0)
     missing = []
     for statement in libraries:  # of one name, which may hold blanks, or of several
         whole = folder.find(*spellings(statement))

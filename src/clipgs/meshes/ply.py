@@ -3,6 +3,7 @@
 Method: G. Turk, The PLY Polygon File Format (1994), and what MeshLab, Blender and scanners write beyond it.
 """
 
+import itertools
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ _ALPHAS = ("alpha", "a", "diffuse_alpha")
 _COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
 _CORNERS = ("vertex_indices", "vertex_index", "vertex_indexes")
 _FULL = {"i1": 255, "u1": 255, "u2": 65535}  # what is 1 in colours of these types
+_COMMENTS = (b"comment", b"obj_info", b"#")
 _PICTURE = re.compile(r"(?i)\.(png|jpe?g|webp|bmp|tga|gif|tiff?)$")
 
 
@@ -57,16 +59,7 @@ def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[
     if split is None:
         raise ObjectError("the PLY file has no header")
     header = _header(split[0], len(data) - split[1], max_faces)
-    body: _Words | _Bytes
-    body = _Words(data[split[1] :]) if header.text else _Bytes(data, split[1], _FORMATS[header.format])
-    elements: dict[str, _Columns] = {}
-    missing = {"vertex", "face", "tristrips"}.intersection(element.name for element in header.elements)
-    at = 0
-    for element in header.elements:
-        if missing:
-            columns, at = _rows(body, element, at)
-            elements.setdefault(element.name, columns)
-            missing.discard(element.name)
+    elements = _elements(data, split[1], header)
     vertices = elements.get("vertex", {})
     points = _stacked(vertices, ("x", "y", "z"))
     if points is None:
@@ -109,6 +102,56 @@ def _header(head: bytes, body_bytes: int, max_faces: int) -> PlyHeader:
     return header
 
 
+def _elements(data: bytes, start: int, header: PlyHeader) -> dict[str, _Columns]:
+    """The columns of the elements of a file whose body begins at `start`."""
+    if not header.text:
+        return _columns(_Bytes(data, start, _FORMATS[header.format]), header)[0]
+    try:
+        elements, left = _columns(_Words(data[start:]), header)
+    except ObjectError:
+        declared = _declared(data[start:], header)
+        if declared is None:
+            raise
+    else:
+        declared = _declared(data[start:], header) if left else None
+    return elements if declared is None else _columns(_Words(declared), header)[0]
+
+
+def _columns(body: "_Bytes | _Words", header: PlyHeader) -> tuple[dict[str, _Columns], bool]:
+    """The columns of the elements, up to the last that is needed, and whether something follows the last element."""
+    elements: dict[str, _Columns] = {}
+    missing = {"vertex", "face", "tristrips"}.intersection(element.name for element in header.elements)
+    at = 0
+    for element in header.elements:
+        if not missing:
+            return elements, False
+        columns, at = _rows(body, element, at)
+        elements.setdefault(element.name, columns)
+        missing.discard(element.name)
+    return elements, at < len(body.cells)
+
+
+def _declared(text: bytes, header: PlyHeader) -> bytes | None:
+    """The text with a row a line, without the words of a line that the header does not declare; None if it is not so.
+
+    VCGLIB once wrote the colours of the corners as a list, and declared red, green, blue and alpha of the face.
+    """
+    rows = (line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(_COMMENTS))
+    kept: list[bytes] = []
+    try:
+        for element in header.elements:
+            for words in itertools.islice(rows, element.count):
+                end = 0
+                for item in element.items:
+                    end += 1 if item is None else 1 + int(words[end])
+                if not 0 <= end <= len(words):
+                    return None
+                kept += words[:end]
+    except (ValueError, IndexError):
+        return None
+    return b" ".join(kept)
+
+
 # --- rows ---
 
 
@@ -143,7 +186,7 @@ class _Words:
     """The rows of a text. A place is a number of words."""
 
     def __init__(self, text: bytes) -> None:
-        self.cells = numbers(text, "PLY", comments=(b"comment", b"obj_info", b"#"))
+        self.cells = numbers(text, "PLY", comments=_COMMENTS)
         self.list: list[float] | None = None
 
     def size(self, _: str) -> int:
