@@ -140,6 +140,31 @@ def test_an_inside_out_shell_shows_its_far_side_alone(glb, loaded, mode):
     assert 0.05 < rim.sum() / (rgba[..., 3] > 100).sum() < 0.5
 
 
+@pytest.mark.parametrize("mode", ["OPAQUE", "BLEND"])
+def test_a_room_is_seen_from_its_corner(glb, loaded, mode):
+    """The walls before the eye are the nearest of all that is drawn, and still hide nothing."""
+    walls = glb.material(factor=(1, 1, 1, 1 if mode == "OPAQUE" else 0.5), alphaMode=mode)
+    glb.node(glb.mesh(CUBE_CORNERS, CUBE_FACES[:, ::-1], material=walls))
+    chair = CUBE_CORNERS * np.float32(0.15) - np.float32(0.8)
+    glb.node(glb.mesh(chair, material=glb.material(factor=RED)))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    eye = 2.54 * np.array([0.6, 0.6, 0.53])
+    view = render(mesh, look_at_origin(eye)[None], Ks, PIXELS, ambient=1.0, lights=())[0].astype(int)
+    assert (np.abs(view - [255, 0, 0, 255]).max(axis=2) < 5).sum() > 15
+
+
+def test_what_a_front_cuts_out_hides_no_back(glb, loaded):
+    """Alpha under the cutoff is no surface, also where backs look for fronts beside what blends."""
+    glass = glb.material(factor=(1, 1, 1, 0.5), alphaMode="BLEND")
+    glb.node(glb.mesh(CUBE_CORNERS * np.float32(0.01) + np.float32([0.9, 0.9, 0]), material=glass))
+    leaf = glb.material(factor=(0, 1, 0, 0.3), alphaMode="MASK")
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=leaf))
+    glb.node(glb.mesh(QUAD - np.float32([0, 0, 0.2]), QUAD_FACES[:, ::-1], material=glb.material(factor=RED)))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    view = render(mesh, look_at_origin(np.array([0, 0, 2.54]))[None], Ks, PIXELS, ambient=1.0, lights=())[0]
+    assert view[PIXELS // 2, PIXELS // 2].tolist() == [255, 0, 0, 255]
+
+
 @pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
 def test_the_back_of_a_single_sided_face_is_seen_beside_fronts(glb, loaded, mode):
     alpha = 0.6 if mode == "BLEND" else 1
