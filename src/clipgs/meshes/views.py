@@ -157,7 +157,8 @@ class _Scene:
             gl.cull_face = "back"
             for one in (*self.solid, *self.blended):
                 cut_out = one.part.alpha_mode == "MASK"
-                self._render(one, camera, least_alpha=one.part.material.alpha_cutoff if cut_out else 1 / 255)
+                least = one.part.material.alpha_cutoff if cut_out else 1 / 255
+                self._render(one, camera, "FRONTS", least_alpha=least)
             self.fronts.color_attachments[0].use(2)
         frame.use()
         frame.depth_mask = True
@@ -243,8 +244,9 @@ class _Scene:
             if name in program:  # the compiler drops what a variant does not use
                 program[name] = value
         for unit, (name, texture) in enumerate(_textures(part).items()):
-            self.textures[_key(texture)].use(unit)
-            program[name] = unit
+            if name in program:
+                self.textures[_key(texture)].use(unit)
+                program[name] = unit
         array.render(**run)
 
     def _camera(self, viewmat: np.ndarray, K: np.ndarray) -> dict[str, Any]:
