@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from clipgs.catalog.named_files import decoded
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.colors import fractions, linear_rgba
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part
 from clipgs.meshes.polygons import check_corners, check_face_count, part_of, triangulate
-from clipgs.meshes.texts import decoded, numbers, whole
+from clipgs.meshes.texts import numbers, whole
 
 # Some files, such as ModelNet's, have the counts on the first line, even without a space.
 _HEAD = re.compile(rb"(ST)?(C)?(N)?(4?)OFF(.*)", re.IGNORECASE)

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import cached_property
+from html import unescape
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from clipgs.catalog.named_files import NamedFiles, picture_names, several, spellings
+from clipgs.catalog.named_files import NamedFiles, decoded, file_of_uri, picture_names, several, spellings
 from clipgs.core.errors import ObjectError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.core.processes import usable_cores
@@ -79,14 +80,15 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
             return names, names
         if suffix in (".obj", ".mtl"):
             keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+            text = text.replace("\\\n", " ") if suffix == ".obj" else text
             pairs = re.findall(rf"^\s*({keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
             statements = [name for key, name in pairs if key.lower() in ("mtllib", "map_kd", "map_d", "map_ke")]
             # The options of a texture come before its name.
             return [name.split()[-1] if suffix == ".mtl" else name for _, name in pairs], statements
         if suffix == ".dae":
-            text = path.read_text(encoding="utf-8", errors="replace")
-            names = [unquote(name).strip() for name in re.findall(r"<init_from>(?:\s*<ref>)?([^<]+)<", text)]
+            uris = re.findall(r"<(?:\w+:)?init_from\b[^>]*>(?:\s*<(?:\w+:)?ref>)?([^<]+)<", decoded(path.read_bytes()))
+            names = [unquote(file_of_uri(unescape(uri).strip())) for uri in uris]
             return names, names
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
@@ -105,8 +107,6 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
         if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
             spelt = [spellings(word) for word in several(statement)]
-        elif spelt[0] and _is_beside(beside, spelt[0][0]):
-            continue
         files = (folder.find(*names, beside=beside, picture=suffix in (".mtl", ".dae")) for names in spelt if names)
         found += filter(None, files)
     return found
