@@ -375,3 +375,21 @@ def test_a_worker_gives_the_same_bytes_as_this_process(glb, tmp_path):
     path = glb.save(tmp_path / "object.glb")
     results = run(digest_of, [path] * 3, workers=2, timeout_seconds=120, memory_mb=1000)
     assert {digest for _, digest in results} == {digest_of(path)}
+
+
+def test_a_fork_of_what_has_drawn_is_refused():
+    """It would wait for ever for threads that it does not have."""
+    program = """if True:
+        import os
+        from clipgs.core.errors import ClipgsError
+        from clipgs.meshes.headless import context
+        context()
+        child = os.fork()
+        if child == 0:
+            try:
+                context()
+            except ClipgsError as error:
+                os._exit(3 if "forked" in str(error) else 4)
+            os._exit(0)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3
