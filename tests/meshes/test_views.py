@@ -213,6 +213,18 @@ def test_many_parts_that_blend_in_turn(glb, loaded):
     assert (view[:, 16, 16, 3] == 255).all()
 
 
+def test_more_parts_that_blend_than_are_drawn_in_turn(glb, loaded):
+    """Each is a pane of its own material, in the file from near to far, and they are drawn from far to near."""
+    for i in range(300):
+        factor = (1, 0, 0, 0.5) if i < 150 else (0, 0, 1, 0.5)
+        material = glb.material(factor=factor, alphaMode="BLEND", doubleSided=True)
+        glb.node(glb.mesh(QUAD + np.float32([0, 0, 1 - i / 150]), QUAD_FACES, material=material))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=32)
+    for z, color in ((2.54, [255, 0, 0]), (-2.54, [0, 0, 255])):
+        view = render(mesh, look_at_origin(np.array([0, 0, z]))[None], Ks, 32, ambient=1.0, lights=())[0]
+        np.testing.assert_allclose(view[16, 16, :3], color, atol=3)
+
+
 @pytest.mark.parametrize("size", [64, 512, 2048])
 def test_cut_outs_keep_their_coverage_at_any_size_of_the_texture(glb, loaded, size):
     wires = np.arange(size) % 16 < 2

@@ -206,7 +206,8 @@ class _Scene:
         order = np.argsort(-distance, kind="stable")
         if np.count_nonzero(np.diff(owner[order])) >= _MOST_RUNS:  # parts in turn, in slabs of equal depth
             slab = (distance - distance.min()) / max(np.ptp(distance), 1e-12) * (_MOST_RUNS // len(chosen))
-            order = np.lexsort((-distance, owner, -np.floor(slab)))
+            of_part = np.repeat([distances[i].mean() for i in chosen], [len(distances[i]) for i in chosen])
+            order = np.lexsort((-distance, owner, -of_part, -np.floor(slab)))
         owner, face = owner[order], face[order]
         for i in chosen:
             one = self.blended[i]
