@@ -251,3 +251,16 @@ def test_the_hash_holds_the_pictures_of_a_dae(tmp_path, statement):
     write(tmp_path / "a&b.png")
     (tmp_path / "o.dae").write_text(f'<COLLADA xmlns="x"><image id="i">{statement}</image></COLLADA>')
     assert tmp_path / "a&b.png" in with_named_files(tmp_path / "o.dae")
+
+
+def test_the_hash_holds_the_layers_and_pictures_of_a_usda(tmp_path):
+    write(tmp_path / "parts" / "body.usda", b"#usda 1.0\n( subLayers = [ @./skin.usda@ ] )\n")
+    write(tmp_path / "parts" / "skin.usda", b"#usda 1.0\nasset inputs:file = @tex/skin.png@\n")
+    write(tmp_path / "parts" / "tex" / "skin.png")
+    write(tmp_path / "o.usda", b'#usda 1.0\ndef "a" ( prepend references = @./parts/body.usda@</a> ) {}\n')
+    assert {path.name for path in with_named_files(tmp_path / "o.usda")} == {
+        "o.usda",
+        "body.usda",
+        "skin.usda",
+        "skin.png",
+    }

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 _MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
+_WITH_PICTURES = (".mtl", ".dae", ".usd", ".usda")
 _SEARCH = 1  # how named files are looked for; hashes that were kept before it are of fewer files
 _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
 
@@ -48,7 +49,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
-    """The file and, if it is a .gltf, .obj or .dae, the files that it names, directly or through others.
+    """The file and, if it is a .gltf, .obj, .dae or .usda, the files that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
     `NamedFiles` finds elsewhere, below `root` if one is given.
@@ -68,7 +69,7 @@ def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """The names of files in a .gltf, .obj, .mtl or .dae; and, of files with colours, with the options."""
+    """The names of files in a .gltf, .obj, .mtl, .dae or .usda; and, of files with colours, with the options."""
     suffix = path.suffix.lower()
     try:
         if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
@@ -90,6 +91,10 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
             uris = re.findall(r"<(?:\w+:)?init_from\b[^>]*>(?:\s*<(?:\w+:)?ref>)?([^<]+)<", decoded(path.read_bytes()))
             names = [unquote(file_of_uri(unescape(uri).strip())) for uri in uris]
             return names, names
+        if suffix in (".usd", ".usda"):  # the names in binary ones are packed
+            data = path.read_bytes()
+            names = re.findall(r"@([^@\n]+)@", decoded(data)) if data.startswith(b"#usda") else []
+            return names, names
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
     return [], []
@@ -107,7 +112,7 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
         if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
             spelt = [spellings(word) for word in several(statement)]
-        files = (folder.find(*names, beside=beside, picture=suffix in (".mtl", ".dae")) for names in spelt if names)
+        files = (folder.find(*names, beside=beside, picture=suffix in _WITH_PICTURES) for names in spelt if names)
         found += filter(None, files)
     return found
 
