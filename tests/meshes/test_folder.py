@@ -264,3 +264,12 @@ def test_the_hash_holds_the_layers_and_pictures_of_a_usda(tmp_path):
         "skin.usda",
         "skin.png",
     }
+
+
+def test_the_hash_holds_a_picture_with_a_blank_in_its_name_and_that_of_a_ply(tmp_path):
+    write(tmp_path / "o.obj", OBJ.encode())
+    write(tmp_path / "m.mtl", b"newmtl m\nmap_Kd my picture.png\n")
+    write(tmp_path / "o.ply", b"ply\nformat ascii 1.0\ncomment TextureFile my picture.png\nend_header\n" + bytes(5000))
+    picture = write(tmp_path / "my picture.png")
+    for name in ("o.obj", "o.ply"):
+        assert picture in with_named_files(tmp_path / name)

@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 _NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 _MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
-_WITH_PICTURES = (".mtl", ".dae", ".usd", ".usda")
-_SEARCH = 1  # how named files are looked for; hashes that were kept before it are of fewer files
+_PLY_HEADER_BYTES = 1 << 16  # at least those of its comments
+_WITH_PICTURES = (".mtl", ".ply", ".dae", ".usd", ".usda")
+_SEARCH = 2  # how named files are looked for; hashes that were kept before it are of fewer files
 _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
 
 State = list[list[int] | None]
@@ -49,7 +50,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
-    """The file and, if it is a .gltf, .obj, .dae or .usda, the files that it names, directly or through others.
+    """The file and, if it is a .gltf, .obj, .ply, .dae or .usda, the files that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
     `NamedFiles` finds elsewhere, below `root` if one is given.
@@ -69,10 +70,17 @@ def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """The names of files in a .gltf, .obj, .mtl, .dae or .usda; and, of files with colours, with the options."""
+    """The names of files in a .gltf, .obj, .mtl, .ply, .dae or .usda; and, of files with colours, with the options."""
     suffix = path.suffix.lower()
     try:
-        if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
+        if not path.is_file():
+            return [], []
+        if suffix == ".ply":
+            with path.open("rb") as file:
+                head = decoded(file.read(_PLY_HEADER_BYTES).partition(b"end_header")[0]).replace("\r", "\n")
+            names = re.findall(r"^comment\s+texturefile\s+(.*\S)", head, re.MULTILINE | re.IGNORECASE)
+            return names, names
+        if path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
             return [], []
         if suffix == ".gltf":
             document = json.loads(path.read_bytes())
@@ -106,7 +114,8 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
     beside = current.parent.resolve()
     suffix = current.suffix.lower()
     for statement in dict.fromkeys(statements):
-        if statement.startswith("data:") or _is_beside(beside, statement):
+        plain = suffix != ".mtl" or " " not in statement.strip()  # the last word alone is among the names
+        if statement.startswith("data:") or (plain and _is_beside(beside, statement)):
             continue
         folder = NamedFiles(path, root)
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
@@ -211,7 +220,7 @@ class Digests:
     def _known(self, path: str) -> str | None:
         with suppress(KeyError, ValueError, TypeError):
             digest, files, *searched = self._entries[path]
-            if path.lower().endswith((".obj", ".gltf")) and searched != [_SEARCH]:
+            if path.lower().endswith((".obj", ".gltf", ".ply", ".dae", ".usd", ".usda")) and searched != [_SEARCH]:
                 return None
             if state_of(name for name, _ in files) == [state for _, state in files]:
                 return str(digest)
