@@ -1,12 +1,14 @@
 """Where the files that an object names are looked for, and where they never are."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clipgs.catalog.sources.digests import with_named_files
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.load import load
@@ -176,3 +178,98 @@ def test_a_picture_lies_beside_its_library_or_the_object(tmp_path):
         Image.new("RGB", (2, 2), (0, 255, 0)).save(file)
         loaded = load(tmp_path / "o.obj", max_faces=9, max_texture_pixels=9)
         assert loaded.parts[0].material.base_color_texture is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("Stoff_grün", "latin-1"), ("Façade", "cp1252"), ("č", "cp1250"), ("椅子", "gbk"), ("стул", "cp1251")],
+)
+def test_names_in_another_encoding_are_those_of_both_files_and_of_the_disk(tmp_path, name, encoding):
+    """A guess at the encoding may differ between an OBJ and its library, which would lose the colour."""
+    (tmp_path / "o.obj").write_bytes(
+        OBJ.replace("usemtl m", f"usemtl {name}").replace("m.mtl", f"{name}.mtl").encode(encoding)
+    )
+    (tmp_path / f"{name}.mtl").write_bytes(
+        f"# 3ds Max\nnewmtl {name}\n\tKd 1 0 0\n\tmap_d {name}.png\n".encode(encoding)
+    )
+    Image.new("L", (2, 2), 255).save(tmp_path / f"{name}.png")
+    mesh = load(tmp_path / "o.obj", max_faces=10, max_texture_pixels=10)
+    assert mesh.parts[0].material.base_color_factor[:3] == (1, 0, 0)
+    assert {f"{name}.mtl", f"{name}.png"} <= {path.name for path in with_named_files(tmp_path / "o.obj")}
+
+
+def test_accents_may_be_letters_of_their_own(tmp_path):
+    """As a Mac stores names."""
+    write(tmp_path / unicodedata.normalize("NFD", "Tür.png"), b"this")
+    assert found(Folder(tmp_path / "o.obj", 1), unicodedata.normalize("NFC", "tür.png")) == "this"
+
+
+def test_a_folder_of_many_objects_is_listed_once(tmp_path, monkeypatch):
+    listed = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    folder = Folder(tmp_path / "o.obj", 1)
+    assert [found(folder, f"{number}.mtl") for number in range(5)] == [None] * 5
+    assert len(listed) == 1
+    write(tmp_path / "A.MTL", b"this")
+    os.utime(tmp_path, ns=(1, 1))  # a file system's clock may stand still between two writes
+    assert found(folder, "a.mtl") == "this"
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding"),
+    [
+        ("\ufeffmtllib m.mtl\n", "utf-8"),
+        ("mtllib m.mtl\n", "utf-16"),
+        ("mtllib \\\nm.mtl\n", "utf-8"),
+        ('mtllib "m.mtl" # materials\n', "utf-8"),
+    ],
+)
+def test_the_hash_holds_the_files_of_an_obj_that_are_opened(tmp_path, monkeypatch, head, encoding):
+    opened = []
+    bytes_of = Folder.bytes_of
+    monkeypatch.setattr(Folder, "bytes_of", lambda self, path: opened.append(path) or bytes_of(self, path))
+    (tmp_path / "o.obj").write_bytes(OBJ.replace("mtllib m.mtl\n", head).encode(encoding))
+    (tmp_path / "m.mtl").write_text("newmtl m\nmap_Kd -s 2 2 2 my picture.png\n")
+    Image.new("RGB", (2, 2)).save(tmp_path / "my picture.png")
+    load(tmp_path / "o.obj", max_faces=10, max_texture_pixels=10)
+    assert {path.name for path in opened} == {"m.mtl", "my picture.png"}
+    assert set(opened) <= set(with_named_files(tmp_path / "o.obj"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "<init_from>a%26b.png</init_from>",
+        "<init_from>a&amp;b.png</init_from>",
+        "<init_from>file:///C:/tex/a&amp;b.png</init_from>",
+        "<init_from>file://a%26b.png</init_from>",
+        "<c:init_from> <c:ref>a%26b.png</c:ref></c:init_from>",
+    ],
+)
+def test_the_hash_holds_the_pictures_of_a_dae(tmp_path, statement):
+    write(tmp_path / "a&b.png")
+    (tmp_path / "o.dae").write_text(f'<COLLADA xmlns="x"><image id="i">{statement}</image></COLLADA>')
+    assert tmp_path / "a&b.png" in with_named_files(tmp_path / "o.dae")
+
+
+def test_the_hash_holds_the_layers_and_pictures_of_a_usda(tmp_path):
+    write(tmp_path / "parts" / "body.usda", b"#usda 1.0\n( subLayers = [ @./skin.usda@ ] )\n")
+    write(tmp_path / "parts" / "skin.usda", b"#usda 1.0\nasset inputs:file = @tex/skin.png@\n")
+    write(tmp_path / "parts" / "tex" / "skin.png")
+    write(tmp_path / "o.usda", b'#usda 1.0\ndef "a" ( prepend references = @./parts/body.usda@</a> ) {}\n')
+    assert {path.name for path in with_named_files(tmp_path / "o.usda")} == {
+        "o.usda",
+        "body.usda",
+        "skin.usda",
+        "skin.png",
+    }
+
+
+def test_the_hash_holds_a_picture_with_a_blank_in_its_name_and_that_of_a_ply(tmp_path):
+    write(tmp_path / "o.obj", OBJ.encode())
+    write(tmp_path / "m.mtl", b"newmtl m\nmap_Kd my picture.png\n")
+    write(tmp_path / "o.ply", b"ply\nformat ascii 1.0\ncomment TextureFile my picture.png\nend_header\n" + bytes(5000))
+    picture = write(tmp_path / "my picture.png")
+    for name in ("o.obj", "o.ply"):
+        assert picture in with_named_files(tmp_path / name)

@@ -6,6 +6,7 @@ import pytest
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.materials import srgb_to_linear, surface_rgba
+from clipgs.meshes.points import sample
 from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 
@@ -469,3 +470,18 @@ def test_what_is_refused(glb, loaded, damage, message):
     damage(glb)
     with pytest.raises(ObjectError, match=message):
         loaded(glb)
+
+
+def test_parts_with_vertex_colours_alone_become_one(glb, loaded):
+    for x in range(5):
+        glb.node(glb.mesh(QUAD + np.float32([x, 0, 0]), QUAD_FACES, COLOR_0=np.float32([[1, 0, 0]] * 4)))
+    assert len(loaded(glb).parts) == 1
+
+
+@pytest.mark.parametrize("wrap", [10497, 33648, 33071])
+def test_coordinates_that_no_float_holds_give_a_colour(glb, loaded, wrap):
+    texture = glb.texture(np.full((2, 2, 3), 255, np.uint8), wrapS=wrap, wrapT=wrap)
+    texture["extensions"] = {"KHR_texture_transform": {"scale": [1e30, -1e30]}}
+    uv = QUAD_UV * np.float32(1e30)
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=glb.material(texture=texture), TEXCOORD_0=uv))
+    np.testing.assert_allclose(sample(loaded(glb), 100, 0)[1], 1, atol=1e-6)

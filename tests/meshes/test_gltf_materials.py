@@ -168,3 +168,9 @@ def test_filters_are_the_samplers(glb, loaded, sampler, filters):
     (part,) = loaded(glb).parts
     used = part.material.base_color_texture
     assert (used.magnify, used.minify) == filters
+
+
+def test_a_volume_without_a_distance_takes_no_light(glb, loaded):
+    extensions = {TRANSMISSION: {"transmissionFactor": 1}, VOLUME: {"thicknessFactor": 1, "attenuationDistance": 0}}
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=glb.material(extensions=extensions)))
+    np.testing.assert_allclose(middle(loaded(glb).parts[0]), [1, 1, 1, 0.25], atol=1e-3)

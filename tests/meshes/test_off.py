@@ -35,6 +35,9 @@ def off(tmp_path):
         ("COFF\n8 1 0\n", " 1.004 0.2 0", WHOLE, (1, 0.2, 0)),
         ("STOFF\n8 1 0\n", " 0.5 0.5", WHOLE, GREY),
         ("STCNOFF 8 1 0\n", " 0 0 1 255 51 0 0.5 0.5", WHOLE, (1, 0.2, 0)),
+        ("NCOFF\n8 1 0\n", " 255 51 0 255 0 0 1", WHOLE, (1, 0.2, 0)),  # as VCGLIB, of MeshLab, writes
+        ("CSTOFF\n8 1 0\n", " 255 51 0 255 0.5 0.5", WHOLE, (1, 0.2, 0)),
+        ("NCSTOFF\n8 1 0\n", " 255 51 0 255 0 0 1 0.5 0.5", WHOLE, (1, 0.2, 0)),
         ("OFF\n8 1 0\n", " 255 51 0", WHOLE, (1, 0.2, 0)),
         ("OFF\n8 1 0\n", "", WHOLE.replace("\n", " 255 51 0\n"), (1, 0.2, 0)),
         ("OFF\n8 1 0\n", "", WHOLE.replace("\n", " 1.0 0.2 0.0 0.5\n"), (1, 0.2, 0)),
@@ -46,7 +49,7 @@ def test_variants(off, loaded, head, columns, faces, color):
     if "4 5 7" not in faces:
         assert area(mesh) == pytest.approx(7)
     np.testing.assert_allclose(colors_of(mesh), np.tile(color, (mesh.face_count, 1)), atol=1e-6)
-    assert all((part.normals is not None) == ("NOFF" in head) for part in mesh.parts)
+    assert all((part.normals is not None) == ("N" in head) for part in mesh.parts)
 
 
 def test_some_faces_have_colors(off, loaded):

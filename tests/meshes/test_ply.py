@@ -136,6 +136,7 @@ def test_strips(path, loaded, form, index):
         ("diffuse_red diffuse_green diffuse_blue ambient_red ambient_green ambient_blue", "uchar", (1, 2, 3, 9, 9, 9),
          (1 / 255, 2 / 255, 3 / 255)),
         ("red green blue", "ushort", (65535, 32896, 0), (1, 32896 / 65535, 0)),
+        ("red green blue", "ushort", (255, 51, 0), (1, 0.2, 0)),
         ("red green blue", "float", (1.004, 0.5, -0.01), (1, 0.5, 0)),  # overshoots
         ("red green blue", "double", (1, 0.5, 0), (1, 0.5, 0)),
         ("red green blue", "float", (255, 127.5, 0), (1, 0.5, 0)),

@@ -140,6 +140,38 @@ def test_an_inside_out_shell_shows_its_far_side_alone(glb, loaded, mode):
     assert 0.05 < rim.sum() / (rgba[..., 3] > 100).sum() < 0.5
 
 
+@pytest.mark.parametrize("mode", ["OPAQUE", "BLEND"])
+def test_a_room_is_seen_from_its_corner(glb, loaded, mode):
+    """The walls before the eye are the nearest of all that is drawn, and still hide nothing."""
+    walls = glb.material(factor=(1, 1, 1, 1 if mode == "OPAQUE" else 0.5), alphaMode=mode)
+    glb.node(glb.mesh(CUBE_CORNERS, CUBE_FACES[:, ::-1], material=walls))
+    chair = CUBE_CORNERS * np.float32(0.15) - np.float32(0.8)
+    glb.node(glb.mesh(chair, material=glb.material(factor=RED)))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    eye = 2.54 * np.array([0.6, 0.6, 0.53])
+    view = render(mesh, look_at_origin(eye)[None], Ks, PIXELS, ambient=1.0, lights=())[0].astype(int)
+    assert (np.abs(view - [255, 0, 0, 255]).max(axis=2) < 5).sum() > 15
+
+
+@pytest.mark.parametrize("factor", [(0, 0, 0, 0.5), (0, 0, 1, 0.5), (1, 1, 1, 0.5)])
+def test_a_pane_of_any_colour_is_seen_once(glb, loaded, factor):
+    """A box of glass has fronts before its backs, which are left out, whatever its colour."""
+    glb.node(glb.mesh(material=glb.material(factor=factor, alphaMode="BLEND")))
+    np.testing.assert_allclose(middles(loaded(glb))[:, 3], 128, atol=2)
+
+
+def test_what_a_front_cuts_out_hides_no_back(glb, loaded):
+    """Alpha under the cutoff is no surface, also where backs look for fronts beside what blends."""
+    glass = glb.material(factor=(1, 1, 1, 0.5), alphaMode="BLEND")
+    glb.node(glb.mesh(CUBE_CORNERS * np.float32(0.01) + np.float32([0.9, 0.9, 0]), material=glass))
+    leaf = glb.material(factor=(1, 1, 0, 0.3), alphaMode="MASK")
+    glb.node(glb.mesh(QUAD, QUAD_FACES, material=leaf))
+    glb.node(glb.mesh(QUAD - np.float32([0, 0, 0.2]), QUAD_FACES[:, ::-1], material=glb.material(factor=RED)))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=PIXELS)
+    view = render(mesh, look_at_origin(np.array([0, 0, 2.54]))[None], Ks, PIXELS, ambient=1.0, lights=())[0]
+    assert view[PIXELS // 2, PIXELS // 2].tolist() == [255, 0, 0, 255]
+
+
 @pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
 def test_the_back_of_a_single_sided_face_is_seen_beside_fronts(glb, loaded, mode):
     alpha = 0.6 if mode == "BLEND" else 1
@@ -179,6 +211,18 @@ def test_many_parts_that_blend_in_turn(glb, loaded):
         glb.node(glb.mesh(corners, faces, material=glb.material(factor=factor, alphaMode="BLEND", doubleSided=True)))
     view = render(loaded(glb), *canonical(2, pixels=32), 32, ambient=1.0, lights=())
     assert (view[:, 16, 16, 3] == 255).all()
+
+
+def test_more_parts_that_blend_than_are_drawn_in_turn(glb, loaded):
+    """Each is a pane of its own material, in the file from near to far, and they are drawn from far to near."""
+    for i in range(300):
+        factor = (1, 0, 0, 0.5) if i < 150 else (0, 0, 1, 0.5)
+        material = glb.material(factor=factor, alphaMode="BLEND", doubleSided=True)
+        glb.node(glb.mesh(QUAD + np.float32([0, 0, 1 - i / 150]), QUAD_FACES, material=material))
+    mesh, (_, Ks) = loaded(glb), canonical(1, pixels=32)
+    for z, color in ((2.54, [255, 0, 0]), (-2.54, [0, 0, 255])):
+        view = render(mesh, look_at_origin(np.array([0, 0, z]))[None], Ks, 32, ambient=1.0, lights=())[0]
+        np.testing.assert_allclose(view[16, 16, :3], color, atol=3)
 
 
 @pytest.mark.parametrize("size", [64, 512, 2048])
@@ -343,3 +387,21 @@ def test_a_worker_gives_the_same_bytes_as_this_process(glb, tmp_path):
     path = glb.save(tmp_path / "object.glb")
     results = run(digest_of, [path] * 3, workers=2, timeout_seconds=120, memory_mb=1000)
     assert {digest for _, digest in results} == {digest_of(path)}
+
+
+def test_a_fork_of_what_has_drawn_is_refused():
+    """It would wait for ever for threads that it does not have."""
+    program = """if True:
+        import os
+        from clipgs.core.errors import ClipgsError
+        from clipgs.meshes.headless import context
+        context()
+        child = os.fork()
+        if child == 0:
+            try:
+                context()
+            except ClipgsError as error:
+                os._exit(3 if "forked" in str(error) else 4)
+            os._exit(0)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3

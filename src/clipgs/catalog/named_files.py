@@ -1,10 +1,15 @@
 """The files that a mesh names: how statements spell their names, and where they are."""
 
+import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlparse
 
 from clipgs.core.errors import ObjectError
 
@@ -13,6 +18,8 @@ _NEAR = (
     *("textures", "texture", "images", "materials", "maps", "materials/textures"),
     *("..", "../textures", "../texture", "../images", "../materials", "../maps", "../materials/textures"),
 )
+# Of bytes that are no UTF-8, the likeliest first.
+_ENCODINGS = ("cp1252", "cp1250", "cp1251", "gbk", "shift_jis", "euc_kr", "big5")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _OPTION = re.compile(
     r"-(?:(?P<words>type|imfchan|colorspace|texres|clamp|cc|blendu|blendv)\s+(?P<word>\S+)"
@@ -39,7 +46,8 @@ class NamedFiles:
     Whatever a name says, a file is opened only if its path, with links resolved, lies there. A file that is not where
     its name says is looked for:
 
-    - with a name that differs in case, if there is one only;
+    - with a name that differs in case or in the form of its accents, if there is one only;
+    - with the letters that its bytes mean in another encoding;
     - of a path with a drive or a root (another machine's) and of a path that leads nowhere: by its last part, beside;
     - of a picture: by the last part in the folders where data sets keep them, such as `../materials/textures`.
     """
@@ -58,7 +66,8 @@ class NamedFiles:
         """
         folders = list(dict.fromkeys([beside or self.home, self.home]))
         paths = [path for name in names if (path := _relative(name)) is not None]
-        paths = list(dict.fromkeys([*paths, *(path.strip() for path in paths)]))  # a name may begin with a blank
+        paths += [path.strip() for path in paths]  # a name may begin with a blank
+        paths = list(dict.fromkeys([*paths, *(other for path in paths for other in _in_other_encodings(path))]))
         tries = [(folder, path) for path in paths for folder in folders if not path.startswith("/")]
         lasts = list(dict.fromkeys(path.rpartition("/")[2] for path in paths))
         tries += [(folder, last) for last in lasts for folder in folders]
@@ -89,7 +98,7 @@ class NamedFiles:
                 return None
             following = path / part
             if part not in ("", ".", "..") and not following.exists():
-                alike = [name for name in os.listdir(path) if name.casefold() == part.casefold()]
+                alike = _listed(path, path.stat().st_mtime_ns).get(_without_case(part), [])
                 if len(alike) != 1:
                     return None
                 following = path / alike[0]
@@ -129,6 +138,55 @@ class NamedFiles:
 
     def _place(self) -> str:
         return "its own folder" if self.root == self.home else f"the folder {self.root.name}"
+
+
+@lru_cache(maxsize=8)
+def _listed(folder: Path, _: int) -> dict[str, list[str]]:
+    """The names in a folder by those without case. Kept until the folder changes: one may hold 100,000 objects."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(_without_case(name), []).append(name)
+    return found
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def decoded(data: bytes) -> str:
+    """Text in UTF-8 or UTF-16. Bytes of other encodings stand for themselves, as in Latin-1.
+
+    So a name that two files have is the same in both, which guesses at their encodings do not promise. `find` knows
+    what such a name may mean.
+    """
+    head = data[:4096]
+    zeros = [head[start::2].count(0) for start in (0, 1)]
+    encoding = "utf-8-sig"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif max(zeros) > len(head) // 4:
+        encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _in_other_encodings(name: str) -> list[str]:
+    """What a name may be whose bytes were taken for Latin-1."""
+    found: list[str] = []
+    with suppress(UnicodeEncodeError):
+        raw = b"" if name.isascii() else name.encode("latin-1")
+        for encoding in _ENCODINGS if raw else ():
+            with suppress(UnicodeDecodeError):
+                found.append(raw.decode(encoding))
+    return found
+
+
+def file_of_uri(uri: str) -> str:
+    """The path in a URI of a file; other text as it is. Many programs write file://name, without a root."""
+    parsed = urlparse(uri.replace("\\", "/"))
+    return parsed.netloc + parsed.path if parsed.scheme.lower() == "file" else uri
 
 
 def _relative(name: str) -> str | None:

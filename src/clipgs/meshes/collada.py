@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 import numpy as np
 
+from clipgs.catalog.named_files import file_of_uri
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.gltf import transformed
@@ -487,8 +488,7 @@ class _Document:
             uri = "" if start is None else (start if reference is None else reference).text.strip()
             if not uri:
                 raise ObjectError(f"its picture {name[:50]!r} names no file")
-            parsed = urlparse(uri.replace("\\", "/"))
-            file = parsed.path if parsed.scheme == "file" else uri
+            file = file_of_uri(uri)
             self.images[name] = self.folder.image(unquote(file), file)
         return self.images[name]
 

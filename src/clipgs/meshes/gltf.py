@@ -29,6 +29,7 @@ from clipgs.meshes.materials import Material, Part
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
+_OF_VERTICES = Material(single_sided=True)  # of vertex colours without a material; one, so that parts become one
 
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
@@ -75,7 +76,10 @@ class _Document:
         version, least = (str(self.header["asset"].get(name, "2.0")) for name in ("version", "minVersion"))
         if version.split(".")[0] != "2":
             raise ObjectError(f"it is glTF {version[:20]}; only glTF 2.0 is read")
-        if least != "2.0":  # the standard's own sign that a reader of an older version would misread the file
+        if least not in (
+            "2",
+            "2.0",
+        ):  # the standard's own sign that a reader of an older version would misread the file
             raise ObjectError(f"it needs glTF {least[:20]}; only glTF 2.0 is read")
         for name in self.header.get("extensionsRequired", []):
             if not _SUPPORTED.fullmatch(str(name)):
@@ -263,7 +267,7 @@ class _Document:
         colors = values.get("COLOR_0")
         if colors is not None:
             if "material" not in described:
-                material = Material(single_sided=True)
+                material = _OF_VERTICES
             if colors.dtype.kind in "iu":  # the standard requires normalised ones; some writers omit the flag
                 colors = colors / np.iinfo(colors.dtype).max
             if colors.shape[1] == 3:

@@ -139,7 +139,7 @@ class Materials:
         if through <= 0:
             return base
         volume = extensions.get("KHR_materials_volume", {})
-        depth = float(volume.get("thicknessFactor", 0)) / float(volume.get("attenuationDistance", np.inf))
+        depth = float(volume.get("thicknessFactor", 0)) / (float(volume.get("attenuationDistance", 0)) or np.inf)
         tint = np.array(_floats(volume.get("attenuationColor", (1, 1, 1)), 3)) ** min(max(depth, 0.0), _DEEPEST)
         *color, alpha = base.factor
         color = (np.array(color) * (1 - through + through * tint)).tolist()

@@ -18,13 +18,18 @@ def context() -> Any:
     on the CPU.
 
     Raises:
-        ClipgsError: the machine has no EGL, no device, or not the chosen device.
+        ClipgsError: the machine has no EGL, no device, or not the chosen device; or the process was forked from one
+            that had drawn.
     """
-    return _context(os.getpid())  # a forked process cannot use its parent's
+    made, process = _context()
+    if process != os.getpid():  # the threads of the graphics stayed behind, and to draw would wait for them for ever
+        raise ClipgsError("OpenGL cannot be used in a process that was forked after another had drawn; spawn it")
+    return made
 
 
-@functools.lru_cache(maxsize=1)
-def _context(_: int) -> Any:
+@functools.cache
+def _context() -> tuple[Any, int]:
+    """The context, and the process that made it."""
     try:
         import moderngl
     except ImportError as error:
@@ -47,7 +52,7 @@ def _context(_: int) -> Any:
             raise ClipgsError(f"OpenGL cannot be used through EGL ({error}); {_REMEDY}") from error
         made = _made(moderngl, int(wanted) % count)  # the driver shows EGL fewer GPUs than CUDA
     made.gc_mode = "auto"  # what Python forgets leaves the graphics' memory
-    return made
+    return made, os.getpid()
 
 
 def _made(moderngl: Any, device: int) -> Any:

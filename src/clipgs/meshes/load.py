@@ -166,7 +166,10 @@ def _normalised(parts: list[Part], up_axis: Literal["y", "z"]) -> Mesh:
 
 
 def _finite(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else np.nan_to_num(values, nan=0, posinf=0, neginf=0).astype(np.float32)
+    if values is None:
+        return None
+    with np.errstate(over="ignore"):  # numbers that float32 does not hold are none
+        return np.nan_to_num(values.astype(np.float32), nan=0, posinf=0, neginf=0)
 
 
 def _unit_normals(normals: np.ndarray | None, turn: np.ndarray) -> np.ndarray | None:

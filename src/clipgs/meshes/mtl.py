@@ -18,11 +18,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipgs.catalog.named_files import NUMBER, PLAIN, Layout, PictureStatement, bare, picture_statement, spellings
+from clipgs.catalog.named_files import (
+    NUMBER,
+    PLAIN,
+    Layout,
+    PictureStatement,
+    bare,
+    decoded,
+    picture_statement,
+    spellings,
+)
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import AlphaMode, Material, Texture, Wrap, srgb_to_linear
-from clipgs.meshes.texts import decoded
 
 _EMPTY, _SOLID = 25, 230  # alphas between them are of a surface that is seen through, or of a hole's edge
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from clipgs.catalog.named_files import Layout, several, spellings
+from clipgs.catalog.named_files import Layout, decoded, several, spellings
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.colors import fractions
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, srgb_to_linear
 from clipgs.meshes.mtl import Library, Surface
 from clipgs.meshes.polygons import check_face_count, triangulate
-from clipgs.meshes.texts import decoded
 
 _SPACES = bytes.maketrans(b"\t\v\f\r", b"   \n")
 _BLANK, _LINE_END, _HASH, _SLASH, _DOT = b" \n#/."

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from clipgs.catalog.named_files import decoded
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.colors import fractions, linear_rgba
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part
 from clipgs.meshes.polygons import check_corners, check_face_count, part_of, triangulate
-from clipgs.meshes.texts import decoded, numbers, whole
+from clipgs.meshes.texts import numbers, whole
 
 # Some files, such as ModelNet's, have the counts on the first line, even without a space.
-_HEAD = re.compile(rb"(ST)?(C)?(N)?(4?)OFF(.*)", re.IGNORECASE)
+_HEAD = re.compile(rb"((?:ST|C|N)*)(4?)OFF(.*)", re.IGNORECASE)
 
 
 def read(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]:
@@ -31,13 +32,13 @@ def read(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]
     lines = [line for line in text.splitlines() if line.strip()]
     keyword = lines[0].strip() if lines else b""
     head = _HEAD.fullmatch(keyword)
-    if head is None or keyword[: head.start(5)].endswith((b"4OFF", b"nOFF")):
+    if head is None or keyword[: head.start(3)].endswith((b"4OFF", b"nOFF")):
         if keyword[-4:].endswith(b"nOFF") or head is not None:
             raise ObjectError(
                 f"the OFF file is {keyword[:20].decode()!r}: it has points of other than three dimensions"
             )
         raise ObjectError("the OFF file does not begin with OFF")
-    textured, _colored, with_normals, _four, rest = head.groups()
+    kinds, rest = head[1].upper(), head[3]
     if rest.strip().upper().startswith(b"BINARY"):
         raise ObjectError("the OFF file is binary, which is not read; save it as text")
     counts = rest.split() or (lines[1].split() if len(lines) > 1 else [])
@@ -52,10 +53,12 @@ def read(path: Path, _: Folder, neutral: Material, max_faces: int) -> list[Part]
     check_face_count(face_count, max_faces)
     vertices, more = _vertices(lines[:vertex_count])
     normals = None
-    if with_normals and more.shape[1] >= 3:
-        normals, more = more[:, :3], more[:, 3:]
-    if textured:
+    if b"ST" in kinds:
         more = more[:, :-2]
+    if b"N" in kinds and more.shape[1] >= 3:
+        # VCGLIB writes NC before OFF, and the normals behind the colours.
+        behind = more.shape[1] - 3 if b"NC" in kinds else 0
+        normals, more = more[:, behind : behind + 3], np.delete(more, np.s_[behind : behind + 3], axis=1)
     corners, sizes, colored, rgb = _faces(lines[vertex_count : vertex_count + face_count])
     check_corners(corners, vertex_count)
     check_face_count(int((sizes - 2).clip(0).sum()), max_faces)

@@ -360,7 +360,7 @@ def _rgba(columns: _Columns, neutral: Material) -> np.ndarray | None:
     number_type = columns[names[0]].type
     if number_type[0] == "f":
         srgb = fractions(values)
-    elif number_type in _FULL:
+    elif number_type in _FULL and (number_type != "u2" or values.max() > 255):  # bytes in a wider type
         srgb = (values % 256 if number_type == "i1" else values) / _FULL[number_type]
     elif values.min() >= 0 and values.max() <= 255:
         srgb = values / 255

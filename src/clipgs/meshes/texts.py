@@ -9,23 +9,6 @@ from clipgs.core.errors import ObjectError
 _NOT_A_NUMBER = re.compile(rb"(?i)[-+]?(?:nan\([a-z]*\)|1\.#(?:ind|inf|qnan|snan)0*)")  # as some C libraries write it
 
 
-def decoded(data: bytes) -> str:
-    """Text of any encoding.
-
-    Raises:
-        ObjectError: it is none that is known.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        import charset_normalizer
-
-        best = charset_normalizer.from_bytes(data).best()
-        if best is None:
-            raise ObjectError("the file is not text in a known encoding") from None
-        return str(best)
-
-
 def numbers(text: bytes, kind: str, comments: tuple[bytes, ...] = ()) -> np.ndarray:
     """The numbers [N] float64 of a text that white space divides. Lines that begin with one of `comments` are left out.
 

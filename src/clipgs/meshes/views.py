@@ -28,6 +28,7 @@ _CORNER_PIXELS = 4  # along one edge of the frame
 _VISIBLE_ALPHA = 26  # of 255; an object with less alpha everywhere is invisible
 _SOLID = 0.996  # alpha from which what blends hides what is behind it, as eight bits have it
 _BEHIND_TWIN = 1e-5  # of the depth range; a back loses to a front at the same place, and to no other
+_BEHIND_ALL = 1.0  # fronts have half of the depth range, and backs of single-sided materials the other half
 _MOST_RUNS = 256  # of triangles of one part in an order from far to near
 _SRGB8_ALPHA8 = 0x8C43
 
@@ -155,7 +156,9 @@ class _Scene:
             gl.enable_only(moderngl.CULL_FACE)
             gl.cull_face = "back"
             for one in (*self.solid, *self.blended):
-                self._render(one, camera, least_alpha=1 / 255)
+                cut_out = one.part.alpha_mode == "MASK"
+                least = one.part.material.alpha_cutoff if cut_out else 1 / 255
+                self._render(one, camera, "FRONTS", least_alpha=least)
             self.fronts.color_attachments[0].use(2)
         frame.use()
         frame.depth_mask = True
@@ -187,7 +190,7 @@ class _Scene:
         self._render(one, camera, least_alpha=least_alpha)
         self.gl.cull_face = "front"
         beside = ("BESIDE_FRONTS",) if one.part.material.single_sided and self.fronts is not None else ()
-        back = 0.5 if one.part.material.single_sided else _BEHIND_TWIN
+        back = _BEHIND_ALL if one.part.material.single_sided else _BEHIND_TWIN
         self._render(one, camera, *beside, least_alpha=least_alpha, back=back)
 
     def _from_far_to_near(self, camera: dict[str, Any], distances: list[np.ndarray], *, backs: bool) -> None:
@@ -203,7 +206,8 @@ class _Scene:
         order = np.argsort(-distance, kind="stable")
         if np.count_nonzero(np.diff(owner[order])) >= _MOST_RUNS:  # parts in turn, in slabs of equal depth
             slab = (distance - distance.min()) / max(np.ptp(distance), 1e-12) * (_MOST_RUNS // len(chosen))
-            order = np.lexsort((-distance, owner, -np.floor(slab)))
+            of_part = np.repeat([distances[i].mean() for i in chosen], [len(distances[i]) for i in chosen])
+            order = np.lexsort((-distance, owner, -of_part, -np.floor(slab)))
         owner, face = owner[order], face[order]
         for i in chosen:
             one = self.blended[i]
@@ -219,7 +223,7 @@ class _Scene:
                 self.gl.disable(moderngl.CULL_FACE)
             beside = ("BESIDE_FRONTS",) if backs and self.fronts is not None else ()
             run = {"vertices": 3 * count, "first": 3 * drawn[owner[start]]}
-            self._render(one, camera, "BLENDS", *beside, back=0.5 if backs else 0.0, **run)
+            self._render(one, camera, "BLENDS", *beside, back=_BEHIND_ALL if backs else 0.0, **run)
             drawn[owner[start]] += count
 
     def _render(self, one: _Drawn, camera: dict[str, Any], *variant: str, least_alpha: float = 0.0, back: float = 0.0,
@@ -241,8 +245,9 @@ class _Scene:
             if name in program:  # the compiler drops what a variant does not use
                 program[name] = value
         for unit, (name, texture) in enumerate(_textures(part).items()):
-            self.textures[_key(texture)].use(unit)
-            program[name] = unit
+            if name in program:
+                self.textures[_key(texture)].use(unit)
+                program[name] = unit
         array.render(**run)
 
     def _camera(self, viewmat: np.ndarray, K: np.ndarray) -> dict[str, Any]:

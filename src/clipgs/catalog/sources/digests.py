@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import cached_property
+from html import unescape
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from clipgs.catalog.named_files import NamedFiles, picture_names, several, spellings
+from clipgs.catalog.named_files import NamedFiles, decoded, file_of_uri, picture_names, several, spellings
 from clipgs.core.errors import ObjectError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.core.processes import usable_cores
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 _NAMED_FILE_LIMIT_BYTES = 64 << 20  # a larger .gltf or .obj is hashed without the files that it names
 _MANY_FILES, _MANY_BYTES = 1000, 1 << 30  # hashing more of them takes so long that it is logged
-_SEARCH = 1  # how named files are looked for; hashes that were kept before it are of fewer files
+_PLY_HEADER_BYTES = 1 << 16  # at least those of its comments
+_WITH_PICTURES = (".mtl", ".ply", ".dae", ".usd", ".usda")
+_SEARCH = 2  # how named files are looked for; hashes that were kept before it are of fewer files
 _RECENT_NS = 2_000_000_000  # a file may be written twice in one step of a file system's clock
 
 State = list[list[int] | None]
@@ -47,7 +50,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
-    """The file and, if it is a .gltf, .obj or .dae, the files that it names, directly or through others.
+    """The file and, if it is a .gltf, .obj, .ply, .dae or .usda, the files that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
     `NamedFiles` finds elsewhere, below `root` if one is given.
@@ -67,10 +70,17 @@ def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """The names of files in a .gltf, .obj, .mtl or .dae; and, of files with colours, with the options."""
+    """The names of files in a .gltf, .obj, .mtl, .ply, .dae or .usda; and, of files with colours, with the options."""
     suffix = path.suffix.lower()
     try:
-        if not path.is_file() or path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
+        if not path.is_file():
+            return [], []
+        if suffix == ".ply":
+            with path.open("rb") as file:
+                head = decoded(file.read(_PLY_HEADER_BYTES).partition(b"end_header")[0]).replace("\r", "\n")
+            names = re.findall(r"^comment\s+texturefile\s+(.*\S)", head, re.MULTILINE | re.IGNORECASE)
+            return names, names
+        if path.stat().st_size > _NAMED_FILE_LIMIT_BYTES:
             return [], []
         if suffix == ".gltf":
             document = json.loads(path.read_bytes())
@@ -79,14 +89,19 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
             return names, names
         if suffix in (".obj", ".mtl"):
             keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+            text = text.replace("\\\n", " ") if suffix == ".obj" else text
             pairs = re.findall(rf"^\s*({keyword})[ \t]+(.*\S)", text, re.MULTILINE | re.IGNORECASE)
             statements = [name for key, name in pairs if key.lower() in ("mtllib", "map_kd", "map_d", "map_ke")]
             # The options of a texture come before its name.
             return [name.split()[-1] if suffix == ".mtl" else name for _, name in pairs], statements
         if suffix == ".dae":
-            text = path.read_text(encoding="utf-8", errors="replace")
-            names = [unquote(name).strip() for name in re.findall(r"<init_from>(?:\s*<ref>)?([^<]+)<", text)]
+            uris = re.findall(r"<(?:\w+:)?init_from\b[^>]*>(?:\s*<(?:\w+:)?ref>)?([^<]+)<", decoded(path.read_bytes()))
+            names = [unquote(file_of_uri(unescape(uri).strip())) for uri in uris]
+            return names, names
+        if suffix in (".usd", ".usda"):  # the names in binary ones are packed
+            data = path.read_bytes()
+            names = re.findall(r"@([^@\n]+)@", decoded(data)) if data.startswith(b"#usda") else []
             return names, names
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
@@ -99,15 +114,14 @@ def _elsewhere(current: Path, statements: list[str], path: Path, root: Path | No
     beside = current.parent.resolve()
     suffix = current.suffix.lower()
     for statement in dict.fromkeys(statements):
-        if statement.startswith("data:") or _is_beside(beside, statement):
+        plain = suffix != ".mtl" or " " not in statement.strip()  # the last word alone is among the names
+        if statement.startswith("data:") or (plain and _is_beside(beside, statement)):
             continue
         folder = NamedFiles(path, root)
         spelt = [picture_names(statement) if suffix == ".mtl" else spellings(statement)]
         if suffix == ".obj" and folder.find(*spelt[0], beside=beside) is None:
             spelt = [spellings(word) for word in several(statement)]
-        elif spelt[0] and _is_beside(beside, spelt[0][0]):
-            continue
-        files = (folder.find(*names, beside=beside, picture=suffix in (".mtl", ".dae")) for names in spelt if names)
+        files = (folder.find(*names, beside=beside, picture=suffix in _WITH_PICTURES) for names in spelt if names)
         found += filter(None, files)
     return found
 
@@ -206,7 +220,7 @@ class Digests:
     def _known(self, path: str) -> str | None:
         with suppress(KeyError, ValueError, TypeError):
             digest, files, *searched = self._entries[path]
-            if path.lower().endswith((".obj", ".gltf")) and searched != [_SEARCH]:
+            if path.lower().endswith((".obj", ".gltf", ".ply", ".dae", ".usd", ".usda")) and searched != [_SEARCH]:
                 return None
             if state_of(name for name, _ in files) == [state for _, state in files]:
                 return str(digest)

@@ -56,6 +56,10 @@ void main()
     // Not for opaque meshes: with a discard the depth test comes after the shader, which takes a fifth more time.
     if (base.a < least_alpha) discard;
 #endif
+#ifdef FRONTS
+    pixel = vec4(1.0);  // of any colour
+    return;
+#endif
     vec3 glow = emissive;
 #ifdef GLOW_TEXTURE
     glow *= texture(glow_texture, frag_glow_uv).rgb;
