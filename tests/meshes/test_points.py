@@ -89,6 +89,20 @@ def test_a_lining_has_no_points(glb, loaded, first, moved):
     assert ((xyz * normals).sum(axis=1) > 0).all()
 
 
+def test_a_lining_in_a_hollow_has_no_points(glb, loaded):
+    """Three sides of a box that is open to the front, and thick: its hollow looks to the middle of the box."""
+    outline = np.float32([(0, 0), (3, 0), (3, 3), (2, 3), (2, 1), (1, 1), (1, 3), (0, 3)])
+    corners = np.concatenate([np.column_stack([outline, np.full(8, z, np.float32)]) for z in (0, 1)])
+    walls = [(i, (i + 1) % 8, 8 + (i + 1) % 8, 8 + i) for i in range(8)]
+    ends = [(8 + a, 8 + b, 8 + c) for a, b, c in ((0, 1, 5), (0, 5, 6), (0, 6, 7), (1, 2, 3), (1, 3, 4), (1, 4, 5))]
+    faces = np.array([*ends, *((c - 8, b - 8, a - 8) for a, b, c in ends),
+                      *(half for a, b, c, d in walls for half in ((a, b, c), (a, c, d)))], np.uint16)  # fmt: skip
+    for order, factor in ((faces, (1, 0, 0, 1)), (faces[:, ::-1], (1, 1, 1, 1))):
+        glb.node(glb.mesh(corners, order, material=glb.material(factor=factor)))
+    _, rgb, _ = sample(loaded(glb), 2000, seed=0)
+    np.testing.assert_allclose(rgb, np.tile([1, 0, 0], (2000, 1)), atol=1e-5)
+
+
 def test_a_sheet_keeps_the_colours_of_both_its_faces(glb, loaded):
     for faces, factor in ((QUAD_FACES, (1, 0, 0, 1)), (QUAD_FACES[:, ::-1], (0, 0, 1, 1))):
         glb.node(glb.mesh(QUAD, faces, material=glb.material(factor=factor)))

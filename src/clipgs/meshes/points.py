@@ -28,8 +28,10 @@ def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     corners = [part.vertices[part.faces].astype(np.float64) for part in mesh.parts]
     crosses = np.concatenate([np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]) for c in corners])
     doubled_areas = np.linalg.norm(crosses, axis=1)
-    edges = np.cumsum(np.where(_linings(np.concatenate(corners), crosses), 0, doubled_areas))
-    first_faces = np.cumsum([0, *(len(part.faces) for part in mesh.parts)])
+    counts = [len(part.faces) for part in mesh.parts]
+    lining = _linings(np.concatenate(corners), crosses, np.repeat(np.arange(len(counts)), counts))
+    edges = np.cumsum(np.where(lining, 0, doubled_areas))
+    first_faces = np.cumsum([0, *counts])
     drawn: list[tuple[np.ndarray, ...]] = []  # xyz, rgb, normals
     missing = count
     for _ in range(_ROUNDS):
@@ -58,10 +60,13 @@ def sample(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
 def _linings(
     corners: np.ndarray,  # [F, 3, 3]
     crosses: np.ndarray,  # [F, 3], normals of any length
+    part: np.ndarray,  # [F], number of the part
 ) -> np.ndarray:
     """Which faces [F] lie at the place of another one, are wound the other way, and look inward.
 
-    Inward is towards the middle of all faces that hang together. Sheets have no inside, and keep both their faces.
+    Faces that hang together are a body, and those of a body in one part look outward together: the volume that they
+    enclose, seen from the body's middle, has a sign. Where it has none, each face is asked by itself. Sheets have no
+    inside, and keep both their faces.
     """
     places = np.rint(corners * _GRID).astype(np.int64) @ np.array([1, 1 << 20, 1 << 40])  # [F, 3], one number a corner
     order = np.argsort(places, axis=1)
@@ -87,8 +92,12 @@ def _linings(
     np.minimum.at(low, body, corners.min(axis=1))
     np.maximum.at(high, body, corners.max(axis=1))
     lengths = np.linalg.norm(crosses, axis=1)
-    outward = (crosses * (middles - (low + high)[body] / 2)).sum(axis=1) / np.maximum(lengths, 1e-30)
-    return twins & (outward < -_SHEET)
+    outward = (crosses * (middles - (low + high)[body] / 2)).sum(axis=1)
+    together = np.unique(body * (part.max() + 1) + part, return_inverse=True)[1]
+    volumes, areas = (np.bincount(together, np.where(twins, values, 0)) for values in (outward, lengths))
+    means = (volumes / np.maximum(areas, 1e-30))[together]
+    alone = outward / np.maximum(lengths, 1e-30)
+    return twins & (np.where(np.abs(means) > _SHEET, means, alone) < -_SHEET)
 
 
 def _uniform_in_triangle(rng: np.random.Generator, count: int) -> np.ndarray:
