@@ -20,6 +20,14 @@ def test_a_shell_that_only_pictures_see_through(glb, loaded):
     assert "mean colour by" in agreement.apart(loaded(glb), 0)
 
 
+def test_what_is_seen_through_glass(glb, loaded):
+    """A pixel shows several points of its ray, and the nearest is of the glass."""
+    glb.node(glb.mesh(material=glb.material(factor=(1, 0, 0, 1))))
+    glass = glb.material(factor=(0, 0, 1, 0.1), alphaMode="BLEND")
+    glb.node(glb.mesh(CUBE_CORNERS * np.float32(1.2), material=glass))
+    assert agreement.apart(loaded(glb), 0) is None
+
+
 def test_points_that_miss_a_part(glb, loaded, monkeypatch):
     for x in (-3, 0, 3):
         glb.node(glb.mesh(), translation=[x, 0, 0])

@@ -21,17 +21,18 @@ def apart(mesh: Mesh, seed: int) -> str | None:
     """In words, how points and pictures part; None if they agree.
 
     The mesh is drawn from six sides without light, as points have no light either. Of the points, those that are
-    nearest to the camera in a pixel are what it would see.
+    nearest to the camera in a pixel are what it would see; colours are not compared where one sees through surfaces.
     """
     xyz, rgb, _ = sample(mesh, _POINTS, seed)
     viewmats, Ks = cameras.canonical(_VIEWS, pixels=_PIXELS)
     pictures = views.render(mesh, viewmats, Ks, _PIXELS, ambient=1.0, lights=()) / 255
+    solid = all(part.alpha_mode != "BLEND" for part in mesh.parts)
     colors, outlines = [], []
     for picture, viewmat, K in zip(pictures, viewmats, Ks, strict=True):
         covered, predicted = _seen(xyz, rgb, viewmat, K)
         drawn = picture[..., 3] > 0.5
         both = drawn & covered
-        if both.any():
+        if solid and both.any():
             # Means of light: a pixel holds the mean of many texels, and a point has one of them.
             seen, expected = (
                 linear_to_srgb(srgb_to_linear(colors_of).mean(axis=0))
@@ -40,7 +41,7 @@ def apart(mesh: Mesh, seed: int) -> str | None:
             colors.append(np.abs(seen - expected).max())
         missing = drawn & ~_grown(covered), covered & ~_grown(picture[..., 3] > 0)
         outlines.append((missing[0].sum() + missing[1].sum()) / max(drawn.sum() + covered.sum(), 1) * 2)
-    color, outline = float(np.median(colors)) if colors else 1.0, float(np.median(outlines))
+    color, outline = float(np.median(colors)) if colors else 0.0, float(np.median(outlines))
     parts = [f"mean colour by {255 * color:.0f} of 255"] if color > _COLOR else []
     parts += [f"outline by {outline:.0%}"] if outline > _OUTLINE else []
     return f"points and pictures differ: {', '.join(parts)}" if parts else None
