@@ -1,0 +1,207 @@
+"""Writes the scene of an .fbx, .blend or .abc file as GLB, by Blender's library: a program of the converter's own.
+
+    python -I -B convert_to_glb.py PARENT MEMORY_MB ROOT IN OUT
+
+It ends with the process PARENT, holds MEMORY_MB at most, and uses files only that `NamedFiles(IN, ROOT)` finds. A file
+that cannot be converted is exit code 1 and `clipgs: SENTENCE` on stderr. Nothing in a file is run.
+"""
+
+import ctypes
+import ntpath
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))  # of clipgs, for the one module that needs no package
+from clipgs.catalog.named_files import NamedFiles, shown  # noqa: E402
+
+sys.path.pop()
+_COLORS = ("Base Color", "Alpha", "Emission Color")  # of Blender's only material that glTF has
+
+
+def _limit(parent: int, memory_mb: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+    most = memory_mb << 20
+    for kind, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_FSIZE, most), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _refuse(sentence: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"\nclipgs: {' '.join(sentence.split())[:300]}\n")
+    sys.stderr.flush()
+    os._exit(1)  # Blender's own end may crash
+
+
+def main(parent: str, memory_mb: str, root: str, name: str, glb: str) -> None:
+    _limit(int(parent), int(memory_mb))
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:  # Blender starts a thread for each core that it sees, and a worker has one
+        os.sched_setaffinity(0, {min(cores)})
+    import bpy
+
+    if cores:
+        os.sched_setaffinity(0, cores)
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    path = Path(name)
+    try:
+        _open(bpy, path)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines() or ["no reason was given"]
+        _refuse(f"Blender could not read it: {lines[-1].removeprefix('Error: ')}")
+    files = NamedFiles(path, Path(root))
+    _check_libraries(bpy, files)
+    _find_pictures(bpy, files)
+    if path.suffix.lower() == ".fbx":
+        _show_vertex_colors(bpy)
+    bpy.ops.export_scene.gltf(
+        filepath=glb,
+        export_format="GLB",
+        export_apply=True,
+        export_skins=False,  # with them the armature's modifier would not be applied
+        export_morph=False,
+        export_animations=False,
+        use_active_scene=True,
+        use_renderable=True,
+    )
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _open(bpy: Any, path: Path) -> None:
+    match path.suffix.lower():
+        case ".blend":
+            bpy.ops.wm.open_mainfile(filepath=str(path), load_ui=False, use_scripts=False)
+        case ".fbx":
+            bpy.ops.wm.fbx_import(filepath=str(path), use_anim=False)
+        case ".abc":
+            bpy.ops.wm.alembic_import(filepath=str(path), as_background_job=False)
+            bpy.context.scene.frame_set(bpy.context.scene.frame_start)
+
+
+# --- other files ---
+
+
+def _find(bpy: Any, files: NamedFiles, block: Any, *, picture: bool = False) -> Path | None:
+    """The file of a data block. Paths are those of another machine as a rule."""
+    name = bpy.path.abspath(block.filepath, library=block.library)
+    given = Path(name)
+    if given.is_file() and any(given.resolve().is_relative_to(folder) for folder in (files.home, files.root)):
+        return given
+    stored = block.filepath.removeprefix("//")
+    return files.find(stored, ntpath.basename(stored), picture=picture)
+
+
+def _check_libraries(bpy: Any, files: NamedFiles) -> None:
+    """Refuses a scene of which a part is in a file that is missing, or that lies outside of the object's folder."""
+    modifiers = [each for thing in bpy.data.objects for each in thing.modifiers if each.type == "MESH_CACHE"]
+    blocks = [*(each for each in bpy.data.libraries if not each.packed_file), *bpy.data.cache_files]
+    for name in [*(bpy.path.abspath(each.filepath, library=each.library) for each in blocks)] + [
+        bpy.path.abspath(each.filepath, library=each.id_data.library) for each in modifiers
+    ]:
+        found = Path(name)
+        if not found.is_file() or not any(
+            found.resolve().is_relative_to(folder) for folder in (files.home, files.root)
+        ):
+            _refuse(f"it names {shown(ntpath.basename(name))}, which is not in its own folder, so it was not used")
+    for tree in bpy.data.node_groups:
+        if any(node.bl_idname.startswith("GeometryNodeImport") for node in tree.nodes):
+            _refuse("its geometry nodes read other files, which are not opened")
+
+
+def _find_pictures(bpy: Any, files: NamedFiles) -> None:
+    """Points every picture to its file. Those without a file are dropped, or refused if a colour needs them."""
+    lost = set()
+    for image in bpy.data.images:
+        if image.source in ("GENERATED", "VIEWER") or image.packed_file:
+            continue
+        if image.source == "TILED":
+            found = Path(bpy.path.abspath(image.filepath.replace("<UDIM>", "1001"), library=image.library))
+            if not found.is_file() or not found.resolve().is_relative_to(files.root):
+                lost.add(image)
+        elif path := _find(bpy, files, image, picture=True):
+            image.filepath = str(path)
+        else:
+            lost.add(image)
+    used = {slot.material for thing in bpy.data.objects for slot in thing.material_slots if slot.material is not None}
+    for material in used:
+        for image in _pictures(material.node_tree) if material.node_tree else ():
+            if image in lost:
+                name = ntpath.basename(image.filepath) or image.name
+                _refuse(f"it names the texture {shown(name)}, which is missing from its folder")
+    for image in lost:
+        bpy.data.images.remove(image)
+
+
+def _pictures(tree: Any) -> Iterator[Any]:
+    """The pictures that decide on the colours of a material."""
+    pending, seen = [node for node in tree.nodes if node.type == "OUTPUT_MATERIAL"], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.type == "TEX_IMAGE" and node.image:
+            yield node.image
+        if node.type == "GROUP" and node.node_tree:
+            yield from (each.image for each in node.node_tree.nodes if each.type == "TEX_IMAGE" and each.image)
+        for socket in node.inputs:
+            if socket.name in _COLORS if node.type == "BSDF_PRINCIPLED" else socket.name not in ("Normal", "Height"):
+                pending += [link.from_node for link in socket.links]
+
+
+# --- colours ---
+
+
+def _show_vertex_colors(bpy: Any) -> None:
+    """Makes colours of vertices those of the surface where it has no picture; FBX does not say which count.
+
+    They replace the material's colour, unless they are all white.
+    """
+    colored: dict[tuple[str, str], Any] = {}
+    for thing in bpy.data.objects:
+        attribute = _vertex_colors(thing.data) if thing.type == "MESH" else None
+        for slot in thing.material_slots if attribute else ():
+            if slot.material is None or slot.material.node_tree is None:
+                continue
+            key = slot.material.name, attribute
+            if key not in colored:
+                colored[key] = _colored(slot.material, attribute)
+            slot.material = colored[key]
+
+
+def _vertex_colors(mesh: Any) -> str | None:
+    import numpy as np
+
+    number = mesh.color_attributes.render_color_index
+    if not 0 <= number < len(mesh.color_attributes):
+        return None
+    attribute = mesh.color_attributes[number]
+    values = np.ones((len(attribute.data), 4), np.float32)
+    attribute.data.foreach_get("color", values.reshape(-1))
+    return attribute.name if (values[:, :3] < 1).any() else None
+
+
+def _colored(material: Any, attribute: str) -> Any:
+    """The material with the colours of an attribute; itself if its colour is a picture or it has them already."""
+    shader = next((node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"), None)
+    if shader is None or shader.inputs["Base Color"].is_linked:
+        return material
+    copied = material.copy()  # a mesh without colours may have the same
+    nodes = copied.node_tree.nodes
+    source = nodes.new("ShaderNodeVertexColor")
+    source.layer_name = attribute
+    copied.node_tree.links.new(source.outputs["Color"], nodes[shader.name].inputs["Base Color"])
+    return copied
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
