@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))  # of clipgs, for the one module that needs no package
-from clipgs.catalog.named_files import NamedFiles, shown  # noqa: E402
+from clipgs.catalog.named_files import NamedFiles, shown
 
 sys.path.pop()
 _COLORS = ("Base Color", "Alpha", "Emission Color")  # of Blender's only material that glTF has
@@ -90,28 +90,20 @@ def _open(bpy: Any, path: Path) -> None:
 # --- other files ---
 
 
-def _find(bpy: Any, files: NamedFiles, block: Any, *, picture: bool = False) -> Path | None:
-    """The file of a data block. Paths are those of another machine as a rule."""
-    name = bpy.path.abspath(block.filepath, library=block.library)
-    given = Path(name)
-    if given.is_file() and any(given.resolve().is_relative_to(folder) for folder in (files.home, files.root)):
-        return given
-    stored = block.filepath.removeprefix("//")
-    return files.find(stored, ntpath.basename(stored), picture=picture)
+def _inside(files: NamedFiles, name: str) -> bool:
+    """Is it a file that may be opened?"""
+    path = Path(name).resolve()
+    return path.is_file() and (path.is_relative_to(files.root) or path.is_relative_to(files.home))
 
 
 def _check_libraries(bpy: Any, files: NamedFiles) -> None:
     """Refuses a scene of which a part is in a file that is missing, or that lies outside of the object's folder."""
-    modifiers = [each for thing in bpy.data.objects for each in thing.modifiers if each.type == "MESH_CACHE"]
-    blocks = [*(each for each in bpy.data.libraries if not each.packed_file), *bpy.data.cache_files]
-    for name in [*(bpy.path.abspath(each.filepath, library=each.library) for each in blocks)] + [
-        bpy.path.abspath(each.filepath, library=each.id_data.library) for each in modifiers
-    ]:
-        found = Path(name)
-        if not found.is_file() or not any(
-            found.resolve().is_relative_to(folder) for folder in (files.home, files.root)
-        ):
-            _refuse(f"it names {shown(ntpath.basename(name))}, which is not in its own folder, so it was not used")
+    named = [*(each for each in bpy.data.libraries if not each.packed_file), *bpy.data.cache_files]
+    named += [each for thing in bpy.data.objects for each in thing.modifiers if each.type == "MESH_CACHE"]
+    for each in named:
+        if not _inside(files, bpy.path.abspath(each.filepath, library=each.id_data.library)):
+            name = shown(ntpath.basename(each.filepath))
+            _refuse(f"a part of it is in the file {name}, which is not in its own folder, so it was not used")
     for tree in bpy.data.node_groups:
         if any(node.bl_idname.startswith("GeometryNodeImport") for node in tree.nodes):
             _refuse("its geometry nodes read other files, which are not opened")
@@ -123,14 +115,15 @@ def _find_pictures(bpy: Any, files: NamedFiles) -> None:
     for image in bpy.data.images:
         if image.source in ("GENERATED", "VIEWER") or image.packed_file:
             continue
-        if image.source == "TILED":
-            found = Path(bpy.path.abspath(image.filepath.replace("<UDIM>", "1001"), library=image.library))
-            if not found.is_file() or not found.resolve().is_relative_to(files.root):
-                lost.add(image)
-        elif path := _find(bpy, files, image, picture=True):
-            image.filepath = str(path)
-        else:
+        path = bpy.path.abspath(image.filepath.replace("<UDIM>", "1001"), library=image.library)
+        if _inside(files, path):
+            continue
+        # As a rule the path is that of another machine.
+        found = files.find(image.filepath.removeprefix("//"), picture=True) if image.source == "FILE" else None
+        if found is None:
             lost.add(image)
+        else:
+            image.filepath = str(found)
     used = {slot.material for thing in bpy.data.objects for slot in thing.material_slots if slot.material is not None}
     for material in used:
         for image in _pictures(material.node_tree) if material.node_tree else ():

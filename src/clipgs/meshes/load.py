@@ -19,6 +19,7 @@ from clipgs.meshes.polygons import check_face_count
 
 # No real object is smaller or larger in any unit, and squares of such numbers exceed float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
+_LIMITS = Limits(timeout_seconds=300, memory_mb=1500)
 _OF_VERTICES = ("vertices", "normals", "uv", "colors", "glow_uv")  # the attributes of a part that have one row a vertex
 
 
@@ -47,7 +48,7 @@ def load(
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
     root: Path | None = None,
-    limits: Limits = Limits(300, 1500),
+    limits: Limits = _LIMITS,
 ) -> Mesh:
     """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae and .3mf; with the extra `usd` .usd, .usda, .usdc and .usdz; by
     the converter .fbx, .blend and .abc.
