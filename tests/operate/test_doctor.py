@@ -11,7 +11,7 @@ from clipgs.operate.doctor import Check
 
 NAMES = [
     *("Python", "torch", "torchvision", "CUDA driver", "CUDA in torch", "C compiler"),
-    *("CUDA compiler", "gsplat", "OpenGL", "disk", "cores", "memory"),
+    *("CUDA compiler", "gsplat", "OpenGL", "converter", "disk", "cores", "memory"),
 ]
 TORCH = {
     "version": "2.11.0",

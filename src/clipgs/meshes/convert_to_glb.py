@@ -162,7 +162,9 @@ def _show_vertex_colors(bpy: Any) -> None:
     colored: dict[tuple[str, str], Any] = {}
     for thing in bpy.data.objects:
         attribute = _vertex_colors(thing.data) if thing.type == "MESH" else None
-        for slot in thing.material_slots if attribute else ():
+        if attribute is None:
+            continue
+        for slot in thing.material_slots:
             if slot.material is None or slot.material.node_tree is None:
                 continue
             key = slot.material.name, attribute

@@ -47,8 +47,12 @@ def install(python: Path | None = None) -> str:
     Raises:
         ClipgsError: there is no such Python, or a step failed.
     """
-    base = _checked(python) if python else _found()
     folder, begin = convert.environment(), time.monotonic()
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file():
+        raise UsageError(
+            f"CLIPGS_CONVERTER is {folder}, which is no environment of Python: name one that does not exist"
+        )
+    base = _checked(python) if python else _found()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -59,6 +63,7 @@ def install(python: Path | None = None) -> str:
         _step("no environment could be made", base, "-m", "venv", made)
         _step("pip failed", own, "-m", "pip", "install", "--no-cache-dir", f"bpy=={BLENDER}")
         _try(own, made)
+        made.chmod(0o755)  # others may use it
         if folder.exists():
             folder.rename(made / "old")  # goes with what is left of this folder
         size = sum(file.lstat().st_size for file in made.rglob("*") if "old" not in file.parts) / 1e6
@@ -96,11 +101,9 @@ def _found() -> Path:
     for python in _candidates():
         if _version(python) == PYTHON:
             return python
-    raise ClipgsError(
-        f"no Python {PYTHON} with venv was found, which Blender's library {BLENDER} needs: install one "
-        f"(apt-get install python{PYTHON}-venv, pyenv install {PYTHON}, or uv python install {PYTHON}), or name it with "
-        "--python"
-    )
+    how = f"apt-get install python{PYTHON}-venv, pyenv install {PYTHON}, or uv python install {PYTHON}"
+    need = f"which Blender's library {BLENDER} needs"
+    raise ClipgsError(f"no Python {PYTHON} with venv was found, {need}: install one ({how}), or name it with --python")
 
 
 def _checked(python: Path) -> Path:
