@@ -138,7 +138,7 @@ def test_the_converter_ends_with_its_worker(tmp_path, converter):
     pid = tmp_path / "pid"
     sleeps = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
     (tmp_path / "bpy.py").write_text(sleeps)
-    program, words = shlex.quote(convert.convert_to_glb.__file__), '"$parent" "$memory" "$root" "$in" "$out"'
+    program, words = shlex.quote(str(convert.PROGRAM)), '"$parent" "$memory" "$root" "$in" "$out"'
     converter(f"PYTHONPATH={shlex.quote(str(tmp_path))} exec {shlex.quote(sys.executable)} {program} {words}")
     ((_, failure),) = run(_load, [tmp_path / "object.FBX"], workers=1, timeout_seconds=10, memory_mb=1500)
     assert failure.error.startswith("TimeoutError")
@@ -310,10 +310,10 @@ bpy.ops.export_scene.fbx(filepath=words[0] + "/object.fbx")""",
 
 @pytest.mark.slow
 def test_damaged_files_are_refused_or_meshes(saved, tmp_path):
-    """Twenty of each of the formats, because each starts a process of Blender's."""
+    """Fewer than of other formats, because each starts a process of Blender's, which takes about two seconds."""
     rng, files = random.Random(7), []
-    for number in range(60):
-        kind = ("fbx", "blend", "abc")[number % 3]
+    for number in range(30):
+        kind = "fbx" if number < 20 else "blend" if number < 25 else "abc"
         data = bytearray((saved / f"object.{kind}").read_bytes())
         if number % 2:
             data = data[: rng.randrange(len(data))]
@@ -322,7 +322,7 @@ def test_damaged_files_are_refused_or_meshes(saved, tmp_path):
         files.append(tmp_path / f"f{number}.{kind}")
         files[-1].write_bytes(data)
     results = dict(run(_load, files, workers=2, timeout_seconds=60, memory_mb=1500))
-    assert len(results) == 60
+    assert len(results) == 30
     failures = [result for result in results.values() if isinstance(result, Failure)]
-    assert len(failures) >= 20
+    assert len(failures) >= 10
     assert not any("Timeout" in failure.error for failure in failures)

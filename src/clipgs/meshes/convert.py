@@ -13,12 +13,13 @@ from pathlib import Path
 
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Limits
-from clipgs.meshes import convert_to_glb, gltf
+from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part
 
 SUFFIXES = (".fbx", ".blend", ".abc")
 INSTALL = "clipgs doctor --install-converter"
+PROGRAM = Path(__file__).with_name("convert_to_glb.py")  # of the other environment
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def converted(
 
 def _run(python: Path, path: Path, glb: Path, folder: Folder, limits: Limits) -> None:
     seconds = limits.timeout_seconds * _SHARE_OF_TIME
-    words = (str(os.getpid()), str(limits.memory_mb), str(folder.root), str(path.resolve()), str(glb))
+    words = (str(os.getpid()), str(limits.memory_mb), str(folder.root), str(path.absolute()), str(glb))
     own = str(glb.parent)
     # Neither a display nor proxies, nor Blender's settings or add-ons of the user.
     env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": own, "TMPDIR": own, "BLENDER_USER_RESOURCES": own}
@@ -72,7 +73,7 @@ def _run(python: Path, path: Path, glb: Path, folder: Folder, limits: Limits) ->
     with output.open("wb") as file:
         try:
             code = subprocess.run(
-                [python, "-I", "-B", convert_to_glb.__file__, *words],
+                [python, "-I", "-B", PROGRAM, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
