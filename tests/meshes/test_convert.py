@@ -267,6 +267,23 @@ bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")""",
     assert loaded(tmp_path / "object.blend").face_count == 36
 
 
+@pytest.mark.parametrize("kind", ["fbx", "blend"])
+def test_a_shape_key_has_the_weight_of_the_file(blender, tmp_path, loaded, kind):
+    script(
+        """bpy.ops.mesh.primitive_plane_add(size=2)
+thing = bpy.context.object
+thing.shape_key_add(name="rest")
+key = thing.shape_key_add(name="long")
+for point in key.data:
+    point.co.x *= 3
+key.value = 0.5
+bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")
+bpy.ops.export_scene.fbx(filepath=words[0] + "/object.fbx")""",
+        tmp_path,
+    )
+    assert loaded(tmp_path / f"object.{kind}").scale == pytest.approx(1 / 4)
+
+
 def test_libraries_outside_the_folder_are_refused(blender, tmp_path, loaded):
     for name in ("in", "out"):
         (tmp_path / name).mkdir()

@@ -62,6 +62,10 @@ def main(parent: str, memory_mb: str, root: str, name: str, glb: str) -> None:
     _find_pictures(bpy, files)
     if path.suffix.lower() == ".fbx":
         _show_vertex_colors(bpy)
+    for thing in bpy.data.objects:
+        # The exporter takes a mesh with all its shape keys at 0, unless there is a modifier, even one that is not used.
+        if thing.type == "MESH" and thing.data.shape_keys and not thing.modifiers:
+            thing.modifiers.new("shape keys", "TRIANGULATE").show_viewport = False
     bpy.ops.export_scene.gltf(
         filepath=glb,
         export_format="GLB",
@@ -81,7 +85,7 @@ def _open(bpy: Any, path: Path) -> None:
         case ".blend":
             bpy.ops.wm.open_mainfile(filepath=str(path), load_ui=False, use_scripts=False)
         case ".fbx":
-            bpy.ops.wm.fbx_import(filepath=str(path), use_anim=False)
+            bpy.ops.wm.fbx_import(filepath=str(path), use_anim=False, import_subdivision=True)
         case ".abc":
             bpy.ops.wm.alembic_import(filepath=str(path), as_background_job=False)
             bpy.context.scene.frame_set(bpy.context.scene.frame_start)
