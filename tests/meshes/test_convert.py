@@ -267,6 +267,26 @@ bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")""",
     assert loaded(tmp_path / "object.blend").face_count == 36
 
 
+def test_a_material_with_outputs_of_two_renderers(blender, tmp_path, loaded):
+    """As Blender makes of one without nodes."""
+    script(
+        """bpy.ops.mesh.primitive_plane_add()
+material = bpy.data.materials.new("m")
+material.use_nodes = True
+nodes, links = material.node_tree.nodes, material.node_tree.links
+nodes.clear()
+for target, color in (("CYCLES", (0, 1, 0, 1)), ("EEVEE", (1, 0, 0, 1))):
+    shader, output = nodes.new("ShaderNodeBsdfPrincipled"), nodes.new("ShaderNodeOutputMaterial")
+    shader.inputs["Base Color"].default_value, output.target = color, target
+    links.new(shader.outputs[0], output.inputs[0])
+bpy.context.object.data.materials.append(material)
+bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")""",
+        tmp_path,
+    )
+    (part,) = loaded(tmp_path / "object.blend").parts
+    assert part.material.base_color_factor == (1, 0, 0, 1)
+
+
 @pytest.mark.parametrize("kind", ["fbx", "blend"])
 def test_a_shape_key_has_the_weight_of_the_file(blender, tmp_path, loaded, kind):
     script(

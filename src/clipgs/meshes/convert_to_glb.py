@@ -55,11 +55,13 @@ def main(parent: str, memory_mb: str, root: str, name: str, glb: str) -> None:
     try:
         _open(bpy, path)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or ["no reason was given"]
+        lines = str(error).replace(name, path.name).strip().splitlines() or ["no reason was given"]
         _refuse(f"Blender could not read it: {lines[-1].removeprefix('Error: ')}")
     files = NamedFiles(path, Path(root))
     _check_libraries(bpy, files)
-    _find_pictures(bpy, files)
+    materials = {slot.material for thing in bpy.data.objects for slot in thing.material_slots if slot.material}
+    _choose_outputs(bpy, materials)
+    _find_pictures(bpy, files, materials)
     if path.suffix.lower() == ".fbx":
         _show_vertex_colors(bpy)
     for thing in bpy.data.objects:
@@ -113,7 +115,7 @@ def _check_libraries(bpy: Any, files: NamedFiles) -> None:
             _refuse("its geometry nodes read other files, which are not opened")
 
 
-def _find_pictures(bpy: Any, files: NamedFiles) -> None:
+def _find_pictures(bpy: Any, files: NamedFiles, materials: set[Any]) -> None:
     """Points every picture to its file. Those without a file are dropped, or refused if a colour needs them."""
     lost = set()
     for image in bpy.data.images:
@@ -128,8 +130,7 @@ def _find_pictures(bpy: Any, files: NamedFiles) -> None:
             lost.add(image)
         else:
             image.filepath = str(found)
-    used = {slot.material for thing in bpy.data.objects for slot in thing.material_slots if slot.material is not None}
-    for material in used:
+    for material in materials:
         for image in _pictures(material.node_tree) if material.node_tree else ():
             if image in lost:
                 name = ntpath.basename(image.filepath) or image.name
@@ -140,7 +141,7 @@ def _find_pictures(bpy: Any, files: NamedFiles) -> None:
 
 def _pictures(tree: Any) -> Iterator[Any]:
     """The pictures that decide on the colours of a material."""
-    pending, seen = [node for node in tree.nodes if node.type == "OUTPUT_MATERIAL"], set()
+    pending, seen = _outputs(tree), set()
     while pending:
         node = pending.pop()
         if node in seen:
@@ -156,6 +157,28 @@ def _pictures(tree: Any) -> Iterator[Any]:
 
 
 # --- colours ---
+
+
+def _choose_outputs(bpy: Any, materials: set[Any]) -> None:
+    """Leaves a material the one output that Blender shows, since the exporter knows no output of one renderer only.
+
+    A material without nodes has two, because Blender gives it nodes when it opens the file.
+    """
+    trees = [material.node_tree for material in materials if material.node_tree]
+    before_nodes = bpy.data.version < (2, 80, 0) and any(len(_outputs(tree)) > 1 for tree in trees)
+    if before_nodes and any(image.source == "FILE" for image in bpy.data.images):
+        _refuse("it has textures of Blender before 2.80, which later versions do not show")
+    for tree in trees:
+        chosen = tree.get_output_node("EEVEE") or tree.get_output_node("CYCLES")
+        if chosen is not None:
+            for node in _outputs(tree):
+                if node != chosen:
+                    tree.nodes.remove(node)
+            chosen.target, chosen.is_active_output = "ALL", True
+
+
+def _outputs(tree: Any) -> list[Any]:
+    return [node for node in tree.nodes if node.type == "OUTPUT_MATERIAL"]
 
 
 def _show_vertex_colors(bpy: Any) -> None:
