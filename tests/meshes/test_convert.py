@@ -239,6 +239,14 @@ def test_a_picture_of_no_colour_may_be_missing(blender, tmp_path, loaded):
     assert loaded(tmp_path / "in/object.blend").face_count == 2
 
 
+@pytest.mark.parametrize("kind", ["fbx", "blend", "abc"])
+def test_another_file_is_refused_without_its_path(blender, tmp_path, loaded, kind):
+    (tmp_path / f"object.{kind}").write_bytes(b"something else " * 100)
+    with pytest.raises(ObjectError) as refused:
+        loaded(tmp_path / f"object.{kind}")
+    assert str(tmp_path) not in str(refused.value)
+
+
 def test_nothing_in_a_blend_file_runs(blender, tmp_path, loaded):
     script(
         """bpy.ops.mesh.primitive_cube_add()
@@ -279,6 +287,27 @@ for target, color in (("CYCLES", (0, 1, 0, 1)), ("EEVEE", (1, 0, 0, 1))):
     shader, output = nodes.new("ShaderNodeBsdfPrincipled"), nodes.new("ShaderNodeOutputMaterial")
     shader.inputs["Base Color"].default_value, output.target = color, target
     links.new(shader.outputs[0], output.inputs[0])
+bpy.context.object.data.materials.append(material)
+bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")""",
+        tmp_path,
+    )
+    (part,) = loaded(tmp_path / "object.blend").parts
+    assert part.material.base_color_factor == (1, 0, 0, 1)
+
+
+def test_a_mixture_of_older_shaders_has_the_diffuse_colour(blender, tmp_path, loaded):
+    script(
+        """bpy.ops.mesh.primitive_plane_add()
+material = bpy.data.materials.new("m")
+material.use_nodes = True
+nodes, links = material.node_tree.nodes, material.node_tree.links
+nodes.clear()
+mix, output = nodes.new("ShaderNodeMixShader"), nodes.new("ShaderNodeOutputMaterial")
+links.new(mix.outputs[0], output.inputs[0])
+for number, (kind, color) in enumerate((("Glossy", (1, 1, 1, 1)), ("Diffuse", (1, 0, 0, 1)))):
+    shader = nodes.new("ShaderNodeBsdf" + kind)
+    shader.inputs["Color"].default_value = color
+    links.new(shader.outputs[0], mix.inputs[number + 1])
 bpy.context.object.data.materials.append(material)
 bpy.ops.wm.save_as_mainfile(filepath=words[0] + "/object.blend")""",
         tmp_path,

@@ -9,6 +9,7 @@ that cannot be converted is exit code 1 and `clipgs: SENTENCE` on stderr. Nothin
 import ctypes
 import ntpath
 import os
+import re
 import resource
 import signal
 import sys
@@ -55,7 +56,8 @@ def main(parent: str, memory_mb: str, root: str, name: str, glb: str) -> None:
     try:
         _open(bpy, path)
     except RuntimeError as error:
-        lines = str(error).replace(name, path.name).strip().splitlines() or ["no reason was given"]
+        text = re.sub(rf" ['\"]?{re.escape(name)}['\"]?", "", str(error))  # of this machine
+        lines = text.strip().splitlines() or ["no reason was given"]
         _refuse(f"Blender could not read it: {lines[-1].removeprefix('Error: ')}")
     files = NamedFiles(path, Path(root))
     _check_libraries(bpy, files)
@@ -141,19 +143,21 @@ def _find_pictures(bpy: Any, files: NamedFiles, materials: set[Any]) -> None:
 
 def _pictures(tree: Any) -> Iterator[Any]:
     """The pictures that decide on the colours of a material."""
-    pending, seen = _outputs(tree), set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in _that_color(tree):
         if node.type == "TEX_IMAGE" and node.image:
             yield node.image
         if node.type == "GROUP" and node.node_tree:
             yield from (each.image for each in node.node_tree.nodes if each.type == "TEX_IMAGE" and each.image)
+
+
+def _that_color(tree: Any) -> list[Any]:
+    """The nodes that decide on the colours of a material, those next to its output first."""
+    found = _outputs(tree)
+    for node in found:  # grows
         for socket in node.inputs:
             if socket.name in _COLORS if node.type == "BSDF_PRINCIPLED" else socket.name not in ("Normal", "Height"):
-                pending += [link.from_node for link in socket.links]
+                found += [link.from_node for link in socket.links if link.from_node not in found]
+    return found
 
 
 # --- colours ---
@@ -175,6 +179,21 @@ def _choose_outputs(bpy: Any, materials: set[Any]) -> None:
                 if node != chosen:
                     tree.nodes.remove(node)
             chosen.target, chosen.is_active_output = "ALL", True
+            _replace_shader(tree, chosen)
+
+
+def _replace_shader(tree: Any, output: Any) -> None:
+    """Replaces shaders that the exporter does not know by the one that it does, with the colour of the diffuse one."""
+    nodes = _that_color(tree)
+    shaders = [node for node in nodes if node.type.startswith("BSDF_") and "Color" in node.inputs]
+    if not shaders or any(node.type in ("BSDF_PRINCIPLED", "EMISSION", "GROUP") for node in nodes):
+        return
+    old = next((node for node in shaders if node.type == "BSDF_DIFFUSE"), shaders[0])
+    new = tree.nodes.new("ShaderNodeBsdfPrincipled")
+    new.inputs["Base Color"].default_value = old.inputs["Color"].default_value
+    for link in old.inputs["Color"].links:
+        tree.links.new(link.from_socket, new.inputs["Base Color"])
+    tree.links.new(new.outputs[0], output.inputs["Surface"])
 
 
 def _outputs(tree: Any) -> list[Any]:
