@@ -133,8 +133,9 @@ def _load(path: Path) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a process with its parent")
-def test_the_converter_ends_with_its_worker(tmp_path, converter):
+def test_the_converter_ends_with_its_worker(tmp_path, converter, monkeypatch):
     """The true program, whose library is one that sleeps."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a worker that is killed leaves a small folder
     pid = tmp_path / "pid"
     sleeps = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
     (tmp_path / "bpy.py").write_text(sleeps)
