@@ -47,7 +47,7 @@ ROWS = [
     (github("print.stl"), "github", None, "stl", sha(b"a print")),
     (github("changed.ply"), "github", None, "ply", sha(b"as it was")),
     (github("gone.ply"), "github", None, "ply", sha(b"gone")),
-    (github("scene.blend"), "github", None, "glb", sha(b"blend")),  # the address says what it is
+    (github("scene.max"), "github", None, "glb", sha(b"max")),  # the address says what it is
     ("https://github.com/org/repo/blob/main/x.glb", "github", None, "glb", sha(b"x")),
     ("https://3d-api.si.edu/content/document/skull.glb", "smithsonian", "CC0", "glb", sha(b"a skull")),
     ("https://www.thingiverse.com/thing:1/files?fileId=2", "thingiverse", None, "stl", sha(b"thing")),

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from clipgs import cli
 from clipgs import config as configuration
-from clipgs.operate import doctor
+from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.operate import converter, doctor
 from clipgs.operate.doctor import Check
+from tests.meshes.glb_builder import Glb
 
 NAMES = [
     *("Python", "torch", "torchvision", "CUDA driver", "CUDA in torch", "C compiler"),
-    *("CUDA compiler", "gsplat", "OpenGL", "disk", "cores", "memory"),
+    *("CUDA compiler", "gsplat", "OpenGL", "converter", "disk", "cores", "memory"),
 ]
 TORCH = {
     "version": "2.11.0",
@@ -181,3 +184,97 @@ def test_the_report_has_a_line_a_check_and_one_a_remedy():
         "missing  OpenGL  none",
         "                 -> apt-get it",
     ]
+
+
+# --- the converter ---
+
+
+@pytest.fixture
+def python313(tmp_path, monkeypatch):
+    """A Python 3.13 whose environments install a library and convert as the test says; else each works."""
+    monkeypatch.setenv("CLIPGS_CONVERTER", str(tmp_path / "converter"))
+    glb = Glb()
+    glb.node(glb.mesh())
+    cube = glb.save(tmp_path / "cube.glb")
+
+    def make(pip: str = "true", convert: str = f'cp {cube} "$8"', version: str = converter.PYTHON) -> Path:
+        library = f'"$(dirname "$0")/../lib/python3.13/site-packages/bpy-{converter.BLENDER}.dist-info"'
+        of_environment = [
+            'case "$2" in',
+            f"pip) {pip} || exit 1; mkdir -p {library} ;;",
+            '-c) echo > "$4" ;;',  # the library writes a file
+            f"*) {convert} ;;",
+            "esac",
+        ]
+        own = program(tmp_path / "of_environment", "\n".join(of_environment))
+        cases = [
+            'case "$2" in',
+            f"-c) echo {version} ;;",
+            f'venv) mkdir -p "$3/bin"; touch "$3/pyvenv.cfg"; cp {own} "$3/bin/python" ;;',
+            "esac",
+        ]
+        return Path(program(tmp_path / "python3.13", "\n".join(cases)))
+
+    return make
+
+
+def row() -> Check:
+    return Check("converter", *doctor._converter())
+
+
+def test_the_converter_is_installed_tried_and_replaced(tmp_path, python313):
+    assert (row().status, row().remedy) == ("note", "clipgs doctor --install-converter")
+    folder = tmp_path / "converter"
+    for _ in range(2):
+        assert str(folder) in converter.install(python313())
+        assert row() == Check("converter", "ok", f"Blender {converter.BLENDER} ({folder})")
+        assert sorted(path.name for path in folder.iterdir()) == ["bin", "lib", "pyvenv.cfg"]
+        assert not list(tmp_path.glob(".converter*"))
+        assert folder.stat().st_mode & 0o777 == 0o755
+    (library,) = folder.rglob("*.dist-info")
+    library.rename(library.with_name("bpy-4.2.0.dist-info"))
+    assert row().status == "note"
+    assert row().found.startswith("Blender 4.2.0")
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (
+            {"pip": "(echo 'ERROR: No matching distribution' >&2; echo more >&2; false)"},
+            "pip failed: ERROR: No matching",
+        ),
+        ({"convert": "kill -SEGV $$"}, "does not read a test file: the converter was ended by SIGSEGV"),
+    ],
+)
+def test_an_installation_that_fails_leaves_the_older_converter(tmp_path, python313, fails, reason):
+    converter.install(python313())
+    with pytest.raises(ClipgsError, match=reason):
+        converter.install(python313(**fails))
+    assert row().status == "ok"
+    assert not list(tmp_path.glob(".converter*"))
+
+
+def test_an_installation_without_the_right_python(tmp_path, python313, monkeypatch):
+    with pytest.raises(UsageError, match=r"is version 3\.12"):
+        converter.install(python313(version="3.12"))
+    with pytest.raises(UsageError, match="does not run"):
+        converter.install(tmp_path / "nothing")
+    monkeypatch.setattr(converter, "_candidates", lambda: [python313(version="3.12"), tmp_path / "nothing"])
+    with pytest.raises(ClipgsError, match=r"no Python 3\.13 with venv was found.*--python"):
+        converter.install()
+    monkeypatch.setattr(converter, "_candidates", lambda: [tmp_path / "nothing", python313()])
+    converter.install()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, python313):
+    (tmp_path / "converter").mkdir()
+    (tmp_path / "converter" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="no environment"):
+        converter.install(python313())
+    assert (tmp_path / "converter" / "thesis.tex").exists()
+
+
+def test_the_command_takes_a_python_only_to_install(caplog):
+    assert cli.main(["doctor", "--python", "python3.13"]) == 2
+    assert "--install-converter" in caplog.text

@@ -17,7 +17,7 @@ class Procedural(Section):
 
 
 class Folder(Section):
-    """A folder of mesh files (.glb .gltf .obj .ply .stl .off .dae .3mf; .usd .usda .usdc .usdz with the extra usd)."""
+    """A folder of mesh files: .glb .gltf .obj .ply .stl .off .dae .3mf, .fbx .blend .abc (converter), .usd* (extra)."""
 
     path: str | None = setting(None, "path", runtime=True)
     """The meshes are read from this folder, or from a glob such as meshes/**/*.glb. `source: folder` needs it."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import numpy as np
 
 from clipgs.catalog.records import UpAxis
 from clipgs.core.errors import ObjectError
-from clipgs.meshes import collada, gltf, obj, off, ply, stl, threemf, usd
+from clipgs.core.runner import Limits
+from clipgs.meshes import collada, convert, gltf, obj, off, ply, stl, threemf, usd
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, srgb_to_linear
 from clipgs.meshes.polygons import check_face_count
 
 # No real object is smaller or larger in any unit, and squares of such numbers exceed float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
+_LIMITS = Limits(timeout_seconds=300, memory_mb=1500)
 _OF_VERTICES = ("vertices", "normals", "uv", "colors", "glow_uv")  # the attributes of a part that have one row a vertex
 
 
@@ -45,15 +48,17 @@ def load(
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
     root: Path | None = None,
+    limits: Limits = _LIMITS,
 ) -> Mesh:
-    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae, .3mf or, with the extra `usd`, .usd, .usda, .usdc and .usdz.
+    """Reads .glb, .gltf, .obj, .ply, .stl, .off, .dae and .3mf; with the extra `usd` .usd, .usda, .usdc and .usdz; by
+    the converter .fbx, .blend and .abc.
 
     Only files in the file's own folder or below it are opened, and those below `root`, a folder of the user's. A
     texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
     maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
 
     Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
-    `up_axis_of`.
+    `up_axis_of`. `limits` are those of the converter's process, and of no other reader.
 
     Raises:
         ObjectError: the file cannot be read, has no faces, is not finite, has no size or an absurd one, or is over a
@@ -64,6 +69,7 @@ def load(
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": ply.read}
     readers |= {".stl": stl.read, ".off": off.read, ".dae": collada.read, ".3mf": threemf.read}
     readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
+    readers |= dict.fromkeys(convert.SUFFIXES, partial(convert.read, limits=limits))
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")

@@ -127,8 +127,9 @@ class ToRead(NamedTuple):
         """The mesh of the object's file. Raises as `unchanged` and `clipgs.meshes.load.load`."""
         objects = source(self.config, self.row["source"])
         with unchanged(objects, self.row, self.sha256) as file:
-            limits = self.config.meshes.model_dump(exclude={"max_file_mb"})
-            return load(file, up_axis=objects.up_axis(self.row), root=objects.root, **limits)
+            settings = self.config.meshes.model_dump(exclude={"max_file_mb"})
+            settings["limits"] = self.config.workers.load_limits
+            return load(file, up_axis=objects.up_axis(self.row), root=objects.root, **settings)
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:

@@ -64,6 +64,7 @@ def doctor(output: Path = Path("results"), config: Config | None = None) -> list
         _checked("CUDA compiler", _cuda_compiler, torch, driver),
         _checked("gsplat", _gsplat, torch, driver),
         _checked("OpenGL", _opengl, driver),
+        _checked("converter", _converter),
         _checked("disk", _disk, output),
         _checked("cores", _cores),
         _checked("memory", _memory),
@@ -221,6 +222,19 @@ def _opengl(driver: dict[str, Any]) -> Row:
         remedy = "install the driver's OpenGL part (in a container: NVIDIA_DRIVER_CAPABILITIES=all)"
         return "note", f"{found}, on the CPU, though a GPU is there", remedy
     return "ok", f"{found}, on the CPU" if on_cpu else found, ""
+
+
+def _converter() -> Row:
+    from clipgs.meshes import convert
+    from clipgs.operate.converter import BLENDER, installed
+
+    folder, kinds = convert.environment(), " ".join(convert.SUFFIXES)
+    version = installed(folder)
+    if version is None:
+        return "note", f"not installed: only {kinds} files need it", convert.INSTALL
+    if version != BLENDER:
+        return "note", f"Blender {version}, this version of clipgs was tried with {BLENDER} ({folder})", convert.INSTALL
+    return "ok", f"Blender {version} ({folder})", ""
 
 
 def _disk(output: Path) -> Row:

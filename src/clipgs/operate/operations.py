@@ -255,11 +255,22 @@ def config(options: Namespace) -> None:
     sys.stdout.write(configuration.schema() if options.schema else configuration.to_yaml(options.recipe))
 
 
-@operation("doctor", anywhere=True)
+@operation(
+    "doctor",
+    argument("--install-converter", action="store_true", help="of .fbx, .blend and .abc: Blender's library, 1 GB"),
+    argument("--python", type=Path, metavar="FILE", help="the Python 3.13 that it needs (default: it is looked for)"),
+    anywhere=True,
+)
 def doctor(options: Namespace, config: Config) -> int:
     """Check what this machine has, with a remedy for what it lacks."""
+    from clipgs.operate import converter
     from clipgs.operate import doctor as module
 
+    if options.install_converter:
+        sys.stdout.write(converter.install(options.python) + "\n")
+        return 0
+    if options.python:
+        raise UsageError("--python goes with --install-converter")
     checks = module.doctor(config.output_path, config)
     sys.stdout.write(module.format(checks) + "\n")
     return 1 if any(check.status == "missing" for check in checks) else 0

@@ -17,7 +17,11 @@ from clipgs.core.errors import ObjectError, SourceMissing, UsageError
 from clipgs.core.lists import Names, read_rows
 from clipgs.core.seeds import json_digest
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf", ".usd", ".usda", ".usdc", ".usdz")
+SUFFIXES = (
+    *(".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf"),
+    *(".usd", ".usda", ".usdc", ".usdz"),  # with the extra `usd`
+    *(".fbx", ".blend", ".abc"),  # by the converter
+)
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
 # Other names of columns, tried in this order if the manifest has not ours and `columns:` names none.
 _ALIASES = {
