@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import decode_image
-from clipgs.meshes.materials import LINEAR, Filter, Material, Texture, Wrap, linear_to_srgb, srgb_to_linear
+from clipgs.meshes.materials import LINEAR, Filter, Material, Texture, Wrap, linear_to_srgb, srgb_to_linear, with_alpha
 
 _WRAPS: dict[Any, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _MAGNIFY: dict[Any, Filter] = {9728: "nearest", 9729: "linear"}
@@ -55,6 +55,11 @@ class _Picture(NamedTuple):
         """Linear colour of the texels, with the factor: [H, W, 3], or [1, 1, 3] without a texture."""
         factor = np.array(self.factor[:3])
         return factor.reshape(1, 1, 3) if self.texture is None else LINEAR[self.texture.pixels[..., :3]] * factor
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Linear colour [3] of all texels together."""
+        return self.linear.mean(axis=(0, 1))
 
 
 class Materials:
@@ -127,10 +132,10 @@ class Materials:
 
     def _sheen(self, base: _Picture, sheen: dict[str, Any]) -> _Picture:
         """Cloth whose base is nearly black shows the colour of its fibres."""
-        if "sheenColorFactor" not in sheen or base.linear.mean(axis=(0, 1)).max() > _DARK_CLOTH:
+        if "sheenColorFactor" not in sheen or (own := base.mean.max()) > _DARK_CLOTH:
             return base
         fibres = self._picture((*sheen["sheenColorFactor"], 1), sheen.get("sheenColorTexture"))
-        return fibres if fibres.linear.mean(axis=(0, 1)).max() > base.linear.mean(axis=(0, 1)).max() else base
+        return fibres if fibres.mean.max() > own else base
 
     def _glass(self, base: _Picture, extensions: dict[str, Any]) -> _Picture:
         """What KHR_materials_transmission lets through: less opacity, and the colour of the volume."""
@@ -143,7 +148,7 @@ class Materials:
         tint = np.array(_floats(volume.get("attenuationColor", (1, 1, 1)), 3)) ** min(max(depth, 0.0), _DEEPEST)
         *color, alpha = base.factor
         color = (np.array(color) * (1 - through + through * tint)).tolist()
-        clear = _GLASS * through * float((base.linear.mean(axis=(0, 1)) * tint).mean())  # dark glass takes light away
+        clear = _GLASS * through * float((base.mean * tint).mean())  # dark glass takes light away
         described = transmission.get("transmissionTexture")
         if described is None:
             return base._replace(factor=(*color, alpha * (1 - clear)))
@@ -151,7 +156,7 @@ class Materials:
         share = mask.pixels[..., 0] / 255
         if base.texture is not None and layout != base.layout:  # the texels of one do not lie on those of the other
             return base._replace(factor=(*color, alpha * (1 - clear * float(share.mean()))))
-        pixels = np.full((*share.shape, 4), 255, np.uint8) if base.texture is None else _with_alpha(base.texture.pixels)
+        pixels = np.full((*share.shape, 4), 255, np.uint8) if base.texture is None else with_alpha(base.texture.pixels)
         share = _resized(share, pixels.shape)
         pixels = np.dstack([pixels[..., :3], np.rint(pixels[..., 3] * (1 - clear * share)).astype(np.uint8)])
         return _Picture((*color, alpha), replace(base.texture or mask, pixels=pixels), layout)
@@ -177,7 +182,7 @@ class Materials:
         webp, basis = (extensions.get(name, {}) for name in ("EXT_texture_webp", "KHR_texture_basisu"))
         source = webp.get("source", texture.get("source", basis.get("source")))
         if source is None:
-            names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
+            names = ", ".join(sorted(extensions)) or "no source"
             raise ObjectError(f"a texture needs the glTF extension {names}, which is not read")
         sampler = self.item("samplers", texture["sampler"]) if "sampler" in texture else {}
         magnify = _MAGNIFY.get(sampler.get("magFilter"), "linear")
@@ -221,10 +226,6 @@ def _with_metal(diffuse: _Picture, specular: _Picture) -> _Picture:
         color = np.dstack([color, diffuse.texture.pixels[..., 3:]])
     texture = replace(diffuse.texture or specular.texture, pixels=color)
     return _Picture((1.0, 1.0, 1.0, diffuse.factor[3]), texture, specular.layout)
-
-
-def _with_alpha(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.shape[2] == 4 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
 def _resized(

@@ -102,6 +102,13 @@ def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
+def with_alpha(
+    pixels: np.ndarray,  # [H, W, 3 or 4] uint8
+) -> np.ndarray:
+    """The picture with an alpha, which is solid where it had none: [H, W, 4] uint8."""
+    return pixels if pixels.shape[2] == 4 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+
+
 def surface_rgba(
     part: Part,
     face_indices: np.ndarray,  # [P] int

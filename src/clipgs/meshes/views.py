@@ -10,7 +10,7 @@ import numpy as np
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.headless import context
 from clipgs.meshes.load import Mesh
-from clipgs.meshes.materials import Part, Texture
+from clipgs.meshes.materials import AlphaMode, Part, Texture, with_alpha
 
 # Light on a matt surface, as a fraction of white. The lights are fixed in the world, because Gaussians without view
 # dependence cannot have colours that follow the camera. Their sum is at most 1 in every direction, so that white never
@@ -112,6 +112,8 @@ class _Drawn(NamedTuple):
     """A part in the graphics' memory."""
 
     part: Part
+    mode: AlphaMode  # the part's, which takes a look at all its texels
+    textures: dict[str, Any]  # by the names that the shader has for them
     indices: Any  # buffer of faces; of what blends, in the order of the view
     arrays: dict[tuple[str, ...], Any]  # a vertex array for each variant of the shader
     make: Callable[[tuple[str, ...]], Any]
@@ -136,8 +138,8 @@ class _Scene:
         self.resolved = self.gl.framebuffer([self.gl.renderbuffer(size, 4)])
         self.textures: dict[tuple[int, str, str, str, str], Any] = {}
         drawn = [self._uploaded(part) for part in mesh.parts]
-        self.solid = [one for one in drawn if one.part.alpha_mode != "BLEND"]
-        self.blended = [one for one in drawn if one.part.alpha_mode == "BLEND"]
+        self.solid = [one for one in drawn if one.mode != "BLEND"]
+        self.blended = [one for one in drawn if one.mode == "BLEND"]
         self.corners = [one.part.vertices[one.part.faces].mean(axis=1) for one in self.blended]  # [F, 3] a part
         # Where fronts lie on the ray, for backs that a front would not hide by itself.
         self.fronts = None
@@ -156,8 +158,7 @@ class _Scene:
             gl.enable_only(moderngl.CULL_FACE)
             gl.cull_face = "back"
             for one in (*self.solid, *self.blended):
-                cut_out = one.part.alpha_mode == "MASK"
-                least = one.part.material.alpha_cutoff if cut_out else 1 / 255
+                least = one.part.material.alpha_cutoff if one.mode == "MASK" else 1 / 255
                 self._render(one, camera, "FRONTS", least_alpha=least)
             self.fronts.color_attachments[0].use(2)
         frame.use()
@@ -228,8 +229,8 @@ class _Scene:
 
     def _render(self, one: _Drawn, camera: dict[str, Any], *variant: str, least_alpha: float = 0.0, back: float = 0.0,
                 **run: int) -> None:  # fmt: skip
-        part, material = one.part, one.part.material
-        if part.alpha_mode != "OPAQUE" and least_alpha > 0:
+        material = one.part.material
+        if one.mode != "OPAQUE" and least_alpha > 0:
             variant += ("CUTS",)
         array = one.array(*variant)
         program = array.program
@@ -244,9 +245,9 @@ class _Scene:
         for name, value in values.items():
             if name in program:  # the compiler drops what a variant does not use
                 program[name] = value
-        for unit, (name, texture) in enumerate(_textures(part).items()):
+        for unit, (name, texture) in enumerate(one.textures.items()):
             if name in program:
-                self.textures[_key(texture)].use(unit)
+                texture.use(unit)
                 program[name] = unit
         array.render(**run)
 
@@ -274,7 +275,7 @@ class _Scene:
         return -viewmat[:3, :3].T @ viewmat[:3, 3]
 
     def _uploaded(self, part: Part) -> _Drawn:
-        gl = self.gl
+        gl, mode = self.gl, part.alpha_mode
         buffers: dict[str, tuple[str, np.ndarray]] = {"position": ("3f", part.vertices)}
         if part.normals is not None:
             buffers["normal"] = ("3f", part.normals)
@@ -289,11 +290,11 @@ class _Scene:
                 self.textures[_key(texture)] = _uploaded_texture(gl, texture)
         content = [(gl.buffer(np.ascontiguousarray(values, np.float32)), kind, name)
                    for name, (kind, values) in buffers.items()]  # fmt: skip
-        indices = gl.buffer(np.ascontiguousarray(part.faces, np.int32), dynamic=part.alpha_mode == "BLEND")
+        indices = gl.buffer(np.ascontiguousarray(part.faces, np.int32), dynamic=mode == "BLEND")
         features = [name for name, attribute in (("NORMALS", "normal"), ("COLORS", "color")) if attribute in buffers]
         features += [name.upper() for name in textures]
         features += ["UNLIT"] if part.material.unlit else []
-        features += ["SHARP"] if part.alpha_mode == "MASK" else []
+        features += ["SHARP"] if mode == "MASK" else []
 
         lights = len(self.lights)
 
@@ -302,7 +303,8 @@ class _Scene:
             used = [(buffer, kind, name) for buffer, kind, name in content if name in program]
             return gl.vertex_array(program, used, index_buffer=indices, index_element_size=4)
 
-        return _Drawn(part, indices, {}, make)
+        uploaded = {name: self.textures[_key(texture)] for name, texture in textures.items()}
+        return _Drawn(part, mode, uploaded, indices, {}, make)
 
 
 @cache
@@ -315,8 +317,7 @@ def _program(gl: Any, features: tuple[str, ...], lights: int) -> Any:
     head += [f"#define {feature}" for feature in features]
     texts = [(_SHADERS / f"mesh.{kind}").read_text() for kind in ("vert", "frag")]
     vertex, fragment = ("\n".join([*head, text]) for text in texts)
-    program = gl.program(vertex_shader=vertex, fragment_shader=fragment)
-    return program
+    return gl.program(vertex_shader=vertex, fragment_shader=fragment)
 
 
 def _textures(part: Part) -> dict[str, Texture]:
@@ -336,10 +337,7 @@ def _uploaded_texture(gl: Any, texture: Texture) -> Any:
     """The texture as sRGB with alpha, which the graphics decode before they filter."""
     import moderngl
 
-    source = texture.pixels
-    # Always four bytes a texel: the standard has mip levels of sRGB only with alpha.
-    pixels = np.full((*source.shape[:2], 4), 255, np.uint8)
-    pixels[..., : source.shape[2]] = source
+    pixels = with_alpha(texture.pixels)  # the standard has mip levels of sRGB only with alpha
     for axis, wrap in ((1, texture.wrap_u), (0, texture.wrap_v)):
         if wrap == "mirror":  # moderngl has no mirrored wrapping; see `Texture.mirror_scale`
             pixels = np.concatenate([pixels, np.flip(pixels, axis)], axis)
