@@ -18,6 +18,7 @@ from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, srgb_to_linear
 from clipgs.meshes.mtl import Library, Surface
 from clipgs.meshes.polygons import check_face_count, triangulate
+from clipgs.meshes.texts import parsed
 
 _SPACES = bytes.maketrans(b"\t\v\f\r", b"   \n")
 _BLANK, _LINE_END, _HASH, _SLASH, _DOT = b" \n#/."
@@ -169,17 +170,10 @@ def _begins(separator: np.ndarray) -> np.ndarray:
 
 def _parsed(text: np.ndarray, kind: str) -> np.ndarray:
     """All numbers of a text; none if one of its words is not a number."""
-    import pyarrow as pa  # it reads numbers several times as fast as numpy
-    import pyarrow.compute as pc
-
     stripped = text.tobytes().strip()
-    if not stripped:
-        return np.zeros(0, kind)
-    words = pc.ascii_split_whitespace(pa.array([stripped.decode("latin-1")], pa.large_string())).values
-    try:
-        return pc.cast(words, kind).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        pass
+    found = parsed(stripped, kind)
+    if found is not None:
+        return found
     try:  # numpy reads a plus sign, and large whole numbers
         return np.fromstring(stripped, kind, sep=" ")
     except (ValueError, DeprecationWarning):
