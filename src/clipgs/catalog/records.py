@@ -7,8 +7,10 @@ from typing import Any, Literal
 from clipgs.config import Config
 
 UpAxis = Literal["auto", "y", "z"]  # the axis of a mesh file that points up; auto: by the program that wrote it
-# Formats that say it: their readers turn Y up.
-SAYS_ITS_AXIS = (".glb", ".gltf", ".dae", ".3mf", ".usd", ".usda", ".usdc", ".usdz", ".fbx", ".blend", ".abc")
+USD = (".usd", ".usda", ".usdc", ".usdz")  # read with the extra `usd`
+CONVERTED = (".fbx", ".blend", ".abc")  # read by the converter
+SAYS_ITS_AXIS = (".glb", ".gltf", ".dae", ".3mf", *USD, *CONVERTED)  # their readers turn Y up
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf", *USD, *CONVERTED)  # of mesh files
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")

@@ -17,7 +17,6 @@ from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part
 
-SUFFIXES = (".fbx", ".blend", ".abc")
 INSTALL = "clipgs doctor --install-converter"
 PROGRAM = Path(__file__).with_name("convert_to_glb.py")  # of the other environment
 

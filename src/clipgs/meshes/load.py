@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clipgs.catalog.records import UpAxis
+from clipgs.catalog.records import CONVERTED, USD, UpAxis
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Limits
 from clipgs.meshes import collada, convert, gltf, obj, off, ply, stl, threemf, usd
@@ -68,8 +68,8 @@ def load(
     readers: dict[str, Callable[[Path, Folder, Material, int], list[Part]]]
     readers = {".glb": gltf.read, ".gltf": gltf.read, ".obj": obj.read, ".ply": ply.read}
     readers |= {".stl": stl.read, ".off": off.read, ".dae": collada.read, ".3mf": threemf.read}
-    readers |= dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read)
-    readers |= dict.fromkeys(convert.SUFFIXES, partial(convert.read, limits=limits))
+    readers |= dict.fromkeys(USD, usd.read)
+    readers |= dict.fromkeys(CONVERTED, partial(convert.read, limits=limits))
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
+from clipgs.catalog.records import CONVERTED
 from clipgs.config import Config
 from clipgs.core.devices import find_nvcc
 from clipgs.core.errors import describe_error
@@ -228,7 +229,7 @@ def _converter() -> Row:
     from clipgs.meshes import convert
     from clipgs.operate.converter import BLENDER, installed
 
-    folder, kinds = convert.environment(), " ".join(convert.SUFFIXES)
+    folder, kinds = convert.environment(), " ".join(CONVERTED)
     version = installed(folder)
     if version is None:
         return "note", f"not installed: only {kinds} files need it", convert.INSTALL

@@ -10,18 +10,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from clipgs.catalog.records import LABEL_COLUMNS, SAYS_ITS_AXIS, UID_PATTERN, UpAxis
+from clipgs.catalog.records import LABEL_COLUMNS, SAYS_ITS_AXIS, SUFFIXES, UID_PATTERN, UpAxis
 from clipgs.catalog.sources.digests import Digests, unchanged, with_named_files
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, SourceMissing, UsageError
 from clipgs.core.lists import Names, read_rows
 from clipgs.core.seeds import json_digest
 
-SUFFIXES = (
-    *(".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf"),
-    *(".usd", ".usda", ".usdc", ".usdz"),  # with the extra `usd`
-    *(".fbx", ".blend", ".abc"),  # by the converter
-)
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
 # Other names of columns, tried in this order if the manifest has not ours and `columns:` names none.
 _ALIASES = {

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from clipgs.catalog.records import LABEL_COLUMNS, UpAxis
+from clipgs.catalog.records import LABEL_COLUMNS, SUFFIXES, UpAxis
 from clipgs.catalog.sources.annotations import AnnotatedSource, label_hash, read_xl_table
-from clipgs.catalog.sources.folder import SUFFIXES
 from clipgs.catalog.sources.objaverse import fetch_glb, glb_path, locator_of
 from clipgs.core.errors import ObjectError, UsageError
 
