@@ -201,6 +201,12 @@ class World(Workspace):
         tables = (self.output / "triplets").glob("[0-9]*.parquet")
         return {row["uid"] for table in tables for row in read_table(table, ["uid", "status"]) if row["status"] == "ok"}
 
+    def errors_of(self, uid: str) -> str:
+        """Why the object failed, by the stages' tables."""
+        rows = ((table, row) for table in sorted(self.output.glob("*/[0-9]*.parquet")) for row in read_table(table))
+        errors = [f"{table}: {row['error']}" for table, row in rows if row["uid"] == uid and row.get("error")]
+        return "; ".join(errors) or "no stage says that it failed"
+
     def digests(self) -> dict[str, str]:
         return {
             str(file.relative_to(self.output)): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -631,7 +637,7 @@ class Story:
         drawn: list[str] = []
         for uid in sorted(theirs):
             if uid not in ours:
-                self._fault(f"{uid} is packed by a fresh run alone")
+                self._fault(f"{uid} is packed by a fresh run alone: {world.errors_of(uid)}")
             elif uid not in same:
                 self._fault(f"{uid} is not packed from the frozen shards")
             elif ours[uid] != same[uid]:
