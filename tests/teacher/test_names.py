@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from clipgs.config import Teacher
 from clipgs.teacher import names
-from clipgs.teacher.names import Download, find, installed
+from clipgs.teacher.hub import Download
+from clipgs.teacher.names import find, installed
 
 
 def test_it_is_what_open_clip_itself_says():
@@ -39,7 +41,7 @@ def test_weights_of_an_earlier_download_are_found_where_the_hubs_client_keeps_th
     tmp_path, monkeypatch, name, pretrained, file
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    found = find(name, pretrained, "teacher", installed)
+    found = find(Teacher(name=name, pretrained=pretrained), "teacher", installed).weights
     assert isinstance(found, Download)
     assert not found.cached
     repository = found.entry["hf_hub"].rsplit("/", 1)[0]

@@ -10,10 +10,12 @@ from PIL import Image
 from clipgs import config as configuration
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
+from clipgs.teacher import hub
 from clipgs.teacher import model as teacher
 from tests.packed_world import TINY, picture, save_model
 
 PICTURES = np.stack([picture(seed) for seed in range(6)])
+USUAL = {"preprocess": {"resize_mode": "shortest"}}  # the rest of it is what open_clip takes
 TEXTS = ["a red mug", "a chair with four legs", "tree"]
 
 
@@ -137,9 +139,15 @@ def test_a_folder_without_weights_or_model(tmp_path):
 
 
 def test_no_network_is_one_line_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+
     def unreachable(*_, **__):
         raise OSError("We couldn't connect\nto the hub")
 
+    with pytest.raises(UsageError, match=r"are not on this machine, and 127\.0\.0\.1 cannot be reached") as error:
+        teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
+    monkeypatch.setattr(hub, "reachable", lambda address: True)
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
     with pytest.raises(ClipgsError, match=r"EVA02-E-14-plus laion2b_s9b_b144k: the weights could not be") as error:
         teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
@@ -177,7 +185,7 @@ def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
     with pytest.raises(
         ClipgsError, match="holds more than tensors and is not opened, because it could run code"
     ) as error:
-        teacher.load(config_of("tiny-model", str(evil)))
+        teacher.load(config_of("tiny-model", str(evil), **USUAL))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "harm").exists()
 
@@ -185,11 +193,11 @@ def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
 def test_checkpoints_of_open_clips_training_are_read(model_at, tmp_path):
     state = {f"module.{name}": tensor for name, tensor in model_at.items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"step": 1}}, tmp_path / "epoch_3.pt")
-    frozen = teacher.load(config_of("tiny-model", str(tmp_path / "epoch_3.pt")))
+    frozen = teacher.load(config_of("tiny-model", str(tmp_path / "epoch_3.pt"), **USUAL))
     assert (frozen.name, frozen.pretrained) == ("tiny-model", "epoch_3.pt")
     assert torch.equal(frozen.model.state_dict()["text_projection"], model_at["text_projection"])
     torch.save(model_at, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    old = teacher.load(config_of("tiny-model", str(tmp_path / "old.pt")))
+    old = teacher.load(config_of("tiny-model", str(tmp_path / "old.pt"), **USUAL))
     assert torch.equal(old.model.state_dict()["text_projection"], model_at["text_projection"])
 
 
@@ -212,7 +220,7 @@ def test_a_file_that_is_no_checkpoint_of_it_is_one_line(model_at, tmp_path, writ
     file = tmp_path / "weights.pt"
     write(model_at, file)
     with pytest.raises(ClipgsError) as error:
-        teacher.load(config_of("tiny-model", str(file)))
+        teacher.load(config_of("tiny-model", str(file), **USUAL))
     assert words in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
@@ -223,10 +231,10 @@ def test_safetensors_that_are_cut_and_other_endings(model_at, tmp_path):
     whole = save_model(tmp_path / "whole") / "open_clip_model.safetensors"
     cut.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(ClipgsError, match="cannot be read"):
-        teacher.load(config_of("tiny-model", str(cut)))
+        teacher.load(config_of("tiny-model", str(cut), **USUAL))
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(UsageError, match=r"must end in .safetensors, .pt"):
-        teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz")))
+        teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz"), **USUAL))
 
 
 def test_slugs():
@@ -234,9 +242,12 @@ def test_slugs():
         return configuration.Teacher(name=name, pretrained=pretrained).slug
 
     assert slug("EVA02-E-14-plus", "laion2b_s9b_b144k") == "EVA02-E-14-plus-laion2b_s9b_b144k"
-    assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("ViT-B-32", "my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt-ffb4cdbc"
+    assert slug("ViT-B-32", "elsewhere/my weights.pt") == "ViT-B-32-my-weights.pt-83b718c9"
     assert slug("train", "laion2b_s9b_b144k") == "clipgs-small"
-    assert slug("local-dir:models/mine", "x") == "mine"
+    assert slug("local-dir:mine", "x") == "mine"
+    assert slug("local-dir:models/mine", "x") == "mine-171437ae"
     assert slug("hf-hub:someone/model") == "someone-model"
     assert slug("../..") == "teacher"
 

@@ -30,7 +30,8 @@ from clipgs.teacher.model import Teacher
 log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
-_SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # metadata that all files of a run share
+# Metadata that all files of a run share.
+_SAME = ("teacher", "pretrained", "weights_sha256", "preprocess", "dim", "images")
 
 
 class Features(NamedTuple):
@@ -223,6 +224,7 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
         texts = torch.cat([*_map_single_threaded(lambda text: teacher.encode_texts([text]).half(), captions, threads)])
     pictures = images["images"][[seen[uid] for uid in uids]]
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
+    ours = {**ours, "cut": [uids[place] for place in cut], "context": str(teacher.tokenizer.context_length)}
     write_tensors(features_path(config, "texts", shard), {"texts": texts, "scores": scores}, ours)
 
 
@@ -238,6 +240,7 @@ def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> Metadata:
         "teacher": teacher.name,
         "pretrained": teacher.pretrained,
         "weights_sha256": teacher.weights_sha256,
+        "preprocess": teacher.preprocess_words,
         "dim": str(teacher.dim),
         "images": config.teacher.images,
     }
@@ -294,4 +297,5 @@ def _check_same(one: Path, ours: Metadata, other: str, theirs: Metadata) -> None
 
 def _called(metadata: Metadata) -> str:
     digest, images = metadata["weights_sha256"][:12], metadata["images"]
-    return f"{metadata['teacher']} {metadata['pretrained']} (weights {digest}, {metadata['dim']} wide, {images})"
+    about = f"weights {digest}, {metadata['dim']} wide, {images}, prepared as {metadata['preprocess']}"
+    return f"{metadata['teacher']} {metadata['pretrained']} ({about})"
