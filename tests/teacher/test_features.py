@@ -147,7 +147,7 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     with caplog.at_level(logging.WARNING):
         found = embed(world.config())
     assert found.texts.isfinite().all()
-    assert (found.metadata["cut"], found.metadata["context"]) == (["a", "b"], "16")
+    assert (found.metadata["cut"], found.metadata["context"]) == (["a", "b"], 16)
     (line,) = [record.getMessage() for record in caplog.records if "captions are longer" in record.getMessage()]
     assert "2 captions are longer than the 16 tokens" in line
     assert "lower caption.max_characters" in line

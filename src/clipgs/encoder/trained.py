@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clipgs import encoder
 from clipgs.config import read
 from clipgs.core.bundles import read_metadata
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import CONFIG, MODEL, no_run
@@ -125,7 +125,11 @@ class TrainedEncoder:
     def _teacher(self) -> "Teacher":
         from clipgs.teacher import model
 
-        teacher, trained = model.load(self.config), self.notes["teacher"]
+        trained = self.notes["teacher"]
+        try:
+            teacher = model.load(self.config)
+        except UsageError as error:  # a file or folder that lies elsewhere on this machine
+            raise ClipgsError(f"{str(error).removeprefix('config: ')}; edit it in {self.run / CONFIG}") from None
         if teacher.weights_sha256 != trained["weights_sha256"]:
             raise ClipgsError(
                 f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "

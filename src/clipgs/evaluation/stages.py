@@ -83,7 +83,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         from clipgs.teacher import model as teachers
 
         teacher = teachers.load(config)
-        check_teacher(teacher.weights_sha256, embeddings.metadata)
+        check_teacher(teacher.about, embeddings.metadata)
         pictures += [embed_pictures(config, teacher, what, made, shards, threads or usable_cores()) for what in others]
     pictures = [one for one in pictures if one.what in settings.pictures]
     table = retrieval_table(made, shapes, texts[places], pictures, settings)

@@ -73,9 +73,14 @@ class Teacher:
         return text.shape[-1]
 
     @property
-    def preprocess_words(self) -> str:
-        """How pictures are prepared, as one would write it into a configuration."""
-        return in_words({name: getattr(self.preprocessing, name) for name in PREPROCESS})
+    def about(self) -> dict[str, str]:
+        """What tells its features from those of others, as their metadata have it."""
+        return {
+            "teacher": self.name,
+            "pretrained": self.pretrained,
+            "weights_sha256": self.weights_sha256,
+            "preprocess": in_words({name: getattr(self.preprocessing, name) for name in PREPROCESS}),
+        }
 
     @property
     def precision(self) -> str:

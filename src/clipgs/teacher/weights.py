@@ -1,6 +1,6 @@
 """Models of open_clip with weights from a tag or a file, loaded so that the file cannot run code."""
 
-import logging
+import json
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,13 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 
-from clipgs.config import Coca, Teacher
+from clipgs.config import SMALL_TEACHER, Coca, Teacher
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
 from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, elsewhere, find
 
-log = logging.getLogger(__name__)
-
+ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -85,6 +84,22 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
         frozen = model.eval().requires_grad_(False)
         dtype = torch.bfloat16 if low and cast is None else torch.float32
         return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast)
+
+
+def open_tokenizer(settings: Teacher) -> Any:
+    """The tokenizer of a teacher, without its weights.
+
+    Raises:
+        UsageError: there is no such model, tag or file; or its files are not here and cannot be downloaded.
+        ClipgsError: its files cannot be read.
+    """
+    if settings.name == "train":
+        architecture = json.loads(ARCHITECTURE.read_text())
+        return SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    found = find(settings, "teacher", _registry)
+    if settings.name.startswith(HUB) and not found.architecture:
+        found, _, _ = _located(settings, "teacher")
+    return _texts(settings.name, found, "teacher")[0]
 
 
 def _located(settings: Teacher | Coca, key: str) -> tuple[Found, Path, tuple[str, str]]:
