@@ -258,6 +258,24 @@ def test_every_tag_of_open_clip_has_a_plan_with_open_clips_own_preprocessing(saf
     assert planned > 160
 
 
+def test_a_renamed_repository_and_a_mirror_that_lists_names_alone(hub, root, folder, monkeypatch, weights):
+    described = root / "api" / "models" / CLIP
+    answer = json.loads(described.read_text())
+    answer["siblings"] = [{"rfilename": one["rfilename"]} for one in answer["siblings"]]
+    described.write_text(json.dumps(answer))
+    hub.always["/api/models/old-name"] = Fault.redirect(f"/api/models/{CLIP}")
+    announced = ("X-Linked-ETag", f'"{hashlib.sha256(weights).hexdigest()}"')
+    for file in (WEIGHTS, "open_clip_config.json"):
+        hub.always[place(file, "old-name")] = Fault.redirect(place(file), *([announced] if file == WEIGHTS else []))
+    hub.faults[place(WEIGHTS)] = [Fault(body=weights[:-1] + b"!")]
+    record = fetched(folder, "hf-hub:old-name")
+    assert record.files[WEIGHTS].sha256 == sha256_of(folder / WEIGHTS) == hashlib.sha256(weights).hexdigest()
+    assert record.files[WEIGHTS].bytes == len(weights)
+    assert listed(folder) == WHOLE
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fetched(folder, "hf-hub:old-name")
+
+
 # --- a bad day -----------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +293,7 @@ def test_a_cut_is_gone_on_with_and_what_passes_is_tried_again(hub, table, folder
 def test_a_killed_one_goes_on_where_it_ended(hub, folder, weights):
     rate = len(weights) / 4
     hub.always[place(WEIGHTS)] = Fault(bytes_per_second=rate)
-    command = [sys.executable, "-m", "clipgs", "fetch-teacher", f"hf-hub:{CLIP}", "--to", str(folder), "--no-check"]
+    command = [sys.executable, "-m", "clipgs", "fetch-teacher", f"hf-hub:{CLIP}", "--to", str(folder)]
     process = subprocess.Popen(command)
     part = folder / f".{WEIGHTS}.part"
     deadline = time.monotonic() + 60
@@ -290,10 +308,12 @@ def test_a_killed_one_goes_on_where_it_ended(hub, folder, weights):
     time.sleep(0.3)  # until the server has seen that its client is gone
     before = hub.sent[place(WEIGHTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "is whole" in done.stdout
+    assert "it opens without a network: vectors of 24" in done.stdout
     assert (folder / WEIGHTS).read_bytes() == weights
     assert hub.sent[place(WEIGHTS)] - before == len(weights) - had
     assert hub.requests[f"/api/models/{CLIP}"] == 1  # the commit of the first call
+    known = {f"{kind}{name}" for kind in ("/", "/api/models/") for name in (CLIP, WORDS)}
+    assert all(path.split("/resolve/")[0] in known for path in hub.requests)  # nothing of the opening asks the hub
     assert listed(folder) == WHOLE
 
 
