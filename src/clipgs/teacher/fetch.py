@@ -21,26 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from clipgs.catalog.downloads import Downloader
-from clipgs.config import Config, Downloads
+from clipgs.config import Config, Downloads, Teacher
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice, describe_error
 from clipgs.core.files import hidden, remove_sidecar, sha256_of, whole
 from clipgs.core.processes import free_memory_bytes
 from clipgs.core.runner import Progress
-from clipgs.teacher.names import HUB, LOCAL_DIR, Download, find, installed
+from clipgs.teacher.hub import TOKENIZER_FILES, VOCABULARIES, Download, matches, offline
+from clipgs.teacher.names import CONFIG as MODEL
+from clipgs.teacher.names import HUB, LOCAL_DIR, Found, find, installed
 
 log = logging.getLogger(__name__)
 
-RECORD, MODEL = "teacher.json", "open_clip_config.json"
+RECORD = "teacher.json"
 _HUGGING_FACE = "https://huggingface.co"
 # As open_clip names them on the hub, and finds them in a folder.
 _SAFE, _UNSAFE = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 _READABLE = (".safetensors", ".bin", ".pth", ".pt")
-_VOCABULARY = re.compile(r"tokenizer\.json|vocab\.\w+|.+\.model")
-# transformers chooses the class of a tokenizer by config.json where tokenizer_config.json does not name it.
-_TOKENIZER = re.compile(
-    rf"{_VOCABULARY.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|merges\.txt|config\.json"
-)
-_PREPROCESSING = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")  # as open_clip has it of a tag
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MOST_DESCRIBING = 50_000_000  # bytes of an answer of the hub
 _SPARE = 1.02  # a file system needs a little more than the bytes
@@ -121,15 +117,11 @@ def check(config: Config, folder: Path) -> str:
     if 2 * weights > free_memory_bytes():  # the model, and the numbers that are read into it
         return f"it was not opened here, because that takes about {2 * weights / 1e9:.1f} GB of memory"
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and the hub's client are imported
-    import numpy as np
-
     from clipgs.teacher.model import load
 
     named = config.teacher.model_copy(update={"name": LOCAL_DIR + str(folder), "pretrained": None})
     try:
-        teacher = load(config.model_copy(update={"teacher": named}))
-        teacher.encode_texts(["a chair"])
-        teacher.encode_images(np.zeros((1, teacher.pixels, teacher.pixels, 3), np.uint8))
+        teacher = load(config.model_copy(update={"teacher": named}))  # which encodes a text and a picture
     except Exception as error:  # open_clip, transformers and torch have many types for one problem
         reason = str(error) if isinstance(error, ClipgsError) else describe_error(error)
         raise ClipgsError(f"{folder} is whole, but this machine cannot open the model: {reason}") from None
@@ -188,12 +180,12 @@ def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:
             raise ClipgsError(f"{repository}: {MODEL} has no model_cfg, so it is not a model of open_clip")
         config = {"model_cfg": own["model_cfg"], "preprocess_cfg": own.get("preprocess_cfg", {})}
     else:
-        architecture, entry = _of_table(name, tag)
+        found, entry = _of_table(name, tag)
         repository, file = os.path.split(entry["hf_hub"])
         listed = hub.files(repository)
-        preprocessing = {key: entry[key] for key in _PREPROCESSING if entry.get(key) is not None}
-        size = architecture.get("vision_cfg", {}).get("image_size", 224)
-        config = {"model_cfg": dict(architecture), "preprocess_cfg": {"size": size, **preprocessing}}
+        size = found.architecture.get("vision_cfg", {}).get("image_size", 224)
+        preprocess = {"size": size, **(found.preprocess or {})}
+        config = {"model_cfg": dict(found.architecture), "preprocess_cfg": preprocess}
     files = _of_text(hub, config["model_cfg"].get("text_cfg", {}))
     candidates = [f"{file.rsplit('.', 1)[0]}.safetensors", file] if file else [_SAFE, _UNSAFE]
     weights = next((listed[one] for one in candidates if one in listed), None)
@@ -203,31 +195,32 @@ def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:
     return Record(name, tag, json.loads(json.dumps(config)), files)
 
 
-def _of_table(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The architecture of a model, and where the weights of a tag are."""
+def _of_table(name: str, tag: str | None) -> tuple[Found, Mapping[str, Any]]:
+    """What open_clip has for a model and a tag, and where the weights are."""
     if name == "train" or name.startswith(LOCAL_DIR):
         raise UsageError(f"{name} comes from no hub; name a model of open_clip and a tag, or hf-hub:ORG/REPO")
     known = installed(name)
     if not tag and name in known.models:
         raise UsageError(f"{name}: name the weights too (tags: {', '.join(known.tags) or 'none'})")
     try:
-        found = find(name, tag, "teacher", lambda _: known)
+        found = find(Teacher(name=name, pretrained=tag), "teacher", lambda _: known)
     except UsageError as error:
         raise UsageError(str(error).removeprefix("config: ")) from None
-    if not isinstance(found, Download):
+    if not isinstance(found.weights, Download):
         raise UsageError(f"{tag} is a file; name a tag of {name} (tags: {', '.join(known.tags) or 'none'})")
-    if not found.entry.get("hf_hub"):
-        address = found.entry.get("url")
+    entry = found.weights.entry
+    if not entry.get("hf_hub"):
+        address = entry.get("url")
         raise UsageError(f"{name} {tag} is not on the hub; download {address} and name the file in teacher.pretrained")
-    return known.architecture, found.entry
+    return found, entry
 
 
 def _of_text(hub: "_Hub", text: Mapping[str, Any]) -> dict[str, File]:
     """The files of a tokenizer and of the tower that reads its tokens, of models that need them."""
     files: dict[str, File] = {}
     if tokenizer := text.get("hf_tokenizer_name"):
-        files = {file: found for file, found in hub.files(tokenizer).items() if _TOKENIZER.fullmatch(file)}
-        if not any(map(_VOCABULARY.fullmatch, files)):
+        files = {file: found for file, found in hub.files(tokenizer).items() if matches(file, TOKENIZER_FILES)}
+        if not any(matches(file, VOCABULARIES) for file in files):
             raise ClipgsError(
                 f"{tokenizer} has no tokenizer (tokenizer.json, vocab.* or *.model), which the model needs"
             )
@@ -306,9 +299,8 @@ class _Hub:
                 raise ClipgsError(f"{url.split('?')[0]} is not JSON; is HF_ENDPOINT right?") from None
 
     def _get(self, url: str, repository: str, path: Path, **more: Any) -> None:
-        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-                raise UsageError(f"{repository} is to be fetched, and {variable} is set; unset it to use the network")
+        if variable := offline():
+            raise UsageError(f"{repository} is to be fetched, and {variable} is set; unset it to use the network")
         try:
             self._downloader.get(url, path, token=True, **more)
         except ObjectError as error:

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,9 @@ from clipgs.core.errors import UsageError
 CONNECT_SECONDS = 3.0
 # As open_clip names weights that its table does not name.
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")  # a tokenizer has one of these
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")  # a tokenizer has one of these
 # All that a tokenizer may consist of. config.json names its class where tokenizer_config.json does not.
-TOKENIZER_FILES = (*_VOCABULARIES, "merges.txt", "*token*.json", "config.json")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "*token*.json", "config.json")
 TOWER_FILES = ("config.json",)
 
 
@@ -59,7 +60,7 @@ def text_files(architecture: Mapping[str, Any], own: Path | None) -> Iterator[Te
     """
     text = architecture.get("text_cfg", {})
     for what, key, needed, patterns in (
-        ("the tokenizer", "hf_tokenizer_name", _VOCABULARIES, TOKENIZER_FILES),
+        ("the tokenizer", "hf_tokenizer_name", VOCABULARIES, TOKENIZER_FILES),
         ("the configuration of the text tower", "hf_model_name", TOWER_FILES, TOWER_FILES),
     ):
         if repository := text.get(key):
@@ -72,6 +73,11 @@ def text_remedy(key: str) -> str:
     """What to do about files of `text_files` on a machine without a network."""
     bring = "bring them where there is one: clipgs fetch-teacher NAME TAG --to FOLDER"
     return f"set {key}.tokenizer to a folder with them, or {bring}" if key == "teacher" else bring
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file's name is one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def no_transformers(key: str, name: str) -> str:
@@ -96,11 +102,16 @@ def require(address: str, missing: str, remedy: str, *, ask: bool = True) -> Non
         UsageError: the hub's client is told not to use the network, or the host cannot be reached.
     """
     host = urlsplit(address).hostname or address
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise UsageError(f"{missing} not on this machine, and {variable} is set; {remedy}")
+    if variable := offline():
+        raise UsageError(f"{missing} not on this machine, and {variable} is set; {remedy}")
     if ask and not reachable(address):
         raise UsageError(f"{missing} not on this machine, and {host} cannot be reached; {remedy}")
+
+
+def offline() -> str:
+    """The variable that tells the hub's client not to use the network; empty if none does."""
+    variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in variables if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), "")
 
 
 def reachable(address: str) -> bool:

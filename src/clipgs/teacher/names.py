@@ -46,7 +46,9 @@ class Known(NamedTuple):
 def elsewhere(key: str) -> str:
     """What to set on a machine without a network; `key` is the section of the configuration."""
     text = f"on a machine without network set {key}.pretrained to a copied .safetensors or .pt file"
-    return text + (", or teacher.name to train" if key == "teacher" else "")
+    if key != "teacher":
+        return text
+    return f"{text}, or teacher.name to a folder that clipgs fetch-teacher brought where there is one, or to train"
 
 
 class Found(NamedTuple):
