@@ -1,10 +1,12 @@
 import json
 import os
+import warnings
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from clipgs import config as configuration
@@ -12,6 +14,7 @@ from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
 from clipgs.teacher import hub
 from clipgs.teacher import model as teacher
+from clipgs.teacher.names import PREPROCESS
 from tests.packed_world import TINY, picture, save_model
 
 PICTURES = np.stack([picture(seed) for seed in range(6)])
@@ -235,6 +238,80 @@ def test_safetensors_that_are_cut_and_other_endings(model_at, tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(UsageError, match=r"must end in .safetensors, .pt"):
         teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz"), **USUAL))
+
+
+def saved(folder, architecture=TINY, **more):
+    """The state of a tiny model of this architecture in a file."""
+    file = folder / "weights.pt"
+    torch.save({**open_clip.CLIP(**architecture).state_dict(), **more}, file)
+    return file
+
+
+def test_weights_of_another_width_or_other_positions_are_refused(model_at, tmp_path):
+    other = "set teacher.name to the model of these weights"
+    for wrong, words in (
+        (with_part("text_cfg", width=64, heads=4), other),
+        (
+            with_part("vision_cfg", image_size=64),
+            f"was trained with 65 places in a picture, and tiny-model has 17; {other}",
+        ),
+        (
+            with_part("text_cfg", context_length=32),
+            f"was trained with 32 tokens of a text, and tiny-model has 16; {other}",
+        ),
+        ({**TINY, "embed_dim": 32}, other),
+    ):
+        with pytest.raises(ClipgsError) as error:
+            teacher.load(config_of("tiny-model", str(saved(tmp_path, wrong)), **USUAL))
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def with_part(part, **changed):
+    return {**TINY, part: {**TINY[part], **changed}}
+
+
+def test_a_bias_of_the_logits_changes_no_cosine(model_at, tmp_path):
+    torch.manual_seed(0)
+    plain = teacher.load(config_of("tiny-model", str(saved(tmp_path)), **USUAL))
+    torch.manual_seed(0)
+    biased = teacher.load(config_of("tiny-model", str(saved(tmp_path, logit_bias=torch.tensor(-10.0))), **USUAL))
+    assert torch.equal(plain.encode_texts(TEXTS), biased.encode_texts(TEXTS))
+    assert torch.equal(plain.encode_images(PICTURES), biased.encode_images(PICTURES))
+
+
+def test_a_torchscript_archive_is_named_as_such(model_at, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it outdated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "ViT-B-32.pt"))
+    with pytest.raises(ClipgsError, match=r"is a TorchScript archive, .* clipgs fetch-teacher NAME openai"):
+        teacher.load(config_of("tiny-model", str(tmp_path / "ViT-B-32.pt"), **USUAL))
+
+
+@pytest.mark.parametrize("changed", [{"mean": [0.5] * 3, "std": [0.25] * 3}, {"interpolation": "bilinear"}])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 40)])
+def test_pictures_are_prepared_as_it_is_stated(model_at, tmp_path, changed, shape):
+    pictures = np.stack([np.asarray(Image.fromarray(one).resize(shape[::-1])) for one in PICTURES])
+    file = saved(tmp_path)
+    usual = teacher.load(config_of("tiny-model", str(file), **USUAL)).encode_images(pictures)
+    ours = teacher.load(config_of("tiny-model", str(file), preprocess=changed))
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny-model", str(file), force_preprocess_cfg=changed)
+    model.eval()
+    with torch.no_grad():
+        theirs = torch.cat([model.encode_image(preprocess(Image.fromarray(one))[None]) for one in pictures])
+    assert (1 - cosine(ours.encode_images(pictures), theirs)).max() < 1e-3
+    assert (1 - cosine(usual, theirs)).max() > 2e-3
+    assert yaml.safe_load(ours.about["preprocess"]) == {**PREPROCESS, **changed}
+
+
+def test_a_model_that_cannot_encode_is_one_line(tiny, monkeypatch):
+    def fail(self, *_, **__):
+        raise RuntimeError("mat1 and mat2 must have\nthe same dtype")
+
+    monkeypatch.setattr(open_clip.CLIP, "encode_image", fail)
+    with pytest.raises(ClipgsError, match="cannot encode a text and a picture in float32: RuntimeError: mat1") as error:
+        teacher.load(config_of(f"local-dir:{tiny}"))
+    assert "\n" not in str(error.value)
 
 
 def test_slugs():
