@@ -131,7 +131,7 @@ def test_every_name_with_a_file_has_its_tags_preprocessing_or_asks_for_it(file):
 @pytest.mark.parametrize(
     ("name", "preprocess", "words"),
     [
-        ("ViT-L-14", None, "the tags of this model prepare pictures in different ways; say which one these weights are of"),
+        ("ViT-L-14", None, "the tags of this model prepare pictures in different ways; say which one these weights"),
         ("ViT-L-14", None, "laion2b_s32b_b82k: {mean: [0.5, 0.5, 0.5]"),
         ("ViT-S-32", None, "nothing tells how pictures are prepared for these weights; state it in teacher.preprocess"),
         ("ViT-S-32", None, "teacher.preprocess: {mean: [0.48145466, 0.4578275, 0.40821073], std"),

@@ -253,11 +253,11 @@ def test_weights_of_another_width_or_other_positions_are_refused(model_at, tmp_p
         (with_part("text_cfg", width=64, heads=4), other),
         (
             with_part("vision_cfg", image_size=64),
-            f"was trained with 65 places in a picture, and tiny-model has 17; {other}",
+            f"with 65 places in a picture, and tiny-model has 17; {other}",
         ),
         (
             with_part("text_cfg", context_length=32),
-            f"was trained with 32 tokens of a text, and tiny-model has 16; {other}",
+            f"with 32 tokens of a text, and tiny-model has 16; {other}",
         ),
         ({**TINY, "embed_dim": 32}, other),
     ):
@@ -295,12 +295,15 @@ def test_pictures_are_prepared_as_it_is_stated(model_at, tmp_path, changed, shap
     file = saved(tmp_path)
     usual = teacher.load(config_of("tiny-model", str(file), **USUAL)).encode_images(pictures)
     ours = teacher.load(config_of("tiny-model", str(file), preprocess=changed))
-    model, _, preprocess = open_clip.create_model_and_transforms("tiny-model", str(file), force_preprocess_cfg=changed)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "tiny-model", str(file), **{f"image_{key}": value for key, value in changed.items()}
+    )
     model.eval()
     with torch.no_grad():
         theirs = torch.cat([model.encode_image(preprocess(Image.fromarray(one))[None]) for one in pictures])
-    assert (1 - cosine(ours.encode_images(pictures), theirs)).max() < 1e-3
-    assert (1 - cosine(usual, theirs)).max() > 2e-3
+    assert (1 - cosine(ours.encode_images(pictures), theirs)).max() < 2e-6
+    # Resizing by another filter moves the vectors of a model at random by less than other colours do.
+    assert (1 - cosine(usual, theirs)).max() > (2e-3 if "mean" in changed else 1e-6)
     assert yaml.safe_load(ours.about["preprocess"]) == {**PREPROCESS, **changed}
 
 
