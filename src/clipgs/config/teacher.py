@@ -31,16 +31,16 @@ class SmallTeacher(Section):
 
 
 class Preprocess(Section):
-    """How the teacher's pictures are prepared, where its weights do not tell. Write only the tag, or what differs."""
+    """How the teacher's pictures are prepared, where its weights do not tell. `preprocess: TAG` is short for the tag."""
 
     tag: str | None = setting(None, "tag", assumed=True, min_length=1)
     """The weights are of this tag of the model, or were trained from it: its preprocessing counts."""
     mean: list[float] | None = setting(None, "0 to 1", assumed=True, min_length=3, max_length=3)
-    """The mean that is taken from red, green and blue. [0, 0, 0] takes nothing."""
+    """This mean is taken from red, green and blue. [0, 0, 0] takes nothing."""
     std: list[Annotated[float, Field(gt=0)]] | None = setting(None, "0 to 1", assumed=True, min_length=3, max_length=3)
-    """Red, green and blue are divided by this."""
+    """Red, green and blue are then divided by this."""
     interpolation: Literal["bicubic", "bilinear"] | None = setting(None, "name", assumed=True)
-    """Pictures of another size are resized so."""
+    """Pictures of another size are resized in this way."""
     resize_mode: Literal["shortest", "longest", "squash"] | None = setting(None, "name", assumed=True)
     """Pictures that are not square are cut (`shortest`), padded (`longest`) or squashed."""
 

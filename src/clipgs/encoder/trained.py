@@ -1,5 +1,6 @@
 """A trained encoder in Python: `clipgs.load`, and splats, texts and images as vectors of one space."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
@@ -24,6 +25,8 @@ from clipgs.triplets.dataset import TripletDataset
 
 if TYPE_CHECKING:
     from clipgs.teacher.model import Teacher
+
+log = logging.getLogger(__name__)
 
 _ENCODE_BATCH = 16  # objects
 _SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same time
@@ -115,7 +118,11 @@ class TrainedEncoder:
             ClipgsError: a text is empty, or the teacher's weights are not those of the run.
         """
         listed = _listed(texts, (str,), "encode_text takes a text or a list of texts")
-        return torch.as_tensor(self._teacher.encode_texts(listed)).float().cpu()
+        vectors = self._teacher.encode_texts(listed)
+        if cut := self._teacher.cut(listed):
+            length, which = self._teacher.tokenizer.context_length, f"text {cut[0] + 1} of {len(listed)}"
+            log.warning("%s is longer than the %d tokens that the teacher reads; the rest is ignored", which, length)
+        return torch.as_tensor(vectors).float().cpu()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, of images [n, H, W, 3] uint8, by the teacher."""

@@ -91,7 +91,15 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     zero: dict[str, Any] = {"rows": [], "missing": _without_classes(made.objects, names)}
     if has_classes:
         prompts = templates(settings.templates)
-        classes = class_embeddings(spoken_names(config, names), prompts, teacher.encode_texts)
+        said = spoken_names(config, names)
+        classes = class_embeddings(said, prompts, teacher.encode_texts)
+        filled = [prompt.replace("{}", name) for name in said for prompt in prompts]
+        if cut := teacher.cut(filled):
+            length = teacher.tokenizer.context_length
+            log.warning(
+                "evaluate: %d prompts are longer than the %d tokens that %s reads (the first: %s); the rest is ignored",
+                len(cut), length, teacher.name, filled[cut[0]],
+            )  # fmt: skip
         classified = {"splats, by the run": shapes} | {
             f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in pictures
         }
