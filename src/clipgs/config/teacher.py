@@ -31,7 +31,7 @@ class SmallTeacher(Section):
 
 
 class Preprocess(Section):
-    """How the teacher's pictures are prepared, where its weights do not tell. `preprocess: TAG` is short for the tag."""
+    """How pictures are prepared, where the weights do not tell. `preprocess: TAG` is short for the tag."""
 
     tag: str | None = setting(None, "tag", assumed=True, min_length=1)
     """The weights are of this tag of the model, or were trained from it: its preprocessing counts."""
