@@ -162,6 +162,25 @@ def test_no_network_is_one_line_with_a_way_out(monkeypatch):
         teacher.load(config_of("hf-hub:someone/model"))
 
 
+def test_a_repository_of_the_hub_that_is_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # read when the hub's client was imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "reachable", lambda address: False)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--someone--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123")
+    save_model(folder / "snapshots" / "0123", mean=[0.5] * 3)
+    frozen = teacher.load(config_of("hf-hub:someone/model"))
+    assert (frozen.name, frozen.pretrained, frozen.dim) == ("hf-hub:someone/model", "hub", 24)
+    assert "mean: [0.5, 0.5, 0.5]" in frozen.about["preprocess"]
+    with pytest.raises(UsageError, match="the weights of hf-hub:someone/other are not on this machine"):
+        teacher.load(config_of("hf-hub:someone/other"))
+
+
 class Harmful:
     def __init__(self, file):
         self.file = file
