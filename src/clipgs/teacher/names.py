@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.config.caption import Coca
-from clipgs.config.teacher import Preprocess, Teacher
+from clipgs.config.teacher import SMALL_TEACHER, Preprocess, Teacher
 from clipgs.core.errors import UsageError
 from clipgs.core.lists import did_you_mean
 from clipgs.teacher.hub import Download, snapshots
@@ -109,6 +109,14 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
     if file.suffix not in SUFFIXES:
         raise UsageError(f"config: {key}.pretrained = {file}: the file name must end in {', '.join(SUFFIXES)}")
     return Found(file, of_name.architecture, _stated(stated, of_name.tags, key, f"{key}.pretrained = {file}"), folder)
+
+
+def called(name: str) -> str:
+    """A model's name as files tell it: without the place of its folder on this machine."""
+    if name == "train":
+        return SMALL_TEACHER
+    folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+    return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
 
 
 def other_gelu(name: str) -> str:

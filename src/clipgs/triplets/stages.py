@@ -7,7 +7,7 @@ from pathlib import Path
 from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
-from clipgs.config import SMALL_TEACHER, Config
+from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
@@ -104,6 +104,7 @@ def _cut(config: Config, index: Path) -> str:
     """What is to be said of captions that the teacher does not read to their end."""
     from clipgs.teacher.features import said_of_cut
     from clipgs.teacher.model import cut
+    from clipgs.teacher.names import called
     from clipgs.teacher.weights import open_tokenizer
 
     try:
@@ -113,5 +114,4 @@ def _cut(config: Config, index: Path) -> str:
         return ""
     rows = read_table(index, ["uid", "caption"])
     uids = [rows[place]["uid"] for place in cut(tokenizer, [row["caption"] for row in rows])]
-    name = SMALL_TEACHER if config.teacher.name == "train" else config.teacher.name
-    return said_of_cut(uids, name, tokenizer.context_length)
+    return said_of_cut(uids, called(config.teacher.name), tokenizer.context_length)
