@@ -234,7 +234,12 @@ def test_what_is_no_address_is_said(address):
 
 
 def test_an_address_holds_no_secret():
-    for address in ("http://me:secret@host/v1", "https://host/v1?key=secret", "http//me:secret@host/v1"):
+    for address in (
+        "http://me:secret@host/v1",
+        "https://host/v1?key=secret",
+        "http//me:secret@host/v1",
+        "me:secret@host",
+    ):
         with pytest.raises(UsageError) as error:
             base_url(address)
         assert "secret" not in str(error.value)

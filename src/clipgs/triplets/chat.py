@@ -250,7 +250,7 @@ def base_url(address: str) -> str:
     except LocationParseError:
         parts = urllib3.util.Url()
     if parts.scheme not in ("http", "https") or not parts.host:
-        shown = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])
+        shown = re.sub(r"[^/]*@", "", re.split(r"[?#]", address, maxsplit=1)[0])
         raise UsageError(f"{KEY}.address = {shown}: this is no address of http or https, like http://localhost:8000/v1")
     if parts.auth or parts.query or parts.fragment:
         raise UsageError(f"{KEY}.address must hold no login or query; put the token into the environment instead")
