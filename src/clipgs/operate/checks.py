@@ -135,7 +135,7 @@ def _endpoint(config: Config, jobs: Jobs) -> list[str]:
     if reason := unwritable(config.cache_path):
         raise UsageError(f"config: cache = {config.cache_path}: {reason}; answers of caption.http are kept there")
     notes = []
-    if jobs.local and not reachable(address):
+    if jobs.local and not hub.reachable(address):
         text = f"config: caption.http.address = {settings.address}: it cannot be reached; start the server, or correct"
         if not jobs.dry:
             raise UsageError(f"{text} the address")
