@@ -19,8 +19,7 @@ from clipgs.core.runner import stage_schema
 from clipgs.splats.pictures import from_image, read_all, to_webp
 from clipgs.stages import path, runtime_settings, stage_settings
 from clipgs.teacher import features
-from clipgs.teacher.model import Teacher
-from clipgs.teacher.weights import open_model
+from clipgs.teacher import model as teacher
 from clipgs.triplets import chat, stages
 from clipgs.triplets.captions_http import caption_of
 from clipgs.triplets.chat import Answer
@@ -153,7 +152,7 @@ def test_a_caption_that_was_cut_ends_with_its_last_sentence():
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
-def test_the_teacher_chooses_among_the_candidates_and_all_is_kept(world, server, tiny):
+def test_the_teacher_chooses_among_the_candidates_and_all_is_kept(world, server):
     with_catalog(world, dict.fromkeys("abc"))
     server.reply = says("A red mug.", "A blue cup.", '"A red mug."')
     rows = caption(world, server, {"candidates": 3, "prompt": "What is it?"})
@@ -162,7 +161,7 @@ def test_the_teacher_chooses_among_the_candidates_and_all_is_kept(world, server,
     assert (row["status"], row["model"], row["prompt"]) == ("ok", "vlm", "What is it?")
     assert row["source"] == "vlm, chosen by the teacher"
     assert row["candidates"] == ["A red mug.", "A blue cup."]
-    judge = Teacher(open_model(f"local-dir:{tiny}", None, precision="float32", device="cpu", key="x"), batch=8)
+    judge = teacher.load(world.config())
     images = judge.encode_images(read_all(tar_objects(world.output / "renders" / "00000.tar")["b"]))
     expected = (judge.encode_texts(row["candidates"]) @ images.T).mean(1)
     assert torch.allclose(torch.tensor(row["scores"]), expected, atol=1e-3)  # the features are float16
