@@ -56,8 +56,9 @@ class Http(Section):
     """A job waits for this many answers at the same time."""
     per_minute: float = setting(600.0, "requests per minute", runtime=True, gt=0)
     """A job sends at most this many requests per minute."""
-    retries: int = setting(6, "times", runtime=True, ge=0, le=50)
-    """A request is sent again this many times after a temporary error, with growing pauses."""
+    retries: int = setting(8, "times", runtime=True, ge=0, le=50)
+    """A request is sent again this many times after a temporary error, with growing pauses: with 8, for about a
+    minute."""
     timeout_seconds: float = setting(120.0, "seconds", runtime=True, gt=0)
     """A request is sent again if its answer is not whole after this long."""
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 from urllib.parse import urlsplit
 
 import urllib3
@@ -138,7 +138,7 @@ class Endpoint:
                     self._in_a_row = 0
                 return answer
 
-    def _give_up(self, error: TransientError | None, reason: str) -> None:
+    def _give_up(self, error: TransientError | None, reason: str) -> NoReturn:
         """The failure of one question, or that of the stage where the question is not the cause."""
         with self._lock:
             self._in_a_row += 1
@@ -173,6 +173,7 @@ class Endpoint:
         if self._pace.stopped.is_set():
             raise ClipgsError("caption.http: stopped")
         seconds = self._settings.timeout_seconds
+        until = time.monotonic() + seconds
         try:
             response = self._pools.of(self._url).urlopen(
                 "POST",
@@ -185,7 +186,7 @@ class Endpoint:
                 timeout=seconds,
             )
             with closing(response):
-                data = _body(response, time.monotonic() + seconds)
+                data = _body(response, until)
         except HTTPError as error:
             raise connection_error(error, seconds) from None
         if response.status == 200:
