@@ -155,7 +155,7 @@ def written(
     settings: Caption,
     writer: CaptionWriter = no_writer,
 ) -> list[Row]:
-    """Captions that a model writes from pictures. `coca` and `consensus` differ in the model that chooses."""
+    """Captions that a model writes from pictures: `coca`, `consensus` and `http` differ in who writes and chooses."""
     return writer([row["uid"] for row in rows]) if rows else []
 
 
@@ -209,7 +209,7 @@ def listed_digest(settings: Caption) -> str:
 
 
 CAPTIONERS: Mapping[str, Captioner] = MappingProxyType(
-    {"catalog": catalog, "cap3d": cap3d, "coca": written, "consensus": written}
+    {"catalog": catalog, "cap3d": cap3d, "coca": written, "consensus": written, "http": written}
 )
 
 
@@ -245,10 +245,11 @@ def caption_row(uid: str, caption: str | None = None, source: str | None = None,
     }
 
 
-def schema() -> Any:
-    """Rows of `captions/S.parquet`."""
+def schema(writer: str | None = None) -> Any:
+    """Rows of `captions/S.parquet`; with what was asked of which model, where `http` writes."""
     import pyarrow as pa
 
     strings = dict.fromkeys(("caption", "source", "note"), pa.string())
     candidates = {"candidates": pa.list_(pa.string()), "scores": pa.list_(pa.float32())}
-    return stage_schema({**strings, **candidates, "score": pa.float32()})
+    asked = dict.fromkeys(("model", "prompt"), pa.string()) if writer == "http" else {}
+    return stage_schema({**strings, **candidates, "score": pa.float32(), **asked})
