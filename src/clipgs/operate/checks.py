@@ -25,7 +25,7 @@ from clipgs.evaluation.rows import ABLATION, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
 from clipgs.teacher import hub, names
-from clipgs.triplets.captions import NO_COCA, listed_captions, located
+from clipgs.triplets.captions import cannot_write, listed_captions, located
 
 HOPELESS = 3.0  # a run that needs this many times the free disk is refused: the estimates are not that wrong
 _MOST_LABELS = 100_000  # objects whose labels are asked for before they are frozen
@@ -120,8 +120,8 @@ def _coca(config: Config, jobs: Jobs) -> list[str]:
     if not config.caption.writer:
         return []
     notes = _available("caption.coca", settings, jobs)
-    if ":" not in settings.name and "multimodal_cfg" not in names.installed(settings.name).architecture:
-        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
+    if ":" not in settings.name and (reason := cannot_write(names.installed(settings.name).architecture)):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
     return notes
 
 
