@@ -3,9 +3,10 @@
 #
 # Expected: AutoTokenizer.from_pretrained(FOLDER) reads a text as the folder's tokenizer.json says, as transformers 4 does
 # and as `tokenizers.Tokenizer.from_file` does: the file holds the normaliser, for instance one that lowers all letters.
-# True: if tokenizer_config.json names T5Tokenizer, GemmaTokenizer or XLMRobertaTokenizer, only the vocabulary is taken
-# from the file. The normaliser is the one that the class brings, so "A MUG" and "a mug" become other tokens. There is no
-# error and no warning. The same file under the class PreTrainedTokenizerFast is read as it says.
+# True: if tokenizer_config.json names T5Tokenizer, GemmaTokenizer or XLMRobertaTokenizer, the vocabulary is taken from the
+# file, and of its normaliser at most a character map of SentencePiece (Precompiled). The rest (Lowercase, NFKC, Replace)
+# is replaced by what the class brings, so "A MUG" and "a mug" become other tokens. There is no error and no warning.
+# The same file under the class PreTrainedTokenizerFast is read as it says.
 # It matters for models that were trained on normalised texts: what they make of a text changes with the major version of
 # transformers, in silence. 5.0.0 does so for T5Tokenizer and GemmaTokenizer; 4.45 to 4.57 read as the files say.
 # A remedy: after loading, put `model`, `normalizer` and `pre_tokenizer` of Tokenizer.from_file into `backend_tokenizer`.

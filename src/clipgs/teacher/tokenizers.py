@@ -1,8 +1,9 @@
 """Tokenizers of Hugging Face that read as their files say.
 
 From version 5 on, transformers builds tokenizers of some classes (T5's, Gemma's and XLM-RoBERTa's among them) anew from
-the vocabulary, with the normaliser that is written in the class. What `tokenizer.json` says of normalising is lost
-without a word, for instance that all letters are lowered. The model then gets other tokens than it was trained on.
+the vocabulary, with the normaliser that is written in the class. Of the normaliser in `tokenizer.json` only a character
+map of SentencePiece survives. Lowering of letters, NFKC and replacements are lost without a word, and the model gets
+other tokens than it was trained on.
 """
 
 from pathlib import Path
