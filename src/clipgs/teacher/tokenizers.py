@@ -67,7 +67,7 @@ def restore(
     backend = getattr(_loaded(tokenizer), "backend_tokenizer", None)
     if backend is not None and (folder / FILE).is_file():
         said = _from_file(folder)
-        for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
+        for part in ("model", "normalizer", "pre_tokenizer"):
             setattr(backend, part, getattr(said, part))
     same_as_files(tokenizer, folder)
 
