@@ -119,10 +119,12 @@ def _coca(config: Config, jobs: Jobs) -> list[str]:
     settings = config.caption.coca
     if not config.caption.writer:
         return []
-    notes = _available("caption.coca", settings, jobs)
-    if ":" not in settings.name and (reason := cannot_write(names.installed(settings.name).architecture)):
+    architecture = names.installed(settings.name).architecture
+    if not architecture and (found := _found("caption.coca", settings)):
+        architecture = found.architecture
+    if architecture and (reason := cannot_write(architecture)):
         raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
-    return notes
+    return _available("caption.coca", settings, jobs)
 
 
 def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
