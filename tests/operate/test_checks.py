@@ -82,6 +82,15 @@ def test_a_misspelt_captioner_is_refused_where_it_writes(config_of):
     assert "this model cannot write captions" in error
 
 
+@pytest.mark.parametrize("name", ["coca_base", "coca_roberta-ViT-B-32", "local-dir:{tiny}"])
+def test_a_captioner_that_cannot_write_is_refused_before_its_files_are_looked_for(config_of, tiny, tmp_path, name):
+    (tmp_path / "coca.pt").touch()
+    coca = {"name": name.format(tiny=tiny), "pretrained": str(tmp_path / "coca.pt")}
+    config = config_of(caption={"coca": coca, "captioner": "coca"})
+    error = of_jobs(config, jobs("caption", dry=True)).errors[0]
+    assert error.startswith(f"config: caption.coca.name = {coca['name']}: this model cannot write captions, because it")
+
+
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [

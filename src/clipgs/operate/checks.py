@@ -26,7 +26,7 @@ from clipgs.evaluation.rows import ABLATION, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
 from clipgs.teacher import hub, names
-from clipgs.triplets.captions import NO_COCA, listed_captions, located
+from clipgs.triplets.captions import cannot_write, listed_captions, located
 from clipgs.triplets.chat import base_url
 
 HOPELESS = 3.0  # a run that needs this many times the free disk is refused: the estimates are not that wrong
@@ -121,10 +121,12 @@ def _coca(config: Config, jobs: Jobs) -> list[str]:
     settings = config.caption.coca
     if not config.caption.uses_coca:
         return []
-    notes = _available("caption.coca", settings, jobs)
-    if ":" not in settings.name and "multimodal_cfg" not in names.installed(settings.name).architecture:
-        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
-    return notes
+    architecture = names.installed(settings.name).architecture
+    if not architecture and (found := _found("caption.coca", settings)):
+        architecture = found.architecture
+    if architecture and (reason := cannot_write(architecture)):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
+    return _available("caption.coca", settings, jobs)
 
 
 def _endpoint(config: Config, jobs: Jobs) -> list[str]:

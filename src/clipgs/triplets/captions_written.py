@@ -11,13 +11,12 @@ from functools import partial
 import numpy as np
 import open_clip
 import torch
-from open_clip import coca_model
 from torch import Tensor
 
 from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import tar_objects
 from clipgs.core.devices import choose_device
-from clipgs.core.errors import ClipgsError, UsageError, describe_error
+from clipgs.core.errors import UsageError, describe_error
 from clipgs.core.files import check
 from clipgs.core.runner import Files, Results, Row, Task, good, over_objects
 from clipgs.core.seeds import seed_of
@@ -27,7 +26,8 @@ from clipgs.teacher import features
 from clipgs.teacher import model as teacher
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model
-from clipgs.triplets.captions import NO_COCA, CaptionWriter, caption_row, clean
+from clipgs.triplets.captions import CaptionWriter, cannot_write, caption_row, clean
+from clipgs.triplets.coca import END, START, sample
 
 SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}
 MAX_TOKENS = 30  # of a caption, with its start and end; open_clip's default
@@ -106,17 +106,12 @@ def open_coca(config: Config) -> Teacher:
 
     Raises:
         UsageError: the configured model cannot write.
-        ClipgsError: transformers, which its `generate` needs, is missing, or its weights cannot be loaded.
+        ClipgsError: its weights cannot be loaded.
     """
-    if not coca_model._has_transformers:
-        raise ClipgsError(
-            f"caption.captioner = {config.caption.captioner}: CoCa needs transformers 4.55, no later version works; "
-            "install it with: pip install 'transformers==4.55.*' (or clipgs[captions])"
-        )
     settings = config.caption.coca
     opened = open_model(settings, precision="float32", device=choose_device(config.device), key="caption.coca")
-    if not hasattr(opened.model, "generate"):
-        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
+    if reason := cannot_write(open_clip.get_model_config(settings.name) or {}):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
     return Teacher(opened, batch=config.teacher.batch)
 
 
@@ -176,13 +171,17 @@ def candidates(
     max_tokens: int = MAX_TOKENS,
 ) -> list[str]:
     """`count` captions of each picture by nucleus sampling, picture by picture."""
-    cuda = coca.device.type == "cuda"
-    pictures = coca.preprocess(torch.from_numpy(images)).repeat_interleave(count, dim=0)
+    cuda, model = coca.device.type == "cuda", coca.model
+    max_tokens = min(max_tokens, model.context_length, model.text.context_length)
+    pictures = coca.preprocess(torch.from_numpy(images))
     with torch.random.fork_rng([coca.device] if cuda else []), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
         torch.manual_seed(seed)
-        tokens = coca.model.generate(pictures, generation_type="top_p", top_p=top_p, seq_len=max_tokens)
-    texts = (open_clip.decode(row).split("<end_of_text>")[0] for row in tokens.cpu())
-    return [text.replace("<start_of_text>", "").strip() for text in texts]
+        tokens = sample(model, pictures, count, top_p, max_tokens).cpu()
+    ends = (tokens == END) | (tokens == model.pad_id)
+    texts = (
+        open_clip.decode(row[(row != START) & (end.cumsum(0) == 0)]) for row, end in zip(tokens, ends, strict=True)
+    )
+    return [text.strip() for text in texts]
 
 
 def judged(config: Config, shard: str, rows: list[Row]) -> list[Row]:
