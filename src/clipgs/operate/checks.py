@@ -161,6 +161,8 @@ def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
             missing.append((found.weights.address, f"the weights of {found.weights.what}", "are", names.elsewhere(key)))
     elif found.weights.is_file():
         notes += _unknown(key, settings, found)
+    if problem := hub.unknown_to_timm(found.architecture, key, settings.name):
+        raise UsageError(problem)
     for files in hub.text_files(found.architecture, found.folder):
         if problem := hub.no_transformers(key, settings.name):
             raise UsageError(problem)

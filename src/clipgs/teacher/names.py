@@ -188,11 +188,13 @@ def _stated(stated: Preprocess | None, tags: Mapping[str, Mapping[str, Any]], ke
             f"config: {what}: the tags of this model prepare pictures in different ways; say which one these weights "
             f"are of, or were trained like: {key}: TAG ({choices})"
         )
-    example = f"{key}: {in_words(PREPROCESS)}"
-    where = key if key.startswith("teacher") else "preprocess_cfg of a local-dir"
+    where = key
+    if not key.startswith("teacher"):  # the section has no such key
+        where = f"preprocess_cfg of {CONFIG} in a folder with the weights, and name it local-dir:FOLDER"
     raise UsageError(
         f"config: {what}: nothing tells how pictures are prepared for these weights; state it in {where}. What "
-        f"open_clip trains with unless told otherwise is {example}"
+        f"open_clip trains with unless told otherwise is {key if where == key else 'preprocess_cfg'}: "
+        f"{in_words(PREPROCESS)}"
     )
 
 
