@@ -128,6 +128,17 @@ def test_a_file_that_has_gone_blocks_nothing_and_what_was_made_of_it_stays(tmp_p
     assert f"{bottle} its file has gone: misc/bottle.glb" in said(workspace, "exclude", "--gone")
     assert workspace.planned() == {"pack": 1, "index": 1}
 
+    # It is put back.
+    none = "no object that was excluded as gone is in the source again"
+    assert none in said(workspace, "exclude", "--undo", "--gone")
+    (meshes / "misc" / "bottle.glb").write_bytes(mesh(1))
+    text = said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    command = "clipgs exclude --undo --gone takes them in again"
+    assert f"excluded, there again: 1: {bottle} (misc/bottle.glb); {command}" in text
+    assert f"{bottle} is in the source again" in said(workspace, "exclude", "--undo", "--gone")
+    (meshes / "misc" / "bottle.glb").unlink()
+    said(workspace, "exclude", "--gone")
+
     # The source as a whole.
     meshes.rename(workspace.folder / "elsewhere")
     done = workspace.run("triplets")

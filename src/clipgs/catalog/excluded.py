@@ -17,6 +17,12 @@ from clipgs.core.seeds import json_digest
 
 COLUMNS = ("uid", "shard", "reason")
 NO_REASON = "on request"
+# The kinds of `clipgs.catalog.shards.lost` to the reason of those that are excluded for it.
+WHY_LOST = {
+    "replaced": "its file was replaced",
+    "gone": "its file has gone",
+    "unlisted": "it is no longer listed",
+}
 
 
 def excluded_path(config: Config) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from clipgs.catalog.shards import frozen_shards, lost, plan, shard_sizes
+from clipgs.catalog.shards import back, frozen_shards, lost, plan, shard_sizes
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
@@ -275,15 +275,21 @@ def packed(config: Config) -> list[str]:
 
 
 def lost_objects(config: Config) -> list[str]:
-    """Lines on the objects whose file was replaced or has gone, or is no longer listed: how many, and the first."""
+    """Lines on the objects whose file was replaced or has gone, or is no longer listed: how many, and the first.
+
+    And on those that were excluded for it, and are there again.
+    """
     titles = {"replaced": "replaced", "gone": "source gone", "unlisted": "no longer listed"}
-    lines = []
-    for name, found in lost(config).items():
-        if found:
-            shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
-            more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
-            lines.append(f"{titles[name]}: {len(found):,}: {shown}{more}; clipgs exclude --{name} takes them out")
-    return lines
+    end = {name: f"clipgs exclude --{name} takes them out" for name in titles}
+    lines = [_listed(titles[name], found, end[name]) for name, found in lost(config).items() if found]
+    end = {name: f"clipgs exclude --undo --{name} takes them in again" for name in titles}
+    return lines + [_listed("excluded, there again", found, end[name]) for name, found in back(config).items() if found]
+
+
+def _listed(title: str, found: list[tuple[str, str]], end: str) -> str:
+    shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
+    more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
+    return f"{title}: {len(found):,}: {shown}{more}; {end}"
 
 
 def _quality(config: Config, psnr: list[float]) -> str:
