@@ -226,6 +226,11 @@ def job(config: Config, name: str, shard: str) -> Job:
     )
 
 
+def may_lack(config: Config, file: Path) -> bool:
+    """Whether a file is one of those that Snakemake removes: the bundles of the folders in `temporary`."""
+    return file.parent.name in config.temporary and file.suffix in {stage.bundle for stage in STAGES.values()}
+
+
 def path(config: Config, folder: str, shard: str, suffix: str) -> Path:
     """The path of a stage's file of a shard."""
     return config.output_path / folder / f"{shard}{suffix}"

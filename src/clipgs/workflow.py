@@ -26,7 +26,7 @@ from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
-from clipgs.stages import OF_RULE, RUNTIME, STAGES, runtime_settings, stage_settings
+from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -243,12 +243,13 @@ class Run:
         """Files that have gone though their checksums are there: Snakemake removes those of a job that then fails.
 
         It does not miss one while what was made of it is there, so that what a changed setting should have replaced
-        would pass for done. Bundles may have been removed on purpose, and go together with a table.
+        would pass for done. Bundles may have been removed on purpose, and go together with a table: they count where
+        they were set aside.
         """
         bundles, output = {stage.bundle for stage in STAGES.values()}, self.config.output_path
-        files = filter(None, map(owner, output.rglob("*.check")))
-        lost = (file.relative_to(output) for file in files if file.suffix not in bundles and not file.exists())
-        return {self.out(str(file)) for file in lost}
+        gone = {file for file in map(owner, output.rglob("*.check")) if file is not None and not file.exists()}
+        lost = (file for file in gone if file.suffix not in bundles or file.with_name(f"{file.name}.damaged").exists())
+        return {self.out(str(file.relative_to(output))) for file in lost if not may_lack(self.config, file)}
 
     @property
     def ablations(self) -> str:
