@@ -223,6 +223,7 @@ def job(config: Config, name: str, shard: str) -> Job:
         folder=stage.folder,
         settings=stage_settings(config, name),
         max_failed_fraction=config.workers.max_failed_fraction,
+        catalog=STAGES["freeze"].files(config.output_path, shard)[0],
     )
 
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from clipgs import config as configuration
-from clipgs.core.bundles import read_tar
+from clipgs.catalog.records import FROZEN_COLUMNS, frozen_schema, shard_path
+from clipgs.core.bundles import read_tar, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.runner import Task, marked, write_objects
 from clipgs.operate.retry import keep_good
@@ -45,6 +46,14 @@ def run(config, tasks=TASKS, *, failing=(), poor=()):
 def made(config):
     folder = config.output_path / "views"
     return {name: (folder / name).read_bytes() for name in ("00000.tar", "00000.parquet")}
+
+
+def test_the_log_names_the_file_of_a_failed_object(config, caplog):
+    rows = [dict.fromkeys(FROZEN_COLUMNS) | {"uid": uid, "locator": f"{uid}.glb"} for uid in ("b", "c")]
+    write_table(shard_path(config, "00000"), rows, frozen_schema())
+    run(config, failing=("a", "b"))
+    assert "view 00000: b (b.glb) failed: Error: it did not work" in caplog.messages
+    assert "view 00000: a failed: Error: it did not work" in caplog.messages
 
 
 def test_a_tar_and_a_table_of_all_objects(config):

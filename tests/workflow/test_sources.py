@@ -158,6 +158,9 @@ def test_a_wrong_row_of_a_manifest_blocks_nothing(tmp_path, checkout):
     assert workspace.planned() == {}
     assert [meta["text"] for meta in packed(workspace).values()] == ["a burger"]
     assert [error[:20] for error in errors(workspace).values()] == ["catalog: unreadable:"]
+    named = "1 catalog: unreadable: No such file or directory (ghost.glb)"
+    assert named in said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    assert "| ghost.glb | 1 |" in (workspace.output / "triplets" / "README.md").read_text()
     (workspace.folder / "m.csv").write_text("file,text\nb.glb,a burger\n")
     assert set(workspace.planned()) <= {"label", "caption", "pack", "index"}
 

@@ -17,6 +17,7 @@ from clipgs.core.seeds import json_digest
 
 COLUMNS = ("uid", "shard", "reason")
 NO_REASON = "on request"
+EXCLUDED = "excluded: "  # begins the error of an object's row
 # The kinds of `clipgs.catalog.shards.lost` to the reason of those that are excluded for it.
 WHY_LOST = {
     "replaced": "its file was replaced",

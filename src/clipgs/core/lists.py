@@ -120,6 +120,11 @@ def enumerated(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + more
 
 
+def counted(count: int, what: str) -> str:
+    """`1 object`, `2 objects`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean X?` for the known name that is nearest; nothing if none is near."""
     of_key = {alike(one): one for one in known}

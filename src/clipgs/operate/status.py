@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 
-from clipgs.catalog.shards import back, frozen_shards, lost, plan, shard_sizes
+from clipgs.catalog.shards import back, frozen_shards, lost, plan, shard_path, shard_sizes
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
+from clipgs.core.lists import counted
 from clipgs.evaluation.rows import ABLATION
 from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
@@ -136,21 +137,22 @@ def _lives(mark: dict[str, Any]) -> bool:
 
 
 def failures(config: Config) -> list[dict[str, Any]]:
-    """A row with uid, stage and error for each object that failed, at the first stage where it did."""
+    """A row with uid, stage, error and file for each object that failed, at the first stage where it did."""
     rows: list[dict[str, Any]] = []
     columns = ["uid", "status", "error"]
     for shard in frozen_shards(config):
         packed = path(config, "triplets", shard, ".parquet")
         if packed.exists():
-            rows += [row for row in _rows(packed, [*columns, "stage"]) if row["status"] != "ok"]
+            rows += [row for row in _rows(packed, [*columns, "stage", "file"]) if row["status"] != "ok"]
             continue
+        file_of = {row["uid"]: row["locator"] for row in _rows(shard_path(config, shard), ["uid", "locator"])}
         seen: set[str] = set()
         for stage in (*retriable(), "caption"):
             table, *_ = STAGES[stage].files(config.output_path, shard)
             for row in _rows(table, columns):
                 if row["status"] != "ok" and row["uid"] not in seen:
                     seen.add(row["uid"])
-                    rows.append({**row, "stage": stage})
+                    rows.append({**row, "stage": stage, "file": file_of.get(row["uid"])})
     return rows
 
 
@@ -265,11 +267,13 @@ def packed(config: Config) -> list[str]:
     failed = failures(config)
     lines = [f"objects: {len(psnr):,} packed, {len(failed):,} failed{_quality(config, psnr)}"]
     reasons = grouped(failed)
-    lines += [f"  {count:>6,} {stage}: {reason}" for stage, reason, count in reasons[:_SHOWN_FAILURES]]
-    rest = reasons[_SHOWN_FAILURES:]
-    if rest:
-        lines.append(f"  {sum(count for *_, count in rest):>6,} for {len(rest)} rarer reasons")
-    if any(stage in retriable() for stage, *_ in reasons):
+    for stage, reason, file, count in reasons[:_SHOWN_FAILURES]:
+        shown = f" ({'the first: ' * (count > 1)}{file})" if file and file not in reason else ""
+        lines.append(f"  {count:>6,} {stage}: {reason}{shown}")
+    if rest := reasons[_SHOWN_FAILURES:]:
+        count = sum(failure.objects for failure in rest)
+        lines.append(f"  {count:>6,} for {counted(len(rest), 'rarer reason')}")
+    if any(failure.stage in retriable() for failure in reasons):
         lines.append("  (clipgs retry STAGE tries the failed ones again, and no others)")
     return lines
 
