@@ -151,7 +151,7 @@ def retry(options: Namespace, config: Config) -> None:
 
 @operation(
     "exclude UID",
-    argument("uids", nargs="*", metavar="UID", help="objects that leave"),
+    argument("uids", nargs="*", metavar="UID", help="objects that leave; or their files, as in `clipgs status`"),
     argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
     argument("--replaced", action="store_true", help="objects whose file has other bytes now; the new file stays"),
     argument("--gone", action="store_true", help="objects whose file has gone from the source"),
