@@ -249,6 +249,11 @@ class Limits(NamedTuple):
 
     timeout_seconds: float
     memory_mb: int
+    keys: str = ""  # what the keys of the configuration begin with that set them: workers.load_
+
+    def named(self, limit: str) -> str:
+        """What a message says behind the value of a limit: `, which workers.load_memory_mb sets`."""
+        return f", which {self.keys}{limit} sets" if self.keys else ""
 
 
 def in_workers(function: Callable[[Any], tuple[Row, Files]], threads: int, limits: Limits) -> Compute:
@@ -261,7 +266,11 @@ def in_workers(function: Callable[[Any], tuple[Row, Files]], threads: int, limit
             return
         count = min(workers.usable_workers(threads, limits.memory_mb), len(tasks))
         payloads = (task.payload for task in tasks)
-        for index, result in workers.run(function, payloads, workers=count, **limits._asdict()):
-            yield tasks[index], result.error if isinstance(result, workers.Failure) else result
+        seconds, memory_mb = limits.timeout_seconds, limits.memory_mb
+        results = workers.run(function, payloads, workers=count, timeout_seconds=seconds, memory_mb=memory_mb)
+        for index, result in results:
+            if isinstance(result, workers.Failure):
+                result = result.error + (limits.named(result.limit) if result.limit else "")
+            yield tasks[index], result
 
     return compute

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.errors import UsageError, snakemake
+from clipgs.core.lists import counted
 from clipgs.operate import started
 
 log = logging.getLogger(__name__)
@@ -145,8 +146,14 @@ def retry(options: Namespace, config: Config) -> None:
     from clipgs.operate import retry as module
 
     found = module.retry(config, options.stage, options.shards)
-    text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again by the next run"
-    sys.stdout.write(f"{text}: {snakemake('triplets')}\n" if found else f"no object failed at {options.stage}\n")
+    if not found:
+        sys.stdout.write(f"no object failed at {options.stage}\n")
+        return
+    for stage, shards in found.items():
+        count = sum(shards.values())
+        text = f"{counted(count, 'failed object')} of {stage} in {counted(len(shards), 'shard')}"
+        sys.stdout.write(f"{text} {'is' if count == 1 else 'are'} tried again by the next run\n")
+    sys.stdout.write(f"the next run: {snakemake('triplets')}\n")
 
 
 @operation(
