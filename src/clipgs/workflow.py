@@ -24,6 +24,7 @@ from clipgs.encoder import weights_file
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
+from clipgs.operate.reasons import TARGETS
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
@@ -421,7 +422,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     config = run.config
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
-        Screen.RUN = Read(config, run.plan)
+        Screen.RUN = Read(config, run.plan, tuple(map(workflow.modifier.modify_rulename, TARGETS)))
         first = not hasattr(workflow, "clipgs_run")  # a module is read once for each `use rule`
         with fatal(2):
             hold_output(workflow, run)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultFormatter
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from clipgs.operate.reasons import why
+from clipgs.operate.reasons import TARGETS, plainly, why
 
 if TYPE_CHECKING:
     from clipgs.catalog.shards import Plan
@@ -53,6 +53,7 @@ class Read:
 
     config: "Config"
     plan: "Plan"
+    targets: tuple[str, ...] = TARGETS  # their names in the workflow, which another one may have imported
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -286,7 +287,8 @@ class Screen(LogHandlerBase):
             self._exit = _exit_words(text)
         elif not any(words in text for words in _SAID_OTHERWISE):
             self._broken = True
-            self._write(*_cut(text))
+            plain = plainly(text, sys.argv, self.RUN.targets if self.RUN is not None else TARGETS)
+            self._write(*([f"clipgs: {plain}"] if plain else _cut(text)))
 
     def _on_text(self, record: logging.LogRecord) -> None:
         text = str(record.msg or "")
@@ -491,6 +493,8 @@ def _again() -> str:
 
 def _cut(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith("Traceback"):  # whose end says what it is
+        return ["(more in the log)"] * (len(lines) > _SHOWN_LINES) + lines[-_SHOWN_LINES:]
     return lines[:_SHOWN_LINES] + ["(more in the log)"] * (len(lines) > _SHOWN_LINES)
 
 

@@ -25,6 +25,7 @@ from clipgs.evaluation.rows import ABLATION
 from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
 from clipgs.operate.planned import planned
+from clipgs.operate.reasons import TARGETS
 from clipgs.stages import OF_RULE, STAGES, job, path, retriable
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,9 @@ _SHOWN_LOST = 3
 _BEFORE_FIT = ("sample", "view")  # whose bundles are needed no more once the splats are fitted
 
 
-# What a run can be asked for, each with what is there once it has been begun: status speaks of no others.
-_TARGETS = {
-    "triplets": "",
-    "features": "features",
-    "train": "runs/{run}",
-    "evaluate": "evaluation/{run}",
-    "baselines": "evaluation/baselines.json",
-    "ablations": f"runs/{ABLATION}*",
-    "report": "report/index.html",
-}
+# Of each target what is there once it has been begun: status speaks of no others.
+_BEGUN = ("", "features", "runs/{run}", "evaluation/{run}", "evaluation/baselines.json", f"runs/{ABLATION}*")
+_TARGETS = dict(zip(TARGETS, (*_BEGUN, "report/index.html"), strict=True))
 
 
 @dataclass
