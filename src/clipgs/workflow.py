@@ -19,6 +19,7 @@ from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import owner, sha256_of
+from clipgs.core.lists import counted
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import weights_file
 from clipgs.evaluation import rows
@@ -372,10 +373,11 @@ def unrecorded(config: Config, jobs: Sequence[Any]) -> list[str]:
     if not jobs:
         return []
     origin = started.origin(config)
+    elsewhere = "they were made in another folder, or under another name of the output"
     return [
-        f"Snakemake has no record of {len(jobs)} finished jobs (the first: {jobs[0].output[0]}), so changed settings "
-        f"do not make them again; {origin or 'they were made in another folder, or under another name of the output'}. "
-        "Run there and under that name, or make them again with --forceall"
+        f"Snakemake has no record of {counted(len(jobs), 'finished job')} (the first: {jobs[0].output[0]}), so changed "
+        f"settings do not make them again; {origin or elsewhere}. Run there and under that name, or make them again "
+        "with --forceall"
     ]
 
 

@@ -371,7 +371,7 @@ def test_an_excluded_object_that_is_in_the_source_again_is_named(tmp_path, meshe
 
     (meshes / first).write_bytes(kept[first])
     (meshes / last).write_bytes(kept[last])
-    note = f"1 excluded object is in the source again (the first: {first}); it comes back with: "
+    note = f"1 excluded object is in the source again (the first: {first}); to take them in again: "
     assert plan(config).notes == (f"{note}clipgs exclude --undo --gone",)
     (meshes / "under another name.obj").write_bytes(kept[second])
     (meshes / third).write_text("another object")

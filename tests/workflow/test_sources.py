@@ -169,7 +169,7 @@ def test_a_wrong_row_of_a_manifest_blocks_nothing(tmp_path, checkout):
     (workspace.folder / "meshes" / "a chair.glb").write_bytes(mesh(1))
     (workspace.folder / "m.csv").write_text("file,text\na chair.glb,a chair that is new\n")
     done = workspace.make()
-    assert "1 objects of this output are not in the manifest; they keep the labels of their names" in done.stderr
+    assert "1 object of this output is not in the manifest; it keeps the labels of its name" in done.stderr
     assert {meta["file"]: meta["text"] for meta in packed(workspace).values()} == {
         "b.glb": "b",
         "a chair.glb": "a chair that is new",

@@ -20,6 +20,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, SourceMissing
 from clipgs.core.files import whole
+from clipgs.core.lists import counted
 from clipgs.core.seeds import canonical_json, json_digest
 
 LARGE_CATALOG = 20  # objects: if more than half of so many are missing, the source is probably not mounted
@@ -239,10 +240,9 @@ def _back_notes(back: dict[str, list[tuple[str, str]]]) -> list[str]:
     places = [place for objects in back.values() for _, place in objects]
     if not places:
         return []
-    many = len(places) > 1
-    first = f"{len(places):,} excluded object{'s are' if many else ' is'} in the source again (the first: {places[0]})"
+    first = f"{counted(len(places), 'excluded object is', 'excluded objects are')} in the source again"
     flags = " ".join(f"--{kind}" for kind, objects in back.items() if objects)
-    return [f"{first}; {'they come' if many else 'it comes'} back with: clipgs exclude --undo {flags}"]
+    return [f"{first} (the first: {places[0]}); to take them in again: clipgs exclude --undo {flags}"]
 
 
 def lost(config: Config) -> dict[str, list[tuple[str, str]]]:

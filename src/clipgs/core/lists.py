@@ -120,9 +120,9 @@ def enumerated(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + more
 
 
-def counted(count: int, what: str) -> str:
-    """`1 object`, `2 objects`."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 object`, `2 objects`; with `many` where an s at the end does not do: `1 file is`, `2 files are`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

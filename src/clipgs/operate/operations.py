@@ -151,8 +151,9 @@ def retry(options: Namespace, config: Config) -> None:
         return
     for stage, shards in found.items():
         count = sum(shards.values())
-        text = f"{counted(count, 'failed object')} of {stage} in {counted(len(shards), 'shard')}"
-        sys.stdout.write(f"{text} {'is' if count == 1 else 'are'} tried again by the next run\n")
+        failed = counted(count, f"failed object of {stage}", f"failed objects of {stage}")
+        tried = f"{'is' if count == 1 else 'are'} tried again by the next run"
+        sys.stdout.write(f"{failed} in {counted(len(shards), 'shard')} {tried}\n")
     sys.stdout.write(f"the next run: {snakemake('triplets')}\n")
 
 

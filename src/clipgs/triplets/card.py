@@ -191,7 +191,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str | int]]) -> str:
 def _counts(what: str, names: Iterable[str], shown: int | None = None) -> str:
     ordered = by_count(names)
     text, rest = _table([what, "objects"], ordered[:shown]), ordered[shown or len(ordered) :]
-    return text + (f"\n\nand {len(rest):,} more with {sum(n for _, n in rest):,} objects." if rest else "")
+    return text + (f"\n\nand {len(rest):,} more with {counted(sum(n for _, n in rest), 'object')}." if rest else "")
 
 
 def by_count(names: Iterable[str]) -> list[tuple[str, int]]:
@@ -261,8 +261,8 @@ def _quality_section(packed: Sequence[Row]) -> str:
     text += _table(head, lines)
     if marked := sum(row.get("view_note") is not None for row in packed):
         text += (
-            f"\n\nOf {marked:,} objects the pictures of the mesh and the points on its surface differ, so they may "
-            "have been read wrongly; the column `view_note` of `index.parquet` names them."
+            f"\n\nOf {counted(marked, 'object')} the pictures of the mesh and the points on its surface differ, so "
+            "they may have been read wrongly; the column `view_note` of `index.parquet` names them."
         )
     return text
 
