@@ -131,7 +131,8 @@ class FolderSource:
                 if ours not in mapped and found is not None and found not in mapped.values():
                     mapped[ours] = found
         if "file" not in mapped:
-            raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.{self.name}.columns")
+            name = f"name it in catalog.{self.name}.columns"
+            raise UsageError(f"{self._settings.manifest} has no column `file` (it has {', '.join(header)}): {name}")
         rest = [column for column in header if column not in mapped.values()]
         credits = [column for column in rest if _CREDITS.search(column)]
         return mapped, credits, [column for column in rest if column not in credits]
