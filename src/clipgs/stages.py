@@ -238,7 +238,13 @@ def job(config: Config, name: str, shard: str) -> Job:
         folder=stage.folder,
         settings=stage_settings(config, name),
         max_failed_fraction=config.workers.max_failed_fraction,
+        catalog=STAGES["freeze"].files(config.output_path, shard)[0],
     )
+
+
+def may_lack(config: Config, file: Path) -> bool:
+    """Whether a file is one of those that Snakemake removes: the bundles of the folders in `temporary`."""
+    return file.parent.name in config.temporary and file.suffix in {stage.bundle for stage in STAGES.values()}
 
 
 def path(config: Config, folder: str, shard: str, suffix: str) -> Path:

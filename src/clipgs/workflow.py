@@ -19,14 +19,16 @@ from clipgs.config import PICTURES, Config, check
 from clipgs.core.devices import visible_gpus
 from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import owner, sha256_of
+from clipgs.core.lists import counted
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import weights_file
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
 from clipgs.operate.lock import OutputLock, describe, holder
+from clipgs.operate.reasons import TARGETS
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
-from clipgs.stages import OF_RULE, RUNTIME, STAGES, runtime_settings, stage_settings
+from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -243,12 +245,13 @@ class Run:
         """Files that have gone though their checksums are there: Snakemake removes those of a job that then fails.
 
         It does not miss one while what was made of it is there, so that what a changed setting should have replaced
-        would pass for done. Bundles may have been removed on purpose, and go together with a table.
+        would pass for done. Bundles may have been removed on purpose, and go together with a table: they count where
+        they were set aside.
         """
         bundles, output = {stage.bundle for stage in STAGES.values()}, self.config.output_path
-        files = filter(None, map(owner, output.rglob("*.check")))
-        lost = (file.relative_to(output) for file in files if file.suffix not in bundles and not file.exists())
-        return {self.out(str(file)) for file in lost}
+        gone = {file for file in map(owner, output.rglob("*.check")) if file is not None and not file.exists()}
+        lost = (file for file in gone if file.suffix not in bundles or file.with_name(f"{file.name}.damaged").exists())
+        return {self.out(str(file.relative_to(output))) for file in lost if not may_lack(self.config, file)}
 
     @property
     def ablations(self) -> str:
@@ -370,10 +373,11 @@ def unrecorded(config: Config, jobs: Sequence[Any]) -> list[str]:
     if not jobs:
         return []
     origin = started.origin(config)
+    elsewhere = "they were made in another folder, or under another name of the output"
     return [
-        f"Snakemake has no record of {len(jobs)} finished jobs (the first: {jobs[0].output[0]}), so changed settings "
-        f"do not make them again; {origin or 'they were made in another folder, or under another name of the output'}. "
-        "Run there and under that name, or make them again with --forceall"
+        f"Snakemake has no record of {counted(len(jobs), 'finished job')} (the first: {jobs[0].output[0]}), so changed "
+        f"settings do not make them again; {origin or elsewhere}. Run there and under that name, or make them again "
+        "with --forceall"
     ]
 
 
@@ -420,7 +424,7 @@ def start(workflow: Any, values: dict[str, Any]) -> tuple[Run, Resources]:
     config = run.config
     run.named = lambda: set(workflow.dag_settings.targets)
     if main:
-        Screen.RUN = Read(config, run.plan)
+        Screen.RUN = Read(config, run.plan, tuple(map(workflow.modifier.modify_rulename, TARGETS)))
         first = not hasattr(workflow, "clipgs_run")  # a module is read once for each `use rule`
         with fatal(2):
             hold_output(workflow, run)

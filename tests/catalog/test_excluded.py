@@ -44,6 +44,33 @@ def test_an_unknown_object_changes_nothing(config):
     assert not excluded_path(config).exists()
 
 
+def test_a_file_names_its_object_where_it_has_one(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    catalog = {"source": "folder", "folder": {"path": str(tmp_path / "meshes")}}
+    config = check({"output": str(tmp_path / "out"), "cache": str(tmp_path / "cache"), "catalog": catalog})
+    files = {name: tmp_path / "meshes" / name for name in ("a.obj", "b.obj")}
+    for name, file in files.items():
+        file.write_text(name)
+    freeze(config, list(plan(config).pending))
+    (first, second), *_ = uids_of(config)
+    of = {row["uid"]: row["locator"] for row in read_table(shard_path(config, "00000"))}
+    exclude(config, [of[first]], "on a whim")
+    assert excluded(config) == {"00000": {first: "on a whim"}}
+    exclude(config, [of[first]], undo=True)
+    with pytest.raises(UsageError, match="obj is not excluded"):
+        exclude(config, [of[second]], undo=True)
+    assert excluded(config) == {}
+
+    files[of[first]].write_text("another")
+    freeze(config, list(plan(config).pending))
+    (_, (new,)) = uids_of(config)
+    with pytest.raises(UsageError, match=f"{of[first]} is the file of 2 objects: {first}, {new}; name one of these"):
+        exclude(config, [of[first]])
+    exclude(config, [first])
+    exclude(config, [of[first]], undo=True)
+    assert excluded(config) == {}
+
+
 def test_a_list_that_is_none_is_one_line(config):
     excluded_path(config).write_text("name,why\na,b\n")
     with pytest.raises(UsageError, match=r"excluded\.csv, line 2: it is not a CSV file of uid, shard, reason"):

@@ -208,8 +208,8 @@ def test_what_the_manifest_does_not_list_keeps_the_labels_of_its_name(tmp_path):
     assert (listed["category"], listed["text"]) == (None, "a better text")
     assert (unlisted["category"], unlisted["text"]) == ("chair", "red chair")
     assert source.notes({"chair/red chair.obj"}) == [
-        "1 objects of this output are not in the manifest; they keep the labels of their names",
-        "1 files in the folder are not in the manifest and are left out",
+        "1 object of this output is not in the manifest; it keeps the labels of its name",
+        "1 file in the folder is left out, because the manifest does not list it",
     ]
 
 
@@ -331,7 +331,7 @@ def test_a_manifest_labels_and_chooses(tmp_path):
     assert second["text"] is second["license"] is second["credit"] is None
     assert source.identify("a.obj")["group"] == "g"
     assert source.notes() == [
-        "1 files in the folder are not in the manifest and are left out",
+        "1 file in the folder is left out, because the manifest does not list it",
         "columns of the manifest that are not used: faces",
     ]
 
@@ -349,14 +349,14 @@ def test_files_of_a_manifest_that_are_not_there_are_named_before_any_job(tmp_pat
     write(tmp_path, **{"a.obj": "a", "chair.glb": "b"})
     manifest = write_manifest(tmp_path / "m.csv", [{"file": "a.obj"}, {"file": "Chair.GLB"}])
     note, *_ = folder_source(tmp_path, manifest=manifest).notes(["a.obj"])
-    assert note == "1 files of the manifest are not in the folder: Chair.GLB; did you mean chair.glb?"
+    assert note == "1 file of the manifest is not in the folder: Chair.GLB; did you mean chair.glb?"
     write_manifest(tmp_path / "m.csv", [{"file": "zzz.obj"}])
     with pytest.raises(
         UsageError, match=r"catalog\.folder\.manifest: none of the files of .*m\.csv is in .*: zzz\.obj"
     ):
         folder_source(tmp_path, manifest=manifest).notes()
     # An output that has objects goes on with them.
-    assert "1 files of the manifest are not" in folder_source(tmp_path, manifest=manifest).notes(["a.obj"])[0]
+    assert "1 file of the manifest is not" in folder_source(tmp_path, manifest=manifest).notes(["a.obj"])[0]
 
 
 def test_a_mended_label_changes_the_digest_of_its_objects_alone(tmp_path):
@@ -374,7 +374,7 @@ def test_a_mended_label_changes_the_digest_of_its_objects_alone(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        ([{"name": "a"}], {}, "no column `file`"),
+        ([{"name": "a"}], {}, r"no column `file` \(it has name\)"),
         ([{"file": "a.obj"}, {"file": "./a.obj"}], {}, "line 3: a.obj is listed twice"),
         ([{"file": "a.obj", "text": "a"}, {"file": "", "text": "b"}], {}, "line 3: no file is named"),
         ([{"file": "a.obj", "split": "dev"}], {}, "split is 'dev'; allowed"),

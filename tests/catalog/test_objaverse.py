@@ -117,7 +117,7 @@ def test_a_list_of_uids_and_an_unknown_one(tmp_path, package):
     assert set(rows) == {uid_of(7), uid_of(3), "f" * 32}
     assert rows["f" * 32]["note"] == f"unreadable: Objaverse has no object {'f' * 32}"
     assert rows[uid_of(7)]["note"] is None
-    assert any("1 objects are not available" in note for note in plan(config).notes)
+    assert any("1 object is not available" in note for note in plan(config).notes)
     assert f"1 of 3 uids in {listed} are not in Objaverse: {'f' * 32}" in plan(config).notes
     with pytest.raises(ObjectError, match="has no object"):
         source(config).fetch(rows["f" * 32])

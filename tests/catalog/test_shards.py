@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from clipgs.catalog import stages
-from clipgs.catalog.excluded import exclude
+from clipgs.catalog.excluded import WHY_LOST, exclude
 from clipgs.catalog.shards import (
     LARGE_CATALOG,
+    back,
     curation,
     curation_path,
     frozen_shards,
@@ -352,6 +353,46 @@ def test_an_excluded_object_is_not_shown_as_replaced(tmp_path, meshes):
     exclude(config, [uid for uid, _ in lost(config)["replaced"]])
     assert lost(config) == {"replaced": [], "gone": [], "unlisted": []}
     assert plan(config).notes == ()
+
+
+def test_an_excluded_object_that_is_in_the_source_again_is_named(tmp_path, meshes):
+    """Where it was, or under another name; not one that is out for another reason, nor one that is not there."""
+    config = config_of(tmp_path)
+    freeze_all(config)
+    uids = {row["locator"]: row["uid"] for row in rows_of(config)}
+    kept = {name: (meshes / name).read_bytes() for name in sorted(uids)[:4]}
+    first, second, third, last = kept
+    exclude(config, [uids[last]])
+    for name in kept:
+        (meshes / name).unlink()
+    exclude(config, [uid for uid, _ in lost(config)["gone"]], WHY_LOST["gone"])
+    assert plan(config).notes == ()
+    assert back(config) == {"replaced": [], "gone": [], "unlisted": []}
+
+    (meshes / first).write_bytes(kept[first])
+    (meshes / last).write_bytes(kept[last])
+    note = f"1 excluded object is in the source again (the first: {first}); to take them in again: "
+    assert plan(config).notes == (f"{note}clipgs exclude --undo --gone",)
+    (meshes / "under another name.obj").write_bytes(kept[second])
+    (meshes / third).write_text("another object")
+    found = sorted([(uids[first], first), (uids[second], "under another name.obj")])
+    assert sorted(back(config)["gone"]) == found
+    (note,) = plan(config).notes
+    assert note.startswith("2 excluded objects are in the source again (the first: ")
+    exclude(config, [uid for uid, _ in found], undo=True)
+    assert plan(config).notes == ()
+
+
+def test_an_object_that_is_listed_again_is_named(tmp_path, meshes):
+    config = config_of(tmp_path)
+    freeze_all(config)
+    named = {row["locator"]: row["uid"] for row in rows_of(config)}
+    first, *listed = sorted(named)
+    (tmp_path / "m.csv").write_text("\n".join(["file", *listed, ""]))
+    with_manifest = config_of(tmp_path, folder={"path": str(meshes), "manifest": str(tmp_path / "m.csv")})
+    exclude(with_manifest, [named[first]], WHY_LOST["unlisted"])
+    assert back(with_manifest)["unlisted"] == []
+    assert back(config)["unlisted"] == [(named[first], first)]
 
 
 def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, meshes):

@@ -19,6 +19,18 @@ def test_rows_have_their_lines_and_empty_ones_are_passed_over(tmp_path):
     assert [*read_rows(file, "key")] == [(1, ["uid", "text"]), (4, ["a", "two\r\nlines"]), (6, ["b", "c"])]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_rows_of_a_spreadsheet_that_does_not_write_commas(tmp_path, separator):
+    file = tmp_path / "list.csv"
+    rows = [["uid", "text"], ["a", "red, and round"], ["b", "c"]]
+    file.write_text("\ufeff\n" + "".join(separator.join(row) + "\r\n" for row in rows))
+    assert [*read_rows(file, "key")] == [(2, rows[0]), (3, rows[1]), (4, rows[2])]
+    file.write_text(f"uid,a text{separator}\na,b{separator}c\n")
+    assert [*read_rows(file, "key")][1] == (2, ["a", f"b{separator}c"])
+    file.write_text("")
+    assert [*read_rows(file, "key")] == []
+
+
 @pytest.mark.parametrize("read", [read_text, read_lines, lambda *args: [*read_rows(*args)]])
 @pytest.mark.parametrize(
     ("data", "words"),

@@ -1,15 +1,17 @@
 """What a stage does with its objects: made once, kept through kills and retries, failures as rows."""
 
 import json
+import time
 
 import pyarrow as pa
 import pytest
 
 from clipgs import config as configuration
-from clipgs.core.bundles import read_tar
+from clipgs.catalog.records import FROZEN_COLUMNS, frozen_schema, shard_path
+from clipgs.core.bundles import read_tar, write_table
 from clipgs.core.errors import ClipgsError
-from clipgs.core.runner import Task, marked, write_objects
-from clipgs.operate.retry import keep_good
+from clipgs.core.runner import Limits, Task, in_workers, marked, stage_schema, write_objects
+from clipgs.operate.retry import keep_good, retries, retry
 from clipgs.stages import job, table
 
 
@@ -45,6 +47,14 @@ def run(config, tasks=TASKS, *, failing=(), poor=()):
 def made(config):
     folder = config.output_path / "views"
     return {name: (folder / name).read_bytes() for name in ("00000.tar", "00000.parquet")}
+
+
+def test_the_log_names_the_file_of_a_failed_object(config, caplog):
+    rows = [dict.fromkeys(FROZEN_COLUMNS) | {"uid": uid, "locator": f"{uid}.glb"} for uid in ("b", "c")]
+    write_table(shard_path(config, "00000"), rows, frozen_schema())
+    run(config, failing=("a", "b"))
+    assert "view 00000: b (b.glb) failed: Error: it did not work" in caplog.messages
+    assert "view 00000: a failed: Error: it did not work" in caplog.messages
 
 
 def test_a_tar_and_a_table_of_all_objects(config):
@@ -132,3 +142,33 @@ def test_a_shard_of_which_too_many_objects_fail_fails_as_a_whole(tmp_path):
 def test_in_a_small_shard_many_failures_may_be_chance(config):
     run(config, MANY[:99], failing={task.uid for task in MANY})
     assert {row["status"] for row in table(config, "views", "00000")} == {"failed"}
+
+
+def allocate(megabytes):
+    time.sleep(0 if megabytes else 60)
+    return {"bytes": len(bytes(megabytes << 20))}, []
+
+
+def test_an_object_that_reached_a_limit_names_the_setting():
+    compute = in_workers(allocate, 1, Limits(20, 400, "workers.load_"))
+    found = {task.payload: result for task, result in compute([Task("a", "", 2000), Task("b", "", 0)])}
+    assert found == {
+        2000: "MemoryError: needed more than 400 MB, which workers.load_memory_mb sets",
+        0: "TimeoutError: ran longer than 20 s, which workers.load_timeout_seconds sets",
+    }
+
+
+def test_an_object_that_failed_in_stages_of_the_same_files_is_tried_again_in_all(config):
+    rows = [dict.fromkeys(FROZEN_COLUMNS) | {"uid": uid, "locator": f"{uid}.glb"} for uid in "abcd"]
+    write_table(shard_path(config, "00000"), rows, frozen_schema())
+    run(config, failing=("a", "b"))
+    for stage, failed in {"sample": "b", "fetch": "", "fit": "c"}.items():
+        rows = [
+            {"uid": uid, "status": "failed" if uid in failed else "ok", "error": None, "key": uid} for uid in "abcd"
+        ]
+        write_table(job(config, stage, "00000").file(".parquet"), rows, stage_schema())
+    assert retry(config, "sample", []) == {"sample": {"00000": 1}, "view": {"00000": 1}}
+    assert retries(config) == {"sample": {"00000": 1}, "view": {"00000": 1}}
+    assert retry(config, "view", []) == {"view": {"00000": 2}, "sample": {"00000": 1}}
+    assert retry(config, "fit", []) == {"fit": {"00000": 1}}
+    assert retry(config, "fetch", []) == {}

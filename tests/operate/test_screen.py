@@ -192,6 +192,43 @@ def test_messages_of_snakemake_are_cut(monkeypatch):
     assert driven.lines()[0] == "WorkflowError:"
 
 
+def test_of_a_traceback_its_end_is_shown(monkeypatch):
+    driven = Driven(monkeypatch, io.StringIO())
+    driven.send("error", "\n".join(["Traceback (most recent call last):", *map(str, range(100)), "KeyError: 'x'"]))
+    assert driven.lines()[0] == "(more in the log)"
+    assert driven.lines()[-1] == "KeyError: 'x'"
+
+
+def test_a_misspelt_target_gets_the_list_of_targets(monkeypatch):
+    driven = Driven(monkeypatch, io.StringIO())
+    text = "MissingRuleException:\nNo rule to produce triplet (if you use input functions make sure that they ...)."
+    driven.send("error", text)
+    (line,) = driven.lines()
+    assert line.startswith("clipgs: nothing makes triplet; did you mean triplets? the targets are triplets, features,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--configfile", "nope.yaml"], "nope.yaml: No such file or directory"),
+        (["--configfile=bad.yaml", "-n"], "bad.yaml, line 3, is not YAML: expected ',' or ']', but got ':'"),
+        (
+            ["--configfile", "fine.yaml", "triplets", "-n"],
+            "triplets: No such file or directory; words behind --configfile name files, so targets come before it",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fine.yaml").write_text("output: results\n")
+    (tmp_path / "bad.yaml").write_text("output: results\na: [1\nb: 2\n")
+    for text in ("WorkflowError:\nConfig file is not valid JSON or YAML.", "Traceback ...\nload_configfile(f)\nE: no"):
+        driven = Driven(monkeypatch, io.StringIO())
+        monkeypatch.setattr(sys, "argv", ["snakemake", *arguments])
+        driven.send("error", text)
+        assert driven.lines() == [f"clipgs: {said}"]
+
+
 def test_sizes_are_read_when_they_are_asked_for(monkeypatch):
     from clipgs.catalog import shards
 

@@ -45,6 +45,9 @@ def test_each_damage_is_named_and_only_set_aside_when_asked(config, name, damage
     assert line.count(str(file)) == 1 + ("make it again" in line)
     assert not file.exists()
     assert file.with_name(file.name + ".damaged").exists() == was
+    count, (line,) = verify(config, 2)  # it is not forgotten
+    assert count == 5
+    assert f"{file} is missing; make it again with: " in line
 
 
 def test_sidecars_of_the_older_name_count_too(config):
@@ -61,3 +64,8 @@ def test_sidecars_of_the_older_name_count_too(config):
 def test_what_the_configuration_drops_is_not_missing(config):
     (config.output_path / "points" / "00000.npz").unlink()
     assert verify(config, 1) == (5, [])
+    table = config.output_path / "points" / "00000.parquet"
+    write_bytes(table, b"a table, which is not dropped")
+    table.unlink()
+    _, (line,) = verify(config, 1)
+    assert f"{table} is missing" in line

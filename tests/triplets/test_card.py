@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def test_card_of_a_dataset(packed):
     assert "| splits | test 2, train 4 |" in text
     assert "| PSNR, dB | 35.50 | 35.50 | 35.50 | 35.50 |" in text
     assert "| mug | 6 |" in text
-    assert "| fit | held-out PSNR is 12.3 dB, fit.min\\_psnr is 20 dB | 2 |" in text
+    assert re.search(r"\| fit \| held-out PSNR is 12.3 dB, fit.min\\_psnr is 20 dB \| in/\S+.glb \| 2 \|", text)
     assert "| catalog | duplicate of" in text
     for maker in range(3):
         assert f"| A. Maker {maker} | CC-BY-4.0 | 2 |" in text
@@ -135,8 +136,8 @@ def test_sheet_shows_mesh_and_splat_of_the_same_view(packed):
 
 
 def test_card_without_triplets(tmp_path):
-    text = card.readme(rows(2, status="failed", stage="fetch", error="no such file"), "Nothing")
-    assert "| fetch | no such file | 2 |" in text
+    text = card.readme(rows(2, status="failed", stage="fetch", error="no such file", file="mug.glb"), "Nothing")
+    assert "| fetch | no such file | mug.glb | 2 |" in text
     assert yaml.safe_load(text.split("---\n")[1])["license"] == ["unknown"]
     assert card._histogram([]).startswith(b"\x89PNG")
     assert contact_sheet([], "Nothing").size[0] > 0
@@ -228,13 +229,15 @@ def test_the_language_is_stated_where_it_is_known(values, language):
 
 
 def test_failures_that_differ_in_numbers_are_one_reason():
-    failed = [{"stage": "fit", "error": f"PSNR is {number} dB"} for number in (3.5, 12.25)]
-    failed += [{"stage": "catalog", "error": "duplicate of 0123456789abcdef"}]
-    failed += [{"stage": "view", "error": "view 3 is blank"}] * 3
+    failed = [{"stage": "fit", "error": f"PSNR is {number} dB", "file": f"{number}.glb"} for number in (3.5, 12.25)]
+    failed += [{"stage": "catalog", "error": "duplicate of 0123456789abcdef", "file": "b.glb"}]
+    failed += [{"stage": "catalog", "error": "excluded: its author asked", "file": "a person's.glb"}]
+    failed += [{"stage": "view", "error": "view 3 is blank"}] * 3  # an earlier version packed without `file`
     assert card.failures(failed) == [
-        ("view", "view 3 is blank", 3),
-        ("fit", "PSNR is … dB", 2),
-        ("catalog", "duplicate of 0123456789abcdef", 1),
+        ("view", "view 3 is blank", "", 3),
+        ("fit", "PSNR is … dB", "12.25.glb", 2),
+        ("catalog", "duplicate of 0123456789abcdef", "b.glb", 1),
+        ("catalog", "excluded: its author asked", "", 1),
     ]
 
 

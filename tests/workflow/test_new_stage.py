@@ -124,7 +124,7 @@ def test_its_settings_run_it_again_and_a_retry_its_failures_only(extended, tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = read_table(workspace.output / "polished" / "00001.parquet")
     assert (row["status"], row["error"]) == ("failed", "ValueError: it will not shine")
-    assert "1 failed objects in 1 shards are tried again" in clipgs(workspace, "retry", "polish", "00001")
+    assert "1 failed object of polish in 1 shard is tried again" in clipgs(workspace, "retry", "polish", "00001")
     assert json.loads((workspace.output / "catalog" / "retries.json").read_text())["polish"] == {"00001": 1}
     done = run(workspace, *workspace.command(target))
     assert done.returncode == 0, done.stderr[-2000:]

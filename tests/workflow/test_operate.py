@@ -59,7 +59,7 @@ def test_failures_are_tried_again_and_excluded_objects_leave(tmp_path, checkout)
     assert set(before) == set(uids[1:])
 
     (mirror / "glbs" / "000-000" / f"{uids[0]}.glb").write_bytes(meshes[uids[0]])
-    assert "1 failed objects in 1 shards are tried again" in said(workspace, "retry", "fetch")
+    assert "1 failed object of fetch in 1 shard is tried again" in said(workspace, "retry", "fetch")
     assert "no object failed at fit" in said(workspace, "retry", "fit")
     stages = ("fetch", "sample", "view", "fit", "render", "caption", "pack", "index")
     assert workspace.planned() == dict.fromkeys(stages, 1)

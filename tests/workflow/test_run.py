@@ -6,12 +6,14 @@ import signal
 import subprocess
 import time
 
+import pytest
 import yaml
 from PIL import Image
 
 from clipgs import config as configuration
 from clipgs.core.bundles import read_table, tar_objects
 from clipgs.core.files import check, owner
+from clipgs.operate.verify import verify
 
 from .conftest import SETTINGS, Workspace
 
@@ -173,3 +175,31 @@ def test_a_packed_file_that_was_lost_is_made_again(made, tmp_path):
     workspace = made.copy(tmp_path / "lost")
     (workspace.output / "triplets" / "00001.tar").unlink()
     assert workspace.planned() == {"pack": 1, "index": 1}
+
+
+@pytest.mark.parametrize("name", ["views/00001.tar", "views/00001.parquet"])
+def test_a_file_that_was_set_aside_is_made_again_by_the_next_run(made, tmp_path, monkeypatch, name):
+    workspace = made.copy(tmp_path / "aside")
+    monkeypatch.chdir(workspace.folder)
+    file = workspace.output / name
+    was = file.read_bytes()
+    os.truncate(file, 100)
+    config = configuration.check(SETTINGS)
+    _, (line,) = verify(config, 1, set_aside=True)
+    assert "was set aside" in line
+    _, (line,) = verify(config, 1)
+    assert "is missing; make it again with: snakemake" in line
+    assert workspace.planned("--config", "temporary=[views]").get("view") == (1 if name.endswith("parquet") else None)
+    assert workspace.planned() == {"view": 1, "fit": 1, "render": 1, "pack": 1, "index": 1}
+    workspace.make("--until", "view")
+    assert file.read_bytes() == was
+    assert verify(config, 1)[1] == []
+
+
+def test_a_bundle_that_was_removed_by_hand_is_not_missed_and_verify_names_it(made, tmp_path, monkeypatch):
+    workspace = made.copy(tmp_path / "removed")
+    monkeypatch.chdir(workspace.folder)
+    (workspace.output / "renders" / "00001.tar").unlink()
+    assert workspace.planned() == {}
+    _, (line,) = verify(configuration.check(SETTINGS), 1)
+    assert "is missing; make it again with: snakemake" in line

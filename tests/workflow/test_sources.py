@@ -128,6 +128,17 @@ def test_a_file_that_has_gone_blocks_nothing_and_what_was_made_of_it_stays(tmp_p
     assert f"{bottle} its file has gone: misc/bottle.glb" in said(workspace, "exclude", "--gone")
     assert workspace.planned() == {"pack": 1, "index": 1}
 
+    # It is put back.
+    none = "no object that was excluded as gone is in the source again"
+    assert none in said(workspace, "exclude", "--undo", "--gone")
+    (meshes / "misc" / "bottle.glb").write_bytes(mesh(1))
+    text = said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    command = "clipgs exclude --undo --gone takes them in again"
+    assert f"excluded, there again: 1: {bottle} (misc/bottle.glb); {command}" in text
+    assert f"{bottle} is in the source again" in said(workspace, "exclude", "--undo", "--gone")
+    (meshes / "misc" / "bottle.glb").unlink()
+    said(workspace, "exclude", "--gone")
+
     # The source as a whole.
     meshes.rename(workspace.folder / "elsewhere")
     done = workspace.run("triplets")
@@ -147,6 +158,9 @@ def test_a_wrong_row_of_a_manifest_blocks_nothing(tmp_path, checkout):
     assert workspace.planned() == {}
     assert [meta["text"] for meta in packed(workspace).values()] == ["a burger"]
     assert [error[:20] for error in errors(workspace).values()] == ["catalog: unreadable:"]
+    named = "1 catalog: unreadable: No such file or directory (ghost.glb)"
+    assert named in said(workspace, "status", "--snakefile", str(checkout / "Snakefile"))
+    assert "| ghost.glb | 1 |" in (workspace.output / "triplets" / "README.md").read_text()
     (workspace.folder / "m.csv").write_text("file,text\nb.glb,a burger\n")
     assert set(workspace.planned()) <= {"label", "caption", "pack", "index"}
 
@@ -155,7 +169,7 @@ def test_a_wrong_row_of_a_manifest_blocks_nothing(tmp_path, checkout):
     (workspace.folder / "meshes" / "a chair.glb").write_bytes(mesh(1))
     (workspace.folder / "m.csv").write_text("file,text\na chair.glb,a chair that is new\n")
     done = workspace.make()
-    assert "1 objects of this output are not in the manifest; they keep the labels of their names" in done.stderr
+    assert "1 object of this output is not in the manifest; it keeps the labels of its name" in done.stderr
     assert {meta["file"]: meta["text"] for meta in packed(workspace).values()} == {
         "b.glb": "b",
         "a chair.glb": "a chair that is new",

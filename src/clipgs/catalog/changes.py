@@ -17,6 +17,7 @@ class Changes(NamedTuple):
     gone: list[Row]  # whose file is not there
     moved: dict[str, str]  # uid to the locator of another file with the object's bytes; it is neither of the two
     new: set[str]  # frozen locators whose file is none of the frozen objects
+    back: list[Row]  # of excluded objects, those that the source has, where they were or under another name
     known: int  # rows that could be replaced or gone
 
 
@@ -52,4 +53,6 @@ def changes(
         return [row for row in lost if row["uid"] not in moved and row["uid"] not in excluded]
 
     known = sum(row["uid"] not in excluded for row in usable)
-    return Changes(left(replaced), left(gone), moved, new, known)
+    lost = {row["uid"] for row in (*replaced, *gone)} - moved.keys()
+    back = [row for row in usable if row["uid"] in excluded and row["uid"] not in lost]
+    return Changes(left(replaced), left(gone), moved, new, back, known)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from clipgs.catalog.changes import Changes, changes
-from clipgs.catalog.excluded import excluded
+from clipgs.catalog.excluded import WHY_LOST, excluded
 from clipgs.catalog.records import LABEL_COLUMNS, frozen_shards, shard_path
 from clipgs.catalog.sources import Source, source
 from clipgs.catalog.sources.annotations import AnnotatedSource
@@ -20,11 +20,12 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, SourceMissing
 from clipgs.core.files import whole
+from clipgs.core.lists import counted
 from clipgs.core.seeds import canonical_json, json_digest
 
 LARGE_CATALOG = 20  # objects: if more than half of so many are missing, the source is probably not mounted
 GO_ON = "to go on with what was made, give Snakemake --config catalog='{allow_missing: true}'"
-_PLAN_VERSION = 3  # raised when the same shards and source give another plan
+_PLAN_VERSION = 4  # raised when the same shards and source give another plan
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def plan(config: Config) -> Plan:
         return _plan(config, objects, frozen)[0]
     # Snakemake plans in every job, and reading all annotations takes long.
     files = [(stat.st_size, stat.st_mtime_ns) for stat in (shard_path(config, shard).stat() for shard in frozen)]
-    settings = [config.catalog.model_dump(mode="json"), config.seed, sorted(_excluded_uids(config))]
+    settings = [config.catalog.model_dump(mode="json"), config.seed, sorted(_excluded(config).items())]
     key = json_digest([_PLAN_VERSION, objects.state, settings, frozen, files])
     output = hashlib.sha256(str(config.output_path.absolute()).encode()).hexdigest()[:16]
     cached = config.cache_path / "plans" / f"{output}.json"
@@ -134,7 +135,8 @@ def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set
     """The plan, and the names of the sources of all shards: an output may hold shards of several."""
     rows = {shard: _rows(config, shard) for shard in frozen}
     of_source = [row for shard in frozen for row in rows[shard] if row["source"] == objects.name]
-    found = changes(objects, of_source, _excluded_uids(config))
+    reasons = _excluded(config)
+    found = changes(objects, of_source, reasons)
     if not config.catalog.allow_missing:
         _refuse_a_missing_source(found)
     locators = _locators(config, objects, frozen)
@@ -154,7 +156,12 @@ def _plan(config: Config, objects: Source, frozen: list[str]) -> tuple[Plan, set
     rules = json_digest(_curation(config, objects, locators))
     lost = [tuple((row["uid"], row["locator"]) for row in changed) for changed in (found.replaced, found.gone)]
     made = Plan(tuple(frozen), tuple(pending), digests, rules, (), count, *lost)
-    return replace(made, notes=(*_notes(objects, of_source), *_lost_notes(made, found.known))), set(sources)
+    notes = (
+        *_notes(objects, of_source),
+        *_lost_notes(made, found.known),
+        *_back_notes(_back(found, reasons, locators)),
+    )
+    return replace(made, notes=notes), set(sources)
 
 
 def _rows(config: Config, shard: str) -> list[dict[str, Any]]:
@@ -165,8 +172,9 @@ def _rows(config: Config, shard: str) -> list[dict[str, Any]]:
     return pq.ParquetFile(shard_path(config, shard), memory_map=True).read(columns).to_pylist()
 
 
-def _excluded_uids(config: Config) -> set[str]:
-    return {uid for uids in excluded(config).values() for uid in uids}
+def _excluded(config: Config) -> dict[str, str]:
+    """Uid to the reason, of all excluded objects."""
+    return {uid: reason for uids in excluded(config).values() for uid, reason in uids.items()}
 
 
 def _refuse_a_missing_source(found: Changes) -> None:
@@ -217,24 +225,54 @@ def _lost_notes(made: Plan, known: int) -> list[str]:
     return found
 
 
+def _back(found: Changes, reasons: dict[str, str], locators: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Of the objects that are excluded for a kind of loss, those that the source has again: kind to uid and locator."""
+    listed, kinds = set(locators), {reason: kind for kind, reason in WHY_LOST.items()}
+    back: dict[str, list[tuple[str, str]]] = {kind: [] for kind in WHY_LOST}
+    for row in found.back:
+        kind, place = kinds.get(reasons[row["uid"]]), found.moved.get(row["uid"], row["locator"])
+        if kind is not None and place in listed:
+            back[kind].append((row["uid"], place))
+    return back
+
+
+def _back_notes(back: dict[str, list[tuple[str, str]]]) -> list[str]:
+    places = [place for objects in back.values() for _, place in objects]
+    if not places:
+        return []
+    first = f"{counted(len(places), 'excluded object is', 'excluded objects are')} in the source again"
+    flags = " ".join(f"--{kind}" for kind, objects in back.items() if objects)
+    return [f"{first} (the first: {places[0]}); to take them in again: clipgs exclude --undo {flags}"]
+
+
 def lost(config: Config) -> dict[str, list[tuple[str, str]]]:
     """`replaced`, `gone` and `unlisted` (left out by the manifest or the selection): uid and locator of each object.
 
     Unlike `plan`, it refuses no missing source.
     """
+    return _lost_and_back(config)[0]
+
+
+def back(config: Config) -> dict[str, list[tuple[str, str]]]:
+    """As `lost`, of the objects that were excluded for these reasons and that the source has again."""
+    return _lost_and_back(config)[1]
+
+
+def _lost_and_back(config: Config) -> tuple[dict[str, list[tuple[str, str]]], dict[str, list[tuple[str, str]]]]:
     objects = source(config)
     rows = [row for shard in frozen_shards(config) for row in _rows(config, shard) if row["source"] == objects.name]
-    excluded_uids = _excluded_uids(config)
-    found = changes(objects, rows, excluded_uids)
+    reasons = _excluded(config)
+    found = changes(objects, rows, reasons)
     try:
         listed = set(objects.locators())
     except SourceMissing:
         listed = {row["locator"] for row in rows}
-    known = excluded_uids | found.moved.keys() | {row["uid"] for row in (*found.replaced, *found.gone)}
+    known = reasons.keys() | found.moved.keys() | {row["uid"] for row in (*found.replaced, *found.gone)}
     usable = (row for row in rows if row["note"] is None and row["uid"] not in known)
     unlisted = [row for row in usable if row["locator"] not in listed]
     kinds = {"replaced": found.replaced, "gone": found.gone, "unlisted": unlisted}
-    return {name: [(row["uid"], row["locator"]) for row in rows] for name, rows in kinds.items()}
+    away = {name: [(row["uid"], row["locator"]) for row in rows] for name, rows in kinds.items()}
+    return away, _back(found, reasons, sorted(listed))
 
 
 def curation(config: Config) -> dict[str, Any]:

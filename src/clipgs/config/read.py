@@ -78,6 +78,9 @@ def read_layers(*paths: str | Path) -> dict[str, Any]:
             layer = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}") from None
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
+            raise UsageError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(layer, dict):

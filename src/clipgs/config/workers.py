@@ -31,9 +31,9 @@ class Workers(Section):
     @property
     def load_limits(self) -> Limits:
         """Of one mesh."""
-        return Limits(self.load_timeout_seconds, self.load_memory_mb)
+        return Limits(self.load_timeout_seconds, self.load_memory_mb, "workers.load_")
 
     @property
     def fit_limits(self) -> Limits:
         """Of one splat on a CPU."""
-        return Limits(self.fit_timeout_seconds, self.fit_memory_mb)
+        return Limits(self.fit_timeout_seconds, self.fit_memory_mb, "workers.fit_")

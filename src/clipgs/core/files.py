@@ -101,7 +101,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def check(path: Path) -> None:
     """Verifies a file of the output against its sidecar.
 
-    A damaged one is set aside as `NAME.damaged`, so that the next run makes it again.
+    A damaged one is set aside as `NAME.damaged`. Its sidecar stays: the next run sees that it is missing.
 
     Raises:
         ClipgsError: the file is missing, unfinished or damaged; the text names the command that makes it again.
@@ -114,7 +114,7 @@ def check(path: Path) -> None:
         raise ClipgsError(f"{path} {reason}; {again}")
     damaged = path.with_name(path.name + ".damaged")
     os.replace(path, damaged)
-    remove_sidecar(path)
+    sidecar(path).touch()
     raise ClipgsError(f"{path} {reason}; it was set aside as {damaged.name}; {again}")
 
 

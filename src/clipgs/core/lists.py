@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -60,11 +61,18 @@ def read_lines(path: Path | str, key: str) -> list[tuple[int, str]]:
 def read_rows(path: Path | str, key: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row of a CSV file, without empty rows; the number is that of the row's last line.
 
+    Where the first row has no comma but semicolons or tabs, these separate the cells: spreadsheets write them so where
+    the comma is the decimal mark.
+
     Raises:
         UsageError: as `read_text`, or the file is not CSV (`strict`: its quotes are wrong).
     """
     with _opened(path, key, newline="") as file:
-        reader = csv.reader(file, strict=strict)
+        head: list[str] = []
+        while not head or (head[-1] and not head[-1].strip()):
+            head.append(file.readline())
+        separator = next((one for one in ",;\t" if one in head[-1]), ",")
+        reader = csv.reader(chain(head, file), strict=strict, delimiter=separator)
         try:
             for cells in reader:
                 if any(cell.strip() for cell in cells):
@@ -118,6 +126,11 @@ def enumerated(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
     return ", ".join(listed[:_SHOWN]) + more
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 object`, `2 objects`; with `many` where an s at the end does not do: `1 file is`, `2 files are`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

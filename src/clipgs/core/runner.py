@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipgs.core.bundles import TarWriter, write_table
+from clipgs.core.bundles import TarWriter, read_table, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import whole
 from clipgs.core.journal import Journal
@@ -41,6 +41,7 @@ class Job:
     folder: str  # of its files under `output`
     settings: str  # what its result depends on, as canonical JSON
     max_failed_fraction: float  # `workers.max_failed_fraction`
+    catalog: Path | None = None  # the table with the locators of the shard's objects, for the log
 
     def __str__(self) -> str:
         return f"{self.stage} {self.shard}"
@@ -48,6 +49,13 @@ class Job:
     def file(self, suffix: str) -> Path:
         """Its file of the shard."""
         return self.output / self.folder / f"{self.shard}{suffix}"
+
+    def named(self, uid: str) -> str:
+        """The uid and, where it is known, the locator of an object."""
+        if self.catalog is None or not self.catalog.exists():
+            return uid
+        rows = read_table(self.catalog, ["uid", "locator"])
+        return next((f"{uid} ({row['locator']})" for row in rows if row["uid"] == uid), uid)
 
     @property
     def journal(self) -> Journal:
@@ -182,7 +190,7 @@ def over_objects(job: Job, tasks: list[Task], compute: Compute) -> Iterator[tupl
     for task, result in compute(todo):
         if isinstance(result, str):
             errors[task.uid] = result
-            log.warning("%s: %s failed: %s", job, task.uid, result)
+            log.warning("%s: %s failed: %s", job, job.named(task.uid), result)
         else:
             journal.put(task.uid, keys[task.uid], *result)
         progress.step(ok=not isinstance(result, str) and result[0].get("status", "ok") == "ok")
@@ -241,6 +249,11 @@ class Limits(NamedTuple):
 
     timeout_seconds: float
     memory_mb: int
+    keys: str = ""  # what the keys of the configuration begin with that set them: workers.load_
+
+    def named(self, limit: str) -> str:
+        """What a message says behind the value of a limit: `, which workers.load_memory_mb sets`."""
+        return f", which {self.keys}{limit} sets" if self.keys else ""
 
 
 def in_workers(function: Callable[[Any], tuple[Row, Files]], threads: int, limits: Limits) -> Compute:
@@ -253,7 +266,11 @@ def in_workers(function: Callable[[Any], tuple[Row, Files]], threads: int, limit
             return
         count = min(workers.usable_workers(threads, limits.memory_mb), len(tasks))
         payloads = (task.payload for task in tasks)
-        for index, result in workers.run(function, payloads, workers=count, **limits._asdict()):
-            yield tasks[index], result.error if isinstance(result, workers.Failure) else result
+        seconds, memory_mb = limits.timeout_seconds, limits.memory_mb
+        results = workers.run(function, payloads, workers=count, timeout_seconds=seconds, memory_mb=memory_mb)
+        for index, result in results:
+            if isinstance(result, workers.Failure):
+                result = result.error + (limits.named(result.limit) if result.limit else "")
+            yield tasks[index], result
 
     return compute

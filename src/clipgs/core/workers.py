@@ -42,6 +42,7 @@ class Failure:
 
     error: str
     final: bool = field(default=True, compare=False)  # its own fault: another try would end as this one
+    limit: str = field(default="", compare=False)  # the argument of `run` whose limit it reached
 
 
 class _Spawn(multiprocessing.context.SpawnContext):
@@ -117,7 +118,7 @@ def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> A
     try:
         outcome = pickle.loads(future.result())
     except TimeoutError:
-        return Failure(f"TimeoutError: ran longer than {timeout_seconds:g} s")
+        return Failure(f"TimeoutError: ran longer than {timeout_seconds:g} s", limit="timeout_seconds")
     except ProcessExpired as expired:
         if expired.exitcode == _OVER_MEMORY:
             return _too_much_memory(memory_mb)
@@ -130,7 +131,7 @@ def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> A
 
 
 def _too_much_memory(memory_mb: int) -> Failure:
-    return Failure(f"MemoryError: needed more than {memory_mb} MB")
+    return Failure(f"MemoryError: needed more than {memory_mb} MB", limit="memory_mb")
 
 
 def _start_worker(parent: int, memory_mb: int) -> None:

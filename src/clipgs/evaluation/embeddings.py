@@ -11,6 +11,7 @@ from clipgs.config import Config
 from clipgs.core.bundles import read_metadata, write_tensors
 from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check, sha256_of
+from clipgs.core.lists import counted
 from clipgs.core.runner import Progress
 from clipgs.encoder import MODEL
 from clipgs.encoder.trained import TrainedEncoder, load
@@ -35,9 +36,8 @@ class Embeddings(NamedTuple):
         missing = [uid for uid in uids if uid not in place]
         if missing:
             again = snakemake("--forcerun", "embed_shapes", "evaluate")
-            raise ClipgsError(
-                f"{len(missing)} objects have no embeddings (the first: {missing[0]}); embed them again: {again}"
-            )
+            what = counted(len(missing), "object has no embeddings", "objects have no embeddings")
+            raise ClipgsError(f"{what} (the first: {missing[0]}); embed them again: {again}")
         return self.shapes[[place[uid] for uid in uids]]
 
 

@@ -11,6 +11,7 @@ from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import read_table, tar_objects
 from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check
+from clipgs.core.lists import counted
 from clipgs.core.runner import Progress, Task
 from clipgs.evaluation.gallery import Gallery, seeded_view
 from clipgs.evaluation.prompts import listed_classes
@@ -68,9 +69,8 @@ def read_features(
             mean[uid] = means[i]
     missing = [row["uid"] for row in rows if row["uid"] not in texts]
     if missing:
-        raise ClipgsError(
-            f"{len(missing)} objects have no features (the first: {missing[0]}); make them: {snakemake('evaluate')}"
-        )
+        what = counted(len(missing), "object has no features", "objects have no features")
+        raise ClipgsError(f"{what} (the first: {missing[0]}); make them: {snakemake('evaluate')}")
     captions, ones, means = (np.stack([values[row["uid"]] for row in rows]) for values in (texts, one, mean))
     return captions, Pictures(what, ones, means, views)
 

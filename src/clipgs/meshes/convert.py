@@ -81,7 +81,8 @@ def _run(python: Path, path: Path, glb: Path, folder: Folder, limits: Limits) ->
                 timeout=seconds,
             ).returncode
         except subprocess.TimeoutExpired:
-            raise ObjectError(f"its conversion took longer than {seconds:g} s") from None
+            share = f", {_SHARE_OF_TIME:.0%} of {limits.keys}timeout_seconds" if limits.keys else ""
+            raise ObjectError(f"its conversion took longer than {seconds:g} s{share}") from None
         except OSError as error:
             raise ObjectError(f"the converter does not start ({error.strerror}): {INSTALL}") from error
     lines = output.read_bytes()[-10_000:].decode(errors="replace").splitlines()
@@ -92,9 +93,8 @@ def _run(python: Path, path: Path, glb: Path, folder: Folder, limits: Limits) ->
         raise ObjectError(sentence.removeprefix("clipgs: "))
     if code < 0:
         name = signal.Signals(-code).name
-        raise ObjectError(
-            f"the converter was ended by {name}: the file is damaged, or needs more than {limits.memory_mb} MB"
-        )
+        most = f"{limits.memory_mb} MB{limits.named('memory_mb')}"
+        raise ObjectError(f"the converter was ended by {name}: the file is damaged, or needs more than {most}")
     if code:
         raise ObjectError(f"the converter failed: {last}")
     if not glb.is_file() or not glb.stat().st_size:

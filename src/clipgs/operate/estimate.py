@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clipgs.catalog.shards import Plan, plan
 from clipgs.config import Config
+from clipgs.core.lists import counted
 from clipgs.stages import STAGES
 
 # Bytes. A picture's are in proportion to its pixels, measured at 128 and 256 px on real and built-in objects.
@@ -78,10 +79,10 @@ def plan_text(config: Config) -> str:
     """Which objects are taken, and the needs as a table, for `clipgs plan`."""
     made, stages = needs(config)
     jobs = sum(need.jobs for need in stages)
-    shards = f"{len(made.shards):,} shards of up to {config.catalog.shard_objects:,}"
+    shards = f"{counted(len(made.shards), 'shard')} of up to {config.catalog.shard_objects:,}"
     lines = [
         *(f"{note[0].upper()}{note[1:]}." for note in made.notes),
-        f"{made.objects:,} objects in {shards}, {jobs:,} jobs",
+        f"{counted(made.objects, 'object')} in {shards}, {counted(jobs, 'job')}",
         f"{'stage':<8} {'jobs':>7} {'disk':>10} {'of one core':>12} {'of one H200':>12}",
     ]
     for need in stages:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.errors import UsageError, snakemake
+from clipgs.core.lists import counted
 from clipgs.operate import started
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,6 @@ CONFIGURATION = (
 )
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
-# As `lost` names them, to a reason.
-_WHY_LOST = {
-    "replaced": "its file was replaced",
-    "gone": "its file has gone",
-    "unlisted": "it is no longer listed",
-}
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
 
@@ -151,40 +146,50 @@ def retry(options: Namespace, config: Config) -> None:
     from clipgs.operate import retry as module
 
     found = module.retry(config, options.stage, options.shards)
-    text = f"{sum(found.values()):,} failed objects in {len(found):,} shards are tried again by the next run"
-    sys.stdout.write(f"{text}: {snakemake('triplets')}\n" if found else f"no object failed at {options.stage}\n")
+    if not found:
+        sys.stdout.write(f"no object failed at {options.stage}\n")
+        return
+    for stage, shards in found.items():
+        count = sum(shards.values())
+        failed = counted(count, f"failed object of {stage}", f"failed objects of {stage}")
+        tried = f"{'is' if count == 1 else 'are'} tried again by the next run"
+        sys.stdout.write(f"{failed} in {counted(len(shards), 'shard')} {tried}\n")
+    sys.stdout.write(f"the next run: {snakemake('triplets')}\n")
 
 
 @operation(
     "exclude UID",
-    argument("uids", nargs="*", metavar="UID", help="objects that leave"),
+    argument("uids", nargs="*", metavar="UID", help="objects that leave; or their files, as in `clipgs status`"),
     argument("--list", type=Path, metavar="FILE", help="text or CSV file with one uid a line"),
     argument("--replaced", action="store_true", help="objects whose file has other bytes now; the new file stays"),
     argument("--gone", action="store_true", help="objects whose file has gone from the source"),
     argument("--unlisted", action="store_true", help="objects that the manifest or the selection leaves out now"),
     argument("--reason", help="for the dataset card (default: on request, or what became of the file)"),
-    argument("--undo", action="store_true", help="take them in again"),
+    argument(
+        "--undo", action="store_true", help="take them in again; with --gone and so on those that are there again"
+    ),
 )
 def exclude(options: Namespace, config: Config) -> None:
     """Take objects out of the dataset: the next run packs their shards again."""
     from clipgs.catalog import excluded
-    from clipgs.catalog.shards import lost
+    from clipgs.catalog.shards import back, lost
     from clipgs.catalog.sources.objaverse import read_uids
 
-    chosen = {name: why for name, why in _WHY_LOST.items() if getattr(options, name)}
-    if chosen and options.undo:
-        raise UsageError(f"--undo takes uids or --list: {excluded.excluded_path(config)} lists what is excluded")
+    chosen = {name: why for name, why in excluded.WHY_LOST.items() if getattr(options, name)}
     uids = list(options.uids) + (read_uids(options.list, "--list") if options.list else [])
     if not uids and not chosen:
-        kinds = ", ".join(f"--{name}" for name in _WHY_LOST)
+        kinds = ", ".join(f"--{name}" for name in excluded.WHY_LOST)
         raise UsageError(f"name the objects, or a file with one uid a line in --list, or give one of {kinds}")
     reason_of = dict.fromkeys(uids, excluded.NO_REASON)
-    found = lost(config) if chosen else {}
+    found = (back if options.undo else lost)(config) if chosen else {}
     for name, why in chosen.items():
-        sys.stdout.writelines(f"{uid} {why}: {file}\n" for uid, file in found[name])
+        said = "is in the source again" if options.undo else why
+        sys.stdout.writelines(f"{uid} {said}: {file}\n" for uid, file in found[name])
         reason_of |= {uid: why for uid, _ in found[name]}
     if not reason_of:
-        sys.stdout.write("no object of this output is " + " or ".join(chosen) + "\n")
+        kinds = " or ".join(chosen)
+        none = f"no object that was excluded as {kinds} is in the source again"
+        sys.stdout.write(f"{none if options.undo else f'no object of this output is {kinds}'}\n")
         return
     shards: set[str] = set()
     for reason in sorted(set(reason_of.values())):

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from clipgs.core.errors import ClipgsError
-from clipgs.operate.reasons import why
+from clipgs.operate.reasons import plainly, why
 
 # As in profiles/default, which only the command line of Snakemake reads.
 _TRIGGERS = ("mtime", "params", "input", "code")
@@ -58,7 +58,8 @@ def planned(values: dict[str, Any], snakefile: Path, targets: Sequence[str]) -> 
     if done.returncode:
         text = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
         own = [line.removeprefix("clipgs: ") for line in text if line.startswith("clipgs: ") and "note:" not in line]
-        raise ClipgsError(own[-1] if own else f"Snakemake cannot read the workflow: {text[-1].strip()}")
+        plain = own[-1] if own else plainly(done.stderr, ())
+        raise ClipgsError(plain or f"Snakemake cannot read the workflow: {text[-1].strip()}")
     return [Planned(**job) for job in json.loads(done.stdout.splitlines()[-1])]
 
 

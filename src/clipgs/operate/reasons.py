@@ -1,13 +1,17 @@
-"""Why Snakemake would run a job, in plain words: it gives files, and parameters as JSON."""
+"""Why Snakemake would run a job, or runs none, in plain words: it gives files, and parameters as JSON."""
 
 import ast
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import PurePath
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePath
 
 from clipgs.stages import differences
+
+# What a run can be asked for.
+TARGETS = ("triplets", "features", "train", "evaluate", "baselines", "ablations", "report")
 
 _PARAMS = re.compile(r"before: (.*?) now: (.*)", re.DOTALL)
 # Keys of the settings of a rule that are no settings of the user.
@@ -69,3 +73,42 @@ def _changed(text: str) -> str:
     words = [_WORDS.get(words.split()[0].split(".")[0], words) for words in differences(before, now)]
     more = len(words) - _MOST_KEYS
     return ", ".join(words[:_MOST_KEYS]) + (f" and {more} more" if more > 0 else "") or "settings changed"
+
+
+def plainly(error: str, arguments: Sequence[str], targets: Sequence[str] = TARGETS) -> str:
+    """One line for an error of Snakemake about what the user typed; empty for any other.
+
+    Args:
+        error: its text.
+        arguments: Snakemake's command line.
+        targets: the names that the workflow has for them.
+    """
+    from clipgs.core.lists import did_you_mean
+
+    if match := re.search(r"No rule to produce (\S+)", error):
+        near = did_you_mean(match[1], targets)
+        return (
+            f"nothing makes {match[1]}{near or ';'} the targets are {', '.join(targets)}, and every file of the output"
+        )
+    if "load_configfile" in error or "onfig file" in error:
+        return _unreadable(arguments)
+    return ""
+
+
+def _unreadable(arguments: Sequence[str]) -> str:
+    """What is wrong with the first of the run's configuration files that cannot be read."""
+    from clipgs.config import PROJECT_FILE, read_layers
+    from clipgs.core.errors import UsageError
+
+    given: list[str] = []
+    for place, word in enumerate(arguments):
+        if (option := re.match(r"--configfiles?(?:=(.+))?$", word)) is not None:
+            rest = takewhile(lambda word: not word.startswith("-"), arguments[place + 1 :])
+            given = [option[1]] if option[1] else list(rest)
+    for file in [PROJECT_FILE] * Path(PROJECT_FILE).exists() + given:
+        try:
+            read_layers(file)
+        except UsageError as error:
+            hint = "; words behind --configfile name files, so targets come before it" if file in TARGETS else ""
+            return f"{error}{hint}"
+    return ""

@@ -23,14 +23,17 @@ from clipgs.stages import STAGES, Stage, fed_by, job, retriable
 log = logging.getLogger(__name__)
 
 
-def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
+def retry(config: Config, stage: str, shards: list[str]) -> dict[str, dict[str, int]]:
     """Makes the next run try a stage's failed objects again. Good objects are kept, there and in later stages.
+
+    Stages that read the same files, as `sample` and `view` do, fail of the same causes. So an object that failed in
+    several of them is tried again in all.
 
     Args:
         shards: only these; empty: all.
 
     Returns:
-        shard to the number of failed objects that the next run tries again.
+        stage to shard to the number of failed objects that the next run tries again.
 
     Raises:
         UsageError: the stage does not work object by object, or a shard is not there.
@@ -41,17 +44,22 @@ def retry(config: Config, stage: str, shards: list[str]) -> dict[str, int]:
     known = frozen_shards(config)
     if unknown := [shard for shard in shards if shard not in known]:
         raise UsageError(f"{config.output_path} has no shard {unknown[0]}")
-    found, counts = {}, retries(config)
+    beside = [name for name, other in retriable().items() if name != stage and other.after == STAGES[stage].after]
+    found: dict[str, dict[str, int]] = {}
+    counts = retries(config)
     if not known:  # nor is there an output to lock
         return {}
     with OutputLock(config.output_path):
         for shard in shards or known:
-            if not (count := _failed(config, stage, shard)):
+            if not (failed := _failed(config, stage, shard)):
                 continue
-            found[shard] = count
-            for each in (stage, *fed_by(stage)):
+            alike = {name: both for name in beside if (both := failed & _failed(config, name, shard))}
+            again = {stage: failed, **alike}
+            for each in {*again, *(name for retried in again for name in fed_by(retried))}:
                 keep_good(config, each, shard)
-            counts.setdefault(stage, {})[shard] = counts.get(stage, {}).get(shard, 0) + 1
+            for name, uids in again.items():
+                found.setdefault(name, {})[shard] = len(uids)
+                counts.setdefault(name, {})[shard] = counts.get(name, {}).get(shard, 0) + 1
         if found:
             with whole(_path(config)) as temporary:
                 temporary.write_text(canonical_json(counts) + "\n")
@@ -77,13 +85,13 @@ def retries(config: Config) -> dict[str, dict[str, int]]:
         raise UsageError(text) from None
 
 
-def _failed(config: Config, stage: str, shard: str) -> int:
-    """How many objects failed; objects that can never be used (a duplicate, an unreadable file) do not count."""
+def _failed(config: Config, stage: str, shard: str) -> set[str]:
+    """Uids of the objects that failed, without those that can never be used (a duplicate, an unreadable file)."""
     table, *_ = STAGES[stage].files(config.output_path, shard)
     if not table.exists():
-        return 0
+        return set()
     never = {row["uid"] for row in read_table(shard_path(config, shard), ["uid", "note"]) if row["note"]}
-    return sum(row["status"] != "ok" and row["uid"] not in never for row in read_table(table, ["uid", "status"]))
+    return {row["uid"] for row in read_table(table, ["uid", "status"]) if row["status"] != "ok"} - never
 
 
 def keep_good(config: Config, name: str, shard: str) -> None:

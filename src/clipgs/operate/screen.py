@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultFormatter
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from clipgs.operate.reasons import why
+from clipgs.core.lists import counted
+from clipgs.operate.reasons import TARGETS, plainly, why
 
 if TYPE_CHECKING:
     from clipgs.catalog.shards import Plan
@@ -53,6 +54,7 @@ class Read:
 
     config: "Config"
     plan: "Plan"
+    targets: tuple[str, ...] = TARGETS  # their names in the workflow, which another one may have imported
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -160,7 +162,7 @@ class _Stage:
         total = sum(each["before"] + each["total"] for each in counts)
         total += sum(job.size or 0 for job in known if not job.counts) + self.to_come(known)
         rate = fresh / seconds if seconds else 0.0
-        words = [f"{done:,} object{'s' * (done != 1)}" if self.over else f"{done:,} of {total:,} objects"]
+        words = [counted(done, "object") if self.over else f"{done:,} of {total:,} objects"]
         if rate and not self.over:
             words.append(f"{rate:.2g} a second" if rate < 10 else f"{rate:,.0f} a second")
         if failed:
@@ -286,7 +288,8 @@ class Screen(LogHandlerBase):
             self._exit = _exit_words(text)
         elif not any(words in text for words in _SAID_OTHERWISE):
             self._broken = True
-            self._write(*_cut(text))
+            plain = plainly(text, sys.argv, self.RUN.targets if self.RUN is not None else TARGETS)
+            self._write(*([f"clipgs: {plain}"] if plain else _cut(text)))
 
     def _on_text(self, record: logging.LogRecord) -> None:
         text = str(record.msg or "")
@@ -313,10 +316,13 @@ class Screen(LogHandlerBase):
         shown = [f"{rule} {jobs:,}" if jobs > 1 else rule for rule, jobs in stats.items() if rule not in _TARGETS]
         lines = []
         if run is not None:
-            shards = f"{len(run.plan.shards):,} shard{'s' * (len(run.plan.shards) > 1)}"
-            lines.append(f"clipgs: {run.plan.objects:,} objects in {shards}; output: {run.config.output}")
+            objects, shards = counted(run.plan.objects, "object"), counted(len(run.plan.shards), "shard")
+            lines.append(f"clipgs: {objects} in {shards}; output: {run.config.output}")
         lines += textwrap.wrap(
-            f"{sum(stats.values()):,} jobs: {', '.join(shown)}", _WIDTH, initial_indent="  ", subsequent_indent="    "
+            f"{counted(sum(stats.values()), 'job')}: {', '.join(shown)}",
+            _WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
         )
         if run is not None and (text := self._estimate(run, stats)):
             lines.append(f"  {text}")
@@ -413,7 +419,7 @@ class Screen(LogHandlerBase):
             self._write(f"stopped; finished objects are kept; to go on: {_again()}")
         elif failed:
             more = f" and {len(failed) - _SHOWN_FAILURES} more" if len(failed) > _SHOWN_FAILURES else ""
-            jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+            jobs = counted(len(failed), "job")
             self._write(f"{jobs} failed: {', '.join(failed[:_SHOWN_FAILURES])}{more}; to go on: {_again()}")
         elif self._stages and not self._quiet:
             self._write(f"done in {_duration(time.monotonic() - self._started)}")
@@ -433,7 +439,7 @@ class Screen(LogHandlerBase):
         if not self._stages:
             return
         count = sum(stage.jobs for stage in self._stages.values() if stage.rule not in _TARGETS)
-        self._stream.write(f"{count:,} jobs would run (-n: none does; -n -p shows each of them)\n")
+        self._stream.write(f"{counted(count, 'job')} would run (-n: none does; -n -p shows each of them)\n")
         self._stream.write(f"  {'stage':<18} {'jobs':>6}  why\n")
         for rule, stage in self._stages.items():
             if rule in _TARGETS:
@@ -491,6 +497,8 @@ def _again() -> str:
 
 def _cut(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith("Traceback"):  # whose end says what it is
+        return ["(more in the log)"] * (len(lines) > _SHOWN_LINES) + lines[-_SHOWN_LINES:]
     return lines[:_SHOWN_LINES] + ["(more in the log)"] * (len(lines) > _SHOWN_LINES)
 
 

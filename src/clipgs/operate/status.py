@@ -16,14 +16,16 @@ from typing import Any
 
 import psutil
 
-from clipgs.catalog.shards import frozen_shards, lost, plan, shard_sizes
+from clipgs.catalog.shards import back, frozen_shards, lost, plan, shard_path, shard_sizes
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ClipgsError, snakemake
+from clipgs.core.lists import counted
 from clipgs.evaluation.rows import ABLATION
 from clipgs.operate.estimate import rates, size_text, time_text
 from clipgs.operate.lock import describe, holder
 from clipgs.operate.planned import planned
+from clipgs.operate.reasons import TARGETS
 from clipgs.stages import OF_RULE, STAGES, job, path, retriable
 
 log = logging.getLogger(__name__)
@@ -34,16 +36,9 @@ _SHOWN_LOST = 3
 _BEFORE_FIT = ("sample", "view")  # whose bundles are needed no more once the splats are fitted
 
 
-# What a run can be asked for, each with what is there once it has been begun: status speaks of no others.
-_TARGETS = {
-    "triplets": "",
-    "features": "features",
-    "train": "runs/{run}",
-    "evaluate": "evaluation/{run}",
-    "baselines": "evaluation/baselines.json",
-    "ablations": f"runs/{ABLATION}*",
-    "report": "report/index.html",
-}
+# Of each target what is there once it has been begun: status speaks of no others.
+_BEGUN = ("", "features", "runs/{run}", "evaluation/{run}", "evaluation/baselines.json", f"runs/{ABLATION}*")
+_TARGETS = dict(zip(TARGETS, (*_BEGUN, "report/index.html"), strict=True))
 
 
 @dataclass
@@ -136,21 +131,22 @@ def _lives(mark: dict[str, Any]) -> bool:
 
 
 def failures(config: Config) -> list[dict[str, Any]]:
-    """A row with uid, stage and error for each object that failed, at the first stage where it did."""
+    """A row with uid, stage, error and file for each object that failed, at the first stage where it did."""
     rows: list[dict[str, Any]] = []
     columns = ["uid", "status", "error"]
     for shard in frozen_shards(config):
         packed = path(config, "triplets", shard, ".parquet")
         if packed.exists():
-            rows += [row for row in _rows(packed, [*columns, "stage"]) if row["status"] != "ok"]
+            rows += [row for row in _rows(packed, [*columns, "stage", "file"]) if row["status"] != "ok"]
             continue
+        file_of = {row["uid"]: row["locator"] for row in _rows(shard_path(config, shard), ["uid", "locator"])}
         seen: set[str] = set()
         for stage in (*retriable(), "caption"):
             table, *_ = STAGES[stage].files(config.output_path, shard)
             for row in _rows(table, columns):
                 if row["status"] != "ok" and row["uid"] not in seen:
                     seen.add(row["uid"])
-                    rows.append({**row, "stage": stage})
+                    rows.append({**row, "stage": stage, "file": file_of.get(row["uid"])})
     return rows
 
 
@@ -265,25 +261,33 @@ def packed(config: Config) -> list[str]:
     failed = failures(config)
     lines = [f"objects: {len(psnr):,} packed, {len(failed):,} failed{_quality(config, psnr)}"]
     reasons = grouped(failed)
-    lines += [f"  {count:>6,} {stage}: {reason}" for stage, reason, count in reasons[:_SHOWN_FAILURES]]
-    rest = reasons[_SHOWN_FAILURES:]
-    if rest:
-        lines.append(f"  {sum(count for *_, count in rest):>6,} for {len(rest)} rarer reasons")
-    if any(stage in retriable() for stage, *_ in reasons):
+    for stage, reason, file, count in reasons[:_SHOWN_FAILURES]:
+        shown = f" ({'the first: ' * (count > 1)}{file})" if file and file not in reason else ""
+        lines.append(f"  {count:>6,} {stage}: {reason}{shown}")
+    if rest := reasons[_SHOWN_FAILURES:]:
+        count = sum(failure.objects for failure in rest)
+        lines.append(f"  {count:>6,} for {counted(len(rest), 'rarer reason')}")
+    if any(failure.stage in retriable() for failure in reasons):
         lines.append("  (clipgs retry STAGE tries the failed ones again, and no others)")
     return lines
 
 
 def lost_objects(config: Config) -> list[str]:
-    """Lines on the objects whose file was replaced or has gone, or is no longer listed: how many, and the first."""
+    """Lines on the objects whose file was replaced or has gone, or is no longer listed: how many, and the first.
+
+    And on those that were excluded for it, and are there again.
+    """
     titles = {"replaced": "replaced", "gone": "source gone", "unlisted": "no longer listed"}
-    lines = []
-    for name, found in lost(config).items():
-        if found:
-            shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
-            more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
-            lines.append(f"{titles[name]}: {len(found):,}: {shown}{more}; clipgs exclude --{name} takes them out")
-    return lines
+    end = {name: f"clipgs exclude --{name} takes them out" for name in titles}
+    lines = [_listed(titles[name], found, end[name]) for name, found in lost(config).items() if found]
+    end = {name: f"clipgs exclude --undo --{name} takes them in again" for name in titles}
+    return lines + [_listed("excluded, there again", found, end[name]) for name, found in back(config).items() if found]
+
+
+def _listed(title: str, found: list[tuple[str, str]], end: str) -> str:
+    shown = ", ".join(f"{uid} ({file})" for uid, file in found[:_SHOWN_LOST])
+    more = f" and {len(found) - _SHOWN_LOST:,} more" if len(found) > _SHOWN_LOST else ""
+    return f"{title}: {len(found):,}: {shown}{more}; {end}"
 
 
 def _quality(config: Config, psnr: list[float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipgs.config import Config, read_layers
 from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.lists import counted
 from clipgs.operate.lock import OutputLock
 from clipgs.operate.started import freeze
 from clipgs.operate.status import find_snakefile
@@ -81,7 +82,8 @@ def cancel_leftovers(prefix: str) -> None:
     deadline = time.monotonic() + _CANCEL_SECONDS
     while left := _queued(prefix):
         if time.monotonic() > deadline:
-            raise ClipgsError(f"{len(left)} jobs of an earlier run do not end: scancel {' '.join(left)}, and run again")
+            what = counted(len(left), "job of an earlier run does not end", "jobs of an earlier run do not end")
+            raise ClipgsError(f"{what}: scancel {' '.join(left)}, and run again")
         time.sleep(1)
 
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from clipgs.config import Config
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, snakemake
 from clipgs.core.files import check, damage, owner
 from clipgs.core.runner import Progress
-from clipgs.stages import STAGES
+from clipgs.stages import STAGES, may_lack
 
 # Folders in which every file has a sidecar: the catalog, and those of stages over shards.
 _CHECKED = ("catalog", *dict.fromkeys(stage.folder for stage in STAGES.values() if stage.per == ("shard",)))
@@ -27,9 +27,10 @@ def verify(config: Config, threads: int, *, set_aside: bool = False) -> tuple[in
     progress = Progress("verify", len(files), "file")
 
     def judge(file: Path) -> str | None:
-        if not file.exists() and file.parent.name in config.temporary:
-            return None  # removed, since it is temporary
-        if not set_aside or not file.exists():
+        if not file.exists():
+            again = f"make it again with: {snakemake(file)}"
+            return None if may_lack(config, file) else f"{damage(file)}; {again}"
+        if not set_aside:
             return damage(file)
         try:
             check(file)

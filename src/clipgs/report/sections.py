@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipgs.config import SMALL_TEACHER, Config
+from clipgs.core.lists import counted
 from clipgs.core.runner import Row
 from clipgs.report import plots
 from clipgs.report.results import Pictures, Results, Triplets
@@ -161,10 +162,10 @@ def objects(sources: Sources) -> Content:
 
 def failures(sources: Sources) -> Content:
     found = card.failures(sources.triplets.failed)
-    rest = [count for _, _, count in found[card.SHOWN_FAILURES :]]
+    rest = [failure.objects for failure in found[card.SHOWN_FAILURES :]]
     return {
-        "table": _table(["stage", "reason", "objects"], found[: card.SHOWN_FAILURES], 1),
-        "rest": f"{sum(rest):,} objects for {len(rest):,} rarer reasons" if rest else "",
+        "table": _table(card.FAILURE_COLUMNS, found[: card.SHOWN_FAILURES], 1),
+        "rest": f"{counted(sum(rest), 'object')} for {counted(len(rest), 'rarer reason')}" if rest else "",
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from clipgs.config import Caption, Config
 from clipgs.core.errors import UsageError
 from clipgs.core.files import sha256_of
-from clipgs.core.lists import did_you_mean, read_rows
+from clipgs.core.lists import counted, did_you_mean, read_rows
 from clipgs.core.runner import stage_schema
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def with_article(noun: str) -> str:
 
 def no_writer(uids: Sequence[str]) -> list[Row]:
     """The `CaptionWriter` of a captioner that needs no pictures."""
-    raise UsageError(f"caption: {len(uids)} objects need a captioner that looks at pictures: run the stage `caption`")
+    need = counted(len(uids), "object needs", "objects need")
+    raise UsageError(f"caption: {need} a captioner that looks at pictures: run the stage `caption`")
 
 
 class Captioner(Protocol):

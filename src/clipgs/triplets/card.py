@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import yaml
 
+from clipgs.catalog.excluded import EXCLUDED
 from clipgs.config import Pack
 from clipgs.core.bundles import read_table
 from clipgs.core.files import check, write_bytes
+from clipgs.core.lists import counted
 from clipgs.core.runner import Row
 from clipgs.splats.pictures import from_image
 from clipgs.triplets.contact_sheet import Sample, contact_sheet
@@ -27,6 +29,7 @@ from clipgs.triplets.pack import read_rows, schema
 
 SHOWN_NAMES = 60  # of categories and caption sources
 SHOWN_FAILURES = 30
+FAILURE_COLUMNS = ("stage", "reason", "the first file", "objects")
 SHOWN_CREDITS = 500  # the page would be slow to open with more; CREDITS.csv has all
 _ENGLISH_WRITERS = ("Cap3D", "CoCa", "CoCa, chosen by the teacher")  # of captions; other texts are their authors'
 _ENGLISH_SOURCES = ("procedural", "modelnet40", "modelnet10")
@@ -188,7 +191,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str | int]]) -> str:
 def _counts(what: str, names: Iterable[str], shown: int | None = None) -> str:
     ordered = by_count(names)
     text, rest = _table([what, "objects"], ordered[:shown]), ordered[shown or len(ordered) :]
-    return text + (f"\n\nand {len(rest):,} more with {sum(n for _, n in rest):,} objects." if rest else "")
+    return text + (f"\n\nand {len(rest):,} more with {counted(sum(n for _, n in rest), 'object')}." if rest else "")
 
 
 def by_count(names: Iterable[str]) -> list[tuple[str, int]]:
@@ -196,18 +199,31 @@ def by_count(names: Iterable[str]) -> list[tuple[str, int]]:
     return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
 
 
-def failures(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
-    """Stage, reason and number of objects, the commonest first; reasons that differ only in numbers are one."""
-    groups: dict[tuple[str, str], list[str]] = {}
+class Failure(NamedTuple):
+    """Objects that failed at one stage for one reason."""
+
+    stage: str
+    reason: str
+    first: str  # the source file of one of them; empty where it may not be named, or is not known
+    objects: int
+
+
+def failures(rows: Iterable[Row]) -> list[Failure]:
+    """Failed objects by stage and reason, the commonest first; reasons that differ only in numbers are one.
+
+    What was excluded is not named: its author may have asked for it.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        reason = row["error"] or "no reason given"
-        key = (row["stage"], re.sub(r"\b[0-9a-f]{16}\b|\d+(?:\.\d+)?", "\N{HORIZONTAL ELLIPSIS}", reason))
-        groups.setdefault(key, []).append(reason)
-    found = [
-        (stage, reasons[0] if len(set(reasons)) == 1 else pattern, len(reasons))
-        for (stage, pattern), reasons in groups.items()
-    ]
-    return sorted(found, key=lambda failure: (-failure[2], failure[0], failure[1]))
+        row = row | {"error": row["error"] or "no reason given"}
+        key = (row["stage"], re.sub(r"\b[0-9a-f]{16}\b|\d+(?:\.\d+)?", "\N{HORIZONTAL ELLIPSIS}", row["error"]))
+        groups.setdefault(key, []).append(row)
+    found = []
+    for (stage, pattern), group in groups.items():
+        reason = group[0]["error"] if len({row["error"] for row in group}) == 1 else pattern
+        first = "" if reason.startswith(EXCLUDED) else min(row.get("file") or "" for row in group)
+        found.append(Failure(stage, reason, first, len(group)))
+    return sorted(found, key=lambda failure: (-failure.objects, failure.stage, failure.reason))
 
 
 def _facts(rows: Sequence[Row], packed: Sequence[Row]) -> Iterator[tuple[str, str | int]]:
@@ -245,8 +261,8 @@ def _quality_section(packed: Sequence[Row]) -> str:
     text += _table(head, lines)
     if marked := sum(row.get("view_note") is not None for row in packed):
         text += (
-            f"\n\nOf {marked:,} objects the pictures of the mesh and the points on its surface differ, so they may "
-            "have been read wrongly; the column `view_note` of `index.parquet` names them."
+            f"\n\nOf {counted(marked, 'object')} the pictures of the mesh and the points on its surface differ, so "
+            "they may have been read wrongly; the column `view_note` of `index.parquet` names them."
         )
     return text
 
@@ -286,8 +302,9 @@ def _failures(failed: Iterable[Row]) -> str:
     found = failures(failed)
     if not found:
         return "None."
-    text, rest = _table(["stage", "reason", "objects"], found[:SHOWN_FAILURES]), found[SHOWN_FAILURES:]
-    return text + (f"\n\nand {sum(n for *_, n in rest):,} objects for {len(rest):,} rarer reasons." if rest else "")
+    text, rest = _table(FAILURE_COLUMNS, found[:SHOWN_FAILURES]), found[SHOWN_FAILURES:]
+    count = sum(failure.objects for failure in rest)
+    return text + (f"\n\nand {counted(count, 'object')} for {counted(len(rest), 'rarer reason')}." if rest else "")
 
 
 def _credit_list(packed: Sequence[Row]) -> str:

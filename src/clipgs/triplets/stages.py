@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from clipgs.catalog.excluded import excluded
+from clipgs.catalog.excluded import EXCLUDED, excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
 from clipgs.config import Config
@@ -58,7 +58,7 @@ def pack(config: Config, shard: str, threads: int) -> None:
         check(file)
     frozen = read_table(shard_path(config, shard))
     reasons = excluded(config).get(shard, {})
-    frozen = [row | {"note": f"excluded: {reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
+    frozen = [row | {"note": f"{EXCLUDED}{reasons[row['uid']]}"} if row["uid"] in reasons else row for row in frozen]
     stages = {name: table(config, STAGES[name].folder, shard) for name in STAGES["pack"].after if name != "label"}
     # The hash of a generated mesh is not known when its row is frozen: `fetch` hashes what it reads.
     hashes = {uid: row["sha256"] for uid, row in good(stages["fetch"]).items()}

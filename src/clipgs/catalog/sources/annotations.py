@@ -24,6 +24,7 @@ from clipgs.catalog.sources.curation import curate
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, ObjectError, SourceMissing, UsageError
 from clipgs.core.files import remove_sidecar, whole
+from clipgs.core.lists import counted
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import canonical_json, json_digest, unit_hash
 
@@ -417,10 +418,13 @@ class AnnotatedSource:
                 f"{count - lvis} objects are for training and validation; {lvis} are LVIS shapes, for the test split"
             )
         elif lvis:
-            notes.append(f"{lvis} objects are LVIS shapes, and may be trained on (catalog.objaverse.lvis: train)")
+            what = counted(lvis, "object is an LVIS shape", "objects are LVIS shapes")
+            notes.append(f"{what}, and may be trained on (catalog.objaverse.lvis: train)")
         missing = pc.drop_null(pc.filter(self.table["note"], taken))
         if len(missing):
-            notes.append(f"{len(missing)} objects are not available and become failed rows; the first: {missing[0]}")
+            many = "objects are not available and become failed rows"
+            what = counted(len(missing), "object is not available and becomes a failed row", many)
+            notes.append(f"{what}; the first: {missing[0]}")
         return notes
 
 

@@ -14,7 +14,7 @@ from clipgs.catalog.records import LABEL_COLUMNS, SAYS_ITS_AXIS, SUFFIXES, UID_P
 from clipgs.catalog.sources.digests import Digests, unchanged, with_named_files
 from clipgs.config import Config
 from clipgs.core.errors import ObjectError, SourceMissing, UsageError
-from clipgs.core.lists import Names, read_rows
+from clipgs.core.lists import Names, counted, read_rows
 from clipgs.core.seeds import json_digest
 
 COLUMNS = ("file", "uid", "category", "text", "license", "credit", "page", "group", "split")
@@ -97,11 +97,15 @@ class FolderSource:
             raise UsageError(f"config: catalog.{self.name}.manifest: {text}")
         if lost:
             shown = Names(self._files).shown(lost)
-            notes.append(f"{len(lost)} files of the manifest are not in the folder: {shown}")
+            missing = counted(len(lost), "file of the manifest is", "files of the manifest are")
+            notes.append(f"{missing} not in the folder: {shown}")
         if kept := len(unlisted.intersection(known)):
-            notes.append(f"{kept} objects of this output are not in the manifest; they keep the labels of their names")
+            what = counted(kept, "object of this output is", "objects of this output are")
+            keep = "it keeps the labels of its name" if kept == 1 else "they keep the labels of their names"
+            notes.append(f"{what} not in the manifest; {keep}")
         if left_out := len(unlisted.difference(known)):
-            notes.append(f"{left_out} files in the folder are not in the manifest and are left out")
+            what = counted(left_out, "file in the folder is", "files in the folder are")
+            notes.append(f"{what} left out, because the manifest does not list {'it' if left_out == 1 else 'them'}")
         if unused := self._columns[2]:
             notes.append(f"columns of the manifest that are not used: {', '.join(unused)}")
         return notes
@@ -127,7 +131,8 @@ class FolderSource:
                 if ours not in mapped and found is not None and found not in mapped.values():
                     mapped[ours] = found
         if "file" not in mapped:
-            raise UsageError(f"{self._settings.manifest} has no column `file`: name it in catalog.{self.name}.columns")
+            name = f"name it in catalog.{self.name}.columns"
+            raise UsageError(f"{self._settings.manifest} has no column `file` (it has {', '.join(header)}): {name}")
         rest = [column for column in header if column not in mapped.values()]
         credits = [column for column in rest if _CREDITS.search(column)]
         return mapped, credits, [column for column in rest if column not in credits]
