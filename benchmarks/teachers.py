@@ -1,0 +1,327 @@
+"""Every model that open_clip lists, through the teacher and through open_clip's own code: are the features the same?
+
+    python benchmarks/teachers.py                               # all names, on the CPU
+    python benchmarks/teachers.py --family SigLIP --family CLIPA
+    python benchmarks/teachers.py --names ViT-B-32 RN50
+
+Each model is built with few layers and random weights, in a process of its own. It is opened from a .safetensors file,
+from a .pt file, as local-dir, and by each tag's name from a cache of the hub. What nobody can know must be refused
+before any job: no tokenizer, no preprocessing. Writes benchmarks/results/teachers.json. Ends with 1 where features
+differ, an error is raw, or a refusal comes late or does not give its reason.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from record import CHECKOUT, record
+
+sys.path.append(str(CHECKOUT))  # for the tests
+
+TEXT, PICTURES, COSINE = 1e-6, 1e-3, 0.99  # the bars: float32, float32 as a share of the spread, bfloat16
+SECONDS = 600  # for one name
+COMMIT = 40 * "a"  # of what lies in the hub's cache
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="of open_clip's models")
+    parser.add_argument("--family", action="append", metavar="NAME", help="only this family; may be repeated")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/teachers.json")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory() as temporary:
+        return _run(arguments, Path(temporary))
+
+
+def _run(arguments: argparse.Namespace, folder: Path) -> int:
+    # Before the first import of what reads them.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(folder / "hub"), TOKENIZERS_PARALLELISM="false")
+    import open_clip
+
+    from tests.teacher.small_models import family
+
+    names = [
+        name for name in arguments.names or open_clip.list_models()
+        if not arguments.family or family(name) in arguments.family
+    ]  # fmt: skip
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.teacher.small_models", "clipgs.teacher.model", "transformers"])
+    found = {}
+    for name in names:
+        start = time.monotonic()
+        found[name] = {"family": family(name), **_in_process(context, name, folder / "name")}
+        found[name]["seconds"] = round(time.monotonic() - start, 1)
+        shutil.rmtree(folder / "name", ignore_errors=True)
+        shutil.rmtree(folder / "hub", ignore_errors=True)
+        wrong = found[name]["wrong"]
+        _log.info("%-32s %5.1f s  %s", name, found[name]["seconds"], "; ".join(wrong)[:400] or "equal")
+    families = _by_family(found)
+    for called, counts in families.items():
+        _log.info("%-12s %s", called, ", ".join(f"{count} {what}" for what, count in counts.items()))
+    bars = {"text": TEXT, "pictures_of_spread": PICTURES, "bfloat16_cosine": COSINE}
+    settings = {"names": arguments.names or "all", "families": arguments.family or "all", "bars": bars}
+    results = {"worst": _worst(found), "families": families, "names": found}
+    record("teachers", settings, results, arguments.output)
+    return 1 if any(one["wrong"] for one in found.values()) else 0
+
+
+def _by_family(found: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Family to counts: names, ways they were opened, ways that gave open_clip's features, refusals, what is wrong."""
+    families: dict[str, Counter[str]] = {}
+    for one in found.values():
+        counts = families.setdefault(one["family"], Counter(names=0, ways=0, equal=0, refused=0, wrong=0))
+        outcomes = [way["outcome"] for way in one.get("ways", {}).values()]
+        counts.update(names=1, ways=len(outcomes), equal=outcomes.count("equal"), wrong=bool(one["wrong"]))
+        counts["refused"] += outcomes.count("refused") + len(one.get("refusals", {}))
+    return {name: dict(counts) for name, counts in sorted(families.items())}
+
+
+def _worst(found: dict[str, Any]) -> dict[str, float]:
+    ways = [
+        (name.rpartition(" ")[2], way)
+        for one in found.values()
+        for name, way in one.get("ways", {}).items()
+        if "text" in way
+    ]
+    worst = {}
+    for precision in sorted({name for name, _ in ways}):
+        of = [way for name, way in ways if name == precision]
+        worst[f"{precision}_text"] = max(way["text"] for way in of)
+        worst[f"{precision}_pictures_of_spread"] = max(max(way["pictures"].values()) for way in of)
+        worst[f"{precision}_cosine"] = min(min(way["text_cosine"], way["picture_cosine"]) for way in of)
+    return worst
+
+
+def _in_process(context: Any, name: str, folder: Path) -> dict[str, Any]:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(name, folder, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv() if ours.poll(SECONDS) else {"wrong": [f"no answer within {SECONDS} s"]}
+    except EOFError:
+        found = {"wrong": ["the process ended without an answer"]}
+    process.join(5)
+    if process.exitcode is None:
+        process.kill()
+    elif process.exitcode:
+        found["wrong"].append(f"the process ended with {process.exitcode}")
+    return found
+
+
+def _child(name: str, folder: Path, answer: Any) -> None:
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    try:
+        answer.send(examine(name, folder))
+    except Exception:  # of this benchmark or of open_clip: no figure of this name can be trusted
+        answer.send({"wrong": ["the benchmark itself failed: " + traceback.format_exc()[-1500:]]})
+
+
+# --- one name --------------------------------------------------------------------------------------------------------
+
+
+def examine(name: str, folder: Path) -> dict[str, Any]:
+    """Opens a small model of a name in every way, and asks for what must be refused."""
+    from tests.teacher.small_models import STATED, architecture, make, preprocessings, registered
+
+    with registered(name, architecture(name)):
+        small = make(name, folder)
+        tagged = preprocessings(name)
+        distinct = {json.dumps(value): tag for tag, value in reversed(tagged.items())}  # to its first tag
+        tokenizer = {"tokenizer": str(small.folder)} if small.folder else {}
+        # What the user has to state of the preprocessing, and what it must then be.
+        if len(distinct) == 1:
+            stated: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("", {}, next(iter(tagged.values())))]
+        elif distinct:
+            stated = [(f" as {tag}", {"preprocess": tag}, tagged[tag]) for tag in distinct.values()]
+        else:
+            stated = [("", {"preprocess": STATED}, STATED)]
+        ways = {
+            key: _compared(small, preprocessing, key.endswith("bfloat16"), settings)
+            for key, settings, preprocessing in _ways(small, folder, stated, tokenizer)
+        }
+        ways |= _by_tag(small, folder, tagged, list(distinct.values()))
+        refusals = {}
+        file = {"name": name, "pretrained": str(small.file), "precision": "float32"}
+        if tokenizer:
+            refusals["no tokenizer"] = _refusal({**file, **stated[0][1]}, r"teacher\.tokenizer")
+        if len(distinct) != 1:
+            refusals["no preprocessing"] = _refusal({**file, **tokenizer}, r"teacher\.preprocess")
+        refusals["a tag of nobody"] = _refusal({**file, **tokenizer, "preprocess": "nobody"}, r"teacher\.preprocess")
+    wrong = [
+        f"{key}: {one['outcome']}{': ' + one['reason'] if 'reason' in one else ''}"
+        for key, one in (*ways.items(), *refusals.items())
+        if one["outcome"] not in ("equal", "refused")
+    ]
+    size = sum(parameter.numel() for parameter in small.model.parameters())
+    return {"parameters": size, "tags": len(tagged), "ways": ways, "refusals": refusals, "wrong": wrong}
+
+
+def _ways(small: Any, folder: Path, stated: Any, tokenizer: dict[str, Any]) -> Any:
+    """The ways to name a model on the disk: what it is called, the settings, and the preprocessing."""
+    import torch
+
+    from tests.teacher.small_models import save_folder
+
+    pickled = folder / "weights.pt"
+    torch.save(small.model.state_dict(), pickled)
+    for called, settings, preprocessing in stated:
+        named = {"name": small.name, **tokenizer, **settings}
+        yield (f".safetensors{called} float32", {**named, "pretrained": str(small.file)}, preprocessing)
+        yield (f".pt{called} bfloat16", {**named, "pretrained": str(pickled)}, preprocessing)
+    place = save_folder(small, folder / "local", stated[0][2])
+    yield "local-dir float32", {"name": f"local-dir:{place}"}, stated[0][2]
+    yield "local-dir bfloat16", {"name": f"local-dir:{place}"}, stated[0][2]
+
+
+def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """Whether a teacher gives open_clip's features; what would refuse it before any job, if something does."""
+    from clipgs.teacher import model as teacher
+    from tests.teacher.small_models import differences
+
+    def compare() -> dict[str, Any]:
+        config = _config({**settings, "precision": "bfloat16" if half else "float32"})
+        if errors := _early(config):
+            return {"outcome": "refused though it could run", "reason": errors[0]}
+        found = differences(small, teacher.load(config), preprocessing)
+        if half:
+            equal = min(found["text_cosine"], found["picture_cosine"]) >= COSINE
+        else:
+            equal = found["text"] <= TEXT and max(found["pictures"].values()) <= PICTURES
+        if equal:
+            return {"outcome": "equal", **found}
+        shown = {key: f"{value:.1e}" for key, value in {**found, **found["pictures"]}.items() if key != "pictures"}
+        return {"outcome": "differs", "reason": str(shown), **found}
+
+    return _guarded(compare)
+
+
+def _by_tag(small: Any, folder: Path, tagged: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
+    """A tag's weights, tokenizer and tower in the hub's cache, offline: nothing is stated besides name and tag."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    ways = {}
+    for tag in chosen:
+        entry = get_pretrained_cfg(small.name, tag)
+        if not entry.get("hf_hub"):  # a hash stands in the address: other weights are no weights of it
+            continue
+        _put_into_cache(small, entry["hf_hub"])
+        settings = {"name": small.name, "pretrained": tag}
+        if bool(entry.get("quick_gelu")) != bool(small.architecture.get("quick_gelu")):
+            ways[f"tag {tag} float32"] = _refusal(settings, "QuickGELU|quickgelu|GELU|weights of")
+        else:
+            ways[f"tag {tag} float32"] = _compared(small, tagged[tag], half=False, settings=settings)
+    return ways
+
+
+def _put_into_cache(small: Any, place: str) -> None:
+    import torch
+
+    repository, file = os.path.split(place)
+    files = {} if not small.folder else {one.name: one for one in small.folder.iterdir()}
+    texts = small.architecture["text_cfg"]
+    for needed in {texts.get("hf_tokenizer_name"), texts.get("hf_model_name")} - {None}:
+        _snapshot(needed, files)
+    weights = small.file
+    if file and not file.endswith(".safetensors"):
+        weights = small.file.with_name(file)
+        torch.save(small.model.state_dict(), weights)
+    _snapshot(repository, {file or "open_clip_model.safetensors": weights})
+
+
+def _snapshot(repository: str, files: dict[str, Path]) -> None:
+    folder = Path(os.environ["HF_HUB_CACHE"]) / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    snapshot = folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for name, file in files.items():
+        if not (snapshot / name).exists():
+            (snapshot / name).symlink_to(file.resolve())
+
+
+def _refusal(settings: dict[str, Any], words: str) -> dict[str, Any]:
+    """Whether a configuration is refused before any job, in one line with the true reason."""
+    from clipgs.teacher import model as teacher
+
+    def ask() -> dict[str, Any]:
+        start = time.monotonic()
+        try:
+            config = _config({**settings, "precision": "float32"})
+            errors = _early(config)
+        except Exception as error:  # the settings themselves are refused; a raw error is told apart below
+            _only_ours(error)
+            errors = [str(error)]
+        took = round(time.monotonic() - start, 2)
+        if errors:
+            known = re.search(words, errors[0]) and "\n" not in errors[0]
+            outcome = "refused" if known else "refused for another reason"
+            return {"outcome": outcome, "reason": errors[0], "seconds": took}
+        try:
+            teacher.load(config)
+        except Exception as error:
+            _only_ours(error)
+            return {"outcome": "refused only by the job", "reason": str(error)}
+        return {"outcome": "not refused"}
+
+    return _guarded(ask)
+
+
+def _guarded(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    from clipgs.core.errors import ClipgsError
+
+    try:
+        return act()
+    except ClipgsError as error:
+        return {"outcome": "refused only by the job", "reason": str(error)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(where.filename).name}:{where.lineno})"
+        return {"outcome": "raw error", "reason": reason}
+
+
+def _only_ours(error: Exception) -> None:
+    from clipgs.core.errors import ClipgsError
+
+    if not isinstance(error, ClipgsError):
+        raise error
+
+
+def _config(settings: dict[str, Any]) -> Any:
+    from clipgs import config as configuration
+
+    teacher = {"pretrained": None, **settings}
+    return configuration.check({"output": tempfile.gettempdir(), "device": "cpu", "teacher": teacher})
+
+
+def _early(config: Any) -> list[str]:
+    """What would stop the teacher's jobs and is known before the first."""
+    from clipgs.catalog.shards import Plan
+    from clipgs.operate import checks
+
+    jobs = checks.Jobs({"embed-images": ["00000"]}, Plan((), ("00000",), {}, "", (), 24))
+    return [*checks.of_names(config).errors, *checks.of_jobs(config, jobs).errors]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
