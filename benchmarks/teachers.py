@@ -102,7 +102,7 @@ def _worst(found: dict[str, Any]) -> dict[str, float]:
         of = [way for name, way in ways if name == precision]
         worst[f"{precision}_text"] = max(way["text"] for way in of)
         worst[f"{precision}_pictures_of_spread"] = max(max(way["pictures"].values()) for way in of)
-        worst[f"{precision}_cosine"] = min(min(way["text_cosine"], way["picture_cosine"]) for way in of)
+        worst[f"{precision}_cosine"] = min(way["cosine"] for way in of)
     return worst
 
 
@@ -205,7 +205,7 @@ def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: d
             return {"outcome": "refused though it could run", "reason": errors[0]}
         found = differences(small, teacher.load(config), preprocessing)
         if half:
-            equal = min(found["text_cosine"], found["picture_cosine"]) >= COSINE
+            equal = found["cosine"] >= COSINE and found["found"] == 1.0
         else:
             equal = found["text"] <= TEXT and max(found["pictures"].values()) <= PICTURES
         if equal:

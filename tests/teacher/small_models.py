@@ -26,6 +26,7 @@ from PIL import Image
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 # Unlike every tag's, so that a name without tags must take what is stated.
 STATED = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.4, 0.5], "interpolation": "bilinear", "resize_mode": "squash"}
+SPREAD = 0.1  # the least mean distance between the pictures or texts of a model at random
 VOCABULARY = 1024  # tokens of the tiny tokenizers, at the most
 TEXTS = (
     "a red mug",
@@ -139,8 +140,8 @@ def make(name: str, folder: Path) -> Small:
     with registered(name, local), torch.random.fork_rng([]):
         torch.manual_seed(zlib.crc32(name.encode()))
         model = open_clip.create_model(name, pretrained_text=False).eval()
-        _disturb(model)
         tokenizer = open_clip.get_tokenizer(name)
+        _disturb(model, tokenizer(list(TEXTS)))
     file = folder / "weights.safetensors"
     save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, file)
     return Small(name, file, files, settings, model, tokenizer)
@@ -158,8 +159,12 @@ def save_folder(small: Small, folder: Path, preprocessing: dict[str, Any]) -> Pa
 
 
 @torch.no_grad()
-def _disturb(model: Any) -> None:
+def _disturb(
+    model: Any,
+    tokens: torch.Tensor,  # [n, L]
+) -> None:
     """No vector stays constant: a bias or a scale that is lost, or taken for another, must show."""
+    noise = F.interpolate(torch.randn(8, 3, 8, 8), open_clip.model.to_2tuple(model.visual.image_size))
     for name, tensor in model.state_dict().items():
         if name.endswith("text_decoder.text_projection"):  # open_clip leaves it as the memory was
             torch.nn.init.normal_(tensor, std=0.02)
@@ -170,9 +175,22 @@ def _disturb(model: Any) -> None:
         norm.momentum = None
         norm.train()
     if norms:
-        height, width = open_clip.model.to_2tuple(model.visual.image_size)
-        model.visual(F.interpolate(torch.randn(8, 3, 8, 8), (height, width)))
+        model.visual(noise)
     model.eval()
+    _tell_apart(model.visual, lambda: model.encode_image(noise))
+    text = model.text if hasattr(model, "text") else model.transformer
+    _tell_apart(text, lambda: model.encode_text(tokens))
+
+
+def _tell_apart(tower: Any, features: Callable[[], torch.Tensor]) -> None:
+    """Scales a tower's matrices until its features lie apart: those that are all alike would agree with anything."""
+    for _ in range(12):
+        if spread(F.normalize(features(), dim=-1)) >= SPREAD:
+            return
+        for name, tensor in tower.named_parameters():
+            if tensor.ndim > 1 and "embed" not in name:
+                tensor *= 1.3
+    raise AssertionError("the features of a model at random are all alike")
 
 
 # --- features of open_clip's own code --------------------------------------------------------------------------------
@@ -218,25 +236,34 @@ def differences(small: Small, frozen: Any, preprocessing: dict[str, Any]) -> dic
     """How far a teacher of clipgs is from open_clip's own model in float32.
 
     Returns:
-        text: the largest difference of a number; text_cosine: the least cosine of a text to itself.
+        text: the largest difference of a number of a text's vector.
         pictures: by their shape, the largest distance of a picture from itself, as a share of the spread.
-        picture_cosine: the least cosine of a picture to itself; spread: the least of the shapes.
+        cosine: the least of a text or picture to itself.
+        found: the share of texts and pictures that are nearest to themselves.
+        spread: the least of texts and pictures.
     """
-    theirs = own_texts(small)
-    ours = frozen.encode_texts(TEXTS).cpu()
-    found: dict[str, Any] = {"text": float((ours - theirs).abs().max()), "text_cosine": _cosine(ours, theirs)}
-    apart, cosines, spreads = {}, [], []
+    theirs, ours = own_texts(small), frozen.encode_texts(TEXTS).cpu()
+    text = float((ours - theirs).abs().max())
+    pairs, apart = [(ours, theirs)], {}
     for shape, images in pictures(open_clip.model.to_2tuple(small.model.visual.image_size)[0]).items():
         theirs, ours = own_images(small, images, preprocessing), frozen.encode_images(images).cpu()
-        spreads.append(spread(theirs))
-        apart[shape] = float((ours - theirs).norm(dim=-1).max()) / spreads[-1]
-        cosines.append(_cosine(ours, theirs))
-    return {**found, "pictures": apart, "picture_cosine": min(cosines), "spread": min(spreads)}
+        apart[shape] = float((ours - theirs).norm(dim=-1).max()) / spread(theirs)
+        pairs.append((ours, theirs))
+    return {
+        "text": text,
+        "pictures": apart,
+        "cosine": min(float(F.cosine_similarity(*pair, dim=-1).min()) for pair in pairs),
+        "found": float(torch.cat([nearest_to_itself(*pair) for pair in pairs]).float().mean()),
+        "spread": min(spread(theirs) for _, theirs in pairs),
+    }
 
 
-def _cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    cosines = F.cosine_similarity(ours, theirs, dim=-1)
-    return float(cosines.min()) if cosines.isfinite().all() else float("nan")
+def nearest_to_itself(
+    ours: torch.Tensor,  # [n, D]
+    theirs: torch.Tensor,  # [n, D]
+) -> torch.Tensor:
+    """[n] bool."""
+    return (ours @ theirs.T).argmax(1) == torch.arange(len(ours))
 
 
 # --- what the hub would give -----------------------------------------------------------------------------------------
