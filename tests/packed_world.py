@@ -14,6 +14,7 @@ from clipgs.core.bundles import TarWriter, write_table, write_tensors
 from clipgs.core.runner import stage_schema
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.pictures import to_webp
+from clipgs.teacher.names import PREPROCESS
 from clipgs.triplets.pack import Cameras, MeshToSplat, merge_index, pack_shard
 
 VIEWS, PIXELS = 4, 48
@@ -99,7 +100,7 @@ def picture(seed: int) -> np.ndarray:
     return np.kron(colours, np.ones((PIXELS // 4, PIXELS // 4, 1), np.uint8))
 
 
-def save_model(folder, architecture=TINY, seed=0):
+def save_model(folder, architecture=TINY, seed=0, **preprocess):
     """A folder that open_clip loads as `local-dir:`, with weights at random."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng([]):
@@ -111,7 +112,8 @@ def save_model(folder, architecture=TINY, seed=0):
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_tensors(folder / "open_clip_model.safetensors", weights)
     described = {**architecture, "custom_text": True} if writes else architecture
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {}}))
+    about = {"model_cfg": described, "preprocess_cfg": {**PREPROCESS, **preprocess}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
     return folder
 
 

@@ -49,7 +49,7 @@ class Stage:
         return [output / self.folder / f"{shard}{suffix}" for suffix in (".parquet", self.bundle) if suffix]
 
 
-_TEACHER = tuple(f"teacher.{key}" for key in ("name", "pretrained", "images", "precision"))
+_TEACHER = tuple(f"teacher.{key}" for key in ("name", "pretrained", "preprocess", "tokenizer", "images", "precision"))
 _SAMPLED_BY = ("seed", "catalog.folder.up_axis", "meshes", "points")
 _CAMERAS = ("views.count", "views.fov_degrees", "views.distance")
 _UP_AXES = ("catalog.folder.up_axis", "catalog.splats.up_axis")
@@ -82,13 +82,14 @@ _ALL = (
           keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=4, folder="triplets", bundle=".tar",
           after=("label", "fetch", "sample", "view", "fit", "render", "caption")),
     Stage("index", "triplets", "write the index, the dataset card and the contact sheet",
-          keys=("pack",), version=3, per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
+          keys=("pack", "teacher.name", "teacher.pretrained", "teacher.preprocess", "teacher.tokenizer"), version=4,
+          per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
     Stage("teacher", "training", "train the small teacher on renders, captions and categories",
           keys=("seed", "teacher.small"), per=(), folder="teacher", after=("pack",)),
     Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
-          keys=("views.count", *_TEACHER), folder="features", after=("teacher", "render", "view")),
+          keys=("views.count", *_TEACHER), version=2, folder="features", after=("teacher", "render", "view")),
     Stage("embed-texts", "teacher", "encode a shard's captions with the teacher",
-          keys=_TEACHER, folder="features", after=("teacher", "embed-images", "pack")),
+          keys=_TEACHER, version=2, folder="features", after=("teacher", "embed-images", "pack")),
     Stage("train", "training", "train CLIP-GS on the triplets and their features",
           keys=("encoder", "training", *_TEACHER), per=(), folder="runs",
           after=("pack", "embed-images", "embed-texts")),

@@ -198,7 +198,10 @@ class Run:
     def teacher(self) -> list[str]:
         """The files of the teacher; none if its weights are given by a tag."""
         teacher = self.config.teacher
-        return self.small_teacher if teacher.name == "train" else model_files(teacher.name, teacher.pretrained)
+        if teacher.name == "train":
+            return self.small_teacher
+        tokens = files_in(teacher.tokenizer) if teacher.tokenizer else []
+        return model_files(teacher.name, teacher.pretrained) + tokens
 
     @property
     def first_weights(self) -> list[str]:
@@ -382,12 +385,15 @@ def files_of(*settings: Any) -> list[str]:
 
 def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:")).expanduser()
-        suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".model")
-        tokens = ("merges.txt", "vocab.txt")  # of tokenizers, as `.model`
-        return [str(path) for path in sorted(folder.glob("*")) if path.suffix in suffixes or path.name in tokens]
-    return files_of(pretrained)
+    return files_in(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else files_of(pretrained)
+
+
+def files_in(folder: str) -> list[str]:
+    """The files of a model and its tokenizer in a folder."""
+    suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".model")
+    tokens = ("merges.txt", "vocab.txt")  # of tokenizers, as `.model`
+    files = sorted(Path(folder).expanduser().glob("*"))
+    return [str(path) for path in files if path.suffix in suffixes or path.name in tokens]
 
 
 @contextmanager

@@ -78,23 +78,37 @@ def test_crashes_in_a_row_lose_no_neighbour():
             assert results[index] == 2 * task
 
 
-def killed(marks: str) -> int:
-    """Ends its own worker by SIGKILL, as many times as the folder's name says; then gives that number."""
+def failing(marks: str) -> int:
+    """Fails as the folder's name says (how, and how many times); then gives the number of its tries."""
     folder = Path(marks)
+    how, times = folder.name.split("-")
     done = len(list(folder.iterdir()))
-    if done < int(folder.name):
-        (folder / str(done)).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
+    (folder / str(done)).touch()
+    if done < int(times):
+        if how == "object":
+            raise ObjectError("it is no mesh")
+        if how == "driver":
+            raise RuntimeError("no context")
+        os.kill(os.getpid(), signal.Signals[how])
+    return done + 1
 
 
-def test_the_task_of_a_worker_that_was_killed_is_tried_once_more(tmp_path):
-    """The kernel kills for the memory of others, and a person by mistake: no object fails for good of that."""
-    tasks = [tmp_path / str(times) for times in (0, 1, 2)]
-    for task in tasks:
-        task.mkdir()
-    results = dict(run(killed, map(str, tasks), workers=2, timeout_seconds=60, memory_mb=400))
-    assert results == {0: 0, 1: 1, 2: Failure("Killed: the worker died of SIGKILL (signal 9)")}
+def test_what_is_not_the_objects_fault_is_tried_once_more(tmp_path):
+    """The kernel kills for the memory of others, a person by mistake, and drivers fail: no object fails of that."""
+    names = ["SIGKILL-0", "SIGKILL-1", "SIGKILL-2", "SIGSEGV-1", "driver-1", "driver-2", "object-1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    found = run(failing, [str(tmp_path / name) for name in names], workers=2, timeout_seconds=60, memory_mb=400)
+    assert {names[index]: getattr(result, "error", result) for index, result in found} == {
+        "SIGKILL-0": 1,
+        "SIGKILL-1": 2,
+        "SIGKILL-2": "Killed: the worker died of SIGKILL (signal 9)",
+        "SIGSEGV-1": 2,
+        "driver-1": 2,
+        "driver-2": "RuntimeError: no context",
+        "object-1": "ObjectError: it is no mesh",
+    }
+    assert len(list((tmp_path / "object-1").iterdir())) == 1
 
 
 def test_what_is_the_fault_of_no_object_ends_the_run():

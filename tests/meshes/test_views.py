@@ -210,7 +210,7 @@ def test_many_parts_that_blend_in_turn(glb, loaded):
         faces = np.concatenate([QUAD_FACES + 4 * i for i in range(200)]).astype(np.uint16)
         glb.node(glb.mesh(corners, faces, material=glb.material(factor=factor, alphaMode="BLEND", doubleSided=True)))
     view = render(loaded(glb), *canonical(2, pixels=32), 32, ambient=1.0, lights=())
-    assert (view[:, 16, 16, 3] == 255).all()
+    assert (view[:, 16, 16, 3] >= 254).all()  # a GPU rounds each of 200 layers
 
 
 def test_more_parts_that_blend_than_are_drawn_in_turn(glb, loaded):

@@ -13,6 +13,7 @@ from clipgs.core.bundles import write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.operate import checks
 from clipgs.operate.checks import Jobs, of_jobs, of_names
+from clipgs.teacher import hub
 
 ALL = ("freeze", "fetch", "sample", "view", "fit", "render", "caption", "pack", "embed-images", "train", "evaluate")
 PENDING = Plan((), ("00000",), {}, "", (), 24)
@@ -103,7 +104,7 @@ def test_weights_that_are_not_there_stop_the_stages_that_read_them_and_no_others
 
 def test_weights_that_must_be_downloaded(config_of, monkeypatch):
     config, asked = config_of(teacher=TEACHER), []
-    monkeypatch.setattr(checks, "reachable", lambda address: asked.append(address) or len(asked) > 1)
+    monkeypatch.setattr(hub, "reachable", lambda address: asked.append(address) or len(asked) > 1)
     note = "teacher: the weights of EVA02-E-14-plus laion2b_s9b_b144k will be downloaded from huggingface.co"
     assert of_jobs(config, jobs("embed-images", dry=True)) == ([], [note])
     assert of_jobs(config, jobs("embed-images", local=False)) == ([], [note])
@@ -118,13 +119,13 @@ def test_weights_that_must_be_downloaded(config_of, monkeypatch):
 
 
 def test_a_host_is_reached_by_a_connection(monkeypatch):
-    monkeypatch.setattr(checks, "getproxies", dict)
+    monkeypatch.setattr(hub, "getproxies", dict)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert checks.reachable(address)
-    assert not checks.reachable(address)
-    monkeypatch.setattr(checks, "getproxies", lambda: {"http": "http://proxy"})
-    assert checks.reachable(address)
+        assert hub.reachable(address)
+    assert not hub.reachable(address)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"http": "http://proxy"})
+    assert hub.reachable(address)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,30 @@ def test_what_the_configuration_names_is_looked_for(tmp_path, monkeypatch, setti
     assert words in found.found
 
 
+@pytest.mark.parametrize(
+    ("teacher", "status", "words"),
+    [
+        ({"name": "train"}, "ok", "a small one is trained"),
+        ({"name": "ViT-B-16-SigLIP", "pretrained": "webli"}, "note", "not here: the tokenizer (timm/ViT-B-16-SigLIP)"),
+        ({"name": "ViT-B-16-SigLIP", "pretrained": "webli"}, "note", "not here: the weights of ViT-B-16-SigLIP webli"),
+        ({"name": "roberta-ViT-B-32", "pretrained": "laion2b_s12b_b32k"}, "note", "the text tower (roberta-base)"),
+        ({"name": "ViT-B-32", "pretrained": "w.pt"}, "ok", "weights in w.pt; pictures prepared as {mean: [0.48145466"),
+        ({"name": "ViT-S-32", "pretrained": "w.pt"}, "missing", "state it in teacher.preprocess"),
+        ({"name": "ViT-B-16-SigLIP", "pretrained": "w.pt", "tokenizer": "tokens"}, "ok", "the tokenizer in tokens"),
+    ],
+)
+def test_what_a_teacher_needs_is_looked_for(tmp_path, monkeypatch, teacher, status, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor, "_probe", lambda name: {"error": "not asked"})
+    (tmp_path / "w.pt").touch()
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "tokenizer.json").touch()
+    *_, found, _ = doctor.doctor(tmp_path, configuration.check({"output": str(tmp_path), "teacher": teacher}))
+    assert (found.name, found.status) == ("teacher", status)
+    assert words in found.found
+
+
 def test_a_machine_without_a_gpu_lacks_nothing(machine):
     checks = machine()
 

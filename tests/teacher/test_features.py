@@ -147,6 +147,7 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     with caplog.at_level(logging.WARNING):
         found = embed(world.config())
     assert found.texts.isfinite().all()
+    assert (found.metadata["cut"], found.metadata["context"]) == (["a", "b"], 16)
     (line,) = [record.getMessage() for record in caplog.records if "captions are longer" in record.getMessage()]
     assert "2 captions are longer than the 16 tokens" in line
     assert "lower caption.max_characters" in line
@@ -159,13 +160,13 @@ def test_an_empty_caption_is_named(world):
     assert "\n" not in str(error.value)
 
 
-def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path):
+@pytest.mark.parametrize("change", [{"seed": 1}, {"mean": [0.5, 0.5, 0.5]}])
+def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path, change):
     world.add_shard("00001", {"d": "a door"})
-    config = world.config()
+    other = config = world.config(teacher={"name": f"local-dir:{save_model(tmp_path / 'tiny')}"})
     embed(config)
     first = embed(config, "00001")
-    other = world.config(teacher={"name": f"local-dir:{save_model(tmp_path / 'another' / 'tiny', seed=1)}"})
-    assert other.teacher.slug == config.teacher.slug == "tiny"
+    save_model(tmp_path / "tiny", **change)
     with pytest.raises(ClipgsError, match="a mixture of teachers") as error:
         features.embed_texts(other, "00001", 1)
     assert "\n" not in str(error.value)
@@ -176,6 +177,7 @@ def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path):
     with pytest.raises(ClipgsError, match="a mixture of teachers") as error:
         features.read(other, "00001")
     assert first.metadata["weights_sha256"][:12] in str(error.value)
+    assert "mean: [0.48145466, 0.4578275, 0.40821073]" in str(error.value)
     assert "00000.safetensors" in str(error.value)
     features.read(other, "00000")
 

@@ -1,12 +1,18 @@
 """What open_clip has, known without importing it."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import yaml
 
+from clipgs import config as configuration
+from clipgs.config import Teacher
+from clipgs.core.errors import UsageError
 from clipgs.teacher import names
-from clipgs.teacher.names import Download, find, installed
+from clipgs.teacher.hub import Download
+from clipgs.teacher.names import PREPROCESS, find, installed
 
 
 def test_it_is_what_open_clip_itself_says():
@@ -39,7 +45,7 @@ def test_weights_of_an_earlier_download_are_found_where_the_hubs_client_keeps_th
     tmp_path, monkeypatch, name, pretrained, file
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    found = find(name, pretrained, "teacher", installed)
+    found = find(Teacher(name=name, pretrained=pretrained), "teacher", installed).weights
     assert isinstance(found, Download)
     assert not found.cached
     repository = found.entry["hf_hub"].rsplit("/", 1)[0]
@@ -62,3 +68,146 @@ def test_the_hubs_client_looks_there_too(tmp_path, monkeypatch):
     (folder / "snapshots" / "0123" / "open_clip_model.safetensors").touch()
     assert try_to_load_from_cache("a/b", "open_clip_model.safetensors", cache_dir=tmp_path) is not None
     assert Download("a/b", {"hf_hub": "a/b/"}).cached
+
+
+# --- preprocessing ---------------------------------------------------------------------------------------------------
+
+
+def found(name, pretrained=None, preprocess=None, tokenizer=None):
+    settings = {"name": name, "pretrained": pretrained and str(pretrained), "tokenizer": tokenizer and str(tokenizer)}
+    config = configuration.check({"teacher": {**settings, **({"preprocess": preprocess} if preprocess else {})}})
+    return find(config.teacher, "teacher", installed)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    return path
+
+
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-32", {}),
+        ("ViT-B-16-SigLIP", {**HALF, "resize_mode": "squash"}),
+        ("PE-Core-B-16", {**HALF, "interpolation": "bilinear", "resize_mode": "squash"}),
+        ("MobileCLIP-S1", {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}),
+        ("ViT-L-14-CLIPA", {"resize_mode": "squash", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
+    ],
+)
+def test_a_file_takes_what_all_tags_of_its_name_agree_on(file, name, expected):
+    pixels = found(name, file).preprocess
+    assert {key: pixels[key] for key in expected} == expected
+    assert pixels == {**PREPROCESS, **{key: pixels[key] for key in pixels}}
+
+
+def test_every_name_with_a_file_has_its_tags_preprocessing_or_asks_for_it(file):
+    """open_clip's own merge of each tag, for every name that it lists."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    asked = []
+    for name in installed("").models:
+        tags = installed(name).tags
+        own = [merge_preprocess_dict(PreprocessCfg(), entry) for entry in tags.values()]
+        own = [{key: list(one[key]) if isinstance(one[key], tuple) else one[key] for key in PREPROCESS} for one in own]
+        if own and all(one == own[0] for one in own):
+            assert found(name, file).preprocess == own[0]
+        else:
+            asked.append(name)
+            with pytest.raises(UsageError, match=r"teacher\.preprocess"):
+                found(name, file)
+        for tag, one in zip(tags, own, strict=True):
+            assert found(name, file, tag).preprocess == one
+    assert {"ViT-L-14", "ViT-H-14", "ViT-H-14-quickgelu", "ViT-S-32"} <= set(asked)
+    assert len(asked) == 3 + sum(not installed(name).tags for name in installed("").models)
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocess", "words"),
+    [
+        ("ViT-L-14", None, "the tags of this model prepare pictures in different ways; say which one these weights"),
+        ("ViT-L-14", None, "laion2b_s32b_b82k: {mean: [0.5, 0.5, 0.5]"),
+        ("ViT-S-32", None, "nothing tells how pictures are prepared for these weights; state it in teacher.preprocess"),
+        ("ViT-S-32", None, "teacher.preprocess: {mean: [0.48145466, 0.4578275, 0.40821073], std"),
+        ("ViT-L-14", "laion2b_s32b", "no tag of the model; did you mean laion2b_s32b_b82k?"),
+        ("ViT-S-32", "openai", "no tag of the model (tags: none)"),
+    ],
+)  # fmt: skip
+def test_what_the_user_must_state_is_one_line(file, name, preprocess, words):
+    with pytest.raises(UsageError) as error:
+        found(name, file, preprocess)
+    assert words in str(error.value)
+    assert str(file) in str(error.value) or preprocess
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_message_proposes_is_taken(file):
+    with pytest.raises(UsageError) as error:
+        found("ViT-S-32", file)
+    proposed = yaml.safe_load("teacher." + str(error.value).rsplit("teacher.", 1)[1])
+    assert found("ViT-S-32", file, proposed["teacher.preprocess"]).preprocess == PREPROCESS
+
+
+def test_what_the_user_states_counts_for_a_file(file):
+    stated = found("ViT-B-16-SigLIP", file, {"mean": [0.1, 0.2, 0.3]}).preprocess
+    assert (stated["mean"], stated["std"], stated["resize_mode"]) == ([0.1, 0.2, 0.3], [0.5] * 3, "squash")
+    assert found("ViT-S-32", file, {"interpolation": "bilinear"}).preprocess["mean"] == PREPROCESS["mean"]
+    both = found("ViT-L-14", file, {"tag": "laion2b-s32b-b82k", "interpolation": "bilinear"}).preprocess
+    assert both == {**PREPROCESS, **HALF, "interpolation": "bilinear"}
+
+
+def test_weights_with_a_preprocessing_of_their_own_keep_it(tmp_path):
+    with pytest.raises(UsageError, match=r"teacher.preprocess = .*comes with .*leave teacher.preprocess out"):
+        found("ViT-B-16-SigLIP", "webli", {"mean": [0.1, 0.2, 0.3]})
+    assert found("ViT-B-16-SigLIP", "webli", {"mean": [0.5, 0.5, 0.5]}).preprocess["std"] == [0.5] * 3
+    (tmp_path / "model.safetensors").touch()
+    config = {"model_cfg": {"text_cfg": {}}, "preprocess_cfg": {"mean": [0.5] * 3, "std": 0.5}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert found(f"local-dir:{tmp_path}").preprocess == {**PREPROCESS, **HALF}
+    with pytest.raises(UsageError, match=r"teacher.preprocess = .*comes with"):
+        found(f"local-dir:{tmp_path}", preprocess={"interpolation": "bilinear"})
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    with pytest.raises(UsageError, match=r"nothing tells how pictures are prepared"):
+        found(f"local-dir:{tmp_path}")
+    assert found(f"local-dir:{tmp_path}", preprocess=HALF).preprocess == {**PREPROCESS, **HALF}
+
+
+# --- files and folders -----------------------------------------------------------------------------------------------
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w.pt").touch()
+    assert found("ViT-B-32", "~/w.pt").weights == tmp_path / "w.pt"
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": HALF}))
+    assert found("local-dir:~").weights == tmp_path
+
+
+def test_a_tag_whose_activation_no_other_name_has_is_taken():
+    assert found("roberta-ViT-B-32", "laion2b_s12b_b32k").weights.what == "roberta-ViT-B-32 laion2b_s12b_b32k"
+    with pytest.raises(UsageError, match=r"openai are weights of ViT-B-32-quickgelu; set teacher.name to it"):
+        found("ViT-B-32", "openai")
+
+
+def test_a_folder_whose_weights_open_clip_does_not_find_or_must_guess(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": HALF}))
+    (tmp_path / "epoch_3.pt").touch()
+    with pytest.raises(UsageError, match=r"does not look for epoch_3.pt in a folder; rename it to open_clip_pytorch"):
+        found(f"local-dir:{tmp_path}")
+    (tmp_path / "a.safetensors").touch()
+    assert found(f"local-dir:{tmp_path}").weights == tmp_path
+    (tmp_path / "b.bin").touch()
+    with pytest.raises(UsageError, match=r"several files of weights \(a.safetensors, b.bin\); keep the one"):
+        found(f"local-dir:{tmp_path}")
+    (tmp_path / "model.safetensors").touch()
+    assert found(f"local-dir:{tmp_path}").weights == tmp_path
+
+
+def test_a_tokenizers_folder_that_is_not_there(file):
+    with pytest.raises(UsageError, match=r"teacher.tokenizer = nowhere: there is no such folder"):
+        found("ViT-B-16-SigLIP", file, tokenizer="nowhere")

@@ -1,19 +1,24 @@
 import json
 import os
+import warnings
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from clipgs import config as configuration
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
+from clipgs.teacher import hub
 from clipgs.teacher import model as teacher
+from clipgs.teacher.names import PREPROCESS
 from tests.packed_world import TINY, picture, save_model
 
 PICTURES = np.stack([picture(seed) for seed in range(6)])
+USUAL = {"preprocess": {"resize_mode": "shortest"}}  # the rest of it is what open_clip takes
 TEXTS = ["a red mug", "a chair with four legs", "tree"]
 
 
@@ -137,9 +142,15 @@ def test_a_folder_without_weights_or_model(tmp_path):
 
 
 def test_no_network_is_one_line_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+
     def unreachable(*_, **__):
         raise OSError("We couldn't connect\nto the hub")
 
+    with pytest.raises(UsageError, match=r"are not on this machine, and 127\.0\.0\.1 cannot be reached") as error:
+        teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
+    monkeypatch.setattr(hub, "reachable", lambda address: True)
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
     with pytest.raises(ClipgsError, match=r"EVA02-E-14-plus laion2b_s9b_b144k: the weights could not be") as error:
         teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
@@ -149,6 +160,25 @@ def test_no_network_is_one_line_with_a_way_out(monkeypatch):
     )
     with pytest.raises(ClipgsError, match="could not be downloaded"):
         teacher.load(config_of("hf-hub:someone/model"))
+
+
+def test_a_repository_of_the_hub_that_is_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # read when the hub's client was imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "reachable", lambda address: False)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--someone--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123")
+    save_model(folder / "snapshots" / "0123", mean=[0.5] * 3)
+    frozen = teacher.load(config_of("hf-hub:someone/model"))
+    assert (frozen.name, frozen.pretrained, frozen.dim) == ("hf-hub:someone/model", "hub", 24)
+    assert "mean: [0.5, 0.5, 0.5]" in frozen.about["preprocess"]
+    with pytest.raises(UsageError, match="the weights of hf-hub:someone/other are not on this machine"):
+        teacher.load(config_of("hf-hub:someone/other"))
 
 
 class Harmful:
@@ -177,7 +207,7 @@ def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
     with pytest.raises(
         ClipgsError, match="holds more than tensors and is not opened, because it could run code"
     ) as error:
-        teacher.load(config_of("tiny-model", str(evil)))
+        teacher.load(config_of("tiny-model", str(evil), **USUAL))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "harm").exists()
 
@@ -185,11 +215,11 @@ def test_weights_that_could_run_code_are_not_opened(model_at, tmp_path):
 def test_checkpoints_of_open_clips_training_are_read(model_at, tmp_path):
     state = {f"module.{name}": tensor for name, tensor in model_at.items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"step": 1}}, tmp_path / "epoch_3.pt")
-    frozen = teacher.load(config_of("tiny-model", str(tmp_path / "epoch_3.pt")))
+    frozen = teacher.load(config_of("tiny-model", str(tmp_path / "epoch_3.pt"), **USUAL))
     assert (frozen.name, frozen.pretrained) == ("tiny-model", "epoch_3.pt")
     assert torch.equal(frozen.model.state_dict()["text_projection"], model_at["text_projection"])
     torch.save(model_at, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    old = teacher.load(config_of("tiny-model", str(tmp_path / "old.pt")))
+    old = teacher.load(config_of("tiny-model", str(tmp_path / "old.pt"), **USUAL))
     assert torch.equal(old.model.state_dict()["text_projection"], model_at["text_projection"])
 
 
@@ -212,7 +242,7 @@ def test_a_file_that_is_no_checkpoint_of_it_is_one_line(model_at, tmp_path, writ
     file = tmp_path / "weights.pt"
     write(model_at, file)
     with pytest.raises(ClipgsError) as error:
-        teacher.load(config_of("tiny-model", str(file)))
+        teacher.load(config_of("tiny-model", str(file), **USUAL))
     assert words in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
@@ -223,10 +253,87 @@ def test_safetensors_that_are_cut_and_other_endings(model_at, tmp_path):
     whole = save_model(tmp_path / "whole") / "open_clip_model.safetensors"
     cut.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(ClipgsError, match="cannot be read"):
-        teacher.load(config_of("tiny-model", str(cut)))
+        teacher.load(config_of("tiny-model", str(cut), **USUAL))
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(UsageError, match=r"must end in .safetensors, .pt"):
-        teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz")))
+        teacher.load(config_of("tiny-model", str(tmp_path / "weights.npz"), **USUAL))
+
+
+def saved(folder, architecture=TINY, **more):
+    """The state of a tiny model of this architecture in a file."""
+    file = folder / "weights.pt"
+    torch.save({**open_clip.CLIP(**architecture).state_dict(), **more}, file)
+    return file
+
+
+def test_weights_of_another_width_or_other_positions_are_refused(model_at, tmp_path):
+    other = "set teacher.name to the model of these weights"
+    for wrong, words in (
+        (with_part("text_cfg", width=64, heads=4), other),
+        (
+            with_part("vision_cfg", image_size=64),
+            f"with 65 places in a picture, and tiny-model has 17; {other}",
+        ),
+        (
+            with_part("text_cfg", context_length=32),
+            f"with 32 tokens of a text, and tiny-model has 16; {other}",
+        ),
+        ({**TINY, "embed_dim": 32}, other),
+    ):
+        with pytest.raises(ClipgsError) as error:
+            teacher.load(config_of("tiny-model", str(saved(tmp_path, wrong)), **USUAL))
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def with_part(part, **changed):
+    return {**TINY, part: {**TINY[part], **changed}}
+
+
+def test_a_bias_of_the_logits_changes_no_cosine(model_at, tmp_path):
+    torch.manual_seed(0)
+    plain = teacher.load(config_of("tiny-model", str(saved(tmp_path)), **USUAL))
+    torch.manual_seed(0)
+    biased = teacher.load(config_of("tiny-model", str(saved(tmp_path, logit_bias=torch.tensor(-10.0))), **USUAL))
+    assert torch.equal(plain.encode_texts(TEXTS), biased.encode_texts(TEXTS))
+    assert torch.equal(plain.encode_images(PICTURES), biased.encode_images(PICTURES))
+
+
+def test_a_torchscript_archive_is_named_as_such(model_at, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it outdated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "ViT-B-32.pt"))
+    with pytest.raises(ClipgsError, match=r"is a TorchScript archive, .* clipgs fetch-teacher NAME openai"):
+        teacher.load(config_of("tiny-model", str(tmp_path / "ViT-B-32.pt"), **USUAL))
+
+
+@pytest.mark.parametrize("changed", [{"mean": [0.5] * 3, "std": [0.25] * 3}, {"interpolation": "bilinear"}])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 40)])
+def test_pictures_are_prepared_as_it_is_stated(model_at, tmp_path, changed, shape):
+    pictures = np.stack([np.asarray(Image.fromarray(one).resize(shape[::-1])) for one in PICTURES])
+    file = saved(tmp_path)
+    usual = teacher.load(config_of("tiny-model", str(file), **USUAL)).encode_images(pictures)
+    ours = teacher.load(config_of("tiny-model", str(file), preprocess=changed))
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "tiny-model", str(file), **{f"image_{key}": value for key, value in changed.items()}
+    )
+    model.eval()
+    with torch.no_grad():
+        theirs = torch.cat([model.encode_image(preprocess(Image.fromarray(one))[None]) for one in pictures])
+    assert (1 - cosine(ours.encode_images(pictures), theirs)).max() < 2e-6
+    # Resizing by another filter moves the vectors of a model at random by less than other colours do.
+    assert (1 - cosine(usual, theirs)).max() > (2e-3 if "mean" in changed else 1e-6)
+    assert yaml.safe_load(ours.about["preprocess"]) == {**PREPROCESS, **changed}
+
+
+def test_a_model_that_cannot_encode_is_one_line(tiny, monkeypatch):
+    def fail(self, *_, **__):
+        raise RuntimeError("mat1 and mat2 must have\nthe same dtype")
+
+    monkeypatch.setattr(open_clip.CLIP, "encode_image", fail)
+    with pytest.raises(ClipgsError, match="cannot encode a text and a picture in float32: RuntimeError: mat1") as error:
+        teacher.load(config_of(f"local-dir:{tiny}"))
+    assert "\n" not in str(error.value)
 
 
 def test_slugs():
@@ -234,9 +341,12 @@ def test_slugs():
         return configuration.Teacher(name=name, pretrained=pretrained).slug
 
     assert slug("EVA02-E-14-plus", "laion2b_s9b_b144k") == "EVA02-E-14-plus-laion2b_s9b_b144k"
-    assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("ViT-B-32", "my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt-ffb4cdbc"
+    assert slug("ViT-B-32", "elsewhere/my weights.pt") == "ViT-B-32-my-weights.pt-83b718c9"
     assert slug("train", "laion2b_s9b_b144k") == "clipgs-small"
-    assert slug("local-dir:models/mine", "x") == "mine"
+    assert slug("local-dir:mine", "x") == "mine"
+    assert slug("local-dir:models/mine", "x") == "mine-171437ae"
     assert slug("hf-hub:someone/model") == "someone-model"
     assert slug("../..") == "teacher"
 

@@ -10,6 +10,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, owner
 from clipgs.splats.pictures import to_webp
 from clipgs.teacher import model as teacher
+from clipgs.teacher.weights import ARCHITECTURE
 from clipgs.training import runs, small_teacher, stages
 from tests.packed_world import VIEWS, World
 
@@ -27,7 +28,7 @@ def settings(**more):
 
 
 def test_it_is_as_small_as_it_says():
-    model = open_clip.CLIP(**json.loads(small_teacher.ARCHITECTURE.read_text()))
+    model = open_clip.CLIP(**json.loads(ARCHITECTURE.read_text()))
     assert sum(parameter.numel() for parameter in model.parameters()) < 16e6
     assert model.visual.image_size == (64, 64) or model.visual.image_size == 64
 

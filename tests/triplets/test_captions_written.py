@@ -10,6 +10,7 @@ from clipgs import config as configuration
 from clipgs.catalog.records import frozen_schema, labels_schema
 from clipgs.catalog.shards import labels_path, shard_path
 from clipgs.config import Caption, Coca
+from clipgs.config import Teacher as Settings
 from clipgs.core.bundles import read_table, tar_objects, write_table
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.runner import stage_schema
@@ -70,7 +71,7 @@ def test_the_best_of_the_candidates_is_kept(world, coca, captioner, source):
 def test_consensus_scores_are_mean_cosines_against_all_pictures(world, coca, tiny):
     with_catalog(world, dict.fromkeys("abc"))
     row = caption(world, coca, captioner="consensus")["b"]
-    judge = Teacher(open_model(f"local-dir:{tiny}", None, precision="float32", device="cpu", key="x"), batch=8)
+    judge = Teacher(open_model(Settings(name=f"local-dir:{tiny}"), precision="float32", device="cpu", key="x"), batch=8)
     members = tar_objects(world.output / "renders" / "00000.tar")["b"]
     images = judge.encode_images(written.read_all(members))
     expected = (judge.encode_texts(row["candidates"]) @ images.T).mean(1)

@@ -73,12 +73,15 @@ class _TransientError(Exception):
 class Downloader:
     """Downloads files with the settings of the section `catalog.downloads`. Threads may share one.
 
+    `place` is what names the folder of the files, for errors of the disk.
+
     Raises:
         UsageError: the endpoint is not a valid address.
     """
 
-    def __init__(self, settings: Downloads) -> None:
+    def __init__(self, settings: Downloads, place: str = "cache") -> None:
         self._settings = settings
+        self._place = place
         self._endpoint = _checked_endpoint(settings.endpoint)
         self._pace = _Pace(settings.per_second)
         self._lock = threading.Lock()
@@ -132,7 +135,7 @@ class Downloader:
                     part.publish(digest, with_sidecar=request.sha256 is None)
                     self._remember(path, request)
         except OSError as error:
-            raise ClipgsError(f"{path}: {error.strerror or error}{advice(error, 'cache')}") from None
+            raise ClipgsError(f"{path}: {error.strerror or error}{advice(error, self._place)}") from None
         return path
 
     # --- existing files ---

@@ -13,14 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from clipgs.core.errors import ClipgsError, describe_error
+from clipgs.core.errors import ClipgsError, ObjectError, describe_error
 from clipgs.core.processes import end_with, free_memory_bytes, usable_cores
 
 _log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ _OVER_MEMORY = 86  # exit code of a worker that found itself over its memory
 # counts for RLIMIT_DATA, but not for the memory in use.
 _RESERVED_MB = 1024
 _WATCH_SECONDS = 0.05
-# Nothing that a task does ends its worker so: the kernel did, for the memory of others, or a person.
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMBA", "LP")  # LP: Mesa's llvmpipe
 
 
@@ -43,6 +41,7 @@ class Failure:
     """Why a task gave no result: `Class: one sentence`."""
 
     error: str
+    final: bool = field(default=True, compare=False)  # its own fault: another try would end as this one
 
 
 class _Spawn(multiprocessing.context.SpawnContext):
@@ -73,8 +72,9 @@ def run(
 
     Yields (index of the task, result or `Failure`) in the order in which they finish. `function` must be importable by
     name, tasks and results picklable. A task starts when a worker is free; it may run for `timeout_seconds` and
-    its process hold `memory_mb`. A worker uses one thread and dies with its parent. The task of a worker that was
-    killed from outside is tried once more.
+    its process hold `memory_mb`. A worker uses one thread and dies with its parent. A task whose worker died, or that
+    raised an error that nobody foresaw, is tried once more: the kernel kills for the memory of others, a person by
+    mistake, and drivers of graphics fail under load.
 
     Raises:
         ClipgsError: a task raised it; no other task would fare better.
@@ -102,19 +102,15 @@ def run(
                 break
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
                 index, task, attempt = running.pop(finished)
-                if attempt == 1 and _killed_from_outside(finished):
+                outcome = _outcome(finished, timeout_seconds, memory_mb)
+                if attempt == 1 and isinstance(outcome, Failure) and not outcome.final:
                     again.append((index, task, 2))
                 else:
-                    yield index, _outcome(finished, timeout_seconds, memory_mb)
+                    yield index, outcome
         pool.close()
     finally:
         pool.stop()  # what still runs, where the caller gave up
         pool.join()
-
-
-def _killed_from_outside(future: Future[bytes]) -> bool:
-    error = future.exception()
-    return isinstance(error, ProcessExpired) and -error.exitcode in _FROM_OUTSIDE
 
 
 def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> Any:
@@ -126,8 +122,8 @@ def _outcome(future: Future[bytes], timeout_seconds: float, memory_mb: int) -> A
         if expired.exitcode == _OVER_MEMORY:
             return _too_much_memory(memory_mb)
         if (number := -expired.exitcode) > 0:
-            return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})")
-        return Failure(f"Killed: the worker ended with exit code {expired.exitcode}")
+            return Failure(f"Killed: the worker died of {signal.Signals(number).name} (signal {number})", final=False)
+        return Failure(f"Killed: the worker ended with exit code {expired.exitcode}", final=False)
     if isinstance(outcome, ClipgsError):
         raise outcome
     return outcome
@@ -160,7 +156,7 @@ def _guarded(call: bytes, memory_mb: int) -> bytes:
         return pickle.dumps(_too_much_memory(memory_mb))
     except Exception as error:
         _log.debug("task failed", exc_info=True)
-        return pickle.dumps(Failure(describe_error(error)))
+        return pickle.dumps(Failure(describe_error(error), final=isinstance(error, ObjectError)))
     finally:
         # Joined before the result is sent: a worker that ends while it sends would break the pool.
         finished.set()

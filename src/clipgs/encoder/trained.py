@@ -1,5 +1,6 @@
 """A trained encoder in Python: `clipgs.load`, and splats, texts and images as vectors of one space."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from clipgs import encoder
 from clipgs.config import read
 from clipgs.core.bundles import read_metadata
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.prefetch import Prefetch
 from clipgs.core.processes import usable_cores
 from clipgs.encoder import CONFIG, MODEL, no_run
@@ -24,6 +25,8 @@ from clipgs.triplets.dataset import TripletDataset
 
 if TYPE_CHECKING:
     from clipgs.teacher.model import Teacher
+
+log = logging.getLogger(__name__)
 
 _ENCODE_BATCH = 16  # objects
 _SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same time
@@ -115,7 +118,11 @@ class TrainedEncoder:
             ClipgsError: a text is empty, or the teacher's weights are not those of the run.
         """
         listed = _listed(texts, (str,), "encode_text takes a text or a list of texts")
-        return torch.as_tensor(self._teacher.encode_texts(listed)).float().cpu()
+        vectors = self._teacher.encode_texts(listed)
+        if cut := self._teacher.cut(listed):
+            length, which = self._teacher.tokenizer.context_length, f"text {cut[0] + 1} of {len(listed)}"
+            log.warning("%s is longer than the %d tokens that the teacher reads; the rest is ignored", which, length)
+        return torch.as_tensor(vectors).float().cpu()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[n, D] float32 of unit length, on the CPU, of images [n, H, W, 3] uint8, by the teacher."""
@@ -125,7 +132,11 @@ class TrainedEncoder:
     def _teacher(self) -> "Teacher":
         from clipgs.teacher import model
 
-        teacher, trained = model.load(self.config), self.notes["teacher"]
+        trained = self.notes["teacher"]
+        try:
+            teacher = model.load(self.config)
+        except UsageError as error:  # a file or folder that lies elsewhere on this machine
+            raise ClipgsError(f"{str(error).removeprefix('config: ')}; edit it in {self.run / CONFIG}") from None
         if teacher.weights_sha256 != trained["weights_sha256"]:
             raise ClipgsError(
                 f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "

@@ -57,7 +57,7 @@ def read_features(
     texts, one, mean, what, views = {}, {}, {}, "splats", 0
     for shard in sorted({row["shard"] for row in rows}):
         found = features.read(config, shard)
-        check_teacher(found.metadata["weights_sha256"], metadata)
+        check_teacher(found.metadata, metadata)
         what = found.metadata["images"]
         images = np.asarray(found.images)
         views = images.shape[1]
@@ -75,12 +75,18 @@ def read_features(
     return captions, Pictures(what, ones, means, views)
 
 
-def check_teacher(sha256: str, metadata: Mapping[str, Any]) -> None:
-    """Raises a ClipgsError if the hash is not that of the teacher's weights in a run's `metadata`."""
-    if sha256 != metadata["weights_sha256"]:
+def check_teacher(found: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Raises a ClipgsError if a teacher's weights or preprocessing are not those in a run's `metadata`."""
+    if found["weights_sha256"] != metadata["weights_sha256"]:
         raise ClipgsError(
             f"the run was trained with {metadata['teacher']}, weights {metadata['weights_sha256'][:12]}, but the "
-            f"configured teacher has weights {sha256[:12]}; set `teacher` to the run's"
+            f"configured teacher has weights {found['weights_sha256'][:12]}; set `teacher` to the run's"
+        )
+    prepared = metadata.get("preprocess", found["preprocess"])  # runs of 0.1.0 do not say it
+    if found["preprocess"] != prepared:
+        raise ClipgsError(
+            f"the run was trained with pictures prepared as {prepared}, and the configured teacher prepares them as "
+            f"{found['preprocess']}; set teacher.preprocess to the run's"
         )
 
 

@@ -83,7 +83,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         from clipgs.teacher import model as teachers
 
         teacher = teachers.load(config)
-        check_teacher(teacher.weights_sha256, embeddings.metadata)
+        check_teacher(teacher.about, embeddings.metadata)
         pictures += [embed_pictures(config, teacher, what, made, shards, threads or usable_cores()) for what in others]
     pictures = [one for one in pictures if one.what in settings.pictures]
     table = retrieval_table(made, shapes, texts[places], pictures, settings)
@@ -91,7 +91,15 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     zero: dict[str, Any] = {"rows": [], "missing": _without_classes(made.objects, names)}
     if has_classes:
         prompts = templates(settings.templates)
-        classes = class_embeddings(spoken_names(config, names), prompts, teacher.encode_texts)
+        said = spoken_names(config, names)
+        classes = class_embeddings(said, prompts, teacher.encode_texts)
+        filled = [prompt.replace("{}", name) for name in said for prompt in prompts]
+        if cut := teacher.cut(filled):
+            length = teacher.tokenizer.context_length
+            log.warning(
+                "evaluate: %d prompts are longer than the %d tokens that %s reads (the first: %s); the rest is ignored",
+                len(cut), length, teacher.name, filled[cut[0]],
+            )  # fmt: skip
         classified = {"splats, by the run": shapes} | {
             f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in pictures
         }

@@ -6,14 +6,12 @@ have their own errors: these come earlier. Imports no torch.
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from clipgs.catalog.shards import Plan, labels_path, shard_path, shard_sizes
 from clipgs.catalog.sources import source
@@ -26,10 +24,9 @@ from clipgs.core.lists import enumerated
 from clipgs.evaluation.rows import ABLATION, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
-from clipgs.teacher import names
+from clipgs.teacher import hub, names
 from clipgs.triplets.captions import NO_COCA, listed_captions, located
 
-CONNECT_SECONDS = 3.0
 HOPELESS = 3.0  # a run that needs this many times the free disk is refused: the estimates are not that wrong
 _MOST_LABELS = 100_000  # objects whose labels are asked for before they are frozen
 
@@ -59,7 +56,7 @@ def of_names(config: Config) -> Findings:
     def misspelt(key: str, settings: Teacher | Coca) -> list[str]:
         path = settings.pretrained or ""
         if ":" not in settings.name and not ("/" in path or path.endswith(names.SUFFIXES)):
-            _weights(key, settings)
+            _found(key, settings)
         return []
 
     return _gathered([partial(_run, config), *(partial(misspelt, key, settings) for key, settings in _models(config))])
@@ -103,10 +100,10 @@ def _models(config: Config) -> Iterator[tuple[str, Teacher | Coca]]:
         yield "caption.coca", config.caption.coca
 
 
-def _weights(key: str, settings: Teacher | Coca) -> Path | names.Download | None:
+def _found(key: str, settings: Teacher | Coca) -> names.Found | None:
     """Where the weights of a model are; None if this open_clip cannot be read without an import."""
     try:
-        return names.find(settings.name, settings.pretrained, key, names.installed)
+        return names.find(settings, key, names.installed)
     except UsageError:
         raise
     except Exception:  # another version may be written otherwise; then the stage alone knows
@@ -129,30 +126,43 @@ def _coca(config: Config, jobs: Jobs) -> list[str]:
 
 
 def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
-    found = _weights(key, settings)
-    if not isinstance(found, names.Download) or found.cached:
+    """Notes on what will be downloaded, and on what cannot be told from the weights."""
+    found = _found(key, settings)
+    if found is None:
         return []
-    host = urlsplit(found.address).hostname or found.address
-    text = f"config: {key}: the weights of {found.what} are not on this machine, and"
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise UsageError(f"{text} {variable} is set; {names.elsewhere(key)}")
-    if jobs.local and not jobs.dry and not reachable(found.address):
-        raise UsageError(f"{text} {host} cannot be reached; {names.elsewhere(key)}")
-    return [f"{key}: the weights of {found.what} will be downloaded from {host}"]
+    notes, missing = [], []  # of the missing: address, what it is, what to do
+    if isinstance(found.weights, hub.Download):
+        if not found.weights.cached:
+            missing.append((found.weights.address, f"the weights of {found.weights.what}", "are", names.elsewhere(key)))
+    elif found.weights.is_file():
+        notes += _unknown(key, settings, found)
+    for files in hub.text_files(found.architecture, found.folder):
+        if problem := hub.no_transformers(key, settings.name):
+            raise UsageError(problem)
+        if files.folder is None:
+            what = f"{files.what} of {settings.name} ({files.repository})"
+            missing.append((hub.endpoint(), what, "is", hub.text_remedy(key)))
+    for address, what, verb, remedy in missing:
+        # A dry run and a cluster's login node ask nobody.
+        hub.require(address, f"config: {key}: {what} {verb}", remedy, ask=jobs.local and not jobs.dry)
+        notes.append(f"{key}: {what} will be downloaded from {urlsplit(address).hostname or address}")
+    return notes
 
 
-def reachable(address: str) -> bool:
-    """Whether a connection to the host can be made. A proxy is taken to know the way."""
-    parts = urlsplit(address)
-    if not parts.hostname or getproxies().get(parts.scheme):
-        return True
-    try:
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+def _unknown(key: str, settings: Teacher | Coca, found: names.Found) -> list[str]:
+    """What a file of weights does not tell, and the user must know."""
+    known, name, notes = names.installed(settings.name), settings.name, []
+    tags = [names.as_preprocess(entry) for entry in known.tags.values()]
+    if tags and found.preprocess not in tags:
+        notes.append(f"{key}.preprocess is that of no tag of {name}: {names.in_words(found.preprocess or {})}")
+    other = names.other_gelu(name)
+    if other in known.models:
+        tags_of = ", ".join(known.tags) or "no tag"
+        notes.append(
+            f"{key}: weights of {name} and {other} look alike, and the pictures' features differ; {name} is right for "
+            f"weights like those of {tags_of}"
+        )
+    return notes
 
 
 # --- files that the configuration names ------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ import psutil
 from clipgs.catalog.records import CONVERTED
 from clipgs.config import Config
 from clipgs.core.devices import find_nvcc
-from clipgs.core.errors import describe_error
+from clipgs.core.errors import UsageError, describe_error
 from clipgs.core.processes import free_memory_bytes, usable_cores
 from clipgs.operate.checks import of_settings
+from clipgs.teacher import hub, names
 
 GIB = 2**30
 PROBE_SECONDS = 120  # the first import of torch from a cold network disk takes a minute
@@ -54,7 +55,7 @@ def doctor(output: Path = Path("results"), config: Config | None = None) -> list
         output: need not exist yet.
     """
     driver, torch = _tried(_driver), _tried(_probe, "torch")
-    settings = [_checked("settings", _settings, config)] if config else []
+    settings = [_checked("teacher", _teacher, config), _checked("settings", _settings, config)] if config else []
     return [
         Check("Python", "ok", f"{platform.python_version()} ({sys.executable})"),  # pip refuses one that is too old
         _checked("torch", _torch, torch),
@@ -272,6 +273,38 @@ def _settings(config: Config) -> Row:
     if found.errors:
         return "missing", "; ".join(found.errors), "change these keys of the configuration"
     return ("note", "; ".join(found.notes), "") if found.notes else ("ok", "all names and files are there", "")
+
+
+def _teacher(config: Config) -> Row:
+    """What of the configured teacher is on this machine, and what is not."""
+    settings = config.teacher
+    if settings.name == "train":
+        return "ok", "a small one is trained on the triplets", ""
+    try:
+        found = names.find(settings, "teacher", names.installed)
+    except UsageError as error:
+        return "missing", str(error).removeprefix("config: "), "change these keys of the configuration"
+    here, missing = [], []
+    if not isinstance(found.weights, hub.Download):
+        here.append(f"weights in {found.weights}")
+    elif found.weights.cached:
+        here.append(f"weights of {found.weights.what} in the cache")
+    else:
+        missing.append(f"the weights of {found.weights.what}")
+    if found.preprocess is not None:
+        here.append(f"pictures prepared as {names.in_words(found.preprocess)}")
+    for files in hub.text_files(found.architecture, found.folder):
+        if files.folder:
+            here.append(f"{files.what} in {files.folder}")
+        else:
+            missing.append(f"{files.what} ({files.repository})")
+        if problem := hub.no_transformers("teacher", settings.name):
+            return "missing", problem.removeprefix("config: "), ""
+    text = "; ".join([*here, *(f"not here: {what}" for what in missing)])
+    if not missing:
+        return "ok", text, ""
+    network = "the first run downloads it" if not hub.offline() and hub.reachable(hub.endpoint()) else "no network here"
+    return "note", text, f"{network}; clipgs fetch-teacher NAME TAG --to FOLDER brings all of it into a folder"
 
 
 def _probe_torch() -> dict[str, Any]:

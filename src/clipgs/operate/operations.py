@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        return self.run.__name__
+        return self.run.__name__.replace("_", "-")
 
     @property
     def help(self) -> str:
@@ -228,6 +228,26 @@ def export(options: Namespace) -> None:
     from clipgs.splats import export as module
 
     module.export(options.inputs, options.to, options.format, options.uid)
+
+
+@operation(
+    "fetch-teacher ViT-B-16-SigLIP webli --to models/siglip",
+    argument("name", help="of a model of open_clip, or hf-hub:ORG/REPO"),
+    argument("tag", nargs="?", help="of its weights; a repository has its own"),
+    _FOLDER,
+    argument("--check", action=BooleanOptionalAction, default=True, help="open the model at the end (default: yes)"),
+    anywhere=True,
+)
+def fetch_teacher(options: Namespace, config: Config) -> None:
+    """Bring a teacher and its tokenizer from the hub into a folder for machines without network; safe to repeat."""
+    from clipgs.teacher import fetch as module
+
+    record = module.fetch(options.name, options.tag, options.to, config.catalog.downloads)
+    size = sum(file.bytes or 0 for file in record.files.values())
+    sys.stdout.write(f"{options.to} is whole: {', '.join(record.files)} ({size / 1e9:.2f} GB)\n")
+    if options.check:
+        sys.stdout.write(f"{module.check(config, options.to)}\n")
+    sys.stdout.write(f"in config.yaml, with the path on the machine of the run:\n\n{module.advised(options.to)}")
 
 
 @operation(

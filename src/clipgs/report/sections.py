@@ -17,6 +17,7 @@ from clipgs.report import plots
 from clipgs.report.results import Pictures, Results, Triplets
 from clipgs.splats.export import SPLAT_ROW, to_splat
 from clipgs.splats.gaussians import Gaussians
+from clipgs.teacher.features import cut_captions
 from clipgs.triplets import card
 
 MAX_GAUSSIANS = 30_000  # of a splat on the page (1 MB): the largest and most opaque ones
@@ -154,6 +155,7 @@ def objects(sources: Sources) -> Content:
         "splits": _table(["split", "objects"], splits, 1),
         "origins": _table(["captions from", "objects"], origins, 1),
         "captions": f"{len({row['caption'] for row in packed}):,}",
+        "cut": cut_captions(sources.config, sorted({row["shard"] for row in packed})),
     }
 
 

@@ -5,7 +5,7 @@ Images and captions have a file each, so that a corrected caption does not encod
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,9 @@ from clipgs.teacher.model import Teacher
 log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
-_SAME = ("teacher", "pretrained", "weights_sha256", "dim", "images")  # metadata that all files of a run share
+ABOUT = ("teacher", "pretrained", "weights_sha256", "preprocess")  # `Teacher.about`
+# Metadata that all files of a run share.
+_SAME = (*ABOUT, "dim", "images")
 
 
 class Features(NamedTuple):
@@ -207,22 +209,17 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
             f"embed-texts {shard}: the caption of {empty[0]} is empty; correct its text in the source, or pack the "
             f"shard again without it: {again}"
         )
-    if cut := teacher.cut(captions):
-        most = f"the {teacher.tokenizer.context_length} tokens that {teacher.name} reads"
-        log.warning(
-            "embed-texts %s: %d captions are longer than %s (the first: %s); the rest of them is ignored; to cut them "
-            "at a word, lower caption.max_characters",
-            shard,
-            len(cut),
-            most,
-            uids[cut[0]],
-        )
+    cut = [uids[place] for place in teacher.cut(captions)]
+    length = teacher.tokenizer.context_length
+    if said := said_of_cut(cut, teacher.name, length):
+        log.warning("embed-texts %s: %s To cut them at a word, lower caption.max_characters.", shard, said)
     if teacher.device.type == "cuda" or not captions:
         texts = teacher.encode_texts(captions).half().cpu()
     else:  # one by one, so that a caption's embedding is the same in any shard
         texts = torch.cat([*_map_single_threaded(lambda text: teacher.encode_texts([text]).half(), captions, threads)])
     pictures = images["images"][[seen[uid] for uid in uids]]
     scores = torch.einsum("nd,nvd->nv", texts.float(), pictures.float())
+    ours = {**ours, "cut": cut, "context": length}
     write_tensors(features_path(config, "texts", shard), {"texts": texts, "scores": scores}, ours)
 
 
@@ -235,9 +232,7 @@ def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata
 def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> Metadata:
     return {
         "uids": uids,
-        "teacher": teacher.name,
-        "pretrained": teacher.pretrained,
-        "weights_sha256": teacher.weights_sha256,
+        **teacher.about,
         "dim": str(teacher.dim),
         "images": config.teacher.images,
     }
@@ -269,6 +264,22 @@ def read(config: Config, shard: str) -> Features:
     return Features(uids, pictures, texts["texts"], texts["scores"], metadata)
 
 
+def said_of_cut(uids: Sequence[str], teacher: str, length: int) -> str:
+    """What is to be said of captions that are longer than the `length` tokens that the teacher reads."""
+    if not uids:
+        return ""
+    captions = "1 caption is" if len(uids) == 1 else f"{len(uids):,} captions are"
+    first = f"the first: {uids[0]}" if len(uids) > 1 else uids[0]
+    return f"{captions} longer than the {length} tokens that {teacher} reads ({first}); the rest is ignored."
+
+
+def cut_captions(config: Config, shards: Sequence[str]) -> str:
+    """`said_of_cut` of the shards whose captions have features; empty if none has."""
+    found = [read_metadata(file) for shard in shards if (file := features_path(config, "texts", shard)).exists()]
+    uids = [uid for metadata in found for uid in metadata.get("cut", ())]
+    return said_of_cut(uids, found[0]["teacher"], found[0]["context"]) if uids else ""
+
+
 def _open(file: Path) -> tuple[dict[str, Tensor], Metadata]:
     check(file)
     metadata = _metadata_of(file)
@@ -294,4 +305,5 @@ def _check_same(one: Path, ours: Metadata, other: str, theirs: Metadata) -> None
 
 def _called(metadata: Metadata) -> str:
     digest, images = metadata["weights_sha256"][:12], metadata["images"]
-    return f"{metadata['teacher']} {metadata['pretrained']} (weights {digest}, {metadata['dim']} wide, {images})"
+    about = f"weights {digest}, {metadata['dim']} wide, {images}, prepared as {metadata['preprocess']}"
+    return f"{metadata['teacher']} {metadata['pretrained']} ({about})"

@@ -7,6 +7,7 @@ default is Uni3D's teacher, because the encoder starts from Uni3D's weights.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.devices import choose_device
-from clipgs.core.errors import ClipgsError
+from clipgs.core.errors import ClipgsError, describe_error
 from clipgs.core.files import check
-from clipgs.teacher.weights import LOCAL_DIR, Opened, open_model
+from clipgs.teacher.names import LOCAL_DIR, PREPROCESS, in_words
+from clipgs.teacher.weights import Opened, open_model
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,14 @@ class Teacher:
         pretrained: the tag, or the name of the file of weights.
         weights_sha256: hash of the file of weights.
         dim: D, the length of the vectors.
-        model: open_clip's model in evaluation mode, on `device`, computing in `dtype`.
+        preprocessing: how pictures are prepared.
+        model: open_clip's model in evaluation mode, on `device`; its input images have the type `dtype`.
         pixels: width and height of its input images.
         batch: images or texts per batch.
     """
 
     def __init__(self, opened: Opened, *, batch: int) -> None:
-        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256, self.dtype = opened
+        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256, self.dtype, self._cast = opened
         self.batch = batch
         self.device = next(self.model.parameters()).device
         self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(self.model))
@@ -54,7 +57,35 @@ class Teacher:
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        self.dim = self.encode_texts(["a"]).shape[-1]
+        self.dim = self._tried()
+
+    def _tried(self) -> int:
+        """Encodes a text and a picture, so that what fails does so before the first object; the vectors' length."""
+        try:
+            text = self.encode_texts(["a"])
+            image = self.encode_images(np.full((1, self.pixels, self.pixels, 3), 128, np.uint8))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            cannot = "cannot encode a text and a picture"
+            raise ClipgsError(f"teacher {self.name} {cannot} in {self.precision}: {describe_error(error)}") from None
+        if text.shape != image.shape:
+            lengths = f"{text.shape[-1]} and {image.shape[-1]}"
+            raise ClipgsError(f"teacher {self.name}: its texts and pictures have vectors of {lengths} numbers")
+        return text.shape[-1]
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What tells its features from those of others, as their metadata have it."""
+        return {
+            "teacher": self.name,
+            "pretrained": self.pretrained,
+            "weights_sha256": self.weights_sha256,
+            "preprocess": in_words({name: getattr(self.preprocessing, name) for name in PREPROCESS}),
+        }
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return str(self._cast or self.dtype).removeprefix("torch.")
 
     def encode_images(
         self,
@@ -81,16 +112,13 @@ class Teacher:
                 raise ClipgsError(f"text {place + 1} of {len(texts)} is empty; leave it out or give it words")
         return self._in_batches(self.model.encode_text, self.tokens(texts))
 
-    def tokens(self, texts: Sequence[str], more: int = 0) -> Tensor:
-        """[n, L + more] int64 tokens, cut at the context's length L."""
-        length = self.tokenizer.context_length + more
-        return self.tokenizer([text[: length * _CHARACTERS_A_TOKEN] for text in texts], context_length=length)
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """[n, L] int64 tokens, cut at the context's length L."""
+        return tokens(self.tokenizer, texts)
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Places of the texts that are longer than the context; none if the tokenizer is not open_clip's own."""
-        if not isinstance(self.tokenizer, SimpleTokenizer):
-            return []
-        return self.tokens(texts, more=1)[:, -1].nonzero()[:, 0].tolist()
+        """Places of the texts that are longer than the context."""
+        return cut(self.tokenizer, texts)
 
     def preprocess(
         self,
@@ -115,7 +143,9 @@ class Teacher:
         while start < len(inputs):
             part = inputs[start : start + self.batch].to(self.device, non_blocking=True)
             try:
-                parts.append(F.normalize(encode(part).float(), dim=-1))
+                with torch.autocast(self.device.type, self._cast, enabled=self._cast is not None):
+                    encoded = encode(part)
+                parts.append(F.normalize(encoded.float(), dim=-1))
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise ClipgsError(f"teacher {self.name}: one image does not fit into the GPU's memory") from None
@@ -131,19 +161,18 @@ def load(config: Config) -> Teacher:
     """The configured teacher. `train` means the small teacher, which must have been trained.
 
     Raises:
-        UsageError: open_clip has no such model or tag, or there is no such file.
+        UsageError: open_clip has no such model or tag, there is no such file, or its preprocessing is not known.
         ClipgsError: the weights cannot be downloaded, belong to another model, or their file holds more than tensors.
     """
     settings, device = config.teacher, choose_device(config.device)
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
-    name, small = settings.name, settings.name == "train"
-    if small:
+    if small := settings.name == "train":
         for file in small_files(config):
             check(file)
-        name = LOCAL_DIR + str(config.output_path / "teacher")
-    opened = open_model(name, settings.pretrained, precision=precision, device=device, key="teacher")
+        settings = settings.model_copy(update={"name": LOCAL_DIR + str(config.output_path / "teacher")})
+    opened = open_model(settings, precision=precision, device=device, key="teacher")
     if small:
         opened = opened._replace(name=SMALL_TEACHER)
     return Teacher(opened, batch=settings.batch if device == "cuda" else _CPU_BATCH)
@@ -152,3 +181,26 @@ def load(config: Config) -> Teacher:
 def small_files(config: Config) -> list[Path]:
     """The small teacher's files, in a folder that open_clip loads as `local-dir:`."""
     return [config.output_path / "teacher" / f"open_clip_{name}" for name in ("config.json", "model.safetensors")]
+
+
+def tokens(tokenizer: Any, texts: Sequence[str], more: int = 0) -> Tensor:
+    """[n, L + more] int64 tokens, cut at the context's length L."""
+    length = tokenizer.context_length + more
+    if isinstance(tokenizer, SimpleTokenizer):  # whose time grows with the square of the text's length
+        texts = [text[: length * _CHARACTERS_A_TOKEN] for text in texts]
+    return tokenizer([*texts], context_length=length)
+
+
+def cut(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Places of the texts that are longer than the tokenizer's context."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return tokens(tokenizer, texts, more=1)[:, -1].nonzero()[:, 0].tolist()
+    special = tokenizer.tokenizer_mode != "clips"  # which adds start, end and class by itself
+    room = tokenizer.context_length - (0 if special else 3)
+    rows = tokenizer.tokenizer(
+        [tokenizer.clean_fn(text) for text in texts],
+        add_special_tokens=special,
+        truncation=True,
+        max_length=room + 1,
+    )
+    return [place for place, ids in enumerate(rows.input_ids) if len(ids) > room]

@@ -6,21 +6,33 @@ So a wrong name is an error when the workflow is read. The stages look names up 
 import ast
 import copy
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipgs.config.caption import Coca
+from clipgs.config.teacher import Preprocess, Teacher
 from clipgs.core.errors import UsageError
 from clipgs.core.lists import did_you_mean
+from clipgs.teacher.hub import Download, snapshots
 
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+CONFIG = "open_clip_config.json"
 _IN_FOLDERS = (".safetensors", ".bin", ".pth")  # where open_clip looks for weights in a folder
-# As open_clip names files that its table does not name.
-_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# The names that it prefers there.
+_IN_FOLDER_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 
 
 class Known(NamedTuple):
@@ -31,58 +43,49 @@ class Known(NamedTuple):
     architecture: Mapping[str, Any]
 
 
-class Download(NamedTuple):
-    """Weights that come over the network."""
-
-    what: str  # the names, for messages
-    entry: Mapping[str, Any]  # of open_clip's table of weights: `hf_hub` or `url`
-
-    @property
-    def cached(self) -> bool:
-        """Whether an earlier download lies on this machine."""
-        if hub := self.entry.get("hf_hub"):
-            repository, file = os.path.split(hub)
-            names = {file, file.rsplit(".", 1)[0] + ".safetensors"} if file else _HUB_FILES
-            folder = _hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
-            return any(path.name in names for path in folder.glob("*/*"))
-        return (Path("~/.cache/clip").expanduser() / os.path.basename(self.entry["url"])).exists()
-
-    @property
-    def address(self) -> str:
-        """Of the host that has them."""
-        if self.entry.get("hf_hub"):
-            return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        return str(self.entry["url"])
-
-
 def elsewhere(key: str) -> str:
     """What to set on a machine without a network; `key` is the section of the configuration."""
     text = f"on a machine without network set {key}.pretrained to a copied .safetensors or .pt file"
-    return text + (", or teacher.name to train" if key == "teacher" else "")
+    if key != "teacher":
+        return text
+    return f"{text}, or teacher.name to a folder that clipgs fetch-teacher brought where there is one, or to train"
 
 
-def _hub_cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    hub = Path(os.environ.get("HF_HOME") or home) / "hub"
-    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub).expanduser()
+class Found(NamedTuple):
+    """What a configuration names."""
+
+    weights: Path | Download  # a file, a folder (of local-dir), or what comes over the network
+    architecture: Mapping[str, Any]  # open_clip's settings of the model; empty for the hub's that are not here yet
+    preprocess: Mapping[str, Any] | None  # by PREPROCESS's names; None where only the hub's configuration tells
+    folder: Path | None  # where files of the tokenizer and of the text tower are looked for first
 
 
-def find(name: str, pretrained: str | None, key: str, known: Callable[[str], Known]) -> Path | Download:
-    """The weights that a configuration names: a file, a folder (of local-dir), or what is to be downloaded.
+def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> Found:
+    """The weights that a configuration names, and how their authors prepare pictures.
 
     Args:
-        name: of a model of open_clip, `local-dir:FOLDER` or `hf-hub:NAME`.
-        pretrained: tag or file; ignored with a folder or the hub, which have their own weights.
-        key: the section of the configuration that names model and weights, for errors.
+        settings: `name` is a model of open_clip, `local-dir:FOLDER` or `hf-hub:NAME`; `pretrained` is a tag or file,
+            ignored with a folder or the hub, which have their own weights.
+        key: the section of the configuration that these are, for errors.
         known: what open_clip has, for a name.
 
     Raises:
-        UsageError: there is no such model, tag, file or folder.
+        UsageError: there is no such model, tag, file or folder; or nothing tells how pictures are prepared.
     """
-    if name.startswith(LOCAL_DIR):
-        return _checked_folder(Path(name.removeprefix(LOCAL_DIR)), key)
+    name, pretrained = settings.name, settings.pretrained
+    stated, tokens = (settings.preprocess, settings.tokenizer) if isinstance(settings, Teacher) else (None, None)
+    folder = _tokenizer_folder(tokens, key) if tokens else None
     if name.startswith(HUB):
-        return Download(name, {"hf_hub": name.removeprefix(HUB) + "/"})
+        repository = name.removeprefix(HUB)
+        about = next((read for place in snapshots(repository) if (read := _read(place / CONFIG))), {})
+        return Found(Download(name, {"hf_hub": repository + "/"}), about.get("model_cfg", {}), None, folder)
+    if name.startswith(LOCAL_DIR):
+        place = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+        about = _checked_folder(place, key)
+        own = about.get("preprocess_cfg")
+        # Without preprocess_cfg open_clip takes its defaults, which is a guess.
+        preprocess = _own(own, stated, key, name) if own else _stated(stated, {}, key, f"{key}.name = {name}")
+        return Found(place, about["model_cfg"], preprocess, folder or place)
     of_name = known(name)
     if name not in of_name.models:
         near = did_you_mean(name, of_name.models, cutoff=0.3)
@@ -90,11 +93,12 @@ def find(name: str, pretrained: str | None, key: str, known: Callable[[str], Kno
         raise UsageError(f"config: {key}.name = {name}: open_clip has no such model{near} ({listing})")
     if not pretrained:
         raise UsageError(f"config: {key}.pretrained is not set; set it to a tag of {name} or a file of weights")
-    if entry := of_name.tags.get(pretrained.lower().replace("-", "_")):  # as open_clip looks it up
-        if bool(entry.get("quick_gelu")) != bool(of_name.architecture.get("quick_gelu")):
-            other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+    if entry := of_name.tags.get(_as_tag(pretrained)):
+        other = other_gelu(name)
+        if other in of_name.models and bool(entry.get("quick_gelu")) != bool(of_name.architecture.get("quick_gelu")):
             raise UsageError(f"config: {key}.name = {name}: {pretrained} are weights of {other}; set {key}.name to it")
-        return Download(f"{name} {pretrained}", entry)
+        own = _own(entry, stated, key, f"{name} {pretrained}")
+        return Found(Download(f"{name} {pretrained}", entry), of_name.architecture, own, folder)
     file = Path(pretrained).expanduser()
     if not file.is_file():
         near = did_you_mean(pretrained, of_name.tags)
@@ -104,21 +108,128 @@ def find(name: str, pretrained: str | None, key: str, known: Callable[[str], Kno
         )
     if file.suffix not in SUFFIXES:
         raise UsageError(f"config: {key}.pretrained = {file}: the file name must end in {', '.join(SUFFIXES)}")
-    return file
+    return Found(file, of_name.architecture, _stated(stated, of_name.tags, key, f"{key}.pretrained = {file}"), folder)
 
 
-def _checked_folder(folder: Path, key: str) -> Path:
-    config = folder / "open_clip_config.json"
+def other_gelu(name: str) -> str:
+    """The name under which open_clip has the same shapes with the other activation, if it has it."""
+    return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+
+
+def _as_tag(text: str) -> str:
+    return text.lower().replace("-", "_")  # as open_clip looks it up
+
+
+# --- preprocessing ---------------------------------------------------------------------------------------------------
+
+# What open_clip takes, and trains with, unless it is told otherwise.
+PREPROCESS: Mapping[str, Any] = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+
+def as_preprocess(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing in open_clip's settings of a tag or folder, whole."""
+    given = {name: values[name] for name in PREPROCESS if values.get(name) is not None}
+    for name in given.keys() & {"mean", "std"}:
+        value = given[name]
+        given[name] = [float(part) for part in (value if isinstance(value, Sequence) else [value] * 3)]
+    return {**PREPROCESS, **given}
+
+
+def in_words(preprocess: Mapping[str, Any]) -> str:
+    """As YAML on one line, to be copied into a configuration."""
+    return "{" + ", ".join(f"{name}: {json.dumps(value).strip(chr(34))}" for name, value in preprocess.items()) + "}"
+
+
+def _own(entry: Mapping[str, Any], stated: Preprocess | None, key: str, what: str) -> dict[str, Any]:
+    """The preprocessing of weights that come with theirs, which the user may repeat but not change."""
+    own = as_preprocess(entry)
+    if stated is not None and (other := {**own, **stated.stated()}) != own:
+        raise UsageError(
+            f"config: {key}.preprocess = {in_words(other)}, but {what} comes with {in_words(own)}; "
+            f"leave {key}.preprocess out, or name the weights as a file"
+        )
+    return own
+
+
+def _stated(stated: Preprocess | None, tags: Mapping[str, Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
+    """The preprocessing of weights that come without: what the user states, or else what all tags agree on."""
+    key = f"{key}.preprocess"
+    of_tags: dict[str, list[str]] = {}  # preprocessing in words, to tags
+    for tag, entry in tags.items():
+        of_tags.setdefault(in_words(as_preprocess(entry)), []).append(tag)
+    if stated is not None and stated.tag is not None:
+        if (tag := _as_tag(stated.tag)) not in tags:
+            near = did_you_mean(stated.tag, tags)
+            raise UsageError(
+                f"config: {key} = {stated.tag}: no tag of the model{near} (tags: {', '.join(tags) or 'none'})"
+            )
+        return {**as_preprocess(tags[tag]), **stated.stated()}
+    if stated is not None and (values := stated.stated()):
+        # A part of it alone leaves open what the rest is, but for what all tags agree on.
+        return {**(as_preprocess(next(iter(tags.values()))) if len(of_tags) == 1 else PREPROCESS), **values}
+    if len(of_tags) == 1:
+        return as_preprocess(next(iter(tags.values())))
+    if of_tags:
+        choices = " or ".join(f"{' | '.join(names)}: {words}" for words, names in of_tags.items())
+        raise UsageError(
+            f"config: {what}: the tags of this model prepare pictures in different ways; say which one these weights "
+            f"are of, or were trained like: {key}: TAG ({choices})"
+        )
+    example = f"{key}: {in_words(PREPROCESS)}"
+    where = key if key.startswith("teacher") else "preprocess_cfg of a local-dir"
+    raise UsageError(
+        f"config: {what}: nothing tells how pictures are prepared for these weights; state it in {where}. What "
+        f"open_clip trains with unless told otherwise is {example}"
+    )
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_folder(text: str, key: str) -> Path:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"config: {key}.tokenizer = {text}: there is no such folder")
+    return folder
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        wrong = None if "model_cfg" in json.loads(config.read_text()) else "it has no model_cfg"
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _checked_folder(folder: Path, key: str) -> dict[str, Any]:
+    """open_clip's configuration in the folder."""
+    begin, config = f"config: {key}.name = {LOCAL_DIR}{folder}:", folder / CONFIG
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+        wrong = None if isinstance(about, dict) and "model_cfg" in about else "it has no model_cfg"
     except (OSError, ValueError) as error:
         wrong = getattr(error, "strerror", None) or f"it is not JSON ({error})"
     if wrong:
-        raise UsageError(f"config: {key}.name = {LOCAL_DIR}{folder}: {config.name}: {wrong}")
-    if not any(file.suffix in _IN_FOLDERS for file in folder.iterdir()):
-        listed = ", ".join(_IN_FOLDERS)
-        raise UsageError(f"config: {key}.name = {LOCAL_DIR}{folder}: the folder holds no weights ({listed})")
-    return folder
+        raise UsageError(f"{begin} {config.name}: {wrong}")
+    files = sorted(file.name for file in folder.iterdir())
+    weights = [file for file in files if file.endswith(_IN_FOLDERS)]
+    listed = ", ".join(_IN_FOLDERS)
+    if not weights:
+        if others := [file for file in files if file.endswith(".pt")]:
+            raise UsageError(
+                f"{begin} open_clip does not look for {others[0]} in a folder; rename it to open_clip_pytorch_model.bin"
+            )
+        raise UsageError(f"{begin} the folder holds no weights ({listed})")
+    if len(weights) > 1 and not set(weights) & set(_IN_FOLDER_NAMES):
+        raise UsageError(
+            f"{begin} it holds several files of weights ({', '.join(weights[:4])}); keep the one that is meant"
+        )
+    return about
 
 
 def installed(name: str) -> Known:

@@ -1,74 +1,125 @@
 """Models of open_clip with weights from a tag or a file, loaded so that the file cannot run code."""
 
+import json
 import pickle
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import open_clip
+import timm
 import torch
 from open_clip.factory import _find_checkpoint_in_dir
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 
-from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.config import SMALL_TEACHER, Coca, Teacher
+from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
-from clipgs.teacher.names import HUB, LOCAL_DIR, SUFFIXES, Download, Known, elsewhere, find
+from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
+from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, elsewhere, find
 
-PRECISIONS = {"float32": ("fp32", torch.float32), "bfloat16": ("bf16", torch.bfloat16)}  # open_clip's names
+ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Opened(NamedTuple):
     """A model of open_clip with its weights."""
 
-    model: Any  # open_clip.CLIP or CoCa
+    model: Any  # open_clip.CLIP, CustomTextCLIP or CoCa
     tokenizer: Any
     name: str  # of the model; of a folder only the last part
     pretrained: str  # the tag or the file's name
     sha256: str  # of the file of weights
-    dtype: torch.dtype  # of its computations and input images
+    dtype: torch.dtype  # of its input images
+    autocast: torch.dtype | None  # of its computations, where its weights have another type
 
 
-def open_model(name: str, pretrained: str | None, *, precision: str, device: str, key: str) -> Opened:
+def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: str) -> Opened:
     """A frozen model with its weights, in evaluation mode.
 
+    Its preprocessing is that of the weights (`names.find`). It computes in bfloat16 by open_clip's own conversion of
+    the weights; CoCa and text towers of Hugging Face, which that does not reach as a whole, by autocast.
+
     Args:
-        name: of a model of open_clip, `local-dir:FOLDER` or `hf-hub:NAME`.
-        pretrained: tag or file; ignored with a folder or the hub, which have their own weights.
+        settings: name and weights.
         precision: float32 or bfloat16.
-        key: the section of the configuration that names model and weights, for errors.
+        key: the section of the configuration that these are, for errors.
 
     Raises:
-        UsageError: there is no such model, tag or file.
+        UsageError: there is no such model, tag or file; or what it needs is not here and cannot be downloaded.
         ClipgsError: the weights cannot be downloaded or read, belong to another model, or are not only tensors.
     """
-    called, dtype = PRECISIONS[precision]
-    file, label = _find(name, pretrained, key)
-    _check_tensors(file, key)
+    found, file, label = _located(settings, key)
+    name, architecture = settings.name, found.architecture
+    tokenizer, tower = _texts(name, found, key)
+    shapes = _tensors(file, key)
+    low = precision == "bfloat16"
+    cast = torch.bfloat16 if low and ("multimodal_cfg" in architecture or tower) else None
+    more: dict[str, Any] = {}
+    if tower:  # its configuration from the disk, not from the hub
+        more["text_cfg"] = {**architecture["text_cfg"], "hf_model_name": str(tower), "hf_model_pretrained": False}
+    if "logit_bias" in shapes:  # no cosine depends on it, but open_clip reads it only into a model that has one
+        more.setdefault("init_logit_bias", architecture.get("init_logit_bias", 0.0))
+    place = isinstance(found.weights, Path) and found.weights.is_dir()
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(sha256_of, file)  # while the model is built
         try:
             # On its final device: random initialisation of five billion numbers takes minutes on a CPU.
             with torch.device(device):
-                tag = None if ":" in name else pretrained
-                model = open_clip.create_model(name, pretrained=tag, precision=called, device=device)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ClipgsError(_mismatch(file, name, key, str(error))) from None
+                model = open_clip.create_model(
+                    f"{LOCAL_DIR}{found.weights}" if place else name,
+                    pretrained=None if place else str(file),
+                    precision="bf16" if low and cast is None else "fp32",
+                    device=device,
+                    force_preprocess_cfg=dict(found.preprocess or {}),
+                    **more,
+                )
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError) as error:
+            raise ClipgsError(_mismatch(file, name, key, error)) from None
+        _check_positions(model, shapes, file, name, key)
         frozen = model.eval().requires_grad_(False)
-        return Opened(frozen, open_clip.get_tokenizer(name), *label, digest.result(), dtype)
+        dtype = torch.bfloat16 if low and cast is None else torch.float32
+        return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast)
 
 
-def _find(name: str, pretrained: str | None, key: str) -> tuple[Path, tuple[str, str]]:
-    """The file of weights, and the names of model and weights."""
-    found = find(name, pretrained, key, _registry)
-    if isinstance(found, Download):
-        label = "hub" if name.startswith(HUB) else str(pretrained)
-        return _downloaded(lambda: download_pretrained(dict(found.entry)), found.what, key), (name, label)
-    if name.startswith(LOCAL_DIR):
-        file = Path(str(_find_checkpoint_in_dir(found)))
-        return file, (LOCAL_DIR + found.resolve().name, file.name)
-    return found, (name, found.name)
+def open_tokenizer(settings: Teacher) -> Any:
+    """The tokenizer of a teacher, without its weights.
+
+    Raises:
+        UsageError: there is no such model, tag or file; or its files are not here and cannot be downloaded.
+        ClipgsError: its files cannot be read.
+    """
+    if settings.name == "train":
+        architecture = json.loads(ARCHITECTURE.read_text())
+        return SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    found = find(settings, "teacher", _registry)
+    if settings.name.startswith(HUB) and not found.architecture:
+        found, _, _ = _located(settings, "teacher")
+    return _texts(settings.name, found, "teacher")[0]
+
+
+def _located(settings: Teacher | Coca, key: str) -> tuple[Found, Path, tuple[str, str]]:
+    """What is named, the file of weights, and the names of model and weights. Downloads what is not here yet."""
+    name, found = settings.name, find(settings, key, _registry)
+    if isinstance(found.weights, Download):
+        missing = found.weights
+        if not missing.cached:
+            require(missing.address, f"config: {key}: the weights of {missing.what} are", elsewhere(key))
+        file = _downloaded(lambda: download_pretrained(dict(missing.entry)), f"{missing.what}: the weights", key)
+        if not name.startswith(HUB):
+            return found, file, (name, str(settings.pretrained))
+        repository = name.removeprefix(HUB)
+        config = _downloaded(lambda: download_pretrained_from_hf(repository, CONFIG), f"{name}: {CONFIG}", key)
+        found = find(settings.model_copy(update={"name": f"{LOCAL_DIR}{config.parent}"}), key, _registry)
+        return found, file, (name, "hub")
+    if found.weights.is_dir():
+        file = Path(str(_find_checkpoint_in_dir(found.weights)))
+        return found, file, (LOCAL_DIR + found.weights.resolve().name, file.name)
+    return found, found.weights, (name, found.weights.name)
 
 
 def _registry(name: str) -> Known:
@@ -82,21 +133,59 @@ def _downloaded(download: Any, what: str, key: str) -> Path:
         return Path(download())
     except Exception as error:  # the hub's client, urllib and ssl have many types for one problem
         reason = " ".join(str(error).split())[:160]
-        raise ClipgsError(f"{key} {what}: the weights could not be downloaded ({reason}); {elsewhere(key)}") from None
+        raise ClipgsError(f"{key} {what} could not be downloaded ({reason}); {elsewhere(key)}") from None
 
 
-def _check_tensors(file: Path, key: str) -> None:
-    """Raises an error if the file holds anything besides tensors."""
+def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
+    """The tokenizer, and the folder with the configuration of the text tower, if that is one of Hugging Face."""
+    folders: dict[str, Path] = {}
+    for files in text_files(found.architecture, found.folder):
+        if problem := no_transformers(key, name):
+            raise UsageError(problem)
+        folders[files.what] = files.folder or _fetched(files, name, key)
+    text = found.architecture.get("text_cfg", {})
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
+    options = text.get("tokenizer_kwargs", {})
+    if tokens is None:
+        return SimpleTokenizer(context_length=length, **options), tower
+    try:
+        made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        return made, tower
+    except Exception as error:  # transformers raises any type for files that it cannot read
+        raise ClipgsError(f"{key}: the tokenizer in {tokens} cannot be read: {describe_error(error)[:300]}") from None
+
+
+def _fetched(files: TextFiles, name: str, key: str) -> Path:
+    """The folder into which the hub's client brings the files."""
+    from huggingface_hub import snapshot_download
+
+    what = f"{files.what} of {name} ({files.repository})"
+    require(endpoint(), f"config: {key}: {what} is", text_remedy(key))
+    return _downloaded(lambda: snapshot_download(files.repository, allow_patterns=[*files.patterns]), what, key)
+
+
+def _tensors(file: Path, key: str) -> Shapes:
+    """Name to shape of the tensors in a file of weights, without what trainings put before the names.
+
+    Raises:
+        UsageError: the file's name has another ending.
+        ClipgsError: it cannot be read, or holds anything besides tensors.
+    """
     remedy = "if you trust the file, save its state_dict as .safetensors and name that file"
     if file.suffix not in SUFFIXES:
         raise UsageError(f"config: {key}.pretrained = {file}: the file name must end in {', '.join(SUFFIXES)}")
+    if is_zipfile(file) and any(name.endswith("/constants.pkl") for name in ZipFile(file).namelist()):
+        raise ClipgsError(
+            f"{key}: {file} is a TorchScript archive, as OpenAI published its weights; bring the same weights as "
+            "tensors with: clipgs fetch-teacher NAME openai --to FOLDER"
+        )
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
-                found: Any = dict.fromkeys(tensors.keys(), torch.empty(0))
-        else:
-            mmap = is_zipfile(file)  # not so in the format before torch 1.6
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+                return {_bare(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        mmap = is_zipfile(file)  # not so in the format before torch 1.6
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise ClipgsError(
             f"{key}: {file} holds more than tensors and is not opened, because it could run code; {remedy}"
@@ -108,10 +197,40 @@ def _check_tensors(file: Path, key: str) -> None:
         found = found.get("state_dict", found)
     if not (isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values())):
         raise ClipgsError(f"{key}: {file} is no checkpoint: it holds no tensors by name; {remedy}")
+    return {_bare(name): tuple(tensor.shape) for name, tensor in found.items()}
 
 
-def _mismatch(file: Path, name: str, key: str, error: str) -> str:
-    if any(words in error for words in ("Missing key", "Unexpected key", "size mismatch")):
-        reason = next((line.strip()[:160] for line in error.splitlines()[1:] if line.strip()), "other keys")
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _check_positions(model: Any, shapes: Shapes, file: Path, name: str, key: str) -> None:
+    """Raises an error if open_clip has interpolated the table of positions: other pictures, or other texts, are meant.
+
+    Towers of timm and Hugging Face refuse another table by themselves.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for what, names in (
+        ("places in a picture", ("visual.positional_embedding",)),
+        ("tokens of a text", ("positional_embedding", "text.positional_embedding")),
+    ):
+        mine, theirs = ([shapes_of[n] for n in names if n in shapes_of] for shapes_of in (own, shapes))
+        if mine and theirs and mine != theirs:
+            raise ClipgsError(
+                f"{key}: {file} was trained with {theirs[0][0]} {what}, and {name} has {mine[0][0]}; "
+                f"set {key}.name to the model of these weights"
+            )
+
+
+def _mismatch(file: Path, name: str, key: str, error: Exception) -> str:
+    text = str(error)
+    if any(words in text for words in ("Missing key", "Unexpected key", "size mismatch")):
+        reason = next((line.strip()[:160] for line in text.splitlines()[1:] if line.strip()), "other keys")
         return f"{key}: {file} is not a checkpoint of {name} ({reason}); set {key}.name to the model of these weights"
-    return f"{key}: {name} cannot load {file}: {' '.join(error.split())[:200]}"
+    if "Unknown model" in text:
+        return f"{key}: {name}: timm {timm.__version__} does not know its picture tower; install a newer timm"
+    if isinstance(error, AssertionError):  # of open_clip, about the width of the positions of a text
+        return (
+            f"{key}: {file} is not a checkpoint of {name} (another width); set {key}.name to the model of these weights"
+        )
+    return f"{key}: {name} cannot load {file}: {describe_error(error)[:200]}"

@@ -33,6 +33,7 @@ from clipgs.encoder import prepare
 from clipgs.splats.gaussians import PADDING_LOGIT, Gaussians
 from clipgs.stages import path, table
 from clipgs.teacher import features
+from clipgs.teacher.features import ABOUT
 from clipgs.training.augment import draw
 from clipgs.training.gather import Rows
 
@@ -291,7 +292,7 @@ class TrainingData:
         records = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
         counts = [mapped["count"][0] for mapped in records]
         found = [features.read(config, shard) for shard in shards]
-        self.teacher = {name: found[0].metadata[name] for name in ("teacher", "pretrained", "weights_sha256")}
+        self.teacher = {name: found[0].metadata[name] for name in ABOUT}
         self.pictures, self.dim = found[0].images.shape[1:]
         self.shards = list(shards)
         of_shards: dict[str, dict[str, Any]] = {}

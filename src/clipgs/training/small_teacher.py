@@ -9,7 +9,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +30,11 @@ from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
+from clipgs.teacher.weights import ARCHITECTURE
 from clipgs.training import runs
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
 
-ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")
 _WARMUP_FRACTION = 0.05
 _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as for CLIP (Radford et al., 2021, table 19)
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's too

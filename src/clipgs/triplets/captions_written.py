@@ -109,9 +109,7 @@ def open_coca(config: Config) -> Teacher:
             "install it with: pip install 'transformers==4.55.*' (or clipgs[captions])"
         )
     settings = config.caption.coca
-    opened = open_model(
-        settings.name, settings.pretrained, precision="float32", device=choose_device(config.device), key="caption.coca"
-    )
+    opened = open_model(settings, precision="float32", device=choose_device(config.device), key="caption.coca")
     if not hasattr(opened.model, "generate"):
         raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
     return Teacher(opened, batch=config.teacher.batch)

@@ -38,6 +38,7 @@ def write_card(
     views: Mapping[str, Path],
     settings: Pack,
     curation: Mapping[str, Any] = MappingProxyType({}),
+    cut: str = "",
 ) -> None:
     """Writes README.md, CREDITS.csv, quality.png and contact_sheet.png beside the index and the shards' tars.
 
@@ -46,6 +47,7 @@ def write_card(
         tables: `triplets/S.parquet` of every shard.
         views: `views/S.parquet` of every shard, with a picture of each mesh.
         curation: `catalog/curation.json`: which rules chose the objects, and how many each left out.
+        cut: what is to be said of captions that are longer than the teacher reads.
 
     Raises:
         ClipgsError: a tar is missing or damaged.
@@ -59,7 +61,7 @@ def write_card(
     write_bytes(folder / "contact_sheet.png", sheet.getvalue())
     dataset = TripletDataset(folder)
     members = dataset.members(len(dataset) - 1) if len(dataset) else {}  # of the newest shard
-    write_bytes(folder / "README.md", readme(rows, settings.title, curation, members).encode())
+    write_bytes(folder / "README.md", readme(rows, settings.title, curation, members, cut).encode())
 
 
 def readme(
@@ -67,6 +69,7 @@ def readme(
     title: str,
     curation: Mapping[str, Any] = MappingProxyType({}),
     members: Mapping[str, bytes] = MappingProxyType({}),
+    cut: str = "",
 ) -> str:
     """The card's text, for the rows of all shards' tables and the files of one object."""
     packed = [row for row in rows if row["status"] == "ok"]
@@ -90,7 +93,7 @@ def readme(
         "## Samples\n\n![Of each object the mesh beside its splat](contact_sheet.png)",
         "## Quality\n\n" + _quality_section(packed),
         *_selection(curation),
-        "## Captions\n\n" + _captions(packed),
+        "## Captions\n\n" + _captions(packed) + (f"\n\n{escape(cut)}" if cut else ""),
         "## Categories\n\n" + _counts("category", (row["category"] or "none" for row in packed), SHOWN_NAMES),
         "## Failures\n\n" + _failures(row for row in rows if row["status"] != "ok"),
         "## Licences\n\n"

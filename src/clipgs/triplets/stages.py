@@ -1,15 +1,20 @@
 """The stages `caption`, `pack` and `index`: from splats and renders to the dataset."""
 
 import json
+import logging
+from pathlib import Path
 
 from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
-from clipgs.config import Config
+from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.bundles import read_table, write_table
+from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
 from clipgs.core.runner import fail_as_a_whole, good
 from clipgs.stages import STAGES, job, path, table
+
+log = logging.getLogger(__name__)
 
 
 def caption(config: Config, shard: str, threads: int) -> None:
@@ -92,4 +97,21 @@ def index(config: Config) -> None:
     check(curation_path(config))
     curation = json.loads(curation_path(config).read_text())
     views = {shard: path(config, "views", shard, ".parquet") for shard in shards}
-    write_card(folder, tables, views, config.pack, curation)
+    write_card(folder, tables, views, config.pack, curation, _cut(config, folder / "index.parquet"))
+
+
+def _cut(config: Config, index: Path) -> str:
+    """What is to be said of captions that the teacher does not read to their end."""
+    from clipgs.teacher.features import said_of_cut
+    from clipgs.teacher.model import cut
+    from clipgs.teacher.weights import open_tokenizer
+
+    try:
+        tokenizer = open_tokenizer(config.teacher)
+    except ClipgsError as error:  # the triplets need no teacher
+        log.warning("index: captions that are too long for the teacher are not counted: %s", error)
+        return ""
+    rows = read_table(index, ["uid", "caption"])
+    uids = [rows[place]["uid"] for place in cut(tokenizer, [row["caption"] for row in rows])]
+    name = SMALL_TEACHER if config.teacher.name == "train" else config.teacher.name
+    return said_of_cut(uids, name, tokenizer.context_length)

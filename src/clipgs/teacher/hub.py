@@ -1,0 +1,144 @@
+"""What the hub of Hugging Face has for a teacher, and what of it lies on this machine already. Imports no torch."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from clipgs.core.errors import UsageError
+
+CONNECT_SECONDS = 3.0
+# As open_clip names weights that its table does not name.
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")  # a tokenizer has one of these
+# All that a tokenizer may consist of. config.json names its class where tokenizer_config.json does not.
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "*token*.json", "config.json")
+TOWER_FILES = ("config.json",)
+
+
+class Download(NamedTuple):
+    """Weights that come over the network."""
+
+    what: str  # the names, for messages
+    entry: Mapping[str, Any]  # of open_clip's table of weights: `hf_hub` or `url`
+
+    @property
+    def cached(self) -> bool:
+        """Whether an earlier download lies on this machine."""
+        if hub := self.entry.get("hf_hub"):
+            repository, file = os.path.split(hub)
+            names = {file, file.rsplit(".", 1)[0] + ".safetensors"} if file else _HUB_FILES
+            return any(path.name in names for folder in snapshots(repository) for path in folder.iterdir())
+        return (Path("~/.cache/clip").expanduser() / os.path.basename(self.entry["url"])).exists()
+
+    @property
+    def address(self) -> str:
+        """Of the host that has them."""
+        return endpoint() if self.entry.get("hf_hub") else str(self.entry["url"])
+
+
+class TextFiles(NamedTuple):
+    """Files besides the weights that a model needs to read texts."""
+
+    what: str
+    repository: str  # on the hub
+    patterns: Sequence[str]  # of the files' names
+    folder: Path | None  # where they lie on this machine
+
+
+def text_files(architecture: Mapping[str, Any], own: Path | None) -> Iterator[TextFiles]:
+    """The tokenizer, and the configuration of the text tower, of models that have these from Hugging Face.
+
+    Args:
+        architecture: open_clip's settings of the model.
+        own: a folder that is looked into before the hub's cache.
+    """
+    text = architecture.get("text_cfg", {})
+    for what, key, needed, patterns in (
+        ("the tokenizer", "hf_tokenizer_name", VOCABULARIES, TOKENIZER_FILES),
+        ("the configuration of the text tower", "hf_model_name", TOWER_FILES, TOWER_FILES),
+    ):
+        if repository := text.get(key):
+            folders = [*([own] if own else []), *snapshots(repository)]
+            whole = (folder for folder in folders if any(any(folder.glob(name)) for name in needed))
+            yield TextFiles(what, repository, patterns, next(whole, None))
+
+
+def text_remedy(key: str) -> str:
+    """What to do about files of `text_files` on a machine without a network."""
+    bring = "bring them where there is one: clipgs fetch-teacher NAME TAG --to FOLDER"
+    return f"set {key}.tokenizer to a folder with them, or {bring}" if key == "teacher" else bring
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file's name is one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def no_transformers(key: str, name: str) -> str:
+    """Why a model that needs the package transformers cannot be opened; empty where the package is installed."""
+    if find_spec("transformers"):
+        return ""
+    return (
+        f"config: {key}.name = {name}: its texts need the package transformers; install it with: "
+        "pip install 'clipgs[hf]' (or -e '.[hf]' in a checkout)"
+    )
+
+
+def require(address: str, missing: str, remedy: str, *, ask: bool = True) -> None:
+    """Raises an error if what is missing cannot come over the network.
+
+    Args:
+        address: of the host that has it.
+        missing: "the weights of MODEL are"; a message begins with it.
+        ask: whether the host is asked.
+
+    Raises:
+        UsageError: the hub's client is told not to use the network, or the host cannot be reached.
+    """
+    host = urlsplit(address).hostname or address
+    if variable := offline():
+        raise UsageError(f"{missing} not on this machine, and {variable} is set; {remedy}")
+    if ask and not reachable(address):
+        raise UsageError(f"{missing} not on this machine, and {host} cannot be reached; {remedy}")
+
+
+def offline() -> str:
+    """The variable that tells the hub's client not to use the network; empty if none does."""
+    variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in variables if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), "")
+
+
+def reachable(address: str) -> bool:
+    """Whether a connection to the host can be made. A proxy is taken to know the way."""
+    parts = urlsplit(address)
+    if not parts.hostname or getproxies().get(parts.scheme):
+        return True
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def endpoint() -> str:
+    """The hub's address."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def snapshots(repository: str) -> list[Path]:
+    """The folders in which the hub's client keeps versions of a repository, the newest first."""
+    folders = (_cache() / f"models--{repository.replace('/', '--')}" / "snapshots").glob("*")
+    return sorted((folder for folder in folders if folder.is_dir()), key=lambda folder: -folder.stat().st_mtime)
+
+
+def _cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    hub = Path(os.environ.get("HF_HOME") or home) / "hub"
+    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub).expanduser()
