@@ -22,10 +22,12 @@ from open_clip.factory import _MODEL_CONFIGS, merge_preprocess_dict
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from timm.models.vitamin import VitCfg, VitConvCfg
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 # Unlike every tag's, so that a name without tags must take what is stated.
 STATED = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.4, 0.5], "interpolation": "bilinear", "resize_mode": "squash"}
+TIMM_WIDTH = 128
 SPREAD = 0.1  # the least mean distance between the pictures or texts of a model at random
 VOCABULARY = 1024  # tokens of the tiny tokenizers, at the most
 TEXTS = (
@@ -80,14 +82,17 @@ def architecture(name: str) -> dict[str, Any]:
     made = copy.deepcopy(_MODEL_CONFIGS[name])
     seen, text = made["vision_cfg"], made["text_cfg"]
     if isinstance(seen.get("layers"), list):
-        seen["layers"] = [1, 1, 1, 1]
+        seen.update(layers=[1, 1, 1, 1], width=32)
     elif "timm_model_name" not in seen:
         seen.update(layers=2, width=2 * seen.get("head_width", 64))
+    if seen.get("timm_proj") == "none":  # the tower's features are the model's
+        made["embed_dim"] = TIMM_WIDTH
     for tower in (text, made.get("multimodal_cfg", {})):
         if "layers" in tower:
             tower["layers"] = 2
-            if tower.get("proj_type") != "none":  # else the width is that of the features
-                tower.update(width=2 * tower["width"] // tower["heads"], heads=2)
+            tower.update(width=2 * tower["width"] // tower["heads"], heads=2)
+            if tower.get("proj_type") == "none":
+                tower["width"] = made["embed_dim"]
     if "hf_tokenizer_name" in text and "vocab_size" in text:
         text["vocab_size"] = VOCABULARY
     return made
@@ -95,13 +100,13 @@ def architecture(name: str) -> dict[str, Any]:
 
 @contextmanager
 def registered(name: str, settings: dict[str, Any]) -> Iterator[None]:
-    """open_clip knows the name by these settings, and builds towers of timm with few layers."""
+    """open_clip knows the name by these settings, and builds small towers of timm."""
     own, known = timm.create_model, _MODEL_CONFIGS[name]
 
-    def shallow(tower: str, **more: Any) -> Any:
-        return own(tower, **{**more, **_depth(tower)})
+    def small(tower: str, **more: Any) -> Any:
+        return own(tower, **{**more, **_smaller(tower)})
 
-    timm.create_model = shallow
+    timm.create_model = small
     _MODEL_CONFIGS[name] = copy.deepcopy(settings)
     try:
         yield
@@ -110,14 +115,21 @@ def registered(name: str, settings: dict[str, Any]) -> Iterator[None]:
         _MODEL_CONFIGS[name] = known
 
 
-def _depth(tower: str) -> dict[str, Any]:
+def _smaller(tower: str) -> dict[str, Any]:
+    """What makes a tower of timm small, as far as its builder takes it."""
     if tower.startswith("convnext"):
-        return {"depths": (1, 1, 1, 1)}
-    if tower.startswith("swin"):
-        return {"depths": (2, 1, 1, 1)}  # the second block of a stage shifts its windows
+        return {"depths": (1, 1, 1, 1), "dims": (32, 64, 96, 128)}
+    if tower.startswith("swin"):  # the second block of a stage shifts its windows
+        return {"depths": (2, 1, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)}
     if tower.startswith("fastvit"):
         return {"layers": (1,) * (5 if tower.endswith(("mci3", "mci4")) else 4)}
-    return {"depth": 2}
+    if tower.startswith("vitamin"):
+        convolutions = VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
+        stem = VitCfg((32, 64, TIMM_WIDTH), (1, 1, 1), stem_width=32, conv_cfg=convolutions, head_type="1d")
+        return {"depth": 2, "embed_dim": TIMM_WIDTH, "num_heads": 2, "embed_cfg": stem}
+    if "_mci_" in tower:  # its stem has a width of its own
+        return {"depth": 2}
+    return {"depth": 2, "embed_dim": TIMM_WIDTH, "num_heads": 2}
 
 
 def make(name: str, folder: Path) -> Small:
@@ -164,7 +176,7 @@ def _disturb(
     tokens: torch.Tensor,  # [n, L]
 ) -> None:
     """No vector stays constant: a bias or a scale that is lost, or taken for another, must show."""
-    noise = F.interpolate(torch.randn(8, 3, 8, 8), open_clip.model.to_2tuple(model.visual.image_size))
+    noise = F.interpolate(torch.randn(4, 3, 8, 8), open_clip.model.to_2tuple(model.visual.image_size))
     for name, tensor in model.state_dict().items():
         if name.endswith("text_decoder.text_projection"):  # open_clip leaves it as the memory was
             torch.nn.init.normal_(tensor, std=0.02)
@@ -189,7 +201,7 @@ def _tell_apart(tower: Any, features: Callable[[], torch.Tensor]) -> None:
             return
         for name, tensor in tower.named_parameters():
             if tensor.ndim > 1 and "embed" not in name:
-                tensor *= 1.3
+                tensor *= 1.5
     raise AssertionError("the features of a model at random are all alike")
 
 
