@@ -160,14 +160,8 @@ def examine(name: str, folder: Path) -> dict[str, Any]:
             key: _compared(small, preprocessing, key.endswith("bfloat16"), settings)
             for key, settings, preprocessing in _ways(small, folder, stated, tokenizer)
         }
-        ways |= _by_tag(small, folder, tagged, list(distinct.values()))
-        refusals = {}
-        file = {"name": name, "pretrained": str(small.file), "precision": "float32"}
-        if tokenizer:
-            refusals["no tokenizer"] = _refusal({**file, **stated[0][1]}, r"teacher\.tokenizer")
-        if len(distinct) != 1:
-            refusals["no preprocessing"] = _refusal({**file, **tokenizer}, r"teacher\.preprocess")
-        refusals["a tag of nobody"] = _refusal({**file, **tokenizer, "preprocess": "nobody"}, r"teacher\.preprocess")
+        refusals = _refusals(small, folder, stated, tokenizer)
+        ways |= _by_tag(small, tagged, list(distinct.values()))  # after it nothing is missing in the hub's cache
     wrong = [
         f"{key}: {one['outcome']}{': ' + one['reason'] if 'reason' in one else ''}"
         for key, one in (*ways.items(), *refusals.items())
@@ -175,6 +169,29 @@ def examine(name: str, folder: Path) -> dict[str, Any]:
     ]
     size = sum(parameter.numel() for parameter in small.model.parameters())
     return {"parameters": size, "tags": len(tagged), "ways": ways, "refusals": refusals, "wrong": wrong}
+
+
+def _refusals(small: Any, folder: Path, stated: Any, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """What nobody can know, or what contradicts itself."""
+    from tests.teacher.small_models import STATED, save_folder
+
+    file = {"name": small.name, "pretrained": str(small.file)}
+    about = r"teacher\.preprocess"
+    asked = [("a tag of nobody", {**file, **tokenizer, "preprocess": "nobody"}, about)]
+    if tokenizer:
+        asked.append(("no tokenizer", {**file, **stated[0][1]}, r"teacher\.tokenizer"))
+    if stated[0][1]:
+        asked.append(("no preprocessing", {**file, **tokenizer}, about))
+    silent = save_folder(small, folder / "silent", {})
+    local = {"name": f"local-dir:{silent}"}
+    asked.append(("local-dir without preprocessing", local, about))
+    other = {"name": f"local-dir:{folder / 'local'}", "preprocess": {**STATED, "mean": [0.1, 0.2, 0.3]}}
+    asked.append(("local-dir with another preprocessing", other, about))
+    pickled = save_folder(small, folder / "pickled", stated[0][2])
+    (pickled / "open_clip_model.safetensors").unlink()
+    (pickled / "weights.pt").symlink_to(folder / "weights.pt")
+    asked.append(("local-dir of .pt", {"name": f"local-dir:{pickled}"}, r"rename it to"))
+    return {key: _refusal(settings, words) for key, settings, words in asked}
 
 
 def _ways(small: Any, folder: Path, stated: Any, tokenizer: dict[str, Any]) -> Any:
@@ -210,15 +227,18 @@ def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: d
             equal = found["text"] <= TEXT and max(found["pictures"].values()) <= PICTURES
         if equal:
             return {"outcome": "equal", **found}
-        shown = {key: f"{value:.1e}" for key, value in {**found, **found["pictures"]}.items() if key != "pictures"}
+        shown = {key: float(f"{value:.1e}") for key, value in {**found, **found["pictures"]}.items() if key != "pictures"}
         return {"outcome": "differs", "reason": str(shown), **found}
 
     return _guarded(compare)
 
 
-def _by_tag(small: Any, folder: Path, tagged: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
+def _by_tag(small: Any, tagged: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
     """A tag's weights, tokenizer and tower in the hub's cache, offline: nothing is stated besides name and tag."""
+    import open_clip
     from open_clip.pretrained import get_pretrained_cfg
+
+    from clipgs.teacher import names
 
     ways = {}
     for tag in chosen:
@@ -227,8 +247,10 @@ def _by_tag(small: Any, folder: Path, tagged: dict[str, Any], chosen: list[str])
             continue
         _put_into_cache(small, entry["hf_hub"])
         settings = {"name": small.name, "pretrained": tag}
-        if bool(entry.get("quick_gelu")) != bool(small.architecture.get("quick_gelu")):
-            ways[f"tag {tag} float32"] = _refusal(settings, "QuickGELU|quickgelu|GELU|weights of")
+        other_gelu = bool(entry.get("quick_gelu")) != bool(small.architecture.get("quick_gelu"))
+        if other_gelu and names.other_gelu(small.name) in open_clip.list_models():
+            words = f"{tag} are weights of {names.other_gelu(small.name)}; set teacher.name to it"
+            ways[f"tag {tag} float32"] = _refusal(settings, re.escape(words))
         else:
             ways[f"tag {tag} float32"] = _compared(small, tagged[tag], half=False, settings=settings)
     return ways

@@ -210,7 +210,7 @@ def _tell_apart(tower: Any, features: Callable[[], torch.Tensor]) -> None:
 
 def pictures(pixels: int) -> dict[str, np.ndarray]:
     """By name [4, H, W, 3] uint8: of the model's own size, larger, smaller, and not square; patches and slopes."""
-    shapes = {"own": (pixels, pixels), "larger": (448, 448), "smaller": (96, 96), "wide": (200, 300)}
+    shapes = {"own": (pixels, pixels), "larger": (512, 512), "smaller": (96, 96), "wide": (200, 300)}
     return {name: np.stack([_picture(seed, shape) for seed in range(4)]) for name, shape in shapes.items()}
 
 
