@@ -36,7 +36,7 @@ help:  ## these lines
 	  "$(PYTHON)" -m venv --clear .venv
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	extras=captions,slurm,test; if command -v nvidia-smi > /dev/null; then extras=captions,gpu,slurm,test; fi
+	extras=hf,slurm,test; if command -v nvidia-smi > /dev/null; then extras=gpu,hf,slurm,test; fi
 	# Compiled once, and not in every job where Python may not write (PYTHONDONTWRITEBYTECODE, another user's folder).
 	echo "make: installing into .venv, once: several minutes, most of them for torch"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"

@@ -85,7 +85,8 @@ def test_a_runtime_key_is_in_no_stages_settings():
 
 def test_every_key_reaches_a_stage_or_the_run():
     config = configuration.check({})
-    layers = [stage_settings(config, stage) for stage in STAGES]
+    asks = configuration.check({"caption": {"captioner": "http", "http": {"model": "m"}}})
+    layers = [stage_settings(config, stage) for stage in STAGES] + [stage_settings(asks, "caption")]
     reached = configuration.merge(*(json.loads(layer) for layer in [*layers, runtime_settings(config)]))
     for key in set(configuration.setting_names()):
         value = reached

@@ -11,7 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from clipgs.config import Config, Section, check, merge
+from pydantic.fields import FieldInfo
+
+from clipgs.config import Caption, Config, Http, Section, check, merge
 from clipgs.core.bundles import read_table
 from clipgs.core.files import check as check_file
 from clipgs.core.runner import Job, Row
@@ -54,7 +56,7 @@ _SAMPLED_BY = ("seed", "catalog.folder.up_axis", "meshes", "points")
 _CAMERAS = ("views.count", "views.fov_degrees", "views.distance")
 _UP_AXES = ("catalog.folder.up_axis", "catalog.splats.up_axis")
 
-# In the order of the workflow. Captions depend on more keys, which `_caption_keys` gives.
+# In the order of the workflow. Captions depend on keys that `_caption_keys` gives.
 _ALL = (
     Stage("freeze", "catalog", "freeze new objects into new shards",
           per=("shards",), folder="catalog/shards", threads=False),
@@ -77,7 +79,7 @@ _ALL = (
     Stage("render", "splats", "render the splats from the canonical cameras",
           keys=("render", *_CAMERAS), folder="renders", bundle=".tar", after=("fit",), by_object=True),
     Stage("caption", "triplets", "give every object its caption",
-          keys=("caption",), version=2, folder="captions", after=("label", "fetch")),
+          version=2, folder="captions", after=("label", "fetch")),
     Stage("pack", "triplets", "pack splats, renders and captions into WebDataset tars",
           keys=(*_UP_AXES, *_CAMERAS, "render.pixels"), version=4, folder="triplets", bundle=".tar",
           after=("label", "fetch", "sample", "view", "fit", "render", "caption")),
@@ -166,9 +168,22 @@ def stage_settings(config: Config, name: str, **more: str) -> str:
 
 
 def _caption_keys(config: Config) -> tuple[str, ...]:
-    """What captions depend on besides their own section: images and teacher only where they are used."""
-    images = ("seed", "views.count", "teacher.images") if config.caption.writer else ()
-    return images + (_TEACHER if config.caption.uses_teacher else ())
+    """What captions depend on: images and teacher only where they are used, and `http` only where it writes.
+
+    `coca` is left out there alone: elsewhere it always was among the settings, and others would make captions again.
+    """
+    caption = config.caption
+    http = caption.writer == "http"
+    keys = [f"caption.{name}" for name in Caption.model_fields if name != "http" and not (http and name == "coca")]
+    if http:
+        keys += [f"caption.http.{name}" for name, field in Http.model_fields.items() if not _is_runtime(field)]
+    images = ("views.count", "teacher.images") if caption.writer else ()
+    seed = ("seed",) if caption.uses_coca else ()
+    return (*keys, *seed, *images, *(_TEACHER if caption.uses_teacher else ()))
+
+
+def _is_runtime(field: FieldInfo) -> bool:
+    return field.json_schema_extra["runtime"]  # type: ignore[index, return-value]  # `setting` always sets it
 
 
 def runtime_settings(config: Config) -> str:
@@ -180,7 +195,7 @@ def runtime_settings(config: Config) -> str:
             value = getattr(section, name)
             if isinstance(value, Section):
                 picked[name] = pick(value)
-            elif field.json_schema_extra["runtime"]:  # type: ignore[index]  # `key` always sets it
+            elif _is_runtime(field):
                 picked[name] = value
         return {name: value for name, value in picked.items() if value != {} or name == "columns"}
 

@@ -223,7 +223,7 @@ class Run:
     def coca(self) -> list[str]:
         """The user's files of the model that writes captions."""
         coca = self.config.caption.coca
-        return model_files(coca.name, coca.pretrained) if self.config.caption.writer else []
+        return model_files(coca.name, coca.pretrained) if self.config.caption.uses_coca else []
 
     @property
     def pictures(self) -> list[str]:

@@ -82,6 +82,15 @@ def test_a_misspelt_captioner_is_refused_where_it_writes(config_of):
     assert "this model cannot write captions" in error
 
 
+@pytest.mark.parametrize("name", ["coca_base", "coca_roberta-ViT-B-32", "local-dir:{tiny}"])
+def test_a_captioner_that_cannot_write_is_refused_before_its_files_are_looked_for(config_of, tiny, tmp_path, name):
+    (tmp_path / "coca.pt").touch()
+    coca = {"name": name.format(tiny=tiny), "pretrained": str(tmp_path / "coca.pt")}
+    config = config_of(caption={"coca": coca, "captioner": "coca"})
+    error = of_jobs(config, jobs("caption", dry=True)).errors[0]
+    assert error.startswith(f"config: caption.coca.name = {coca['name']}: this model cannot write captions, because it")
+
+
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
@@ -254,3 +263,39 @@ def test_files_that_are_replaced_need_no_more_disk(config_of, monkeypatch):
     splats.write_bytes(bytes(int(24 * rates(config)["fit"][0])))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert of_jobs(config, jobs("fit")) == ([], [])
+
+
+def test_a_captioner_on_a_server_is_looked_for_before_the_first_job(config_of, monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+
+    def found(address, *stages, **more):
+        http = {"model": "vlm", "address": address, "candidates": 1}
+        return of_jobs(config_of(caption={"captioner": "http", "http": http}), jobs(*(stages or ["caption"]), **more))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        assert found(address) == ([], [])  # a server of one's own needs no token
+    (error,) = found(address).errors
+    assert error.startswith(f"config: caption.http.address = {address}: it cannot be reached; start the server")
+    assert found(address, "fit", "pack") == found(address, local=False) == ([], [])
+    (note,) = found(address, dry=True).notes
+    assert "it cannot be reached" in note
+    (error,) = found("localhost/v1").errors
+    assert error.startswith("config: caption.http.address = localhost/v1: this is no address")
+    monkeypatch.setattr(hub, "reachable", lambda address: True)
+    for scheme in ("http", "https"):
+        (note,) = found(f"{scheme}://api.example.org/v1").notes
+        assert note == "caption.http: the environment variable OPENAI_API_KEY holds no token; many servers need none"
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert found("https://api.example.org/v1") == ([], [])
+    assert found("http://api.example.org/v1").notes == [
+        "caption.http: the token in OPENAI_API_KEY goes to http://api.example.org/v1 unencrypted"
+    ]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk secret")
+    (error,) = found("https://api.example.org/v1").errors
+    assert "is not a token" in error
+    assert "secret" not in error
+    (tmp_path / "cache").write_text("a file")
+    (error,) = found("https://api.example.org/v1").errors
+    assert error.endswith("cache is a file; answers of caption.http are kept there")

@@ -1,4 +1,5 @@
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from safetensors.numpy import load_file
 from clipgs.core.bundles import TarWriter, read_metadata, tar_objects, write_table, write_tensors
 from clipgs.core.errors import ClipgsError
 from clipgs.core.runner import stage_schema
+from clipgs.report import sections
 from clipgs.splats.pictures import from_image, to_webp
-from clipgs.teacher import features
+from clipgs.teacher import features, hub
 from clipgs.teacher import model as teacher
+from clipgs.triplets import card, stages
+from clipgs.triplets.pack import read_rows
 from tests.packed_world import PIXELS, VIEWS, picture, save_model
 
 
@@ -151,6 +155,33 @@ def test_a_long_caption_is_cut_and_said(world, caplog):
     (line,) = [record.getMessage() for record in caplog.records if "captions are longer" in record.getMessage()]
     assert "2 captions are longer than the 16 tokens" in line
     assert "lower caption.max_characters" in line
+
+
+def test_the_card_and_the_report_say_which_captions_are_cut(world):
+    config = world.config()
+    world.add_shard("00000", {"a": "a mug", "b": "a jug"})
+    embed(config)
+    tables = [world.output / "triplets" / "00000.parquet"]
+    assert stages._cut(config, tables[0]) == features.cut_captions(config, ["00000"]) == ""
+    world.add_shard("00000", {"a": "mug " * 20, "b": "a jug"})
+    embed(config)
+    said = "1 caption is longer than the 16 tokens that local-dir:tiny reads (a); the rest is ignored."
+    assert features.cut_captions(config, ["00000", "00001"]) == said
+    assert stages._cut(config, tables[0]) == said
+    text = card.readme(read_rows(tables), "Mugs", cut=said)
+    assert card.escape(said) in text.split("## Captions")[1].split("## Categories")[0]
+    packed = read_rows(tables)
+    shown = sections.objects(SimpleNamespace(config=config, triplets=SimpleNamespace(packed=packed)))
+    assert shown["cut"] == said
+
+
+def test_a_teacher_without_a_tokenizer_here_leaves_the_card_without_a_count(world, monkeypatch, caplog):
+    monkeypatch.setattr(hub, "reachable", lambda address: False)
+    config = world.config(teacher={"name": "ViT-B-16-SigLIP", "pretrained": "webli"})
+    with caplog.at_level(logging.WARNING):
+        assert stages._cut(config, world.output / "triplets" / "00000.parquet") == ""
+    assert "too long for the teacher are not counted: config: teacher: the tokenizer of ViT-B-16-SigLIP" in caplog.text
+    assert stages._cut(world.config(teacher={"name": "train"}), world.output / "triplets" / "00000.parquet") == ""
 
 
 def test_an_empty_caption_is_named(world):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from clipgs import config as configuration
 from clipgs.config import Teacher
 from clipgs.core.errors import UsageError
-from clipgs.teacher import names
+from clipgs.teacher import hub, names
 from clipgs.teacher.hub import Download
 from clipgs.teacher.names import PREPROCESS, find, installed
 
@@ -211,3 +212,24 @@ def test_a_folder_whose_weights_open_clip_does_not_find_or_must_guess(tmp_path):
 def test_a_tokenizers_folder_that_is_not_there(file):
     with pytest.raises(UsageError, match=r"teacher.tokenizer = nowhere: there is no such folder"):
         found("ViT-B-16-SigLIP", file, tokenizer="nowhere")
+
+
+def test_towers_that_the_installed_timm_does_not_know(tmp_path, monkeypatch):
+    import open_clip
+    import timm
+
+    for name in open_clip.list_models():
+        architecture = installed(name).architecture
+        tower = architecture["vision_cfg"].get("timm_model_name")
+        known = tower is None or timm.is_model(tower)
+        assert (hub.unknown_to_timm(architecture, "teacher", name) == "") == known
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(hub, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    problem = hub.unknown_to_timm(installed("PE-Core-T-16-384").architecture, "teacher", "PE-Core-T-16-384")
+    assert problem.startswith("config: teacher.name = PE-Core-T-16-384: timm ")
+    assert problem.endswith("does not know vit_pe_core_tiny_patch16_384; install a newer timm")
+
+
+def test_a_captioner_with_an_unknown_preprocessing_is_told_what_it_can_set(file):
+    with pytest.raises(UsageError, match=r"in preprocess_cfg of open_clip_config\.json in a folder with the weights"):
+        find(configuration.Coca(name="coca_base", pretrained=str(file)), "caption.coca", installed)

@@ -100,7 +100,7 @@ def test_unknown_captioner():
         captions.captioner("catalogue")
     assert str(error.value) == (
         "caption.captioner = catalogue: there is no such captioner; did you mean catalog?"
-        " (there are: cap3d, catalog, coca, consensus)"
+        " (there are: cap3d, catalog, coca, consensus, http)"
     )
     with pytest.raises(UsageError, match=r"did you mean"):
         captions.captioner("zzz")  # like none of them

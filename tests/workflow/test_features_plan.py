@@ -85,6 +85,9 @@ def test_captions_that_the_teacher_chooses_need_pictures_and_their_features(embe
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"teacher": READY, "caption": {"captioner": "coca"}}))
     assert embedded.planned("--configfile", str(overlay)) == {"caption": 3, "pack": 3, "index": 1}
+    http = {"captioner": "http", "http": {"model": "vlm", "candidates": 1}}
+    overlay.write_text(yaml.safe_dump({"caption": http}))  # without the teacher, which learns from captions
+    assert embedded.planned("--configfile", str(overlay)) == {"caption": 3, "pack": 3, "index": 1}
 
 
 def test_a_teacher_that_learns_from_the_captions_cannot_choose_them(embedded, tmp_path):

@@ -1,4 +1,5 @@
 WRITES, JUDGES = CONFIG.caption.writer is not None, CONFIG.caption.uses_teacher
+LOADS = CONFIG.caption.uses_coca or JUDGES
 
 
 rule caption:
@@ -19,7 +20,7 @@ rule caption:
         GPU_ENV if WRITES or JUDGES else ENV
     threads: 1
     resources:
-        mem_mb=8000 if WRITES or JUDGES else 1000,
+        mem_mb=8000 if LOADS else 2000 if WRITES else 1000,
     params:
         settings=RUN.of("caption"),
     shell:

@@ -1,33 +1,19 @@
 """Downloads: whole, checked, resumed, and no faster than the server allows. `parts` writes the files."""
 
-import ipaddress
 import logging
 import os
-import random
 import re
 import threading
 import time
 import urllib.request
 from collections import Counter
 from contextlib import closing, suppress
-from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    LocationParseError,
-    LocationValueError,
-    NameResolutionError,
-    NewConnectionError,
-    ProxyError,
-    ProxySchemeUnknown,
-    ReadTimeoutError,
-    SSLError,
-)
+from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError
 from urllib3.util import Url, parse_url
 
 from clipgs import __version__
@@ -35,6 +21,18 @@ from clipgs.catalog.parts import Part, Version
 from clipgs.config import Downloads
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice
 from clipgs.core.files import damage, read_sidecar, sha256_of
+from clipgs.core.web import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_OBEYED_SECONDS,
+    Pace,
+    Pools,
+    TransientError,
+    connection_error,
+    is_loopback,
+    pause_seconds,
+    retry_after,
+    token,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +41,7 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # another 
 _REFUSALS = {401: "is not public", 403: "is not public", 404: "was not found", 410: "has been removed"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
-# urllib3's Retry is not used: it cannot resume a body that was cut, counts a redirect as a try, does not wait before
-# the second try, shortens a Retry-After of a day to six hours, and makes one thread wait instead of all.
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 60.0
-_LONGEST_OBEYED_SECONDS = 3600.0  # if a server asks for a longer pause, the run ends
+_FIRST_PAUSE_SECONDS = FIRST_PAUSE_SECONDS
 _PROGRESS_BYTES = 1 << 20  # a try that gets this much resets the count of retries
 _SMALL_BODY_BYTES = 1 << 16  # of an answer that is not the file; it is read to keep the connection
 
@@ -59,15 +53,6 @@ class _Request(NamedTuple):
     sha256: str | None
     max_bytes: int | None
     token: bool
-
-
-class _TransientError(Exception):
-    """A failure after which another try may succeed, not before `wait_seconds` if the server asked for a pause."""
-
-    def __init__(self, reason: str, wait_seconds: float | None = None, *, unreachable: bool = False) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
-        self.unreachable = unreachable
 
 
 class Downloader:
@@ -83,11 +68,11 @@ class Downloader:
         self._settings = settings
         self._place = place
         self._endpoint = _checked_endpoint(settings.endpoint)
-        self._pace = _Pace(settings.per_second)
+        self._pace = Pace(settings.per_second)
         self._lock = threading.Lock()
         self._verified: set[tuple[Path, str | None]] = set()
         self._unreachable: Counter[str] = Counter()
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools = Pools(settings.parallel)
 
     def resolve(self, base: str, relative: str) -> str:
         """The address of a source's file: `endpoint` replaces the scheme and host of the base.
@@ -179,7 +164,7 @@ class Downloader:
                     raise ObjectError(f"{_shown(request.url)} has other bytes than it should: {begins}")
                 part.restart()  # a proxy may have damaged it, or the rest was of another version: one more try
                 wrong = True
-            except _TransientError as error:
+            except TransientError as error:
                 failures = 1 if part.size - furthest >= _PROGRESS_BYTES else failures + 1
                 furthest = max(furthest, part.size)
                 if failures > self._settings.retries:
@@ -192,11 +177,10 @@ class Downloader:
                 part.restart()
                 raise
 
-    def _pause(self, url: str, failures: int, error: _TransientError) -> None:
-        # Full jitter, so that threads that failed together do not try again together.
-        seconds = random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (failures - 1)))
+    def _pause(self, url: str, failures: int, error: TransientError) -> None:
+        seconds = pause_seconds(failures, _FIRST_PAUSE_SECONDS)
         if error.wait_seconds is not None:
-            if error.wait_seconds > _LONGEST_OBEYED_SECONDS:
+            if error.wait_seconds > LONGEST_OBEYED_SECONDS:
                 raise ClipgsError(
                     f"{urlsplit(url).hostname} asks to wait {error.wait_seconds / 60:.0f} minutes; run the same "
                     "command again after that, with a lower catalog.downloads.per_second"
@@ -206,7 +190,7 @@ class Downloader:
         log.log(logging.INFO if seconds > 5 else logging.DEBUG, "%s: %s; again in %.1f s", _shown(url), error, seconds)
         time.sleep(seconds)
 
-    def _count_unreachable(self, url: str, error: _TransientError) -> None:
+    def _count_unreachable(self, url: str, error: TransientError) -> None:
         """Ends the run if a host could not be reached for several objects in a row."""
         host = urlsplit(url).netloc
         with self._lock:
@@ -237,7 +221,7 @@ class Downloader:
                 try:
                     block = file.read(_BLOCK_BYTES)
                 except OSError as error:
-                    raise _TransientError(f"reading failed ({error.strerror})") from None
+                    raise TransientError(f"reading failed ({error.strerror})") from None
                 if not block:
                     return None
                 part.write(block)
@@ -263,31 +247,31 @@ class Downloader:
                     part.begin(request.url, Version(validator, total, announced))
                 elif version is not None and validator not in (None, version.validator):
                     part.restart()  # the server ignores If-Range
-                    raise _TransientError("the file changed since its first part was downloaded")
+                    raise TransientError("the file changed since its first part was downloaded")
                 for block in response.stream(_BLOCK_BYTES, decode_content=False):
                     _check_size(request, part.size + len(block))
                     part.write(block)
         except LocationValueError:
             raise ObjectError(f"{_shown(request.url)} is not an address") from None
         except HTTPError as error:
-            raise _connection_error(error, self._settings.timeout_seconds) from None
+            raise connection_error(error, self._settings.timeout_seconds) from None
         if total is not None and part.size != total:
-            raise _TransientError(f"only {part.size} of {total} bytes were received")
+            raise TransientError(f"only {part.size} of {total} bytes were received")
         return announced
 
     def _open(self, request: _Request, headers: dict[str, str]) -> tuple[urllib3.BaseHTTPResponse, str | None]:
         """The answer after all redirects, closed unless it has bytes of the file, and the hash in a redirect."""
         url, announced = request.url, None
         trusted = _origin(self._endpoint or request.url)
-        secret = self._token() if request.token else None
+        secret = token(self._settings.token_variable) if request.token else None
         for _ in range(_MOST_REDIRECTS + 1):
             own = _origin(url) == trusted
             sent = dict(headers)
-            if secret and own and (_scheme(url) == "https" or _is_loopback(url)):
+            if secret and own and (_scheme(url) == "https" or is_loopback(url)):
                 sent["Authorization"] = f"Bearer {secret}"
             self._pace.wait()
             seconds = self._settings.timeout_seconds  # of connecting, and of each read
-            response = self._pool(url).urlopen(
+            response = self._pools.of(url).urlopen(
                 "GET", url, headers=sent, redirect=False, retries=False, preload_content=False, timeout=seconds
             )
             if response.status not in (200, 206):
@@ -303,24 +287,17 @@ class Downloader:
             url = _next_url(request.url, url, response.headers.get("Location"))
         raise ObjectError(f"{_shown(request.url)} redirects more than {_MOST_REDIRECTS} times")
 
-    def _token(self) -> str | None:
-        secret = os.environ.get(self._settings.token_variable, "").strip()
-        if not re.fullmatch(r"[!-~]*", secret):  # the HTTP library's error would show the token
-            name = self._settings.token_variable
-            raise UsageError(f"the environment variable {name} is not a token: it has spaces or non-ASCII characters")
-        return secret or None
-
     def _judge(self, request: _Request, part: Part, response: urllib3.BaseHTTPResponse) -> int | None:
         """The size of the whole file, if the answer has it. Raises unless the answer has bytes of the file."""
         status, headers = response.status, response.headers
         if status in _TRANSIENT_STATUSES:
-            wait = _retry_after(headers.get("Retry-After"))
+            wait = retry_after(headers.get("Retry-After"))
             if wait is None and status == 429:
                 self._pace.hold(_FIRST_PAUSE_SECONDS)
-            raise _TransientError(f"the server answered {status}", wait)
+            raise TransientError(f"the server answered {status}", wait)
         if status == 416 and part.size:
             part.restart()
-            raise _TransientError("the server cannot resume where the last try ended")
+            raise TransientError("the server cannot resume where the last try ended")
         if status not in (200, 206):
             reason = f"{_shown(request.url)} {_REFUSALS.get(status, 'was refused')} (HTTP {status})"
             if status in (401, 403):
@@ -332,7 +309,7 @@ class Downloader:
             place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
             if place is None or int(place[1]) != part.size:
                 part.restart()
-                raise _TransientError("the server sent another range than the missing one")
+                raise TransientError("the server sent another range than the missing one")
             total: int | None = int(place[2])
         else:
             if part.size:
@@ -343,38 +320,6 @@ class Downloader:
             _check_size(request, total)
         return total
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        """Connections to the URL's host, direct or through the environment's proxy for it."""
-        proxy = ""
-        if not _is_loopback(url) and not urllib.request.proxy_bypass(urlsplit(url).hostname or ""):
-            proxy = urllib.request.getproxies().get(_scheme(url), "")
-        with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = _make_pool(proxy, self._settings.parallel)
-            return self._pools[proxy]
-
-
-class _Pace:
-    """A rate limit for the requests of all threads."""
-
-    def __init__(self, per_second: float) -> None:
-        self._interval = 1 / per_second
-        self._next = self._held_until = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self) -> None:
-        """Returns when the next request may be sent."""
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            self._next = turn + self._interval
-        while (seconds := max(turn, self._held_until) - time.monotonic()) > 0:
-            time.sleep(seconds)
-
-    def hold(self, seconds: float) -> None:
-        """Stops the requests of all threads for that long."""
-        with self._lock:
-            self._held_until = max(self._held_until, time.monotonic() + seconds)
-
 
 def _check_size(request: _Request, size: int) -> None:
     if request.max_bytes is not None and size > request.max_bytes:
@@ -382,35 +327,10 @@ def _check_size(request: _Request, size: int) -> None:
         raise ObjectError(f"{_shown(request.url)} has at least {size / 1e6:.1f} MB, and {limit}")
 
 
-def _connection_error(error: HTTPError, timeout_seconds: float) -> _TransientError:
-    # Not urllib3's text, which may hold the query of a signed address.
-    for kind, reason in (  # subclasses first: NameResolutionError is a NewConnectionError
-        (ReadTimeoutError, f"no byte was received for {timeout_seconds:g} s"),
-        (NameResolutionError, "its host was not found"),
-        (NewConnectionError, "its host accepts no connection"),
-        (ConnectTimeoutError, f"no connection within {timeout_seconds:g} s"),
-        (ProxyError, "the proxy accepts no connection"),
-        (SSLError, "no secure connection (is its certificate known here?)"),
-    ):
-        if isinstance(error, kind):
-            return _TransientError(reason, unreachable=kind is not ReadTimeoutError)
-    return _TransientError("the connection was cut")
-
-
 def _validator(response: urllib3.BaseHTTPResponse) -> str | None:
     """The identifier of this version of the file: a strong ETag, else a date."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for; None if it is missing or invalid."""
-    if value and value.strip().isdecimal():
-        return float(value)
-    with suppress(ValueError, OverflowError):
-        if date := parsedate_tz(value or ""):
-            return max(0.0, mktime_tz(date) - time.time())
-    return None
 
 
 def _next_url(first: str, url: str, location: str | None) -> str:
@@ -424,17 +344,6 @@ def _next_url(first: str, url: str, location: str | None) -> str:
     if _scheme(url) == "https" and _scheme(following) == "http":
         raise ObjectError(f"{_shown(first)} redirects from https to plain http")
     return following
-
-
-def _make_pool(proxy: str, parallel: int) -> urllib3.PoolManager:
-    if not proxy:
-        return urllib3.PoolManager(maxsize=parallel)
-    place = parse_url(proxy if "://" in proxy else f"http://{proxy}")
-    login = urllib3.make_headers(proxy_basic_auth=unquote(place.auth)) if place.auth else None
-    try:
-        return urllib3.ProxyManager(place._replace(auth=None).url, proxy_headers=login, maxsize=parallel)
-    except ProxySchemeUnknown:
-        raise UsageError(f"the environment's proxy is for {place.scheme}; only http and https are supported") from None
 
 
 def _checked_endpoint(endpoint: str | None) -> str | None:
@@ -475,14 +384,6 @@ def _local(url: str) -> Path:
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _shown(url: str) -> str:

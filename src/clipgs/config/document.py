@@ -51,6 +51,9 @@ def to_yaml(recipe: str = "paper") -> str:
             if isinstance(value, list) and len(line) > WIDTH:
                 lines.append(f"{indent}{name}:{comment}")
                 lines.extend(f"{indent}  - {json.dumps(item)}" for item in value)
+            elif isinstance(value, str) and len(line) > WIDTH:
+                lines.append(f"{indent}{name}: >-{comment}")
+                lines.extend(textwrap.wrap(value, WIDTH, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}  "))
             else:
                 lines.append(line)
 

@@ -41,11 +41,18 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error.errors()[0])}") from None
-    if config.caption.uses_teacher and config.teacher.name == "train":
-        key = "min_score" if config.caption.writer != "consensus" else "captioner"
+    caption = config.caption
+    if caption.writer == "http" and caption.http.model is None:
+        raise UsageError(f"{where}: caption.http.model: `http` needs the name that the server has for its model")
+    if caption.uses_teacher and config.teacher.name == "train":
+        key, instead = "captioner", ""
+        if not caption.teacher_chooses:
+            key = "min_score"
+        elif caption.writer == "http":
+            key, instead = "http.candidates", ", or set caption.http.candidates to 1"
         raise UsageError(
             f"{where}: caption.{key} needs a teacher, and teacher.name = train is trained on the captions themselves; "
-            "name a model of open_clip in teacher.name"
+            f"name a model of open_clip in teacher.name{instead}"
         )
     return config
 

@@ -21,11 +21,13 @@ from clipgs.core.bundles import read_table
 from clipgs.core.devices import without_cuda
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.lists import enumerated
+from clipgs.core.web import is_loopback, token
 from clipgs.evaluation.rows import ABLATION, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
 from clipgs.teacher import hub, names
-from clipgs.triplets.captions import NO_COCA, listed_captions, located
+from clipgs.triplets.captions import cannot_write, listed_captions, located
+from clipgs.triplets.chat import base_url
 
 HOPELESS = 3.0  # a run that needs this many times the free disk is refused: the estimates are not that wrong
 _MOST_LABELS = 100_000  # objects whose labels are asked for before they are frozen
@@ -96,7 +98,7 @@ def _gathered(checks: Iterable[Callable[[], list[str]]]) -> Findings:
 def _models(config: Config) -> Iterator[tuple[str, Teacher | Coca]]:
     if config.teacher.name != "train":
         yield "teacher", config.teacher
-    if config.caption.writer:
+    if config.caption.uses_coca:
         yield "caption.coca", config.caption.coca
 
 
@@ -117,11 +119,34 @@ def _teacher(config: Config, jobs: Jobs) -> list[str]:
 
 def _coca(config: Config, jobs: Jobs) -> list[str]:
     settings = config.caption.coca
-    if not config.caption.writer:
+    if not config.caption.uses_coca:
         return []
-    notes = _available("caption.coca", settings, jobs)
-    if ":" not in settings.name and "multimodal_cfg" not in names.installed(settings.name).architecture:
-        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
+    architecture = names.installed(settings.name).architecture
+    if not architecture and (found := _found("caption.coca", settings)):
+        architecture = found.architecture
+    if architecture and (reason := cannot_write(architecture)):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
+    return _available("caption.coca", settings, jobs)
+
+
+def _endpoint(config: Config, jobs: Jobs) -> list[str]:
+    settings = config.caption.http
+    if config.caption.writer != "http":
+        return []
+    address = base_url(settings.address)
+    if reason := unwritable(config.cache_path):
+        raise UsageError(f"config: cache = {config.cache_path}: {reason}; answers of caption.http are kept there")
+    notes = []
+    if jobs.local and not hub.reachable(address):
+        text = f"config: caption.http.address = {settings.address}: it cannot be reached; start the server, or correct"
+        if not jobs.dry:
+            raise UsageError(f"{text} the address")
+        notes.append(f"{text} the address before a run")
+    if token(settings.token_variable) is None and not is_loopback(address):
+        variable = settings.token_variable
+        notes.append(f"caption.http: the environment variable {variable} holds no token; many servers need none")
+    elif urlsplit(address).scheme == "http" and not is_loopback(address):
+        notes.append(f"caption.http: the token in {settings.token_variable} goes to {address} unencrypted")
     return notes
 
 
@@ -136,6 +161,8 @@ def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
             missing.append((found.weights.address, f"the weights of {found.weights.what}", "are", names.elsewhere(key)))
     elif found.weights.is_file():
         notes += _unknown(key, settings, found)
+    if problem := hub.unknown_to_timm(found.architecture, key, settings.name):
+        raise UsageError(problem)
     for files in hub.text_files(found.architecture, found.folder):
         if problem := hub.no_transformers(key, settings.name):
             raise UsageError(problem)
@@ -303,6 +330,7 @@ _CHECKS: dict[Callable[[Config, Jobs], list[str]], set[str]] = {
     _gpu: _ON_GPU - {"caption"},
     _teacher: _SEES,
     _coca: {"caption"},
+    _endpoint: {"caption"},
     _first_weights: _TRAINS,
     _prompts: _EVALUATES,
     _baselines: {"baselines"},

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,18 @@ def no_transformers(key: str, name: str) -> str:
         f"config: {key}.name = {name}: its texts need the package transformers; install it with: "
         "pip install 'clipgs[hf]' (or -e '.[hf]' in a checkout)"
     )
+
+
+def unknown_to_timm(architecture: Mapping[str, Any], key: str, name: str) -> str:
+    """Why the installed timm cannot build the picture tower; empty where it can, or where the model has none of it."""
+    tower = architecture.get("vision_cfg", {}).get("timm_model_name") or ""
+    spec = find_spec("timm") if tower and ":" not in tower else None
+    if spec is None or not spec.origin:
+        return ""
+    builds = f"def {tower.partition('.')[0]}("
+    if any(builds in file.read_text() for file in sorted((Path(spec.origin).parent / "models").glob("*.py"))):
+        return ""
+    return f"config: {key}.name = {name}: timm {version('timm')} does not know {tower}; install a newer timm"
 
 
 def require(address: str, missing: str, remedy: str, *, ask: bool = True) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgs.config.caption import Coca
-from clipgs.config.teacher import Preprocess, Teacher
+from clipgs.config.teacher import SMALL_TEACHER, Preprocess, Teacher
 from clipgs.core.errors import UsageError
 from clipgs.core.lists import did_you_mean
 from clipgs.teacher.hub import Download, snapshots
@@ -111,6 +111,14 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
     return Found(file, of_name.architecture, _stated(stated, of_name.tags, key, f"{key}.pretrained = {file}"), folder)
 
 
+def called(name: str) -> str:
+    """A model's name as files tell it: without the place of its folder on this machine."""
+    if name == "train":
+        return SMALL_TEACHER
+    folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+    return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
+
+
 def other_gelu(name: str) -> str:
     """The name under which open_clip has the same shapes with the other activation, if it has it."""
     return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
@@ -180,11 +188,13 @@ def _stated(stated: Preprocess | None, tags: Mapping[str, Mapping[str, Any]], ke
             f"config: {what}: the tags of this model prepare pictures in different ways; say which one these weights "
             f"are of, or were trained like: {key}: TAG ({choices})"
         )
-    example = f"{key}: {in_words(PREPROCESS)}"
-    where = key if key.startswith("teacher") else "preprocess_cfg of a local-dir"
+    where = key
+    if not key.startswith("teacher"):  # the section has no such key
+        where = f"preprocess_cfg of {CONFIG} in a folder with the weights, and name it local-dir:FOLDER"
     raise UsageError(
         f"config: {what}: nothing tells how pictures are prepared for these weights; state it in {where}. What "
-        f"open_clip trains with unless told otherwise is {example}"
+        f"open_clip trains with unless told otherwise is {key if where == key else 'preprocess_cfg'}: "
+        f"{in_words(PREPROCESS)}"
     )
 
 

@@ -20,7 +20,8 @@ from clipgs.config import SMALL_TEACHER, Coca, Teacher
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
-from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, elsewhere, find
+from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, elsewhere, find
+from clipgs.teacher.tokenizers import restore
 
 ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
 Shapes = Mapping[str, tuple[int, ...]]
@@ -118,7 +119,7 @@ def _located(settings: Teacher | Coca, key: str) -> tuple[Found, Path, tuple[str
         return found, file, (name, "hub")
     if found.weights.is_dir():
         file = Path(str(_find_checkpoint_in_dir(found.weights)))
-        return found, file, (LOCAL_DIR + found.weights.resolve().name, file.name)
+        return found, file, (called(name), file.name)
     return found, found.weights, (name, found.weights.name)
 
 
@@ -151,7 +152,10 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
         return SimpleTokenizer(context_length=length, **options), tower
     try:
         made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        restore(made, tokens)
         return made, tower
+    except ClipgsError:
+        raise
     except Exception as error:  # transformers raises any type for files that it cannot read
         raise ClipgsError(f"{key}: the tokenizer in {tokens} cannot be read: {describe_error(error)[:300]}") from None
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 CaptionWriter = Callable[[Sequence[str]], list[Row]]  # uids to caption rows, written by a model from pictures
 
-NO_COCA = "this model cannot write captions; choose a CoCa, for example coca_ViT-L-14"
+_WORDS = 49408  # of open_clip's own tokenizer
 
 # The only format characters that stay: Persian, Indic scripts and emoji need them. Byte order marks, bidirectional
 # marks, soft hyphens and zero-width spaces go.
@@ -95,6 +95,22 @@ class Captioner(Protocol):
     ) -> list[Row]: ...
 
 
+def cannot_write(architecture: Mapping[str, Any]) -> str | None:
+    """Why a model of this architecture, as open_clip's JSON describes it, cannot write captions; None if it can."""
+    text = architecture.get("text_cfg", {})
+    words = text.get("vocab_size", _WORDS)
+    if "multimodal_cfg" not in architecture:
+        reason = "it has no decoder"
+    # Such a tower sees the words to come, and the decoder's words are not those of its tokenizer.
+    elif tower := text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        reason = f"its texts are read by {tower}, and not by open_clip's own tokenizer"
+    elif words != _WORDS:
+        reason = f"its vocabulary has {words:,} words, and open_clip's own tokenizer {_WORDS:,}"
+    else:
+        return None
+    return f"this model cannot write captions, because {reason}; choose a CoCa, for example coca_ViT-L-14"
+
+
 def catalog(
     rows: Sequence[Row],
     labels: Sequence[Row],
@@ -155,7 +171,7 @@ def written(
     settings: Caption,
     writer: CaptionWriter = no_writer,
 ) -> list[Row]:
-    """Captions that a model writes from pictures. `coca` and `consensus` differ in the model that chooses."""
+    """Captions that a model writes from pictures: `coca`, `consensus` and `http` differ in who writes and chooses."""
     return writer([row["uid"] for row in rows]) if rows else []
 
 
@@ -209,7 +225,7 @@ def listed_digest(settings: Caption) -> str:
 
 
 CAPTIONERS: Mapping[str, Captioner] = MappingProxyType(
-    {"catalog": catalog, "cap3d": cap3d, "coca": written, "consensus": written}
+    {"catalog": catalog, "cap3d": cap3d, "coca": written, "consensus": written, "http": written}
 )
 
 
@@ -245,10 +261,11 @@ def caption_row(uid: str, caption: str | None = None, source: str | None = None,
     }
 
 
-def schema() -> Any:
-    """Rows of `captions/S.parquet`."""
+def schema(writer: str | None = None) -> Any:
+    """Rows of `captions/S.parquet`; with what was asked of which model, where `http` writes."""
     import pyarrow as pa
 
     strings = dict.fromkeys(("caption", "source", "note"), pa.string())
     candidates = {"candidates": pa.list_(pa.string()), "scores": pa.list_(pa.float32())}
-    return stage_schema({**strings, **candidates, "score": pa.float32()})
+    asked = dict.fromkeys(("model", "prompt"), pa.string()) if writer == "http" else {}
+    return stage_schema({**strings, **candidates, "score": pa.float32(), **asked})

@@ -5,19 +5,18 @@ teacher chooses, by the mean cosine with all pictures of the object.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import open_clip
 import torch
-from open_clip import coca_model
 from torch import Tensor
 
 from clipgs.config import PICTURES, Config
 from clipgs.core.bundles import tar_objects
 from clipgs.core.devices import choose_device
-from clipgs.core.errors import ClipgsError, UsageError, describe_error
+from clipgs.core.errors import UsageError, describe_error
 from clipgs.core.files import check
 from clipgs.core.runner import Files, Results, Row, Task, good, over_objects
 from clipgs.core.seeds import seed_of
@@ -27,7 +26,8 @@ from clipgs.teacher import features
 from clipgs.teacher import model as teacher
 from clipgs.teacher.model import Teacher
 from clipgs.teacher.weights import open_model
-from clipgs.triplets.captions import NO_COCA, CaptionWriter, caption_row, clean
+from clipgs.triplets.captions import CaptionWriter, cannot_write, caption_row, clean
+from clipgs.triplets.coca import END, START, sample
 
 SOURCES = {"coca": "CoCa", "consensus": "CoCa, chosen by the teacher"}
 MAX_TOKENS = 30  # of a caption, with its start and end; open_clip's default
@@ -45,8 +45,13 @@ def defective(
     return bool(shown < _SEEN_FRACTION or image.reshape(-1, 3).std(0).max() < _PLAIN_LEVELS)
 
 
-def caption_writer(config: Config, shard: str) -> CaptionWriter:
-    """A function that writes captions of a shard's objects from their pictures, on one CPU thread or on the GPU."""
+def caption_writer(
+    config: Config, shard: str, write_all: Callable[[Config, list[Task]], Results] | None = None
+) -> CaptionWriter:
+    """A function that writes captions of a shard's objects from their pictures, with `write_all` or with CoCa.
+
+    CoCa writes on one CPU thread or on the GPU.
+    """
 
     def write_captions(uids: Sequence[str]) -> list[Row]:
         folder = PICTURES[config.teacher.images]
@@ -54,13 +59,13 @@ def caption_writer(config: Config, shard: str) -> CaptionWriter:
         check(tar)
         members = tar_objects(tar)
         pictures = {uid: features.shown(members[uid], config) for uid in good(table(config, folder, shard))}
-        vectors = _image_features(config, shard) if config.caption.writer == "consensus" else {}
+        vectors = _image_features(config, shard) if config.caption.teacher_chooses else {}
         tasks = [
             Task(uid, f"{pictures[uid].digest()} {_digest(vectors.get(uid))}", (pictures[uid], vectors.get(uid)))
             for uid in uids
             if uid in pictures
         ]
-        results = over_objects(job(config, "caption", shard), tasks, partial(_write_all, config))
+        results = over_objects(job(config, "caption", shard), tasks, partial(write_all or _write_all, config))
         rows = {row["uid"]: row for row, _ in results}
         missing = f"no pictures of it in {folder}/{shard}.tar"
         return [{**caption_row(uid, error=missing), **rows.get(uid, {})} for uid in uids]
@@ -82,7 +87,7 @@ def _write_all(config: Config, tasks: list[Task]) -> Results:
         return
     torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the sampled words
     coca = open_coca(config)
-    chooser = teacher.load(config) if config.caption.writer == "consensus" else None
+    chooser = teacher.load(config) if config.caption.teacher_chooses else None
     for task in tasks:
         pictures, vectors = task.payload
         try:
@@ -101,17 +106,12 @@ def open_coca(config: Config) -> Teacher:
 
     Raises:
         UsageError: the configured model cannot write.
-        ClipgsError: transformers, which its `generate` needs, is missing, or its weights cannot be loaded.
+        ClipgsError: its weights cannot be loaded.
     """
-    if not coca_model._has_transformers:
-        raise ClipgsError(
-            f"caption.captioner = {config.caption.captioner}: CoCa needs transformers 4.55, no later version works; "
-            "install it with: pip install 'transformers==4.55.*' (or clipgs[captions])"
-        )
     settings = config.caption.coca
     opened = open_model(settings, precision="float32", device=choose_device(config.device), key="caption.coca")
-    if not hasattr(opened.model, "generate"):
-        raise UsageError(f"config: caption.coca.name = {settings.name}: {NO_COCA}")
+    if reason := cannot_write(open_clip.get_model_config(settings.name) or {}):
+        raise UsageError(f"config: caption.coca.name = {settings.name}: {reason}")
     return Teacher(opened, batch=config.teacher.batch)
 
 
@@ -129,24 +129,37 @@ def write(
     Without a chooser it is the mean cosine with the pictures that are not defective, in CoCa's space.
     """
     settings = config.caption.coca
-    whole = np.array([not defective(image) for image in images])
-    if not whole.any():
+    fit = images[[not defective(image) for image in images]]
+    if not len(fit):
         return f"none of its {len(images)} pictures shows anything"
-    fit = images[whole]
-    chosen = np.unique(np.linspace(0, len(fit) - 1, min(settings.views, len(fit))).round().astype(int))
-    texts = candidates(coca, fit[chosen], settings.candidates, settings.top_p, seed)
+    texts = candidates(coca, evenly(fit, settings.views), settings.candidates, settings.top_p, seed)
     texts = list(dict.fromkeys(text for text in (clean(text, config.caption.max_characters) for text in texts) if text))
     if not texts:
         return "CoCa wrote nothing of its pictures"
-    judge = chooser or coca
-    text_vectors = judge.encode_texts(texts).cpu()
-    image_vectors = coca.encode_images(fit).cpu() if image_vectors is None else image_vectors.float()
-    scores = (text_vectors @ image_vectors.T).mean(1)
-    best = int(scores.argmax())
-    row: Row = {"caption": texts[best], "candidates": texts, "scores": scores.tolist()}
     if chooser is None:
-        return row | {"source": SOURCES["coca"]}, []
-    return row | {"source": SOURCES["consensus"], "score": scores[best].item()}, []
+        row = chosen(coca, texts, coca.encode_images(fit).cpu())
+        return row | {"source": SOURCES["coca"], "score": None}, []
+    assert image_vectors is not None
+    return chosen(chooser, texts, image_vectors) | {"source": SOURCES["consensus"]}, []
+
+
+def evenly(
+    images: np.ndarray,  # [V, H, W, 3] uint8
+    count: int,
+) -> np.ndarray:
+    """At most `count` of the images, evenly spread over them."""
+    return images[np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))]
+
+
+def chosen(
+    judge: Teacher,
+    texts: list[str],
+    image_vectors: Tensor,  # [V, D] by the judge
+) -> Row:
+    """The text with the highest mean cosine with the images, its score, and all texts with theirs."""
+    scores = (judge.encode_texts(texts).cpu() @ image_vectors.float().T).mean(1)
+    best = int(scores.argmax())
+    return {"caption": texts[best], "candidates": texts, "scores": scores.tolist(), "score": scores[best].item()}
 
 
 def candidates(
@@ -158,13 +171,17 @@ def candidates(
     max_tokens: int = MAX_TOKENS,
 ) -> list[str]:
     """`count` captions of each picture by nucleus sampling, picture by picture."""
-    cuda = coca.device.type == "cuda"
-    pictures = coca.preprocess(torch.from_numpy(images)).repeat_interleave(count, dim=0)
+    cuda, model = coca.device.type == "cuda", coca.model
+    max_tokens = min(max_tokens, model.context_length, model.text.context_length)
+    pictures = coca.preprocess(torch.from_numpy(images))
     with torch.random.fork_rng([coca.device] if cuda else []), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
         torch.manual_seed(seed)
-        tokens = coca.model.generate(pictures, generation_type="top_p", top_p=top_p, seq_len=max_tokens)
-    texts = (open_clip.decode(row).split("<end_of_text>")[0] for row in tokens.cpu())
-    return [text.replace("<start_of_text>", "").strip() for text in texts]
+        tokens = sample(model, pictures, count, top_p, max_tokens).cpu()
+    ends = (tokens == END) | (tokens == model.pad_id)
+    texts = (
+        open_clip.decode(row[(row != START) & (end.cumsum(0) == 0)]) for row, end in zip(tokens, ends, strict=True)
+    )
+    return [text.strip() for text in texts]
 
 
 def judged(config: Config, shard: str, rows: list[Row]) -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from clipgs.catalog.excluded import excluded
 from clipgs.catalog.shards import curation_path, frozen_shards, labels_path, shard_path
 from clipgs.catalog.sources import source
-from clipgs.config import SMALL_TEACHER, Config
+from clipgs.config import Config
 from clipgs.core.bundles import read_table, write_table
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check
@@ -21,7 +21,7 @@ def caption(config: Config, shard: str, threads: int) -> None:
     """Gives every object its caption, with the configured captioner.
 
     Writes `captions/S.parquet`: uid, status, error, caption, source, candidates and scores. A caption that was scored
-    has a score, and a note if that is below `caption.min_score`.
+    has a score, and a note if that is below `caption.min_score`. With `http` also model and prompt.
     """
     del threads
     from clipgs.triplets.captions import captioner, located, schema
@@ -32,14 +32,16 @@ def caption(config: Config, shard: str, threads: int) -> None:
     given = frozen, read_table(labels_path(config, shard)), located(config)
     make = captioner(config.caption.captioner)
     if config.caption.writer or config.caption.uses_teacher:
+        from clipgs.triplets import captions_http
         from clipgs.triplets.captions_written import caption_writer, judged
 
-        rows = judged(config, shard, make(*given, caption_writer(config, shard)))
+        write_all = captions_http.write_all if config.caption.writer == "http" else None
+        rows = judged(config, shard, make(*given, caption_writer(config, shard, write_all)))
     else:
         rows = make(*given)
     errors = {row["uid"]: row["error"] for row in rows if row["status"] != "ok"}
     fail_as_a_whole(job(config, "caption", shard), errors, len(rows))
-    write_table(path(config, "captions", shard, ".parquet"), rows, schema())
+    write_table(path(config, "captions", shard, ".parquet"), rows, schema(config.caption.writer))
 
 
 def pack(config: Config, shard: str, threads: int) -> None:
@@ -104,6 +106,7 @@ def _cut(config: Config, index: Path) -> str:
     """What is to be said of captions that the teacher does not read to their end."""
     from clipgs.teacher.features import said_of_cut
     from clipgs.teacher.model import cut
+    from clipgs.teacher.names import called
     from clipgs.teacher.weights import open_tokenizer
 
     try:
@@ -113,5 +116,4 @@ def _cut(config: Config, index: Path) -> str:
         return ""
     rows = read_table(index, ["uid", "caption"])
     uids = [rows[place]["uid"] for place in cut(tokenizer, [row["caption"] for row in rows])]
-    name = SMALL_TEACHER if config.teacher.name == "train" else config.teacher.name
-    return said_of_cut(uids, name, tokenizer.context_length)
+    return said_of_cut(uids, called(config.teacher.name), tokenizer.context_length)
