@@ -3,11 +3,14 @@
     python benchmarks/teachers.py                               # all names, on the CPU
     python benchmarks/teachers.py --family SigLIP --family CLIPA
     python benchmarks/teachers.py --names ViT-B-32 RN50
+    python benchmarks/teachers.py --names                       # no names, only the other bars
 
 Each model is built with few layers and random weights, in a process of its own. It is opened from a .safetensors file,
 from a .pt file, as local-dir, and by each tag's name from a cache of the hub. What nobody can know must be refused
-before any job: no tokenizer, no preprocessing. Writes benchmarks/results/teachers.json. Ends with 1 where features
-differ, an error is raw, or a refusal comes late or does not give its reason.
+before any job: no tokenizer, no preprocessing. Without --names and --family, also: a small trained teacher finds 24
+pictures again, and a teacher that cannot be opened without a network says so soon. Writes
+benchmarks/results/teachers.json. Ends with 1 where features differ, an error is raw, a refusal comes late or does not
+give its reason, or a bar is missed.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +35,8 @@ from record import CHECKOUT, record
 sys.path.append(str(CHECKOUT))  # for the tests
 
 TEXT, PICTURES, COSINE = 1e-6, 1e-3, 0.99  # the bars: float32, float32 as a share of the spread, bfloat16
+OFFLINE_SECONDS = 5.0  # the bar: until a teacher that cannot be opened says so
+PICTURES_FOUND = 24
 SECONDS = 600  # for one name
 COMMIT = 40 * "a"  # of what lies in the hub's cache
 _log = logging.getLogger(__name__)
@@ -38,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="of open_clip's models")
+    parser.add_argument("--names", nargs="*", metavar="NAME", help="of open_clip's models")
     parser.add_argument("--family", action="append", metavar="NAME", help="only this family; may be repeated")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/teachers.json")
     arguments = parser.parse_args()
@@ -55,7 +61,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     from tests.teacher.small_models import family
 
     names = [
-        name for name in arguments.names or open_clip.list_models()
+        name for name in (open_clip.list_models() if arguments.names is None else arguments.names)
         if not arguments.family or family(name) in arguments.family
     ]  # fmt: skip
     context = multiprocessing.get_context("forkserver")
@@ -70,13 +76,33 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         wrong = found[name]["wrong"]
         _log.info("%-32s %5.1f s  %s", name, found[name]["seconds"], "; ".join(wrong)[:400] or "equal")
     families = _by_family(found)
+    bars = {
+        "text": TEXT,
+        "pictures_of_spread": PICTURES,
+        "bfloat16_cosine": COSINE,
+        "found": PICTURES_FOUND,
+        "offline_seconds": OFFLINE_SECONDS,
+    }
     for called, counts in families.items():
         _log.info("%-12s %s", called, ", ".join(f"{count} {what}" for what, count in counts.items()))
-    bars = {"text": TEXT, "pictures_of_spread": PICTURES, "bfloat16_cosine": COSINE}
-    settings = {"names": arguments.names or "all", "families": arguments.family or "all", "bars": bars}
-    results = {"worst": _worst(found), "families": families, "names": found}
+    bars = {
+        "text": TEXT,
+        "pictures_of_spread": PICTURES,
+        "bfloat16_cosine": COSINE,
+        "found": PICTURES_FOUND,
+        "offline_seconds": OFFLINE_SECONDS,
+    }
+    results: dict[str, Any] = {"worst": _worst(found), "families": families, "names": found}
+    wrong = any(one["wrong"] for one in found.values())
+    if not (arguments.names or arguments.family):
+        results["small_teacher"] = _in_process(context, None, folder / "small")
+        results["offline"] = offline(folder / "offline")
+        for called in ("small_teacher", "offline"):
+            _log.info("%s: %s", called, json.dumps(results[called]))
+            wrong = wrong or bool(results[called]["wrong"])
+    settings = {"names": arguments.names, "families": arguments.family, "bars": bars}
     record("teachers", settings, results, arguments.output)
-    return 1 if any(one["wrong"] for one in found.values()) else 0
+    return 1 if wrong else 0
 
 
 def _by_family(found: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -106,7 +132,7 @@ def _worst(found: dict[str, Any]) -> dict[str, float]:
     return worst
 
 
-def _in_process(context: Any, name: str, folder: Path) -> dict[str, Any]:
+def _in_process(context: Any, name: str | None, folder: Path) -> dict[str, Any]:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(name, folder, theirs))
     process.start()
@@ -123,7 +149,7 @@ def _in_process(context: Any, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _child(name: str, folder: Path, answer: Any) -> None:
+def _child(name: str | None, folder: Path, answer: Any) -> None:
     import warnings
 
     import torch
@@ -132,7 +158,7 @@ def _child(name: str, folder: Path, answer: Any) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     try:
-        answer.send(examine(name, folder))
+        answer.send(examine(name, folder) if name else small_teacher(folder))
     except Exception:  # of this benchmark or of open_clip: no figure of this name can be trusted
         answer.send({"wrong": ["the benchmark itself failed: " + traceback.format_exc()[-1500:]]})
 
@@ -227,7 +253,9 @@ def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: d
             equal = found["text"] <= TEXT and max(found["pictures"].values()) <= PICTURES
         if equal:
             return {"outcome": "equal", **found}
-        shown = {key: float(f"{value:.1e}") for key, value in {**found, **found["pictures"]}.items() if key != "pictures"}
+        shown = {
+            key: float(f"{value:.1e}") for key, value in {**found, **found["pictures"]}.items() if key != "pictures"
+        }
         return {"outcome": "differs", "reason": str(shown), **found}
 
     return _guarded(compare)
@@ -318,7 +346,9 @@ def _guarded(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"outcome": "refused only by the job", "reason": str(error)}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(where.filename).name}:{where.lineno})"
+        reason = (
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(where.filename).name}:{where.lineno})"
+        )
         return {"outcome": "raw error", "reason": reason}
 
 
@@ -343,6 +373,132 @@ def _early(config: Any) -> list[str]:
 
     jobs = checks.Jobs({"embed-images": ["00000"]}, Plan((), ("00000",), {}, "", (), 24))
     return [*checks.of_names(config).errors, *checks.of_jobs(config, jobs).errors]
+
+
+# --- the other bars --------------------------------------------------------------------------------------------------
+
+
+def small_teacher(folder: Path) -> dict[str, Any]:
+    """Trains the small teacher on 24 pictures, and counts those that it finds again, prepared one way or another.
+
+    The gallery is open_clip's own, prepared as in training. The queries are pictures that are a little darker, and
+    captions, through clipgs.
+    """
+    import numpy as np
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from clipgs.config import SmallTeacher
+    from clipgs.teacher import model as teacher
+    from clipgs.teacher.weights import ARCHITECTURE
+    from clipgs.training.small_teacher import train
+    from tests.teacher.small_models import Small, nearest_to_itself, own_images, picture, preprocessing_of
+
+    colours, things = ("red", "green", "blue", "white", "black", "yellow"), ("chair", "mug", "boat", "tree")
+    captions = [f"a {colour} {thing}" for colour in colours for thing in things]
+    shades = np.array([1.0, 0.9, 0.8, 0.85])  # the last is not trained on
+    large = np.stack([picture(seed, (96, 96)) for seed in range(len(captions))])
+    views = (picture(seed, (64, 64)) for seed in range(len(captions)))
+    images = np.stack([(view * shades[:, None, None, None]).astype(np.uint8) for view in views])  # [24, 4, 64, 64, 3]
+    settings = SmallTeacher(steps=150, batch=len(captions), category_steps=0.0)
+    model, _ = train(torch.from_numpy(images[:, :3]), captions, [None] * len(captions), settings, 0, "cpu")
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    own = preprocessing_of({})
+    architecture = json.loads(ARCHITECTURE.read_text())
+
+    def saved(name: str, preprocessing: dict[str, Any]) -> str:
+        (folder / name).mkdir(parents=True)
+        about = {"model_cfg": architecture, "preprocess_cfg": preprocessing}
+        (folder / name / "open_clip_config.json").write_text(json.dumps(about))
+        save_file(weights, folder / name / "open_clip_model.safetensors")
+        return f"local-dir:{folder / name}"
+
+    told, silent = {"name": saved("told", own)}, {"name": saved("silent", {})}
+    tokenizer = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    small = Small("small", folder, None, architecture, model.eval(), tokenizer)
+    gallery = own_images(small, large, own)
+
+    def found(settings: dict[str, Any]) -> dict[str, int]:
+        frozen = teacher.load(_config({**settings, "precision": "float32"}))
+        darker = (large * 0.85).astype(np.uint8)
+        asked = {"pictures": frozen.encode_images(darker), "captions": frozen.encode_texts(captions)}
+        return {name: int(nearest_to_itself(vectors, gallery).sum()) for name, vectors in asked.items()}
+
+    half = {"preprocess": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
+    none = {"preprocess": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}}
+    results = {
+        "told by the folder": found(told),
+        "stated": found({**silent, "preprocess": own}),
+        "wrong: mean and std 0.5": found({**silent, **half}),
+        "wrong: mean 0, std 1": found({**silent, **none}),
+        "told, and another stated": _refusal({**told, **half}, r"teacher\.preprocess"),
+        "neither told nor stated": _refusal(silent, r"teacher\.preprocess"),
+    }
+    missed = [name for name in ("told by the folder", "stated") if set(results[name].values()) != {PICTURES_FOUND}]
+    late = [name for name, one in results.items() if one.get("outcome", "refused") != "refused"]
+    return {**results, "wrong": missed + late}
+
+
+_TIMED = """
+import json, sys, time
+start, (settings, way) = time.monotonic(), json.loads(sys.argv[1])
+from clipgs import config
+made = config.check(settings)
+if way == "checks":
+    from clipgs.catalog.shards import Plan
+    from clipgs.operate import checks
+    jobs = checks.Jobs({"embed-images": ["00000"]}, Plan((), ("00000",), {}, "", (), 24))
+    (reason,) = checks.of_jobs(made, jobs).errors
+else:
+    from clipgs.core.errors import ClipgsError
+    from clipgs.teacher import model
+    start = time.monotonic()  # the imports of torch and open_clip are those of any start
+    try:
+        model.load(made)
+        reason = "opened"
+    except ClipgsError as error:
+        reason = str(error)
+print(json.dumps({"seconds": round(time.monotonic() - start, 2), "reason": reason}))
+"""
+
+
+def offline(folder: Path) -> dict[str, Any]:
+    """Seconds until the checks before the first job, and until the stage itself, say that files must be downloaded.
+
+    No variable tells that there is no network. The hub is a name that is not known, or a host that does not answer.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file({"logit_scale": torch.ones(())}, folder / "weights.safetensors")
+    file = {"pretrained": str(folder / "weights.safetensors")}
+    cases = {
+        "SigLIP without its tokenizer": {"name": "ViT-B-16-SigLIP", **file},
+        "RoBERTa without its tower's settings": {"name": "roberta-ViT-B-32", **file},
+        "a tag that is not here": {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+    }
+    hosts = {"no such host": "https://hub.invalid", "a silent host": "https://192.0.2.1"}
+    environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
+    results: dict[str, Any] = {}
+    for case, settings in cases.items():
+        for host, address in hosts.items():
+            for way in ("checks", "stage"):
+                asked = {"output": str(folder), "device": "cpu", "teacher": settings}
+                done = subprocess.run(
+                    [sys.executable, "-c", _TIMED, json.dumps([asked, way])],
+                    env={**environment, "HF_ENDPOINT": address, "HF_HUB_CACHE": str(folder / "hub")},
+                    capture_output=True,
+                    text=True,
+                )
+                lines = done.stdout.splitlines() or [json.dumps({"seconds": -1, "reason": done.stderr[-500:]})]
+                results[f"{case}, {host}, {way}"] = json.loads(lines[-1])
+    wrong = [
+        name for name, one in results.items()
+        if not 0 <= one["seconds"] < OFFLINE_SECONDS or "cannot be reached" not in one["reason"]
+    ]  # fmt: skip
+    return {**results, "wrong": wrong}
 
 
 if __name__ == "__main__":

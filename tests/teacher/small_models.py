@@ -69,10 +69,11 @@ def family(name: str) -> str:
 def preprocessings(name: str) -> dict[str, dict[str, Any]]:
     """Tag to mean, std, interpolation and resize mode, as open_clip has them."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    return {tag: _complete(get_pretrained_cfg(name, tag)) for tag in tags}
+    return {tag: preprocessing_of(get_pretrained_cfg(name, tag)) for tag in tags}
 
 
-def _complete(stated: dict[str, Any]) -> dict[str, Any]:
+def preprocessing_of(stated: dict[str, Any]) -> dict[str, Any]:
+    """The whole preprocessing of a tag, a folder or a user, with open_clip's defaults."""
     full = merge_preprocess_dict(asdict(PreprocessCfg()), stated)
     return {key: list(full[key]) if isinstance(full[key], tuple) else full[key] for key in PREPROCESSING}
 
@@ -211,10 +212,11 @@ def _tell_apart(tower: Any, features: Callable[[], torch.Tensor]) -> None:
 def pictures(pixels: int) -> dict[str, np.ndarray]:
     """By name [4, H, W, 3] uint8: of the model's own size, larger, smaller, and not square; patches and slopes."""
     shapes = {"own": (pixels, pixels), "larger": (512, 512), "smaller": (96, 96), "wide": (200, 300)}
-    return {name: np.stack([_picture(seed, shape) for seed in range(4)]) for name, shape in shapes.items()}
+    return {name: np.stack([picture(seed, shape) for seed in range(4)]) for name, shape in shapes.items()}
 
 
-def _picture(seed: int, shape: tuple[int, int]) -> np.ndarray:
+def picture(seed: int, shape: tuple[int, int]) -> np.ndarray:
+    """[H, W, 3] uint8."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize(shape[::-1], Image.Resampling.NEAREST)
     slopes = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(shape[::-1], Image.Resampling.BICUBIC)
@@ -286,7 +288,9 @@ def write_tokenizer(name: str, folder: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    def trained(model: Any, trainer: Any, normalizer: Any, words: Any, ends: tuple[str, str], decoder: Any) -> Tokenizer:
+    def trained(
+        model: Any, trainer: Any, normalizer: Any, words: Any, ends: tuple[str, str], decoder: Any
+    ) -> Tokenizer:
         made = Tokenizer(model)
         made.normalizer, made.pre_tokenizer, made.decoder = normalizer, words, decoder
         made.train_from_iterator(_CORPUS, trainer)
@@ -299,7 +303,9 @@ def write_tokenizer(name: str, folder: Path) -> None:
     space = pre_tokenizers.Metaspace()
 
     def pieces(special: list[str], ends: tuple[str, str]) -> Tokenizer:
-        trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
         return trained(models.Unigram(), trainer, normalizers.NFKC(), space, ends, decoders.Metaspace())
 
     def pairs(special: list[str], ends: tuple[str, str], words: Any, **more: Any) -> Tokenizer:
