@@ -20,13 +20,16 @@ import multiprocessing
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -441,8 +444,13 @@ def small_teacher(folder: Path) -> dict[str, Any]:
 
 
 _TIMED = """
-import json, sys, time
-start, (settings, way) = time.monotonic(), json.loads(sys.argv[1])
+import json, socket, sys, time
+start, (settings, way, fault) = time.monotonic(), json.loads(sys.argv[1])
+own = socket.getaddrinfo
+def slow(*_, **__):
+    time.sleep(10)
+    raise socket.gaierror("no answer")
+socket.getaddrinfo = {"addresses": lambda *a, **k: own(*a, **k) * 4, "names": slow}.get(fault, own)
 from clipgs import config
 made = config.check(settings)
 if way == "checks":
@@ -466,7 +474,8 @@ print(json.dumps({"seconds": round(time.monotonic() - start, 2), "reason": reaso
 def offline(folder: Path) -> dict[str, Any]:
     """Seconds until the checks before the first job, and until the stage itself, say that files must be downloaded.
 
-    No variable tells that there is no network. The hub is a name that is not known, or a host that does not answer.
+    No variable tells that there is no network: the hub's name is not known, or its addresses do not answer, or the
+    server of names does not.
     """
     import torch
     from safetensors.torch import save_file
@@ -479,26 +488,45 @@ def offline(folder: Path) -> dict[str, Any]:
         "RoBERTa without its tower's settings": {"name": "roberta-ViT-B-32", **file},
         "a tag that is not here": {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
     }
-    hosts = {"no such host": "https://hub.invalid", "a silent host": "https://192.0.2.1"}
-    environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
     results: dict[str, Any] = {}
-    for case, settings in cases.items():
-        for host, address in hosts.items():
-            for way in ("checks", "stage"):
-                asked = {"output": str(folder), "device": "cpu", "teacher": settings}
-                done = subprocess.run(
-                    [sys.executable, "-c", _TIMED, json.dumps([asked, way])],
-                    env={**environment, "HF_ENDPOINT": address, "HF_HUB_CACHE": str(folder / "hub")},
-                    capture_output=True,
-                    text=True,
-                )
-                lines = done.stdout.splitlines() or [json.dumps({"seconds": -1, "reason": done.stderr[-500:]})]
-                results[f"{case}, {host}, {way}"] = json.loads(lines[-1])
+    with _silent() as silent:
+        hosts = {
+            "no such host": ("https://hub.invalid", None),
+            "four silent addresses": (silent, "addresses"),
+            "a silent server of names": ("https://hub.invalid", "names"),
+        }
+        for (case, settings), (host, (address, fault)), way in product(
+            cases.items(), hosts.items(), ("checks", "stage")
+        ):
+            asked = {"output": str(folder), "device": "cpu", "teacher": settings}
+            environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
+            done = subprocess.run(
+                [sys.executable, "-c", _TIMED, json.dumps([asked, way, fault])],
+                env={**environment, "HF_ENDPOINT": address, "HF_HUB_CACHE": str(folder / "hub")},
+                capture_output=True,
+                text=True,
+            )
+            lines = done.stdout.splitlines() or [json.dumps({"seconds": -1, "reason": done.stderr[-500:]})]
+            results[f"{case}, {host}, {way}"] = json.loads(lines[-1])
     wrong = [
-        name for name, one in results.items()
+        name
+        for name, one in results.items()
         if not 0 <= one["seconds"] < OFFLINE_SECONDS or "cannot be reached" not in one["reason"]
-    ]  # fmt: skip
+    ]
     return {**results, "wrong": wrong}
+
+
+@contextmanager
+def _silent() -> Iterator[str]:
+    """The address of a port that drops all who knock, as a firewall does: its queue is full."""
+    with socket.socket() as server, ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 if __name__ == "__main__":

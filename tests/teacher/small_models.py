@@ -154,6 +154,8 @@ def make(name: str, folder: Path) -> Small:
         torch.manual_seed(zlib.crc32(name.encode()))
         model = open_clip.create_model(name, pretrained_text=False).eval()
         tokenizer = open_clip.get_tokenizer(name)
+        if files:
+            _as_the_file_says(tokenizer.tokenizer.backend_tokenizer, files / "tokenizer.json")
         _disturb(model, tokenizer(list(TEXTS)))
     file = folder / "weights.safetensors"
     save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, file)
@@ -281,6 +283,14 @@ def nearest_to_itself(
 
 
 # --- what the hub would give -----------------------------------------------------------------------------------------
+
+
+def _as_the_file_says(backend: Any, file: Path) -> None:
+    """From version 5 on, transformers builds tokenizers of some classes otherwise than the file that it reads."""
+    from tokenizers import Tokenizer
+
+    said = Tokenizer.from_file(str(file))
+    backend.model, backend.normalizer, backend.pre_tokenizer = said.model, said.normalizer, said.pre_tokenizer
 
 
 def write_tokenizer(name: str, folder: Path) -> None:
