@@ -107,7 +107,7 @@ def test_a_picture_that_cannot_be_read_leaves_its_object_out(world, caplog):
     found = embed(world.config())
     assert found.uids == ["a"]
     assert "b (b.glb) failed: UnidentifiedImageError" in caplog.text
-    assert f"c failed: it has {VIEWS - 1} pictures, and views.count is {VIEWS}" in caplog.text
+    assert f"c (c.glb) failed: it has {VIEWS - 1} pictures, and views.count is {VIEWS}" in caplog.text
     assert "b is left out: it has no features of its pictures" in caplog.text
 
 
