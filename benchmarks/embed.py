@@ -127,7 +127,7 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
     import torch
 
     from clipgs.teacher.model import Teacher
-    from clipgs.teacher.weights import ARCHITECTURE, PRECISIONS, Opened
+    from clipgs.teacher.names import ARCHITECTURE, PRECISIONS, Opened
 
     open_clip.add_model_config(ARCHITECTURE)
     called, dtype = PRECISIONS[arguments.precision]

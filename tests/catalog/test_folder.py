@@ -209,7 +209,7 @@ def test_what_the_manifest_does_not_list_keeps_the_labels_of_its_name(tmp_path):
     assert (unlisted["category"], unlisted["text"]) == ("chair", "red chair")
     assert source.notes({"chair/red chair.obj"}) == [
         "1 object of this output is not in the manifest; it keeps the labels of its name",
-        "1 file in the folder is left out, because the manifest does not list it",
+        "1 file in the folder is not in the manifest, and left out",
     ]
 
 
@@ -331,7 +331,7 @@ def test_a_manifest_labels_and_chooses(tmp_path):
     assert second["text"] is second["license"] is second["credit"] is None
     assert source.identify("a.obj")["group"] == "g"
     assert source.notes() == [
-        "1 file in the folder is left out, because the manifest does not list it",
+        "1 file in the folder is not in the manifest, and left out",
         "columns of the manifest that are not used: faces",
     ]
 

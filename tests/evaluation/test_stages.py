@@ -23,7 +23,7 @@ from clipgs.report.search import search
 from clipgs.splats.gaussians import Gaussians
 from clipgs.stages import from_settings, runtime_settings, stage_settings
 from clipgs.training.stages import train
-from tests.training.small_dataset import DIM, KINDS, PICTURES, SHAPE, make, settings, unit
+from tests.training.small_dataset import DIM, KINDS, PICTURES, PREPARED, SHAPE, make, settings, unit
 
 SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
 CENTRES = unit(KINDS, DIM, seed=0)
@@ -34,6 +34,13 @@ class FakeTeacher:
 
     weights_sha256 = 64 * "0"
     device = torch.device("cpu")
+
+    @property
+    def about(self):
+        return {"weights_sha256": self.weights_sha256, "preprocess": PREPARED}
+
+    def cut(self, texts):
+        return []
 
     def encode_texts(self, texts):
         return torch.stack([CENTRES[next(int(word) for word in text.split() if word.isdigit())] for text in texts])
@@ -250,8 +257,13 @@ def test_a_gallery_without_the_classes_is_not_said_to_have_none(copied, tmp_path
 
 
 def test_another_teacher_is_refused(trained, monkeypatch):
-    monkeypatch.setattr(FakeTeacher, "weights_sha256", 64 * "1")
-    with pytest.raises(ClipgsError, match="set `teacher` to the run's"):
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeTeacher, "weights_sha256", 64 * "1")
+        with pytest.raises(ClipgsError, match="set `teacher` to the run's"):
+            evaluate(trained)
+    other = {"weights_sha256": FakeTeacher.weights_sha256, "preprocess": "{mean: [0, 0, 0]}"}
+    monkeypatch.setattr(FakeTeacher, "about", other)
+    with pytest.raises(ClipgsError, match=r"set teacher\.preprocess to the run's"):
         evaluate(trained)
 
 

@@ -106,8 +106,8 @@ def test_a_picture_that_cannot_be_read_leaves_its_object_out(world, caplog):
                     {"b": [*good[:-1], b"RIFF not a picture"], "c": good[:-1]})  # fmt: skip
     found = embed(world.config())
     assert found.uids == ["a"]
-    assert "b failed: UnidentifiedImageError" in caplog.text
-    assert f"c failed: it has {VIEWS - 1} pictures, and views.count is {VIEWS}" in caplog.text
+    assert "b (b.glb) failed: UnidentifiedImageError" in caplog.text
+    assert f"c (c.glb) failed: it has {VIEWS - 1} pictures, and views.count is {VIEWS}" in caplog.text
     assert "b is left out: it has no features of its pictures" in caplog.text
 
 
@@ -177,6 +177,7 @@ def test_the_card_and_the_report_say_which_captions_are_cut(world):
 
 def test_a_teacher_without_a_tokenizer_here_leaves_the_card_without_a_count(world, monkeypatch, caplog):
     monkeypatch.setattr(hub, "reachable", lambda address: False)
+    world.add_shard("00000", {"a": "mug " * 20})
     config = world.config(teacher={"name": "ViT-B-16-SigLIP", "pretrained": "webli"})
     with caplog.at_level(logging.WARNING):
         assert stages._cut(config, world.output / "triplets" / "00000.parquet") == ""

@@ -16,6 +16,7 @@ from clipgs.splats.pictures import to_webp
 from clipgs.training.runs import run_path
 from tests.packed_world import hand_over, picture, write_index
 
+PREPARED = "{mean: [0.5, 0.5, 0.5]}"  # how pictures are prepared, as features say it
 DIM, PICTURES, KINDS = 12, 6, 4
 PICTURE = to_webp(picture(0), 90)  # of every object: training looks at features
 SHAPE = Shape(width=32, depth=2, heads=2, hidden=48, gated=True, hidden_norm=True)
@@ -99,7 +100,7 @@ def write_features(config: Config, shard: str, uids: list[str], images, texts, *
     """Features as the teacher's stages write them."""
     scores = torch.einsum("nd,nvd->nv", texts.float(), images.float())
     about = {"uids": uids, "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
-             "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
+             "preprocess": PREPARED, "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
     folder = config.output_path / "features" / config.teacher.slug
     for name, tensors in {"images": {"images": images}, "texts": {"texts": texts, "scores": scores}}.items():
         write_tensors(folder / name / f"{shard}.safetensors", {k: v.numpy() for k, v in tensors.items()}, about)

@@ -22,7 +22,7 @@ from tests.training.small_dataset import DIM, make, settings, splat, unit
 
 NOTES = {
     "dim": DIM,
-    "teacher": {"teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0"},
+    "teacher": {"teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0", "preprocess": "{}"},
     "pictures": 6,
     "objects": {"train": 24, "validation": 4},
     "shards": ["00000", "00001"],
@@ -51,7 +51,10 @@ def written(tmp_path_factory):
 def teacher(monkeypatch):
     """A teacher that knows the kinds by their number."""
     table = functional.normalize(unit(4, DIM, seed=0), dim=-1)
-    one = SimpleNamespace(weights_sha256=64 * "0", encode_texts=lambda texts: table[[int(t) for t in texts]])
+    one = SimpleNamespace(
+        weights_sha256=64 * "0", cut=lambda texts: [], encode_texts=lambda texts: table[[int(t) for t in texts]]
+    )
+    one.about = {"preprocess": "{}"}
     monkeypatch.setattr("clipgs.teacher.model.load", lambda config: one)
     return one
 
@@ -129,6 +132,9 @@ def test_texts_are_encoded_by_the_teacher_of_the_run_and_by_no_other(written, te
         encoder.search(teacher.encode_texts(["1"]))
     teacher.weights_sha256 = 64 * "1"
     with pytest.raises(ClipgsError, match=r"trained with small .*, and the weights found for it are others"):
+        clipgs.load(written[0]).encode_text(["1"])
+    teacher.weights_sha256, teacher.about = 64 * "0", {"preprocess": "{mean: [0, 0, 0]}"}
+    with pytest.raises(ClipgsError, match=r"prepared as {}, and the teacher found for it prepares them as {mean"):
         clipgs.load(written[0]).encode_text(["1"])
 
 

@@ -10,7 +10,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, owner
 from clipgs.splats.pictures import to_webp
 from clipgs.teacher import model as teacher
-from clipgs.teacher.weights import ARCHITECTURE
+from clipgs.teacher.names import ARCHITECTURE
 from clipgs.training import runs, small_teacher, stages
 from tests.packed_world import VIEWS, World
 

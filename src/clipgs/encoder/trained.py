@@ -142,6 +142,11 @@ class TrainedEncoder:
                 f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "
                 "found for it are others; its texts and splats would be in different spaces"
             )
+        if (prepared := teacher.about["preprocess"]) != trained.get("preprocess", prepared):
+            raise ClipgsError(
+                f"{self.run} was trained with pictures prepared as {trained['preprocess']}, and the teacher found for "
+                f"it prepares them as {prepared}; set teacher.preprocess in {self.run / CONFIG}"
+            )
         return teacher
 
     def search(

@@ -215,7 +215,7 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     about = features.read(config, rows[0]["shard"]).metadata
     metadata = {
         "model_sha256": sha256_of(Path(checkpoint)),
-        "weights_sha256": about["weights_sha256"],
+        **{name: about[name] for name in ("weights_sha256", "preprocess")},
         "teacher": f"{about['teacher']} ({about['pretrained']})",
     }
     return Embeddings(uids, shapes, metadata)

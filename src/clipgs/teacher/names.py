@@ -21,6 +21,8 @@ from clipgs.teacher.hub import Download, snapshots
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CONFIG = "open_clip_config.json"
+ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
+_CONTEXT = 77  # tokens of a text, where the architecture does not say it; as in open_clip
 _IN_FOLDERS = (".safetensors", ".bin", ".pth")  # where open_clip looks for weights in a folder
 # The names that it prefers there.
 _IN_FOLDER_NAMES = (
@@ -117,6 +119,17 @@ def called(name: str) -> str:
         return SMALL_TEACHER
     folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
     return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
+
+
+def context_length(settings: Teacher) -> int:
+    """How many tokens of a text the teacher reads, with start and end.
+
+    Raises:
+        UsageError: as `find`.
+    """
+    small = settings.name == "train"
+    architecture = json.loads(ARCHITECTURE.read_text()) if small else find(settings, "teacher", installed).architecture
+    return architecture.get("text_cfg", {}).get("context_length") or _CONTEXT
 
 
 def other_gelu(name: str) -> str:

@@ -1,6 +1,5 @@
 """Models of open_clip with weights from a tag or a file, loaded so that the file cannot run code."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,13 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 
-from clipgs.config import SMALL_TEACHER, Coca, Teacher
+from clipgs.config import Coca, Teacher
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
-from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, elsewhere, find
+from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, context_length, elsewhere, find
 from clipgs.teacher.tokenizers import restore
 
-ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -95,8 +93,7 @@ def open_tokenizer(settings: Teacher) -> Any:
         ClipgsError: its files cannot be read.
     """
     if settings.name == "train":
-        architecture = json.loads(ARCHITECTURE.read_text())
-        return SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+        return SimpleTokenizer(context_length=context_length(settings))
     found = find(settings, "teacher", _registry)
     if settings.name.startswith(HUB) and not found.architecture:
         found, _, _ = _located(settings, "teacher")

@@ -30,7 +30,7 @@ from clipgs.core.runner import Progress
 from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
-from clipgs.teacher.weights import ARCHITECTURE
+from clipgs.teacher.names import ARCHITECTURE
 from clipgs.training import runs
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset

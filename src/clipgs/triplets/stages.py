@@ -104,16 +104,21 @@ def index(config: Config) -> None:
 
 def _cut(config: Config, index: Path) -> str:
     """What is to be said of captions that the teacher does not read to their end."""
-    from clipgs.teacher.features import said_of_cut
-    from clipgs.teacher.model import cut
-    from clipgs.teacher.names import called
-    from clipgs.teacher.weights import open_tokenizer
+    from clipgs.teacher.names import called, context_length
 
+    rows = read_table(index, ["uid", "caption"])
+    longest = max((len(row["caption"].encode()) for row in rows), default=0)
     try:
+        # A token is at least a byte, and a text has at most four more. So torch is imported for long captions alone.
+        if longest + 4 <= context_length(config.teacher):
+            return ""
+        from clipgs.teacher.features import said_of_cut
+        from clipgs.teacher.model import cut
+        from clipgs.teacher.weights import open_tokenizer
+
         tokenizer = open_tokenizer(config.teacher)
     except ClipgsError as error:  # the triplets need no teacher
         log.warning("index: captions that are too long for the teacher are not counted: %s", error)
         return ""
-    rows = read_table(index, ["uid", "caption"])
     uids = [rows[place]["uid"] for place in cut(tokenizer, [row["caption"] for row in rows])]
     return said_of_cut(uids, called(config.teacher.name), tokenizer.context_length)

@@ -105,7 +105,7 @@ class FolderSource:
             notes.append(f"{what} not in the manifest; {keep}")
         if left_out := len(unlisted.difference(known)):
             what = counted(left_out, "file in the folder is", "files in the folder are")
-            notes.append(f"{what} left out, because the manifest does not list {'it' if left_out == 1 else 'them'}")
+            notes.append(f"{what} not in the manifest, and left out")
         if unused := self._columns[2]:
             notes.append(f"columns of the manifest that are not used: {', '.join(unused)}")
         return notes
