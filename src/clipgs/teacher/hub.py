@@ -3,10 +3,12 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -132,12 +134,19 @@ def reachable(address: str) -> bool:
     parts = urlsplit(address)
     if not parts.hostname or getproxies().get(parts.scheme):
         return True
-    try:
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+    answered: list[bool] = []
+
+    def connect() -> None:
+        with suppress(OSError, ValueError):
+            port = parts.port or (80 if parts.scheme == "http" else 443)
+            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+            answered.append(True)
+
+    # The limit of a connection counts for each of the host's addresses, and not for the server of names.
+    asking = Thread(target=connect, daemon=True)
+    asking.start()
+    asking.join(CONNECT_SECONDS)
+    return bool(answered)
 
 
 def endpoint() -> str:

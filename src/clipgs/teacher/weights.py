@@ -57,7 +57,9 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
     tokenizer, tower = _texts(name, found, key)
     shapes = _tensors(file, key)
     low = precision == "bfloat16"
-    cast = torch.bfloat16 if low and ("multimodal_cfg" in architecture or tower) else None
+    # open_clip's conversion leaves out the scales of blocks.
+    scaled = any("ls_init_value" in architecture.get(part, {}) for part in ("vision_cfg", "text_cfg"))
+    cast = torch.bfloat16 if low and ("multimodal_cfg" in architecture or tower or scaled) else None
     more: dict[str, Any] = {}
     if tower:  # its configuration from the disk, not from the hub
         more["text_cfg"] = {**architecture["text_cfg"], "hf_model_name": str(tower), "hf_model_pretrained": False}
