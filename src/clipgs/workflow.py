@@ -29,6 +29,7 @@ from clipgs.operate.reasons import TARGETS
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
+from clipgs.teacher.names import at_home
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -383,7 +384,7 @@ def unrecorded(config: Config, jobs: Sequence[Any]) -> list[str]:
 
 def files_of(*settings: Any) -> list[str]:
     """The files among the values of settings that name one: an edited file is another input."""
-    paths = (Path(value).expanduser() for value in settings if isinstance(value, str))
+    paths = (at_home(value) for value in settings if isinstance(value, str))
     return [str(path) for path in paths if path.is_file()]
 
 
@@ -396,7 +397,7 @@ def files_in(folder: str) -> list[str]:
     """The files of a model and its tokenizer in a folder."""
     suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".model")
     tokens = ("merges.txt", "vocab.txt")  # of tokenizers, as `.model`
-    files = sorted(Path(folder).expanduser().glob("*"))
+    files = sorted(at_home(folder).glob("*"))
     return [str(path) for path in files if path.suffix in suffixes or path.name in tokens]
 
 

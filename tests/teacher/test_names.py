@@ -87,6 +87,7 @@ def file(tmp_path):
     return path
 
 
+EMPTY = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
@@ -121,8 +122,9 @@ def test_every_name_with_a_file_has_its_tags_preprocessing_or_asks_for_it(file):
             asked.append(name)
             with pytest.raises(UsageError, match=r"teacher\.preprocess"):
                 found(name, file)
-        for tag, one in zip(tags, own, strict=True):
-            assert found(name, file, tag).preprocess == one
+        for (tag, entry), one in zip(tags.items(), own, strict=True):
+            if names.same_gelu(name, entry, installed(name)):
+                assert found(name, file, tag).preprocess == one
     assert {"ViT-L-14", "ViT-H-14", "ViT-H-14-quickgelu", "ViT-S-32"} <= set(asked)
     assert len(asked) == 3 + sum(not installed(name).tags for name in installed("").models)
 
@@ -156,7 +158,10 @@ def test_what_the_message_proposes_is_taken(file):
 def test_what_the_user_states_counts_for_a_file(file):
     stated = found("ViT-B-16-SigLIP", file, {"mean": [0.1, 0.2, 0.3]}).preprocess
     assert (stated["mean"], stated["std"], stated["resize_mode"]) == ([0.1, 0.2, 0.3], [0.5] * 3, "squash")
-    assert found("ViT-S-32", file, {"interpolation": "bilinear"}).preprocess["mean"] == PREPROCESS["mean"]
+    assert found("ViT-S-32", file, HALF).preprocess == {**PREPROCESS, **HALF}
+    for name, part in (("ViT-S-32", {"interpolation": "bilinear"}), ("ViT-L-14", {"mean": [0.5] * 3})):
+        with pytest.raises(UsageError, match=r"teacher\.preprocess lacks mean or std, and "):
+            found(name, file, part)
     both = found("ViT-L-14", file, {"tag": "laion2b-s32b-b82k", "interpolation": "bilinear"}).preprocess
     assert both == {**PREPROCESS, **HALF, "interpolation": "bilinear"}
 
@@ -166,12 +171,12 @@ def test_weights_with_a_preprocessing_of_their_own_keep_it(tmp_path):
         found("ViT-B-16-SigLIP", "webli", {"mean": [0.1, 0.2, 0.3]})
     assert found("ViT-B-16-SigLIP", "webli", {"mean": [0.5, 0.5, 0.5]}).preprocess["std"] == [0.5] * 3
     (tmp_path / "model.safetensors").touch()
-    config = {"model_cfg": {"text_cfg": {}}, "preprocess_cfg": {"mean": [0.5] * 3, "std": 0.5}}
+    config = {"model_cfg": EMPTY, "preprocess_cfg": {"mean": [0.5] * 3, "std": 0.5}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert found(f"local-dir:{tmp_path}").preprocess == {**PREPROCESS, **HALF}
     with pytest.raises(UsageError, match=r"teacher.preprocess = .*comes with"):
         found(f"local-dir:{tmp_path}", preprocess={"interpolation": "bilinear"})
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": EMPTY}))
     with pytest.raises(UsageError, match=r"nothing tells how pictures are prepared"):
         found(f"local-dir:{tmp_path}")
     assert found(f"local-dir:{tmp_path}", preprocess=HALF).preprocess == {**PREPROCESS, **HALF}
@@ -180,12 +185,71 @@ def test_weights_with_a_preprocessing_of_their_own_keep_it(tmp_path):
 # --- files and folders -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ([], "it has no model_cfg"),
+        ({"model_cfg": None}, "it has no model_cfg"),
+        ({"model_cfg": {"vision_cfg": {}}}, "its model_cfg has no text_cfg"),
+        ({"model_cfg": EMPTY, "preprocess_cfg": [1]}, "its preprocess_cfg is no mapping"),
+        (
+            {"model_cfg": EMPTY, "preprocess_cfg": {"mean": [0.5]}},
+            "its preprocess_cfg: mean List should have at",
+        ),
+        ({"model_cfg": EMPTY, "preprocess_cfg": {"mean": "abc"}}, "its preprocess_cfg:"),
+        (
+            {"model_cfg": EMPTY, "preprocess_cfg": {"std": [0, 0, 0]}},
+            "its preprocess_cfg: std.0 Input should",
+        ),
+    ],
+)
+def test_a_folder_whose_configuration_is_malformed(tmp_path, about, words):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError) as error:
+        found(f"local-dir:{tmp_path}")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stated_tag_must_fit_the_weights(tmp_path, file):
+    for name, pretrained, tag, words in (
+        ("ViT-B-32", file, "openai", "openai are weights of ViT-B-32-quickgelu; set teacher.name to it"),
+        ("ViT-L-14", "laion2b_s32b_b82k", "nonsense", "no tag of the model"),
+        ("ViT-L-14", "laion2b_s32b_b82k", "datacomp_xl_s13b_b90k", "comes with {mean: [0.5"),
+    ):
+        with pytest.raises(UsageError) as error:
+            found(name, pretrained, tag)
+        assert words in str(error.value)
+    assert found("ViT-L-14", "laion2b_s32b_b82k", "laion2b-s32b-b82k").preprocess["mean"] == [0.5] * 3
+    with pytest.raises(UsageError, match="the small teacher of `train` has its own; leave it out"):
+        configuration.check({"teacher": {"name": "train", "preprocess": "openai"}})
+
+
+def test_values_that_are_no_colours_are_refused():
+    for mean in ([123.7, 116.3, 103.5], [float("nan")] * 3):
+        with pytest.raises(UsageError, match=r"teacher\.preprocess\.mean\.0"):
+            configuration.check({"teacher": {"preprocess": {"mean": mean}}})
+
+
+def test_the_home_folder_of_nobody_is_no_file(file):
+    with pytest.raises(UsageError, match="neither a tag of ViT-B-32 nor a file"):
+        found("ViT-B-32", "~nobody-at-all/w.pt")
+    with pytest.raises(UsageError, match=r"open_clip_config\.json: No such file"):
+        found("local-dir:~nobody-at-all/x")
+
+
+def test_a_tokenizer_that_would_not_be_read_is_refused(tmp_path, file):
+    with pytest.raises(UsageError, match=r"ViT-B-32 has open_clip's own tokenizer; leave teacher\.tokenizer out"):
+        found("ViT-B-32", file, tokenizer=tmp_path)
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "w.pt").touch()
     assert found("ViT-B-32", "~/w.pt").weights == tmp_path / "w.pt"
     (tmp_path / "model.safetensors").touch()
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": HALF}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": EMPTY, "preprocess_cfg": HALF}))
     assert found("local-dir:~").weights == tmp_path
 
 
@@ -196,7 +260,7 @@ def test_a_tag_whose_activation_no_other_name_has_is_taken():
 
 
 def test_a_folder_whose_weights_open_clip_does_not_find_or_must_guess(tmp_path):
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": HALF}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": EMPTY, "preprocess_cfg": HALF}))
     (tmp_path / "epoch_3.pt").touch()
     with pytest.raises(UsageError, match=r"does not look for epoch_3.pt in a folder; rename it to open_clip_pytorch"):
         found(f"local-dir:{tmp_path}")

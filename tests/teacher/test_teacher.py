@@ -18,7 +18,7 @@ from clipgs.teacher.names import PREPROCESS
 from tests.packed_world import TINY, picture, save_model
 
 PICTURES = np.stack([picture(seed) for seed in range(6)])
-USUAL = {"preprocess": {"resize_mode": "shortest"}}  # the rest of it is what open_clip takes
+USUAL = {"preprocess": dict(PREPROCESS)}
 TEXTS = ["a red mug", "a chair with four legs", "tree"]
 
 
@@ -299,6 +299,22 @@ def test_a_bias_of_the_logits_changes_no_cosine(model_at, tmp_path):
     assert torch.equal(plain.encode_images(PICTURES), biased.encode_images(PICTURES))
 
 
+def test_a_page_or_a_pointer_in_place_of_weights_is_no_file_of_weights(model_at, tmp_path):
+    for text in ("<!DOCTYPE html><title>404</title>", "version https://git-lfs.github.com/spec/v1\noid sha256:00"):
+        (tmp_path / "w.pt").write_text(text)
+        with pytest.raises(ClipgsError, match=r"(is no file of weights|cannot be read).*copy or download it again"):
+            teacher.load(config_of("tiny-model", str(tmp_path / "w.pt"), **USUAL))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_words(tiny):
+    frozen = teacher.load(config_of(f"local-dir:{tiny}"))
+    frozen.model.vocab_size = 100
+    with pytest.raises(
+        ClipgsError, match=r"has a token \d+, and the model knows 100; the tokenizer is another model's"
+    ):
+        frozen.encode_texts(["a mug"])
+
+
 def test_a_torchscript_archive_is_named_as_such(model_at, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls it outdated
@@ -313,7 +329,7 @@ def test_pictures_are_prepared_as_it_is_stated(model_at, tmp_path, changed, shap
     pictures = np.stack([np.asarray(Image.fromarray(one).resize(shape[::-1])) for one in PICTURES])
     file = saved(tmp_path)
     usual = teacher.load(config_of("tiny-model", str(file), **USUAL)).encode_images(pictures)
-    ours = teacher.load(config_of("tiny-model", str(file), preprocess=changed))
+    ours = teacher.load(config_of("tiny-model", str(file), preprocess={**PREPROCESS, **changed}))
     model, _, preprocess = open_clip.create_model_and_transforms(
         "tiny-model", str(file), **{f"image_{key}": value for key, value in changed.items()}
     )

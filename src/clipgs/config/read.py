@@ -54,6 +54,11 @@ def check(values: dict[str, Any], where: str = "config") -> Config:
             f"{where}: caption.{key} needs a teacher, and teacher.name = train is trained on the captions themselves; "
             f"name a model of open_clip in teacher.name{instead}"
         )
+    if config.teacher.name == "train":
+        own = config.teacher
+        for key, stated in (("preprocess", any(own.preprocess.model_dump().values())), ("tokenizer", own.tokenizer)):
+            if stated:
+                raise UsageError(f"{where}: teacher.{key}: the small teacher of `train` has its own; leave it out")
     return config
 
 

@@ -35,9 +35,13 @@ class Preprocess(Section):
 
     tag: str | None = setting(None, "tag", assumed=True, min_length=1)
     """The weights are of this tag of the model, or were trained from it: its preprocessing counts."""
-    mean: list[float] | None = setting(None, "0 to 1", assumed=True, min_length=3, max_length=3)
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = setting(
+        None, "0 to 1", assumed=True, min_length=3, max_length=3
+    )
     """This mean is taken from red, green and blue. [0, 0, 0] takes nothing."""
-    std: list[Annotated[float, Field(gt=0)]] | None = setting(None, "0 to 1", assumed=True, min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0, le=1)]] | None = setting(
+        None, "0 to 1", assumed=True, min_length=3, max_length=3
+    )
     """Red, green and blue are then divided by this."""
     interpolation: Literal["bicubic", "bilinear"] | None = setting(None, "name", assumed=True)
     """Pictures of another size are resized in this way."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipgs.config import Config
+from clipgs.config import Config, Teacher
 from clipgs.core.files import check, sha256_of
 from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
@@ -152,8 +152,11 @@ def _measured(
     device = choose_device(config.device)
     model = pretrained.load(getattr(settings.baselines, baseline.setting)).to(device)
     weights = getattr(settings.baselines, baseline.teacher_setting)
-    chosen = config.teacher.model_copy(
-        update={"name": baseline.teacher, "pretrained": baseline.pretrained if weights == "download" else weights}
+    # Of its own: what the configured teacher's file or tokenizer needs is not this one's.
+    chosen = Teacher(
+        name=baseline.teacher,
+        pretrained=baseline.pretrained if weights == "download" else weights,
+        **config.teacher.model_dump(include={"images", "precision", "batch"}),
     )
     teacher = teachers.load(config.model_copy(update={"teacher": chosen}))
     clouds = _splats(config, made.uids) if source == "splats" else _mesh_points(config, made.uids, rows)

@@ -184,10 +184,10 @@ def _unknown(key: str, settings: Teacher | Coca, found: names.Found) -> list[str
         notes.append(f"{key}.preprocess is that of no tag of {name}: {names.in_words(found.preprocess or {})}")
     other = names.other_gelu(name)
     if other in known.models:
-        tags_of = ", ".join(known.tags) or "no tag"
+        tags_of = ", ".join(tag for tag, entry in known.tags.items() if names.same_gelu(name, entry, known))
         notes.append(
-            f"{key}: weights of {name} and {other} look alike, and the pictures' features differ; {name} is right for "
-            f"weights like those of {tags_of}"
+            f"{key}: weights of {name} and {other} look alike, and their features differ; {name} is right for weights "
+            f"like those of {tags_of or 'no tag'}"
         )
     return notes
 

@@ -155,8 +155,12 @@ def endpoint() -> str:
 
 
 def snapshots(repository: str) -> list[Path]:
-    """The folders in which the hub's client keeps versions of a repository, the newest first."""
-    folders = (_cache() / f"models--{repository.replace('/', '--')}" / "snapshots").glob("*")
+    """The folder of the version of a repository that the hub's client reads without a network; else of any."""
+    kept = _cache() / f"models--{repository.replace('/', '--')}"
+    with suppress(OSError):
+        folder = kept / "snapshots" / (kept / "refs" / "main").read_text().strip()
+        return [folder] if folder.is_dir() else []
+    folders = (kept / "snapshots").glob("*")
     return sorted((folder for folder in folders if folder.is_dir()), key=lambda folder: -folder.stat().st_mtime)
 
 

@@ -110,7 +110,14 @@ class Teacher:
         for place, text in enumerate(texts):
             if not text.strip():
                 raise ClipgsError(f"text {place + 1} of {len(texts)} is empty; leave it out or give it words")
-        return self._in_batches(self.model.encode_text, self.tokens(texts))
+        ids = self.tokens(texts)
+        words = getattr(getattr(self.model, "text", self.model), "vocab_size", 0)
+        if words and ids.numel() and int(ids.max()) >= words:
+            raise ClipgsError(
+                f"teacher {self.name}: its tokenizer has a token {int(ids.max())}, and the model knows {words}; "
+                "the tokenizer is another model's"
+            )
+        return self._in_batches(self.model.encode_text, ids)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """[n, L] int64 tokens, cut at the context's length L."""
@@ -188,6 +195,8 @@ def small_files(config: Config) -> list[Path]:
 def tokens(tokenizer: Any, texts: Sequence[str], more: int = 0) -> Tensor:
     """[n, L + more] int64 tokens, cut at the context's length L."""
     length = tokenizer.context_length + more
+    if not texts:
+        return torch.zeros(0, length, dtype=torch.long)
     if isinstance(tokenizer, SimpleTokenizer):  # whose time grows with the square of the text's length
         texts = [text[: length * _CHARACTERS_A_TOKEN] for text in texts]
     return tokenizer([*texts], context_length=length)
@@ -195,6 +204,8 @@ def tokens(tokenizer: Any, texts: Sequence[str], more: int = 0) -> Tensor:
 
 def cut(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Places of the texts that are longer than the tokenizer's context."""
+    if not texts:
+        return []
     if isinstance(tokenizer, SimpleTokenizer):
         return tokens(tokenizer, texts, more=1)[:, -1].nonzero()[:, 0].tolist()
     special = tokenizer.tokenizer_mode != "clips"  # which adds start, end and class by itself

@@ -7,10 +7,13 @@ import ast
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from clipgs.config.caption import Coca
 from clipgs.config.teacher import SMALL_TEACHER, Preprocess, Teacher
@@ -82,11 +85,11 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
         about = next((read for place in snapshots(repository) if (read := _read(place / CONFIG))), {})
         return Found(Download(name, {"hf_hub": repository + "/"}), about.get("model_cfg", {}), None, folder)
     if name.startswith(LOCAL_DIR):
-        place = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+        place = at_home(name.removeprefix(LOCAL_DIR))
         about = _checked_folder(place, key)
         own = about.get("preprocess_cfg")
         # Without preprocess_cfg open_clip takes its defaults, which is a guess.
-        preprocess = _own(own, stated, key, name) if own else _stated(stated, {}, key, f"{key}.name = {name}")
+        preprocess = _own(own, stated, {}, key, name) if own else _stated(stated, {}, key, f"{key}.name = {name}")
         return Found(place, about["model_cfg"], preprocess, folder or place)
     of_name = known(name)
     if name not in of_name.models:
@@ -95,13 +98,16 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
         raise UsageError(f"config: {key}.name = {name}: open_clip has no such model{near} ({listing})")
     if not pretrained:
         raise UsageError(f"config: {key}.pretrained is not set; set it to a tag of {name} or a file of weights")
-    if entry := of_name.tags.get(_as_tag(pretrained)):
+    if tokens and not of_name.architecture.get("text_cfg", {}).get("hf_tokenizer_name"):
+        raise UsageError(f"config: {key}.tokenizer: {name} has open_clip's own tokenizer; leave {key}.tokenizer out")
+    like = pretrained if _as_tag(pretrained) in of_name.tags else stated.tag if stated is not None else None
+    if like and (entry := of_name.tags.get(_as_tag(like))) and not same_gelu(name, entry, of_name):
         other = other_gelu(name)
-        if other in of_name.models and bool(entry.get("quick_gelu")) != bool(of_name.architecture.get("quick_gelu")):
-            raise UsageError(f"config: {key}.name = {name}: {pretrained} are weights of {other}; set {key}.name to it")
-        own = _own(entry, stated, key, f"{name} {pretrained}")
+        raise UsageError(f"config: {key}.name = {name}: {like} are weights of {other}; set {key}.name to it")
+    if entry := of_name.tags.get(_as_tag(pretrained)):
+        own = _own(entry, stated, of_name.tags, key, f"{name} {pretrained}")
         return Found(Download(f"{name} {pretrained}", entry), of_name.architecture, own, folder)
-    file = Path(pretrained).expanduser()
+    file = at_home(pretrained)
     if not file.is_file():
         near = did_you_mean(pretrained, of_name.tags)
         tags = ", ".join(of_name.tags) or "none"
@@ -113,11 +119,24 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
     return Found(file, of_name.architecture, _stated(stated, of_name.tags, key, f"{key}.pretrained = {file}"), folder)
 
 
+def same_gelu(name: str, entry: Mapping[str, Any], known: Known) -> bool:
+    """Whether a tag's weights have the activation of the name, or there is no name with the other one."""
+    own = bool(known.architecture.get("quick_gelu"))
+    return other_gelu(name) not in known.models or bool(entry.get("quick_gelu")) == own
+
+
+def at_home(text: str) -> Path:
+    """The path with `~` replaced by the home folder, where there is one."""
+    with suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
 def called(name: str) -> str:
     """A model's name as files tell it: without the place of its folder on this machine."""
     if name == "train":
         return SMALL_TEACHER
-    folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+    folder = at_home(name.removeprefix(LOCAL_DIR))
     return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
 
 
@@ -166,10 +185,19 @@ def in_words(preprocess: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{name}: {json.dumps(value).strip(chr(34))}" for name, value in preprocess.items()) + "}"
 
 
-def _own(entry: Mapping[str, Any], stated: Preprocess | None, key: str, what: str) -> dict[str, Any]:
+def _own(
+    entry: Mapping[str, Any],
+    stated: Preprocess | None,
+    tags: Mapping[str, Mapping[str, Any]],
+    key: str,
+    what: str,
+) -> dict[str, Any]:
     """The preprocessing of weights that come with theirs, which the user may repeat but not change."""
     own = as_preprocess(entry)
-    if stated is not None and (other := {**own, **stated.stated()}) != own:
+    if stated is None:
+        return own
+    other = {**(_of_tag(stated.tag, tags, key) if stated.tag else own), **stated.stated()}
+    if other != own:
         raise UsageError(
             f"config: {key}.preprocess = {in_words(other)}, but {what} comes with {in_words(own)}; "
             f"leave {key}.preprocess out, or name the weights as a file"
@@ -177,37 +205,40 @@ def _own(entry: Mapping[str, Any], stated: Preprocess | None, key: str, what: st
     return own
 
 
+def _of_tag(tag: str, tags: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    entry = tags.get(_as_tag(tag))
+    if entry is None:
+        near, listed = did_you_mean(tag, tags), ", ".join(tags) or "none"
+        raise UsageError(f"config: {key}.preprocess = {tag}: no tag of the model{near} (tags: {listed})")
+    return as_preprocess(entry)
+
+
 def _stated(stated: Preprocess | None, tags: Mapping[str, Mapping[str, Any]], key: str, what: str) -> dict[str, Any]:
     """The preprocessing of weights that come without: what the user states, or else what all tags agree on."""
-    key = f"{key}.preprocess"
     of_tags: dict[str, list[str]] = {}  # preprocessing in words, to tags
     for tag, entry in tags.items():
         of_tags.setdefault(in_words(as_preprocess(entry)), []).append(tag)
-    if stated is not None and stated.tag is not None:
-        if (tag := _as_tag(stated.tag)) not in tags:
-            near = did_you_mean(stated.tag, tags)
-            raise UsageError(
-                f"config: {key} = {stated.tag}: no tag of the model{near} (tags: {', '.join(tags) or 'none'})"
-            )
-        return {**as_preprocess(tags[tag]), **stated.stated()}
-    if stated is not None and (values := stated.stated()):
-        # A part of it alone leaves open what the rest is, but for what all tags agree on.
-        return {**(as_preprocess(next(iter(tags.values()))) if len(of_tags) == 1 else PREPROCESS), **values}
+    values = stated.stated() if stated is not None else {}
+    if stated is not None and stated.tag:
+        return {**_of_tag(stated.tag, tags, key), **values}
     if len(of_tags) == 1:
-        return as_preprocess(next(iter(tags.values())))
+        return {**as_preprocess(next(iter(tags.values()))), **values}
+    if {"mean", "std"} <= values.keys():  # the others are the same for nearly all weights
+        return {**PREPROCESS, **values}
+    begin = f"config: {what}: " + ("teacher.preprocess lacks mean or std, and " if values else "")
     if of_tags:
         choices = " or ".join(f"{' | '.join(names)}: {words}" for words, names in of_tags.items())
         raise UsageError(
-            f"config: {what}: the tags of this model prepare pictures in different ways; say which one these weights "
-            f"are of, or were trained like: {key}: TAG ({choices})"
+            f"{begin}the tags of this model prepare pictures in different ways; say which one these weights are of, or "
+            f"were trained like: {key}.preprocess: TAG ({choices})"
         )
-    where = key
+    where = named = f"{key}.preprocess"
     if not key.startswith("teacher"):  # the section has no such key
         where = f"preprocess_cfg of {CONFIG} in a folder with the weights, and name it local-dir:FOLDER"
+        named = "preprocess_cfg"
     raise UsageError(
-        f"config: {what}: nothing tells how pictures are prepared for these weights; state it in {where}. What "
-        f"open_clip trains with unless told otherwise is {key if where == key else 'preprocess_cfg'}: "
-        f"{in_words(PREPROCESS)}"
+        f"{begin}nothing tells how pictures are prepared for these weights; state it in {where}. What open_clip trains "
+        f"with unless told otherwise is {named}: {in_words(PREPROCESS)}"
     )
 
 
@@ -215,7 +246,7 @@ def _stated(stated: Preprocess | None, tags: Mapping[str, Mapping[str, Any]], ke
 
 
 def _tokenizer_folder(text: str, key: str) -> Path:
-    folder = Path(text).expanduser()
+    folder = at_home(text)
     if not folder.is_dir():
         raise UsageError(f"config: {key}.tokenizer = {text}: there is no such folder")
     return folder
@@ -229,12 +260,31 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _malformed(about: Any) -> str:
+    """What is wrong with an open_clip_config.json; empty if nothing is."""
+    model = about.get("model_cfg") if isinstance(about, dict) else None
+    if not isinstance(model, dict):
+        return "it has no model_cfg"
+    if lacking := [part for part in ("vision_cfg", "text_cfg") if not isinstance(model.get(part), dict)]:
+        return f"its model_cfg has no {lacking[0]}"
+    prepared = about.get("preprocess_cfg") or {}
+    if not isinstance(prepared, dict):
+        return "its preprocess_cfg is no mapping"
+    try:
+        whole = as_preprocess(prepared)
+        Preprocess(**whole)
+    except (ValueError, TypeError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        return f"its preprocess_cfg: {'.'.join(map(str, detail['loc']))} {detail['msg']}"
+    return ""
+
+
 def _checked_folder(folder: Path, key: str) -> dict[str, Any]:
     """open_clip's configuration in the folder."""
     begin, config = f"config: {key}.name = {LOCAL_DIR}{folder}:", folder / CONFIG
     try:
         about = json.loads(config.read_text(encoding="utf-8"))
-        wrong = None if isinstance(about, dict) and "model_cfg" in about else "it has no model_cfg"
+        wrong = _malformed(about)
     except (OSError, ValueError) as error:
         wrong = getattr(error, "strerror", None) or f"it is not JSON ({error})"
     if wrong:

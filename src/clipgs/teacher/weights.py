@@ -88,17 +88,18 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
 
 
 def open_tokenizer(settings: Teacher) -> Any:
-    """The tokenizer of a teacher, without its weights.
+    """The tokenizer of a teacher, without its weights, from files of this machine alone.
 
     Raises:
-        UsageError: there is no such model, tag or file; or its files are not here and cannot be downloaded.
-        ClipgsError: its files cannot be read.
+        UsageError: there is no such model, tag or file.
+        ClipgsError: its files are not here, or cannot be read.
     """
     if settings.name == "train":
         return SimpleTokenizer(context_length=context_length(settings))
     found = find(settings, "teacher", _registry)
-    if settings.name.startswith(HUB) and not found.architecture:
-        found, _, _ = _located(settings, "teacher")
+    lacking = [files.what for files in text_files(found.architecture, found.folder) if files.folder is None]
+    if lacking or not found.architecture:
+        raise ClipgsError(f"{(lacking or ['the configuration'])[0]} of {settings.name} is not on this machine")
     return _texts(settings.name, found, "teacher")[0]
 
 
@@ -128,12 +129,12 @@ def _registry(name: str) -> Known:
     return Known(open_clip.list_models(), tags, open_clip.get_model_config(name) or {})
 
 
-def _downloaded(download: Any, what: str, key: str) -> Path:
+def _downloaded(download: Any, what: str, key: str, remedy: str = "") -> Path:
     try:
         return Path(download())
     except Exception as error:  # the hub's client, urllib and ssl have many types for one problem
         reason = " ".join(str(error).split())[:160]
-        raise ClipgsError(f"{key} {what} could not be downloaded ({reason}); {elsewhere(key)}") from None
+        raise ClipgsError(f"{key} {what} could not be downloaded ({reason}); {remedy or elsewhere(key)}") from None
 
 
 def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
@@ -144,9 +145,9 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
             raise UsageError(problem)
         folders[files.what] = files.folder or _fetched(files, name, key)
     text = found.architecture.get("text_cfg", {})
-    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    length = text.get("context_length") or DEFAULT_CONTEXT_LENGTH
     tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
-    options = text.get("tokenizer_kwargs", {})
+    options = text.get("tokenizer_kwargs") or {}
     if tokens is None:
         return SimpleTokenizer(context_length=length, **options), tower
     try:
@@ -165,7 +166,8 @@ def _fetched(files: TextFiles, name: str, key: str) -> Path:
 
     what = f"{files.what} of {name} ({files.repository})"
     require(endpoint(), f"config: {key}: {what} is", text_remedy(key))
-    return _downloaded(lambda: snapshot_download(files.repository, allow_patterns=[*files.patterns]), what, key)
+    remedy = text_remedy(key)
+    return _downloaded(lambda: snapshot_download(files.repository, allow_patterns=[*files.patterns]), what, key, remedy)
 
 
 def _tensors(file: Path, key: str) -> Shapes:
@@ -190,6 +192,9 @@ def _tensors(file: Path, key: str) -> Shapes:
         mmap = is_zipfile(file)  # not so in the format before torch 1.6
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
+        with open(file, "rb") as opened:
+            if opened.read(1) not in (b"\x80", b"P"):  # neither a pickle nor a zip: a page or a pointer to a file
+                raise ClipgsError(f"{key}: {file} is no file of weights; copy or download it again") from None
         raise ClipgsError(
             f"{key}: {file} holds more than tensors and is not opened, because it could run code; {remedy}"
         ) from None

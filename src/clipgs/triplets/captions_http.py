@@ -19,6 +19,7 @@ from clipgs.triplets.captions import clean
 from clipgs.triplets.captions_written import chosen, defective, evenly
 from clipgs.triplets.chat import Answer, Endpoint, Question
 
+_MOST = 8000  # characters of an answer that are looked at: none has so long a caption
 _SHOWN = 100  # characters of an answer in a message
 
 
@@ -126,7 +127,8 @@ def caption_of(answer: Answer) -> str:
     """
     if answer.refusal or answer.finish == "content_filter":
         raise ObjectError("it refused to answer")
-    text = _first_paragraph(_TOKENS.sub(" ", _THOUGHTS.sub("", answer.text)))
+    said = [*re.split(_CLOSE, answer.text, flags=re.IGNORECASE)][-1]  # after the thoughts
+    text = _first_paragraph(_TOKENS.sub(" ", _THOUGHTS.sub("", said[:_MOST])))
     text = _LEANING.sub(r"\1", _EMPHASIS.sub(r"\2", text))
     text = _unquoted(_LABEL.sub("", text))
     if answer.finish == "length":

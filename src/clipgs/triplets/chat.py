@@ -131,21 +131,19 @@ class Endpoint:
                 if failures > self._settings.retries:
                     self._give_up(error, f"{self._host} gave no answer in {failures} tries: {error}")
                 self._pause(failures, error)
-            except ObjectError as error:
-                self._give_up(None, str(error))
             else:
                 with self._lock:
                     self._in_a_row = 0
                 return answer
 
-    def _give_up(self, error: TransientError | None, reason: str) -> NoReturn:
+    def _give_up(self, error: TransientError, reason: str) -> NoReturn:
         """The failure of one question, or that of the stage where the question is not the cause."""
         with self._lock:
             self._in_a_row += 1
             hopeless = self._in_a_row >= 2 * self._settings.parallel
         if hopeless:
             reason = f"{self._in_a_row} questions in a row had no answer, the last because {reason}"
-        if hopeless or (error is not None and error.unreachable):
+        if hopeless or error.unreachable:
             raise ClipgsError(
                 f"caption.http: {reason}; see what the server says, and run the same command again: answers are kept"
             ) from None
@@ -222,7 +220,8 @@ class Endpoint:
                     found = found[name]
             text = found if isinstance(found, str) else json.dumps(found)
         if self._secret:
-            text = text.replace(self._secret, "...")
+            for secret in (self._secret, json.dumps(self._secret)[1:-1]):
+                text = text.replace(secret, "...")
         text = " ".join(re.sub(r"<[^>]*>", " ", text).split())
         return f" ({text[:_SAID]})" if text else ""
 
@@ -235,6 +234,8 @@ class Endpoint:
                 content = "".join(part.get("text") or "" for part in content)
             if not all(isinstance(value, str | None) for value in (content, refusal, finish)):
                 raise TypeError
+            if not content and not refusal and finish not in ("length", "content_filter"):
+                raise TypeError  # nothing was said, which another try may mend, so it is not kept
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise TransientError(f"what it sent is no answer{self._said(data)}") from None
         return Answer(content or "", finish, refusal)
