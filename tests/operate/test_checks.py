@@ -103,7 +103,9 @@ def test_a_captioner_that_cannot_write_is_refused_before_its_files_are_looked_fo
 def test_weights_that_are_not_there_stop_the_stages_that_read_them_and_no_others(config_of, tmp_path, teacher, words):
     (tmp_path / "weights.npz").touch()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    (tmp_path / "empty" / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"vision_cfg": {}, "text_cfg": {}}})
+    )
     config = config_of(teacher=teacher)
     assert of_jobs(config, jobs("fit", "pack", "caption", "train")) == ([], [])
     for stage in ("embed-images", "embed-texts", "evaluate"):

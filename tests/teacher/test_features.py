@@ -176,13 +176,22 @@ def test_the_card_and_the_report_say_which_captions_are_cut(world):
 
 
 def test_a_teacher_without_a_tokenizer_here_leaves_the_card_without_a_count(world, monkeypatch, caplog):
-    monkeypatch.setattr(hub, "reachable", lambda address: False)
+    monkeypatch.setattr(hub, "reachable", lambda address: pytest.fail("the card asks no network"))
     world.add_shard("00000", {"a": "mug " * 20})
     config = world.config(teacher={"name": "ViT-B-16-SigLIP", "pretrained": "webli"})
     with caplog.at_level(logging.WARNING):
         assert stages._cut(config, world.output / "triplets" / "00000.parquet") == ""
-    assert "too long for the teacher are not counted: config: teacher: the tokenizer of ViT-B-16-SigLIP" in caplog.text
+    assert (
+        "too long for the teacher are not counted: the tokenizer of ViT-B-16-SigLIP is not on this machine"
+        in caplog.text
+    )
     assert stages._cut(world.config(teacher={"name": "train"}), world.output / "triplets" / "00000.parquet") == ""
+
+
+def test_a_shard_whose_captions_all_failed_has_no_texts(world):
+    world.add_shard("00000", {"a": None, "b": None})
+    found = embed(world.config())
+    assert (found.uids, found.texts.shape, found.metadata["cut"]) == ([], (0, 24), [])
 
 
 def test_an_empty_caption_is_named(world):
