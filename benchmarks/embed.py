@@ -127,14 +127,16 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
     import torch
 
     from clipgs.teacher.model import Teacher
-    from clipgs.teacher.names import ARCHITECTURE, PRECISIONS, Opened
+    from clipgs.teacher.names import ARCHITECTURE
+    from clipgs.teacher.weights import Opened
 
     open_clip.add_model_config(ARCHITECTURE)
-    called, dtype = PRECISIONS[arguments.precision]
+    low = arguments.precision == "bfloat16"
+    called, dtype = ("bf16", torch.bfloat16) if low else ("fp32", torch.float32)
     with torch.device(device):
         model = open_clip.create_model(arguments.model, precision=called, device=device).eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(arguments.model)
-    return Teacher(Opened(model, tokenizer, arguments.model, "random", "0" * 64, dtype), batch=arguments.batch)
+    return Teacher(Opened(model, tokenizer, arguments.model, "random", "0" * 64, dtype, None), batch=arguments.batch)
 
 
 def _bare(teacher: Any, batch: int, least_seconds: float) -> float:

@@ -394,7 +394,7 @@ def small_teacher(folder: Path) -> dict[str, Any]:
 
     from clipgs.config import SmallTeacher
     from clipgs.teacher import model as teacher
-    from clipgs.teacher.weights import ARCHITECTURE
+    from clipgs.teacher.names import ARCHITECTURE
     from clipgs.training.small_teacher import train
     from tests.teacher.small_models import Small, nearest_to_itself, own_images, picture, preprocessing_of
 
