@@ -27,6 +27,7 @@ FIRST_STAGES = {
     "fit": {"fit"},
     "render": {"render"},
     "caption": {"caption"},
+    "caption.http": set(),  # another captioner writes
     "pack": {"index"},
     "evaluation": set(),
     "ablations": set(),
@@ -47,6 +48,11 @@ FIRST_STAGES = {
     "catalog": set(),
     # What the triplets do not depend on.
     "teacher": set(),
+    # But for the card, which counts the captions that the teacher cuts.
+    "teacher.name": {"index"},
+    "teacher.pretrained": {"index"},
+    "teacher.preprocess": {"index"},
+    "teacher.tokenizer": {"index"},
 }
 FEEDS = {
     "fetch": {"sample", "view", "caption", "pack"},
@@ -110,6 +116,14 @@ OTHER = {
     "pack.title": "another",
     "teacher.name": "ViT-B-32",
     "teacher.images": "meshes",
+    # The teacher of these tests has its own, which may be repeated and not changed.
+    "teacher.preprocess.tag": "laion2b_s9b_b144k",
+    "teacher.preprocess.mean": [0.48145466, 0.4578275, 0.40821073],
+    "teacher.preprocess.std": [0.26862954, 0.26130258, 0.27577711],
+    "teacher.preprocess.interpolation": "bicubic",
+    "teacher.preprocess.resize_mode": "shortest",
+    "teacher.tokenizer": None,
+    "caption.http.extra": {"seed": 1},
     "teacher.precision": "float32",
     "catalog.modelnet.path": "ModelNet40.zip",
     "catalog.splats.path": "ready",
