@@ -64,8 +64,8 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def config_of(name, **settings):
-    return configuration.check({"device": "cpu", "teacher": {"name": name, "pretrained": None, **settings}})
+def config_of(name, device="cpu", **settings):
+    return configuration.check({"device": device, "teacher": {"name": name, "pretrained": None, **settings}})
 
 
 def file_of(small, **settings):
@@ -110,6 +110,20 @@ def test_a_folder_gives_them_in_bfloat16(name, small_of, tmp_path):
         found = differences(small, teacher.load(config), preprocessing)
     assert found["cosine"] > 0.99
     assert found["found"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_them(name, precision, small_of):
+    with registered(name, architecture(name)):
+        small = small_of(name)
+        settings, preprocessing = stated(name)
+        found = differences(
+            small, teacher.load(file_of(small, device="cuda", precision=precision, **settings)), preprocessing
+        )
+    assert found["found"] == 1
+    assert found["cosine"] > (0.99 if precision == "bfloat16" else 0.9999), found
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "hf_tokenizer_name" in architecture(name)["text_cfg"]])
