@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face that read as their files say.
+"""Tokenizers: open_clip's own with fewer words for small models, and those of Hugging Face as their files say.
 
 From version 5 on, transformers builds tokenizers of some classes (T5's, Gemma's and XLM-RoBERTa's among them) anew from
 the vocabulary, with the normaliser that is written in the class. Of the normaliser in `tokenizer.json` only a character
@@ -6,12 +6,20 @@ map of SentencePiece survives. Lowering of letters, NFKC and replacements are lo
 other tokens than it was trained on.
 """
 
+import gzip
+import io
+import json
 from pathlib import Path
 from typing import Any
 
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
 from clipgs.core.errors import ClipgsError
+from clipgs.teacher.names import ARCHITECTURE
 
 FILE = "tokenizer.json"
+VOCABULARY = "vocabulary.txt.gz"  # beside the weights of a model that knows fewer words than open_clip's tokenizer
+_NO_MERGES = 2 * 256 + 2  # tokens: the bytes, the bytes at the end of a word, start and end of a text
 # What normalisers and splitters differ in: case, accents, width, white space, line ends, punctuation, digits, scripts.
 PROBES = (
     "a red mug",
@@ -25,6 +33,37 @@ PROBES = (
     "\u0643\u0631\u0633\u064a \u0e40\u0e01\u0e49\u0e32\u0e2d\u0e35\u0e49",
     "\U0001f600 \u2581under\u2581lines <unk> </s>",
 )
+
+
+def small_vocabulary(size: int) -> bytes:
+    """The file of a vocabulary of so many tokens: the most common ones of open_clip's own.
+
+    A table of 49,408 tokens would be most of a small model. Rarer words are spelled in pieces.
+    """
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")  # a title, then one merge a line
+    return gzip.compress("\n".join(lines[: 1 + size - _NO_MERGES]).encode(), mtime=0)
+
+
+def small_tokenizer() -> SimpleTokenizer:
+    """The tokenizer of the small teacher."""
+    text = json.loads(ARCHITECTURE.read_text())["text_cfg"]
+    file: Any = io.BytesIO(small_vocabulary(text["vocab_size"]))
+    return SimpleTokenizer(file, context_length=text["context_length"])
+
+
+def own_tokenizer(folder: Path | None, length: int, **options: Any) -> SimpleTokenizer:
+    """open_clip's own tokenizer, with the vocabulary of the folder where that has one.
+
+    Raises:
+        ClipgsError: the vocabulary cannot be read.
+    """
+    file = folder / VOCABULARY if folder else None
+    if file is None or not file.exists():
+        return SimpleTokenizer(context_length=length, **options)
+    try:
+        return SimpleTokenizer(str(file), context_length=length, **options)
+    except (OSError, EOFError, ValueError) as error:
+        raise ClipgsError(f"{file} cannot be read ({error}); copy it again") from None
 
 
 def same_as_files(

@@ -12,15 +12,15 @@ import timm
 import torch
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
-from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from safetensors import SafetensorError, safe_open
 
 from clipgs.config import Coca, Teacher
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
-from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, context_length, elsewhere, find
-from clipgs.teacher.tokenizers import restore
+from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, elsewhere, find
+from clipgs.teacher.tokenizers import own_tokenizer, restore, small_tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -95,7 +95,7 @@ def open_tokenizer(settings: Teacher) -> Any:
         ClipgsError: its files are not here, or cannot be read.
     """
     if settings.name == "train":
-        return SimpleTokenizer(context_length=context_length(settings))
+        return small_tokenizer()
     found = find(settings, "teacher", _registry)
     lacking = [files.what for files in text_files(found.architecture, found.folder) if files.folder is None]
     if lacking or not found.architecture:
@@ -149,7 +149,7 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
     tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
     options = text.get("tokenizer_kwargs") or {}
     if tokens is None:
-        return SimpleTokenizer(context_length=length, **options), tower
+        return own_tokenizer(found.folder, length, **options), tower
     try:
         made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
         restore(made, tokens)

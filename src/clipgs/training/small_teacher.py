@@ -31,6 +31,7 @@ from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
 from clipgs.teacher.names import ARCHITECTURE
+from clipgs.teacher.tokenizers import VOCABULARY, small_tokenizer, small_vocabulary
 from clipgs.training import runs
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
@@ -44,7 +45,7 @@ _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
 CARD = """# A small teacher
 
-A CLIP of about 13 million parameters, trained on the renders, captions and categories of {objects:,} objects of this
+A CLIP of about 3.5 million parameters, trained on the renders, captions and categories of {objects:,} objects of this
 dataset's training split, and nothing else. It stands in for a large one, so that everything runs without network or
 GPU. **Figures under it are not those of EVA-CLIP**: they say how well a splat is put into this small space. Zero-shot
 is a choice among categories that it was taught.
@@ -53,7 +54,7 @@ is a choice among categories that it was taught.
 import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}", bpe_path="{folder}/{vocabulary}")
 ```
 """
 
@@ -61,8 +62,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 def make(config: Config, threads: int) -> None:
     """Trains the small teacher on the training split's renders, captions and categories.
 
-    Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, teacher.json (its training data) and
-    README.md. On a CPU the same triplets, settings and number of threads give the same bytes.
+    Writes `teacher/`: open_clip_config.json, open_clip_model.safetensors, vocabulary.txt.gz, teacher.json (its training
+    data) and README.md. On a CPU the same triplets, settings and number of threads give the same bytes.
 
     Raises:
         ClipgsError: there are no triplets to train on.
@@ -94,8 +95,12 @@ def make(config: Config, threads: int) -> None:
     description, weights = small_files(config)
     write_tensors(weights, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
     write_bytes(description, _json({"model_cfg": architecture, "preprocess_cfg": kept}))
+    write_bytes(weights.with_name(VOCABULARY), small_vocabulary(architecture["text_cfg"]["vocab_size"]))
     write_bytes(weights.with_name("teacher.json"), _json(about))
-    write_bytes(weights.with_name("README.md"), CARD.format(objects=len(chosen), folder=weights.parent).encode())
+    write_bytes(
+        weights.with_name("README.md"),
+        CARD.format(objects=len(chosen), folder=weights.parent, vocabulary=VOCABULARY).encode(),
+    )
 
 
 def _json(value: dict[str, Any]) -> bytes:
@@ -182,7 +187,7 @@ def train(
         model = open_clip.CLIP(**architecture).to(device).train()
     draw = np.random.default_rng(seed)
     images = images.to(device)
-    tokenizer = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    tokenizer = small_tokenizer()
     sources = [_texts(captions, ["{}"], tokenizer)]
     names = [name and spoken(name) for name in categories]
     if len(set(names) - {None}) > 1:
