@@ -111,6 +111,31 @@ FORMATS: dict[str, tuple[str, Callable[[Gaussians], bytes]]] = {
 }
 
 
+def format_of(path: Path) -> str:
+    """The format that a file's suffix names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    kinds = {suffix: kind for kind, (suffix, _) in FORMATS.items()}
+    if (suffix := path.suffix.lower()) not in kinds:
+        named = f"the suffix {path.suffix}" if suffix else "no suffix"
+        raise UsageError(f"{path} has {named}; splats are written as {', '.join(kinds)}")
+    return kinds[suffix]
+
+
+def save(gaussians: Gaussians, path: Path, kind: str | None = None) -> None:
+    """Writes one splat, whole or not at all, in a format of FORMATS (default: that of the suffix).
+
+    Raises:
+        UsageError: the suffix names no format.
+        ValueError: a batch, no Gaussians, or a value that is not finite.
+    """
+    data = FORMATS[kind or format_of(path)][1](gaussians)
+    with whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def export(
     inputs: Path | str | Sequence[Path | str], folder: Path | str, kind: str, uids: str | Sequence[str] = ()
 ) -> int:
