@@ -71,10 +71,11 @@ def splat(options: Namespace) -> int:
         else:
             sys.stdout.write(_line(target, result))
             sys.stdout.flush()
-    seconds = time.time() - psutil.Process().create_time()
-    sys.stdout.write(f"{counted(len(jobs) - failed, 'splat')} in {seconds:.1f} s\n")
     if failed and several:
         log.error("clipgs splat: %d of %d meshes failed", failed, len(jobs))
+    if failed < len(jobs):
+        seconds = time.time() - psutil.Process().create_time()  # since the command was typed
+        sys.stdout.write(f"{counted(len(jobs) - failed, 'splat')} in {seconds:.1f} s\n")
     return 1 if failed else 0
 
 

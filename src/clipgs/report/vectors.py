@@ -102,7 +102,7 @@ def _vectors(
     for index, result in _results(encoder, given, preset, threads):
         if isinstance(result, str):
             one = given[index]
-            reason = result.removeprefix(f"{ObjectError.__name__}: ").removeprefix(f"{one.file}: ")
+            reason = result.removeprefix(f"{ObjectError.__name__}: ").removeprefix(str(one.file)).lstrip(": ")
             log.error("%s: %s", one.text, reason)
             yield index, None
         else:

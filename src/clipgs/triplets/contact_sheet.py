@@ -2,10 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -90,8 +90,9 @@ def _box(
 
 def font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of all drawn text."""
-    # Every machine has the DejaVu that matplotlib brings, and draws the same pixels.
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
+    # Every machine has the DejaVu that matplotlib brings, and draws the same pixels. matplotlib itself loads slowly.
+    (folder,) = find_spec("matplotlib").submodule_search_locations  # type: ignore[union-attr, misc]
+    path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
