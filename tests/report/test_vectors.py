@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from clipgs import cli
-from clipgs.config import check
 from clipgs.report import vectors
+from clipgs.splats.from_mesh import settings
 from clipgs.splats.gaussians import Gaussians
 from tests.splats.balls import random_gaussians
 
 AXES = torch.eye(3)
 TEXTS = {"a red chair": AXES[0], "a table": (AXES[0] + AXES[1]) / 2**0.5}
-SMALL = {"recipe": "demo", "views": {"pixels": 32}, "fit": {"gaussians": 300, "steps": 20}}
+SMALL = settings("demo", pixels=32, gaussians=300, steps=20)
 
 
 class Encoder:
@@ -27,7 +27,7 @@ class Encoder:
     dim = 3
 
     def __init__(self) -> None:
-        self.config, self.seen = check(SMALL), []
+        self.seen = []
 
     def encode(self, splat):
         self.seen.append(splat if isinstance(splat, Gaussians) else Gaussians.load(splat))
@@ -51,6 +51,7 @@ def encoder(tmp_path, monkeypatch):
     Path("notes.txt").write_text("no picture\n")
     Path("broken.jpg").write_text("no picture\n")
     made, runs = Encoder(), []
+    monkeypatch.setattr(vectors, "settings", lambda preset: SMALL)
     monkeypatch.setattr(vectors, "load", lambda run, device: runs.append(run) or made)
     return SimpleNamespace(made=made, runs=runs)
 
@@ -63,7 +64,7 @@ def test_a_vector_of_every_kind_of_file(encoder):
         assert found["files"].tolist() == ["photo.png", "box.off", "chair.ply"]
     splat, mesh = encoder.made.seen
     assert len(splat) == 20
-    assert 0 < len(mesh) <= 300  # by the settings of the run
+    assert 0 < len(mesh) <= 300
 
 
 def test_files_without_a_vector_are_lines_and_rows_of_nan(encoder, caplog, capsys):
@@ -95,6 +96,11 @@ def test_files_are_compared_with_each_other(encoder, capsys):
         "chair.ply      1.000      0.000",
         "photo.png      0.000      1.000",
     ]
+
+
+def test_where_no_file_has_a_vector_no_table_is_printed(encoder, capsys):
+    assert cli.main(["compare", "notes.txt", "a table", "--run", "x"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ CONFIGURATION = (
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
 _RUN = argument("--run", metavar="FOLDER", help="of a finished run (default: runs/ and the configured name)")
 _FORMATS = ("splat", "gltf", "ply")
-_PRESETS = ("demo", "quick", "fast", "paper")
+_FITS = ("demo", "quick", "fast", "paper")
+_PRESET = argument("--preset", choices=_FITS, help="of a mesh's fit (default: paper on a GPU, quick on a CPU)")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
@@ -95,7 +96,7 @@ def operation(
     argument("meshes", nargs="+", type=Path, metavar="MESH", help="mesh files, or folders of them"),
     argument("-o", "--to", metavar="FILE", help="a .ply, .splat or .glb; of several meshes the folder"),
     argument("--format", choices=_FORMATS, help="default: by the suffix of -o, else ply"),
-    argument("--preset", choices=_PRESETS, help="default: paper on a GPU, quick on a CPU"),
+    _PRESET,
     argument("--gaussians", type=positive, metavar="N", help="instead of the preset's"),
     argument("--steps", type=positive, metavar="N", help="of the fit, instead of the preset's"),
     argument("--pixels", type=positive, metavar="N", help="of the views that are fitted, instead of the preset's"),
@@ -252,7 +253,7 @@ def search(options: Namespace, config: Config) -> None:
     argument("files", nargs="+", type=Given.of, metavar="FILE", help="splats (.ply), meshes or pictures"),
     _RUN,
     argument("-o", "--to", type=Path, metavar="FILE", help=".npy, or .npz with the names (default: JSON is printed)"),
-    argument("--preset", choices=_PRESETS, help="of the fits (default: the settings of the run)"),
+    _PRESET,
     CORES,
     anywhere=True,
 )
@@ -268,7 +269,7 @@ def embed(options: Namespace, config: Config) -> int:
     'compare chair.ply "a red chair" "a table"',
     argument("given", nargs="+", type=Given.of, metavar="FILE|TEXT", help="splats (.ply), meshes, pictures; texts"),
     _RUN,
-    argument("--preset", choices=_PRESETS, help="of the fits (default: the settings of the run)"),
+    _PRESET,
     CORES,
     anywhere=True,
 )

@@ -70,12 +70,13 @@ def compare(run: Path, given: Sequence[Given], preset: Preset | None, threads: i
     if not texts and len(files) == 1:
         raise UsageError("there is nothing to compare with: name a text or a second file")
     encoder = load(run, None if device == "auto" else device)
-    vectors = {index: vector for index, vector in _vectors(encoder, files, preset, threads) if vector is not None}
-    names = {index: files[index].text for index in sorted(vectors)}
-    rows = np.stack([vectors[index] for index in names]) if names else np.empty((0, encoder.dim), np.float32)
-    columns = encoder.encode_text(texts).numpy() if texts else rows
-    _print(list(names.values()), texts or list(names.values()), rows.astype(np.float64) @ columns.T)
-    return 1 if len(names) < len(files) else 0
+    found = sorted(_vectors(encoder, files, preset, threads), key=lambda pair: pair[0])
+    vectors = {files[index]: vector for index, vector in found if vector is not None}
+    if vectors:
+        names, rows = [one.text for one in vectors], np.stack([*vectors.values()])
+        columns = encoder.encode_text(texts).numpy() if texts else rows
+        _print(names, texts or names, rows.astype(np.float64) @ columns.T)
+    return 1 if any(vector is None for _, vector in found) else 0
 
 
 def _print(
@@ -113,13 +114,12 @@ def _results(
     encoder: TrainedEncoder, given: Sequence[Given], preset: Preset | None, threads: int
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """The index of each file with its vector or its error. Meshes come last, because they must be fitted first."""
-    meshes: list[tuple[ToFit, int]] = []
-    config = settings(preset) if preset else encoder.config.model_copy(update={"device": "auto"})
+    meshes: list[tuple[Path, int]] = []
     for index, (_, file) in enumerate(given):
         assert file is not None
         suffix = file.suffix.lower()
         if suffix in SUFFIXES and not is_splat(file):
-            meshes.append((ToFit(config, file), index))
+            meshes.append((file, index))
             continue
         try:
             if suffix in PICTURE_SUFFIXES:
@@ -134,7 +134,9 @@ def _results(
     if not meshes:
         return
     log.info("fitting %s", counted(len(meshes), "mesh", "meshes"))
-    for place, row in fit_many(meshes, threads, _kept):
+    config = settings(preset)
+    jobs = [(ToFit(config, file), index) for file, index in meshes]
+    for place, row in fit_many(jobs, threads, _kept):
         index = meshes[place][1]
         try:
             yield index, row if isinstance(row, str) else encoder.encode(row["splat"])[0].numpy()
