@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from clipgs import cli
+from clipgs.core.errors import RUN_ARGUMENTS
 from clipgs.report import vectors
 from clipgs.splats.from_mesh import settings
 from clipgs.splats.gaussians import Gaussians
@@ -39,6 +40,12 @@ class Encoder:
 
     def encode_text(self, texts):
         return torch.stack([TEXTS[text] for text in texts])
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """What the command writes into the environment of its process goes with the test."""
+    monkeypatch.setenv(RUN_ARGUMENTS, "")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 from clipgs.catalog.sources.folder import FolderSource
 from clipgs.config import Fit, check
@@ -26,7 +27,7 @@ from clipgs.operate.checks import unwritable
 from clipgs.splats.export import FORMATS, format_of, is_splat, save
 from clipgs.splats.from_mesh import FittedMesh, ToFit, fit_many, fit_one, settings
 from clipgs.splats.render import render
-from clipgs.triplets.contact_sheet import BACKGROUND, FAINT, FRAME, TEXT, font, wrap
+from clipgs.triplets.contact_sheet import BACKGROUND, FAINT, FRAME, TEXT, box_of, font, wrap
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,13 @@ def splat(options: Namespace) -> int:
     ]
     failed = 0
     for target, result in _several(jobs, options.threads) if len(jobs) > 1 else _one(*jobs[0]):
-        if isinstance(result, str):
-            failed += 1
-            log.error("clipgs splat: %s: %s", target.mesh, result.removeprefix(f"{ObjectError.__name__}: "))
-        else:
-            sys.stdout.write(_line(target, result))
-            sys.stdout.flush()
+        with tqdm.external_write_mode():  # the bar steps aside
+            if isinstance(result, str):
+                failed += 1
+                log.error("clipgs splat: %s: %s", target.mesh, result.removeprefix(f"{ObjectError.__name__}: "))
+            else:
+                sys.stdout.write(_line(target, result))
+                sys.stdout.flush()
     if failed and several:
         log.error("clipgs splat: %d of %d meshes failed", failed, len(jobs))
     if failed < len(jobs):
@@ -246,9 +248,10 @@ def sheet(title: str, fitted: FittedMesh) -> Image.Image:
     draw.text((_MARGIN, 16), "".join(wrap(title, large, width - 2 * _MARGIN, 1)), TEXT, large)
     text = f"Above the mesh, below its splat: {fitted.psnr:.1f} dB, {len(fitted.gaussians):,} Gaussians"
     draw.text((_MARGIN, 48), text, FAINT, small)
-    for row, pictures in enumerate((meshes, splats)):
-        for column, picture in enumerate(pictures.numpy()):
-            x, y = _MARGIN + column * step, _HEADING + row * step
-            canvas.paste(Image.fromarray(picture).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC), (x, y))
+    for column, pair in enumerate(zip(meshes.numpy(), splats.numpy(), strict=True)):
+        box, x = box_of(*pair), _MARGIN + column * step
+        for y, picture in zip((_HEADING, _HEADING + step), pair, strict=True):
+            shown = Image.fromarray(picture).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC, box)
+            canvas.paste(shown, (x, y))
             draw.rectangle((x, y, x + _PIXELS - 1, y + _PIXELS - 1), outline=FRAME)
     return canvas

@@ -56,7 +56,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
         top = tops[i // columns]
         common = max(len(sample.mesh), len(sample.splat))
         pair = [_resized(Image.fromarray(picture), common) for picture in (sample.mesh, sample.splat)]
-        box = _box(*map(np.asarray, pair))
+        box = box_of(*map(np.asarray, pair))
         for picture, x in zip(pair, (left, left + PICTURE_PIXELS + GAP_PIXELS), strict=True):
             sheet.paste(_resized(picture, PICTURE_PIXELS, box), (x, top))
             draw.rectangle((x, top, x + PICTURE_PIXELS - 1, top + PICTURE_PIXELS - 1), outline=FRAME)
@@ -72,7 +72,7 @@ def _resized(picture: Image.Image, pixels: int, box: Box | None = None) -> Image
     return picture.resize((pixels, pixels), Image.Resampling.BICUBIC, box)
 
 
-def _box(
+def box_of(
     mesh: np.ndarray,  # [S, S, 3] uint8
     splat: np.ndarray,  # [S, S, 3] uint8
 ) -> Box:
