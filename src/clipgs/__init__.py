@@ -16,6 +16,7 @@ _EXPORTS = {
     "Points": "clipgs.splats",
     "Views": "clipgs.splats",
     "TripletDataset": "clipgs.triplets",
+    "fit_mesh": "clipgs.splats",
     "load": "clipgs.encoder",
 }
 
@@ -26,4 +27,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'clipgs' has no attribute {name!r}")
 
 
-__all__ = ["ClipGS", "Gaussians", "Points", "TripletDataset", "Views", "__version__", "load"]
+__all__ = ["ClipGS", "Gaussians", "Points", "TripletDataset", "Views", "__version__", "fit_mesh", "load"]

@@ -90,14 +90,14 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(fetched, meshes, mo
     """In this process, so that the swap falls between the hash and the end of the loading."""
     (row,) = [row for row in read_table(fetched.output_path / "catalog/shards/00000.parquet")
               if row["locator"] == "cube.obj"]  # fmt: skip
-    to_read, load = stages.ToRead(fetched, row, row["sha256"], 0), stages.load
+    to_read, load = stages.ToRead(fetched, row, row["sha256"], 0), stages.load_by
 
-    def swapped(path, **more):
+    def swapped(config, path, **more):
         shutil.copy(meshes / "other.obj", meshes / "cube.obj")
-        return load(path, **more)
+        return load(config, path, **more)
 
     assert to_read.load().face_count == 12
-    monkeypatch.setattr(stages, "load", swapped)
+    monkeypatch.setattr(stages, "load_by", swapped)
     with pytest.raises(stages.ObjectError, match=r"cube\.obj has changed since it was frozen: it was replaced while"):
         to_read.load()
 

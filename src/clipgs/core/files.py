@@ -13,10 +13,23 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from clipgs.core.errors import ClipgsError, snakemake
 
 _SIDECAR = ".check"
+
+
+class Given(NamedTuple):
+    """An argument as it was typed and, if it names a file, that file: a command may work in another folder."""
+
+    text: str
+    file: Path | None
+
+    @classmethod
+    def of(cls, text: str) -> "Given":
+        path = Path(text)
+        return cls(text, path.absolute() if path.is_file() else None)
 
 
 def sha256_of(path: Path) -> str:

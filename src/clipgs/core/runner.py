@@ -150,11 +150,11 @@ class Progress:
             left = (self._total - self._done) / rate
             self._log(f"{self._done} of {self._total} {self._unit}s, {rate:.4g} a second", f"{left:.0f} s left")
 
-    def close(self) -> None:
+    def close(self, *, log_done: bool = True) -> None:
         """Ends the bar and logs what was done."""
         self._bar.close()
         self._write()
-        if self._done:
+        if self._done and log_done:
             self._log(f"{self._done} {self._unit}s in {time.monotonic() - self._start:.1f} s")
 
     def _log(self, done: str, *more: str) -> None:

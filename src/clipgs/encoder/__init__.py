@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from clipgs.config import Config
 from clipgs.core.errors import snakemake
 
 MODEL, CONFIG = "model.safetensors", "config.yaml"  # files of a trained encoder: a run's folder, or a published one
@@ -28,6 +29,16 @@ def weights_file(weights: str) -> Path:
     """The file that `encoder.weights` names: itself, or the model in a run's folder."""
     path = Path(weights).expanduser()
     return path / MODEL if path.is_dir() else path
+
+
+def run_folder(config: Config, named: str | None) -> Path:
+    """The run whose encoder a command takes: the one that the user names, or else the configured one.
+
+    Args:
+        named: its folder, or that under the output; None: the user names none.
+    """
+    given = f"runs/{config.training.run}" if named is None else named
+    return Path(given) if Path(given).exists() else config.output_path / given
 
 
 def no_run(path: Path) -> str:

@@ -11,7 +11,7 @@ from clipgs.core.errors import ObjectError
 Cameras = tuple[np.ndarray, np.ndarray]  # viewmats [V, 4, 4] and Ks [V, 3, 3] (pixels), float32
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-_SHOWING_DIRECTION = (0.62, 0.42, 0.66)
+SHOWING_DIRECTION = (0.62, 0.42, 0.66)  # shows an object best
 
 
 def canonical(count: int = 36, fov_degrees: float = 40.0, distance: float = 2.54, pixels: int = 256) -> Cameras:
@@ -94,8 +94,9 @@ def parse_cameras(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
 
 def showing(
     viewmats: np.ndarray,  # [V, 4, 4], world to camera
+    direction: tuple[float, float, float] = SHOWING_DIRECTION,
 ) -> int:
-    """Index of the view that shows an object best: from the front, from the right and from slightly above."""
+    """Index of the view from nearest to a direction, by default from the front, the right and slightly above."""
     positions = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
     directions = positions / np.linalg.norm(positions, axis=1, keepdims=True)
-    return int((directions @ np.array(_SHOWING_DIRECTION)).argmax())
+    return int((directions @ np.array(direction)).argmax())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipgs.catalog.records import CONVERTED, USD, UpAxis
+from clipgs.config import Config
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Limits
 from clipgs.meshes import collada, convert, gltf, obj, off, ply, stl, threemf, usd
@@ -85,6 +86,12 @@ def load(
         raise ObjectError(f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}") from error
     check_face_count(sum(len(part.faces) for part in parts), max_faces)
     return _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
+
+
+def load_by(config: Config, path: Path, *, up_axis: UpAxis, root: Path | None) -> Mesh:
+    """As `load`, with the limits and the neutral colour of a configuration."""
+    settings = config.meshes.model_dump(exclude={"max_file_mb"})
+    return load(path, up_axis=up_axis, root=root, limits=config.workers.load_limits, **settings)
 
 
 def up_axis_of(path: Path) -> Literal["y", "z"]:

@@ -21,7 +21,7 @@ from clipgs.core.files import check, sha256_of
 from clipgs.core.runner import Files, Results, Row, Task, good, in_workers, over_objects, stage_schema, write_objects
 from clipgs.core.seeds import seed_of
 from clipgs.meshes import agreement, cameras, views
-from clipgs.meshes.load import Mesh, load
+from clipgs.meshes.load import Mesh, load_by
 from clipgs.meshes.points import sample as sample_points
 from clipgs.stages import job, path, table
 
@@ -127,9 +127,7 @@ class ToRead(NamedTuple):
         """The mesh of the object's file. Raises as `unchanged` and `clipgs.meshes.load.load`."""
         objects = source(self.config, self.row["source"])
         with unchanged(objects, self.row, self.sha256) as file:
-            settings = self.config.meshes.model_dump(exclude={"max_file_mb"})
-            settings["limits"] = self.config.workers.load_limits
-            return load(file, up_axis=objects.up_axis(self.row), root=objects.root, **settings)
+            return load_by(self.config, file, up_axis=objects.up_axis(self.row), root=objects.root)
 
 
 def _mesh_tasks(config: Config, shard: str, stage: str) -> list[Task]:
@@ -192,26 +190,11 @@ def view(config: Config, shard: str, threads: int) -> None:
 
 
 def _view(to_read: ToRead) -> tuple[Row, Files]:
-    settings = to_read.config.views
-    lens = (settings.fov_degrees, settings.distance, settings.pixels)
-    canonical = cameras.canonical(settings.count, *lens)
-    held_out = cameras.held_out(settings.held_out, *lens, among=settings.count)
-    viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
     mesh = to_read.load()
-    rgba = views.render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
-    views.check(rgba)
+    rgba, viewmats, Ks = views.posed(mesh, to_read.config.views)
     note = agreement.apart(mesh, to_read.seed)
-    images = [Image.fromarray(view, "RGBA") for view in rgba]
-    best = images[cameras.showing(canonical[0])]
+    best = Image.fromarray(rgba[cameras.showing(viewmats[: to_read.config.views.count])], "RGBA")
     over_white = Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB")
-    return {"note": note}, [
-        ("cameras.json", cameras.cameras_json(viewmats, Ks, settings.pixels)),
-        *((f"{index:03d}.png", _encoded(image, "PNG", compress_level=1)) for index, image in enumerate(images)),
-        (_THUMBNAIL, _encoded(over_white, "WEBP", quality=90)),
-    ]
-
-
-def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    thumbnail = io.BytesIO()
+    over_white.save(thumbnail, "WEBP", quality=90)
+    return {"note": note}, [*views.files(rgba, viewmats, Ks), (_THUMBNAIL, thumbnail.getvalue())]

@@ -1,13 +1,17 @@
 """Posed views of a mesh, drawn by OpenGL."""
 
+import io
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from clipgs import config
 from clipgs.core.errors import ObjectError
+from clipgs.meshes import cameras
 from clipgs.meshes.headless import context
 from clipgs.meshes.load import Mesh
 from clipgs.meshes.materials import AlphaMode, Part, Texture, with_alpha
@@ -66,6 +70,37 @@ def render(
         average = _averaged(scene.draw(viewmat, K), supersample)
         views.append(_straight(average[..., :3], average[..., 3]))
     return np.stack(views)
+
+
+def posed(mesh: Mesh, settings: config.Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The views that a splat is fitted to, then the held-out ones.
+
+    Returns uint8 [V, H, W, 4] as `render`, viewmats [V, 4, 4] and Ks [V, 3, 3] (pixels).
+
+    Raises:
+        ObjectError: as `render` and `check`.
+    """
+    lens = (settings.fov_degrees, settings.distance, settings.pixels)
+    canonical = cameras.canonical(settings.count, *lens)
+    held_out = cameras.held_out(settings.held_out, *lens, among=settings.count)
+    viewmats, Ks = (np.concatenate(pair) for pair in zip(canonical, held_out, strict=True))
+    rgba = render(mesh, viewmats, Ks, settings.pixels, supersample=settings.supersample)
+    check(rgba)
+    return rgba, viewmats, Ks
+
+
+def files(
+    rgba: np.ndarray,  # [V, H, W, 4] uint8
+    viewmats: np.ndarray,  # [V, 4, 4]
+    Ks: np.ndarray,  # [V, 3, 3]
+) -> list[tuple[str, bytes]]:
+    """Name and bytes of each file of the views: cameras.json, then 000.png and so on."""
+    found = [("cameras.json", cameras.cameras_json(viewmats, Ks, rgba.shape[1]))]
+    for index, view in enumerate(rgba):
+        buffer = io.BytesIO()
+        Image.fromarray(view, "RGBA").save(buffer, "PNG", compress_level=1)
+        found.append((f"{index:03d}.png", buffer.getvalue()))
+    return found
 
 
 def check(

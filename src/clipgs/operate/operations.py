@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from clipgs import config as configuration
 from clipgs.config import Config
 from clipgs.core.errors import UsageError, snakemake
+from clipgs.core.files import Given
 from clipgs.core.lists import counted
+from clipgs.encoder import run_folder
 from clipgs.operate import started
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ CONFIGURATION = (
     argument("--log", type=Path, metavar="FILE", help="write the log there too"),
 )
 _SNAKEFILE = argument("--snakefile", type=Path, metavar="FILE", help="default: that of this folder")
+_RUN = argument("--run", metavar="FOLDER", help="of a finished run (default: runs/ and the configured name)")
+_FORMATS = ("splat", "gltf", "ply")
+_FITS = ("demo", "quick", "fast", "paper")
+_PRESET = argument("--preset", choices=_FITS, help="of a mesh's fit (default: paper on a GPU, quick on a CPU)")
 _FOLDER = argument("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
 _SNAKEMAKE = "further arguments: --snakemake='--jobs 50'"
 
@@ -83,6 +89,29 @@ def operation(
         return run
 
     return add
+
+
+@operation(
+    "splat chair.glb -o chair.ply",
+    argument("meshes", nargs="+", type=Path, metavar="MESH", help="mesh files, or folders of them"),
+    argument("-o", "--to", metavar="FILE", help="a .ply, .splat or .glb; of several meshes the folder"),
+    argument("--format", choices=_FORMATS, help="default: by the suffix of -o, else ply"),
+    _PRESET,
+    argument("--gaussians", type=positive, metavar="N", help="instead of the preset's"),
+    argument("--steps", type=positive, metavar="N", help="of the fit, instead of the preset's"),
+    argument("--pixels", type=positive, metavar="N", help="of the views that are fitted, instead of the preset's"),
+    argument("--up-axis", choices=("auto", "y", "z"), default="auto", help="of the files (default: auto)"),
+    argument("--seed", type=int, default=0, help="default: 0"),
+    argument("--views-to", type=Path, metavar="FOLDER", help="write the views of the mesh and their cameras there"),
+    argument("--picture", action=BooleanOptionalAction, default=True, help="of mesh and splat (default: yes)"),
+    CORES,
+    on_output=False,
+)
+def splat(options: Namespace) -> int:
+    """Fit a splat to each mesh, without a run of the workflow."""
+    from clipgs.operate import splat as module
+
+    return module.splat(options)
 
 
 @operation("plan --config configs/objaverse_240k.yaml")
@@ -201,15 +230,14 @@ def exclude(options: Namespace, config: Config) -> None:
 @operation(
     'search "a red chair"',
     argument("query", help="a text, or a .png, .jpg or .webp file"),
-    argument("--run", metavar="FOLDER", help="of a finished run (default: runs/ and the configured name)"),
+    _RUN,
     argument("--count", type=positive, default=5, metavar="K", help="how many (default: 5)"),
     argument("--triplets", type=Path, metavar="FOLDER", help="to search (default: those of the run)"),
     argument("--picture", type=Path, default=Path("search.png"), metavar="FILE", help="default: search.png"),
 )
 def search(options: Namespace, config: Config) -> None:
     """Print the splats nearest to a text or to the picture in a file, and write a picture of them."""
-    given = options.run if options.run is not None else f"runs/{config.training.run}"
-    run = Path(given) if Path(given).exists() else config.output_path / given
+    run = run_folder(config, options.run)
     log.info("search: loading PyTorch and the encoder in %s", run)
 
     from clipgs.report import search as module
@@ -221,9 +249,42 @@ def search(options: Namespace, config: Config) -> None:
 
 
 @operation(
+    "embed chair.ply table.glb photo.jpg -o vectors.npz",
+    argument("files", nargs="+", type=Given.of, metavar="FILE", help="splats (.ply), meshes or pictures"),
+    _RUN,
+    argument("-o", "--to", type=Path, metavar="FILE", help=".npy, or .npz with the names (default: JSON is printed)"),
+    _PRESET,
+    CORES,
+    anywhere=True,
+)
+def embed(options: Namespace, config: Config) -> int:
+    """Write the vectors of splats, meshes and pictures in the space of the teacher."""
+    from clipgs.report import vectors as module
+
+    run = run_folder(config, options.run)
+    return module.embed(run, options.files, options.to, options.preset, options.threads, config.device)
+
+
+@operation(
+    'compare chair.ply "a red chair" "a table"',
+    argument("given", nargs="+", type=Given.of, metavar="FILE|TEXT", help="splats (.ply), meshes, pictures; texts"),
+    _RUN,
+    _PRESET,
+    CORES,
+    anywhere=True,
+)
+def compare(options: Namespace, config: Config) -> int:
+    """Print the cosines of files with texts, or with each other."""
+    from clipgs.report import vectors as module
+
+    run = run_folder(config, options.run)
+    return module.compare(run, options.given, options.preset, options.threads, config.device)
+
+
+@operation(
     "export results/triplets --format gltf --to splats",
     argument("inputs", nargs="+", metavar="INPUT", help="PLY files, tars of triplets, or folders of either"),
-    argument("--format", required=True, choices=("splat", "gltf", "ply"), help="gltf: binary, .glb"),
+    argument("--format", required=True, choices=_FORMATS, help="gltf: binary, .glb"),
     _FOLDER,
     argument("--uid", action="append", default=[], help="only this object; may be given several times"),
     on_output=False,

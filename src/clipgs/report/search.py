@@ -103,6 +103,15 @@ def _read_image(path: Path) -> np.ndarray:
         raise UsageError(f"{path} cannot be read as a picture ({error})") from None
 
 
+def read_picture(path: Path) -> torch.Tensor:
+    """[1, S, S, 3] uint8: the picture in a file, as `TrainedEncoder.encode_images` takes it.
+
+    Raises:
+        UsageError: it cannot be read as a picture.
+    """
+    return _square(_read_image(path))
+
+
 def _square(image: np.ndarray) -> torch.Tensor:
     """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
     missing = [max(image.shape[:2]) - side for side in image.shape[:2]]

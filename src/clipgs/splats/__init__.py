@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipgs.splats.fitting import fit as fit
+    from clipgs.splats.from_mesh import fit_mesh as fit_mesh
     from clipgs.splats.gaussians import Gaussians as Gaussians
     from clipgs.splats.gaussians import Points as Points
     from clipgs.splats.gaussians import Views as Views
@@ -18,6 +19,7 @@ _MODULE_OF = {
     "Points": "gaussians",
     "Views": "gaussians",
     "fit": "fitting",
+    "fit_mesh": "from_mesh",
     "rasterize": "rasterizer",
 }
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipgs.catalog.sources.splats import read_header
 from clipgs.core.bundles import tar_objects
-from clipgs.core.errors import ClipgsError, UsageError
+from clipgs.core.errors import ClipgsError, ObjectError, UsageError
 from clipgs.core.files import whole
 from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
@@ -22,6 +23,7 @@ EXTENSION = "KHR_gaussian_splatting"
 GLTF_FLOAT, GLTF_UNSIGNED_SHORT = 5126, 5123
 GLTF_VERTICES = 34962  # target of a buffer view: attributes
 GLTF_POINTS = 0  # mode of a primitive
+_GLB_HEAD_BYTES = 1 << 16  # the JSON of a splat comes first and is shorter
 GLB_MAGIC, GLB_JSON, GLB_BINARY = 0x46546C67, 0x4E4F534A, 0x004E4942
 
 SPLAT_ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
@@ -109,6 +111,43 @@ FORMATS: dict[str, tuple[str, Callable[[Gaussians], bytes]]] = {
     "gltf": (".glb", to_glb),
     "ply": (".ply", Gaussians.to_ply),
 }
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's suffix names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    kinds = {suffix: kind for kind, (suffix, _) in FORMATS.items()}
+    if (suffix := path.suffix.lower()) not in kinds:
+        named = f"the suffix {path.suffix}" if suffix else "no suffix"
+        raise UsageError(f"{path} has {named}; splats are written as {', '.join(kinds)}")
+    return kinds[suffix]
+
+
+def is_splat(path: Path) -> bool:
+    """Whether a .ply or .glb holds a splat and no mesh, by its header."""
+    try:
+        if path.suffix.lower() == ".ply":
+            read_header(path)
+            return True
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".glb" and EXTENSION.encode() in file.read(_GLB_HEAD_BYTES)
+    except (ObjectError, OSError):
+        return False
+
+
+def save(gaussians: Gaussians, path: Path, kind: str | None = None) -> None:
+    """Writes one splat, whole or not at all, in a format of FORMATS (default: that of the suffix).
+
+    Raises:
+        UsageError: the suffix names no format.
+        ValueError: a batch, no Gaussians, or a value that is not finite.
+    """
+    data = FORMATS[kind or format_of(path)][1](gaussians)
+    with whole(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def export(

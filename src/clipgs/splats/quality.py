@@ -3,11 +3,24 @@
 import torch
 from torch import Tensor
 
+from clipgs.config import Fit
+from clipgs.core.errors import ObjectError
 from clipgs.splats.gaussians import Gaussians, Views
 from clipgs.splats.losses import ssim
 from clipgs.splats.render import draw
 
 SMALLEST_MSE = 1e-10  # equal images have 100 dB, not infinity
+
+
+def finished(gaussians: Gaussians, settings: Fit) -> Gaussians:
+    """One object's splat after its fit: without the Gaussians that cannot be seen, which may be all.
+
+    Raises:
+        ObjectError: a number is not finite.
+    """
+    if not all(getattr(gaussians, name).isfinite().all() for name in ("means", "quats_wxyz", "log_scales")):
+        raise ObjectError("The fit did not stay finite.")
+    return gaussians.prune(settings.prune_below)
 
 
 @torch.no_grad()

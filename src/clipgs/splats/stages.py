@@ -16,7 +16,6 @@ from clipgs.config import Config
 from clipgs.core.batching import in_batches
 from clipgs.core.bundles import Members, read_table, tar_objects
 from clipgs.core.devices import choose_device
-from clipgs.core.errors import ObjectError
 from clipgs.core.files import check
 from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers, write_objects
 from clipgs.core.seeds import seed_of
@@ -24,7 +23,6 @@ from clipgs.meshes.cameras import canonical_cameras, parse_cameras
 from clipgs.stages import job, path, table
 
 if TYPE_CHECKING:
-    from clipgs.splats.fitting import Prepared
     from clipgs.splats.gaussians import Gaussians, Points, Views
 
 _RENDER_BYTES, _RENDER_BYTES_A_PIXEL = 4e9, 40  # of GPU memory for one call, with the rasteriser's own buffers
@@ -97,11 +95,9 @@ def _views(to_fit: ToFit) -> "Views":
 
 def _judge(config: Config, gaussians: "Gaussians", held_out: "Views") -> tuple[Row, Files]:
     """Row and PLY of one fitted object."""
-    from clipgs.splats.quality import quality
+    from clipgs.splats.quality import finished, quality
 
-    if not all(getattr(gaussians, name).isfinite().all() for name in ("means", "quats_wxyz", "log_scales")):
-        raise ObjectError("The fit did not stay finite.")
-    gaussians = gaussians.prune(config.fit.prune_below)
+    gaussians = finished(gaussians, config.fit)
     if len(gaussians) == 0:
         return {"status": "failed", "error": "the fit left no Gaussian that can be seen"}, []
     row: Row = quality(gaussians, held_out.to(gaussians.means.device))
@@ -126,38 +122,23 @@ def _fit_one(to_fit: ToFit) -> tuple[Row, Files]:
 
 
 def _fit_batches(tasks: list[Task], threads: int) -> Results:
-    import torch
-
-    from clipgs.splats.fitting import fit as fit_objects
-    from clipgs.splats.fitting import prepare
-    from clipgs.splats.fitting.cuda import objects_a_batch
-    from clipgs.splats.gaussians import Views
+    from clipgs.splats.fitting.batches import fit_batches
 
     if not tasks:
         return
     config, points = tasks[0].payload.config, tasks[0].payload.points
-    count, device = config.views.count, choose_device(config.device)
     reading = threading.Lock()  # one thread at a time may read a zip file
 
-    def read(to_fit: ToFit) -> "tuple[Prepared, Views]":
+    def read(to_fit: ToFit) -> "tuple[Points, Views, int]":
         with reading:
             cloud = _cloud(to_fit, arrays)
-        views = _views(to_fit)
-        return prepare(cloud, count, config.fit, to_fit.seed), views
+        return cloud, _views(to_fit), to_fit.seed
 
-    def compute(inputs: "list[tuple[Prepared, Views]]") -> "list[Gaussians]":
-        prepared, views = zip(*inputs, strict=True)
-        to_see = [one[:count].to(device) for one in views]
-        stacked = (torch.stack([getattr(one, name) for one in to_see]) for name in ("rgba", "viewmats", "Ks"))
-        gaussians = fit_objects(prepared, Views(*stacked), config.fit)
-        return [gaussians[b] for b in range(len(prepared))]
-
-    def finish(gaussians: "Gaussians", read: "tuple[Prepared, Views]") -> tuple[Row, Files]:
-        return _judge(config, gaussians, read[1][count:])
+    def finish(_: ToFit, gaussians: "Gaussians", views: "Views") -> tuple[Row, Files]:
+        return _judge(config, gaussians, views[config.views.count :])
 
     with np.load(points, allow_pickle=False) as arrays:
-        size = objects_a_batch(config.fit, count, config.views.pixels)
-        yield from in_batches(tasks, threads, size, read, compute, finish, "views.pixels or fit.gaussians")
+        yield from fit_batches(config, tasks, threads, read, finish)
 
 
 def render(config: Config, shard: str, threads: int) -> None:

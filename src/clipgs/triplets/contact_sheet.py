@@ -2,10 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -56,7 +56,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
         top = tops[i // columns]
         common = max(len(sample.mesh), len(sample.splat))
         pair = [_resized(Image.fromarray(picture), common) for picture in (sample.mesh, sample.splat)]
-        box = _box(*map(np.asarray, pair))
+        box = box_of(*map(np.asarray, pair))
         for picture, x in zip(pair, (left, left + PICTURE_PIXELS + GAP_PIXELS), strict=True):
             sheet.paste(_resized(picture, PICTURE_PIXELS, box), (x, top))
             draw.rectangle((x, top, x + PICTURE_PIXELS - 1, top + PICTURE_PIXELS - 1), outline=FRAME)
@@ -72,7 +72,7 @@ def _resized(picture: Image.Image, pixels: int, box: Box | None = None) -> Image
     return picture.resize((pixels, pixels), Image.Resampling.BICUBIC, box)
 
 
-def _box(
+def box_of(
     mesh: np.ndarray,  # [S, S, 3] uint8
     splat: np.ndarray,  # [S, S, 3] uint8
 ) -> Box:
@@ -90,8 +90,9 @@ def _box(
 
 def font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of all drawn text."""
-    # Every machine has the DejaVu that matplotlib brings, and draws the same pixels.
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
+    # Every machine has the DejaVu that matplotlib brings, and draws the same pixels. matplotlib itself loads slowly.
+    (folder,) = find_spec("matplotlib").submodule_search_locations  # type: ignore[union-attr, misc]
+    path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
 
 

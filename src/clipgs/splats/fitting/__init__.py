@@ -6,7 +6,7 @@ On a CPU the objects are fitted one after the other by compiled kernels on one t
 on its own points, views and seed and on the settings (`cpu`). On CUDA one call does a step of the whole batch (`cuda`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
@@ -27,6 +27,7 @@ def fit(
     settings: Fit,
     *,
     seeds: Sequence[int] | None = None,
+    done: Callable[[], None] | None = None,
 ) -> Gaussians:  # [B, N, ...]
     """Fit N Gaussians to each of B objects, on the device of the views: the CPU or a CUDA device.
 
@@ -37,6 +38,7 @@ def fit(
         settings: the `fit` section.
         seeds: one an object (default 0), for the order of the views, the backgrounds and the relocation. Prepared
             objects have their own.
+        done: called after each step on a CPU; CUDA's steps are only queued.
 
     Raises:
         ValueError: the shapes do not agree, or an object has fewer points than Gaussians.
@@ -52,8 +54,8 @@ def fit(
         raise ValueError("prepared objects have their own seeds: leave out `seeds`.")
     if len(prepared) != len(views.rgba):
         raise ValueError(f"{len(prepared)} objects are prepared, but the views are of {len(views.rgba)}.")
-    run = cuda._fit if views.rgba.is_cuda else cpu._fit
-    gaussians = as_gaussians(run(prepared, views, settings))
+    raw = cuda._fit(prepared, views, settings) if views.rgba.is_cuda else cpu._fit(prepared, views, settings, done)
+    gaussians = as_gaussians(raw)
     if isinstance(points, Points):
         for name in PARAMETERS:
             if not getattr(gaussians, name).isfinite().all():

@@ -1,6 +1,6 @@
 """A fit's steps on the CPU: one object at a time through compiled kernels, on one thread."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ def _fit(
     prepared: Sequence[Prepared],  # B of them
     views: Views,  # [B, V, ...]
     settings: Fit,
+    done: Callable[[], None] | None = None,  # called after each step
 ) -> Tensor:  # [B, 14, N]
     """The raw parameters after all steps; see `clipgs.splats.fitting.fit`."""
     fitted = []
@@ -32,6 +33,8 @@ def _fit(
         steps = CpuFit(one, np.ascontiguousarray(rgba.numpy()), cameras, settings)
         for number in range(settings.steps):
             steps.step(number)
+            if done is not None:
+                done()
         fitted.append(torch.from_numpy(steps.raw[:, : steps.gaussians].copy()))
     return torch.stack(fitted)
 
