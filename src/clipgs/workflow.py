@@ -29,7 +29,7 @@ from clipgs.operate.reasons import TARGETS
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
-from clipgs.teacher.names import at_home
+from clipgs.teacher.names import SMALL_FILES, at_home
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -195,7 +195,7 @@ class Run:
     @property
     def small_teacher(self) -> list[str]:
         """The files of the teacher that is trained here."""
-        return [self.out("teacher/open_clip_config.json"), self.out("teacher/open_clip_model.safetensors")]
+        return [self.out(f"teacher/{name}") for name in SMALL_FILES]
 
     @property
     def teacher(self) -> list[str]:

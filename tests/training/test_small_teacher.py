@@ -11,6 +11,7 @@ from clipgs.core.files import check, owner
 from clipgs.splats.pictures import to_webp
 from clipgs.teacher import model as teacher
 from clipgs.teacher.names import ARCHITECTURE
+from clipgs.teacher.tokenizers import small_tokenizer
 from clipgs.training import runs, small_teacher, stages
 from tests.packed_world import VIEWS, World
 
@@ -29,7 +30,7 @@ def settings(**more):
 
 def test_it_is_as_small_as_it_says():
     model = open_clip.CLIP(**json.loads(ARCHITECTURE.read_text()))
-    assert sum(parameter.numel() for parameter in model.parameters()) < 16e6
+    assert sum(parameter.numel() for parameter in model.parameters()) < 4e6
     assert model.visual.image_size == (64, 64) or model.visual.image_size == 64
 
 
@@ -37,7 +38,7 @@ def test_it_learns_what_it_is_shown():
     images = torch.from_numpy(np.stack([solid(colour) for colour in COLOURS.values()]))
     texts = [f"a {name} ball" for name in COLOURS]
     model, loss = small_teacher.train(images, texts, [None] * 4, settings(steps=40), 0, "cpu")
-    tokens = open_clip.SimpleTokenizer(context_length=48)(texts)
+    tokens = small_tokenizer()(texts)
     mean, std = (torch.tensor(value).view(3, 1, 1) * 255 for value in
                  (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))  # fmt: skip
     with torch.no_grad():
@@ -50,7 +51,7 @@ def test_it_learns_what_it_is_shown():
 
 def test_no_batch_holds_a_caption_twice_and_all_come(monkeypatch):
     texts = ["a mug"] * 5 + ["a chair", "a tree", "a house"]
-    tokens = open_clip.SimpleTokenizer(context_length=48)(texts)
+    tokens = small_tokenizer()(texts)
     batches = []
     own = open_clip.CLIP.encode_text
 
@@ -73,7 +74,12 @@ def test_some_steps_show_the_category(monkeypatch):
     own = open_clip.CLIP.encode_text
 
     def watched(model, text, normalize=False):
-        read.append({open_clip.decode(row).split("<end_of_text>")[0][len("<start_of_text>") :].strip() for row in text})
+        read.append(
+            {
+                small_tokenizer().decode(row.tolist()).split("<end_of_text>")[0][len("<start_of_text>") :].strip()
+                for row in text
+            }
+        )
         return own(model, text, normalize)
 
     monkeypatch.setattr(open_clip.CLIP, "encode_text", watched)
@@ -125,7 +131,8 @@ def test_open_clip_loads_it_and_so_do_we(taught):
     folder = taught.output / "teacher"
     files = sorted(path for path in folder.iterdir() if owner(path) is None)
     assert [path.name for path in files] == [
-        "README.md", "inputs.json", "open_clip_config.json", "open_clip_model.safetensors", "teacher.json"]  # fmt: skip
+        "README.md", "inputs.json", "open_clip_config.json", "open_clip_model.safetensors", "teacher.json",
+        "vocabulary.txt.gz"]  # fmt: skip
     for file in files:
         check(file)
     about = json.loads((folder / "teacher.json").read_text())
@@ -136,6 +143,10 @@ def test_open_clip_loads_it_and_so_do_we(taught):
     own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     assert torch.equal(own.state_dict()["text_projection"], frozen.model.state_dict()["text_projection"])
     assert preprocess.transforms[0].size == 64
+    texts = ["a red couch", "a CORRUGATED contraption"]
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}", bpe_path=str(folder / "vocabulary.txt.gz"))
+    assert torch.equal(tokenizer(texts), frozen.tokens(texts))
+    assert tokenizer(texts).max() == 4095  # the end of a text, the last of all tokens
     bfloat = teacher.load(taught.config(teacher={"precision": "bfloat16"}))
     pictures = np.stack([solid(colour)[0] for colour in COLOURS.values()])
     cosines = (frozen.encode_images(pictures) * bfloat.encode_images(pictures)).sum(-1)

@@ -22,7 +22,7 @@ from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError, describe_error
 from clipgs.core.files import check
-from clipgs.teacher.names import LOCAL_DIR, PREPROCESS, in_words
+from clipgs.teacher.names import LOCAL_DIR, PREPROCESS, SMALL_FILES, in_words
 from clipgs.teacher.weights import Opened, open_model
 
 log = logging.getLogger(__name__)
@@ -188,8 +188,8 @@ def load(config: Config) -> Teacher:
 
 
 def small_files(config: Config) -> list[Path]:
-    """The small teacher's files, in a folder that open_clip loads as `local-dir:`."""
-    return [config.output_path / "teacher" / f"open_clip_{name}" for name in ("config.json", "model.safetensors")]
+    """The small teacher's files, in a folder that open_clip loads as `local-dir:`: description, weights, vocabulary."""
+    return [config.output_path / "teacher" / name for name in SMALL_FILES]
 
 
 def tokens(tokenizer: Any, texts: Sequence[str], more: int = 0) -> Tensor:

@@ -25,6 +25,8 @@ LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CONFIG = "open_clip_config.json"
 ARCHITECTURE = Path(__file__).with_name(f"{SMALL_TEACHER}.json")  # of the small teacher
+VOCABULARY = "vocabulary.txt.gz"  # beside the weights of a model that knows fewer words than open_clip's tokenizer
+SMALL_FILES = (CONFIG, "open_clip_model.safetensors", VOCABULARY)  # of the small teacher
 _CONTEXT = 77  # tokens of a text, where the architecture does not say it; as in open_clip
 _IN_FOLDERS = (".safetensors", ".bin", ".pth")  # where open_clip looks for weights in a folder
 # The names that it prefers there.

@@ -15,10 +15,9 @@ from typing import Any
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
 from clipgs.core.errors import ClipgsError
-from clipgs.teacher.names import ARCHITECTURE
+from clipgs.teacher.names import ARCHITECTURE, VOCABULARY
 
 FILE = "tokenizer.json"
-VOCABULARY = "vocabulary.txt.gz"  # beside the weights of a model that knows fewer words than open_clip's tokenizer
 _NO_MERGES = 2 * 256 + 2  # tokens: the bytes, the bytes at the end of a word, start and end of a text
 # What normalisers and splitters differ in: case, accents, width, white space, line ends, punctuation, digits, scripts.
 PROBES = (

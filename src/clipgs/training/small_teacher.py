@@ -31,7 +31,7 @@ from clipgs.core.seeds import seed_of
 from clipgs.splats.pictures import read_resized
 from clipgs.teacher.model import small_files
 from clipgs.teacher.names import ARCHITECTURE
-from clipgs.teacher.tokenizers import VOCABULARY, small_tokenizer, small_vocabulary
+from clipgs.teacher.tokenizers import small_tokenizer, small_vocabulary
 from clipgs.training import runs
 from clipgs.triplets.captions import spoken
 from clipgs.triplets.dataset import TripletDataset
@@ -92,15 +92,13 @@ def make(config: Config, threads: int) -> None:
     runs.begin(config, "teacher", shards)
     preprocessing = PreprocessCfg(size=architecture["vision_cfg"]["image_size"])
     kept = {name: getattr(preprocessing, name) for name in ("mean", "std", "interpolation", "resize_mode")}
-    description, weights = small_files(config)
+    description, weights, vocabulary = small_files(config)
     write_tensors(weights, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
     write_bytes(description, _json({"model_cfg": architecture, "preprocess_cfg": kept}))
-    write_bytes(weights.with_name(VOCABULARY), small_vocabulary(architecture["text_cfg"]["vocab_size"]))
+    write_bytes(vocabulary, small_vocabulary(architecture["text_cfg"]["vocab_size"]))
     write_bytes(weights.with_name("teacher.json"), _json(about))
-    write_bytes(
-        weights.with_name("README.md"),
-        CARD.format(objects=len(chosen), folder=weights.parent, vocabulary=VOCABULARY).encode(),
-    )
+    card = CARD.format(objects=len(chosen), folder=weights.parent, vocabulary=vocabulary.name)
+    write_bytes(weights.with_name("README.md"), card.encode())
 
 
 def _json(value: dict[str, Any]) -> bytes:
