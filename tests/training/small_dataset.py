@@ -32,7 +32,15 @@ SETTINGS = {
         "patch_dropout": 0.0,
         "batch_norm": "local",
     },
-    "training": {"epochs": 3, "batch": 8, "micro_batch": 8, "views": 2, "warmup_epochs": 1.0, "lr": 2e-3},
+    "training": {
+        "choose_from": 1,
+        "epochs": 3,
+        "batch": 8,
+        "micro_batch": 8,
+        "views": 2,
+        "warmup_epochs": 1.0,
+        "lr": 2e-3,
+    },
     "workers": {"checkpoint_steps": 2, "loaders": 2},
 }
 

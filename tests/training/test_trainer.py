@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
 import clipgs.encoder
@@ -183,6 +184,22 @@ def test_a_learning_rate_that_is_too_large_is_said(tmp_path):
         trainer(config).run()
 
 
+def test_a_handful_of_objects_does_not_choose_the_step(tmp_path, monkeypatch):
+    config = settings(tmp_path, training={"choose_from": 100})
+    make(config)
+    measured = iter([0.7, 0.6, 0.5])
+    monkeypatch.setattr(
+        trainer_module, "validation_retrieval", lambda *_: dict.fromkeys(("text_mrr", "image_mrr"), next(measured))
+    )
+    one = trainer(config)
+    one.run()
+    last = load_file(one.folder / "model.safetensors")
+    assert all(torch.equal(last[name], tensor) for name, tensor in one.model.state_dict().items())
+    card = (one.folder / "README.md").read_text()
+    assert "Step 9 of 9, the last: the validation split has " in card
+    assert "text_mrr | 0.5" in card  # measured all the same
+
+
 def test_the_smallest_batch_and_no_validation_split(tmp_path, caplog):
     config = settings(tmp_path, training={"batch": 2, "micro_batch": 1, "epochs": 1})
     make(config, shards=1, objects=5, splits=("train",))
@@ -192,7 +209,7 @@ def test_the_smallest_batch_and_no_validation_split(tmp_path, caplog):
     assert len(losses) == 2
     assert min(losses) > 0.01
     check(one.folder / "model.safetensors")
-    assert "no validation split" in (one.folder / "README.md").read_text()
+    assert "the validation split has no objects" in (one.folder / "README.md").read_text()
 
 
 def test_a_run_is_frozen_on_its_shards(tmp_path):

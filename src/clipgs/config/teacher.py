@@ -14,7 +14,7 @@ SMALL_TEACHER = "clipgs-small"  # what the model that `teacher.name: train` trai
 
 
 class SmallTeacher(Section):
-    """The small teacher of `name: train` (64 pixels, 12 M parameters), trained on renders of the training split."""
+    """The small teacher of `name: train` (64 pixels, 3.3 M parameters), trained on renders of the training split."""
 
     steps: int = setting(300, "steps", assumed=True, ge=1, le=1_000_000)
     """The small teacher trains for this many steps of AdamW. Use 2,000 for thousands of objects."""

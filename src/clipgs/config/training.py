@@ -62,4 +62,7 @@ class Training(Section):
     """Cosines in the loss are multiplied by a learned factor, which starts at this value."""
     validate_epochs: int = setting(1, "epochs", ge=1)
     """This many epochs lie between two validations."""
+    choose_from: int = setting(100, "objects", assumed=True, ge=1)
+    """The step with the best validation is kept if the validation split has at least this many objects. Fewer cannot
+    tell steps apart, and the last step is kept."""
     augmentation: Augmentation = section(Augmentation)

@@ -17,6 +17,7 @@ from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.bundles import read_metadata, write_tensors
 from clipgs.core.errors import ClipgsError
 from clipgs.core.files import check, remove_sidecar, sha256_of, write_bytes
+from clipgs.core.lists import counted
 from clipgs.encoder import CONFIG, MODEL, no_run
 from clipgs.stages import stage_settings
 from clipgs.training.identity import same_but_epochs
@@ -85,9 +86,20 @@ def write_run(folder: Path, config: Config, model: Mapping[str, "Tensor"], notes
     write_bytes(folder / CARD, card(config, notes).encode())
 
 
+def chosen(config: Config, validation: int) -> str:
+    """Which step of a run is kept, and why, where the validation split has so many objects."""
+    if validation >= config.training.choose_from:
+        return f"the best on the {validation:,} objects of the validation split"
+    few = counted(validation, "object", "objects") if validation else "no objects"
+    return (
+        f"the last: the validation split has {few}, and the best step is chosen on {config.training.choose_from:,} or "
+        "more (training.choose_from)"
+    )
+
+
 def card(config: Config, notes: dict[str, Any]) -> str:
     """The model card, in the format of model hubs."""
-    teacher, scores = notes["teacher"], notes["validation"]
+    teacher, scores, which = notes["teacher"], notes["validation"], chosen(config, notes["objects"]["validation"])
     measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(scores.items()))
     changes = "".join(f"\nChanged on the way, {change}.\n" for change in notes["changes"])
     return f"""---
@@ -117,12 +129,12 @@ in `config.yaml`. The teacher's weights have the SHA-256 `{teacher["weights_sha2
 {changes}
 ## How good it is
 
-Step {notes["step"]:,} of {notes["steps"]:,}, the best on the {notes["objects"]["validation"]:,} objects of the
-validation split. No object of the test split was seen; `snakemake evaluate` measures on it.
+Step {notes["step"]:,} of {notes["steps"]:,}, {which}.
+No object of the test split was seen; `snakemake evaluate` measures on it.
 
 | validation | |
 | --- | --- |
-{measured or "| there was no validation split; these are the last weights | |"}
+{measured or "| there was no validation split | |"}
 
 ## Licence
 

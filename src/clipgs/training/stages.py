@@ -14,10 +14,10 @@ def teacher(config: Config, threads: int) -> None:
 def train(config: Config, threads: int = 1) -> None:
     """Trains CLIP-GS on the training split of all shards, or resumes a killed run.
 
-    Writes `runs/RUN/`: `model.safetensors` (from the best step on the validation split), `config.yaml`, `README.md`
-    (the model card), `metrics.jsonl`, `speed.jsonl` and `tensorboard/`. A killed run resumes from `state/`, also with
-    another number of processes or more epochs. A state of other inputs is kept in `state.old/`. `inputs.json` says what
-    the run is trained on.
+    Writes `runs/RUN/`: `model.safetensors` (of the step that is best on the validation split, or of the last),
+    `config.yaml`, `README.md` (the model card), `metrics.jsonl`, `speed.jsonl` and `tensorboard/`. A killed run resumes
+    from `state/`, also with another number of processes or more epochs. A state of other inputs is kept in
+    `state.old/`. `inputs.json` says what the run is trained on.
 
     Raises:
         ClipgsError: inputs are missing or come from several teachers, there are fewer objects than in a batch or only

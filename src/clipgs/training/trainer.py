@@ -267,7 +267,10 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, metrics: MetricsFiles | None) -> None:
-        """Measures retrieval on the validation split; keeps the model if it is the best so far."""
+        """Measures retrieval on the validation split; keeps the model if it is the best so far.
+
+        A handful of objects cannot tell which model is the best: then the newest is kept.
+        """
         self._average_statistics()
         objects = self._data.split("validation")
         if len(objects) == 0:
@@ -294,7 +297,8 @@ class Trainer:
         shapes, texts, images, captions = (ranks.gather(torch.cat(tensors))[: len(objects)] for tensors in zip(*parts))  # noqa: B905
         numbers = validation_retrieval(shapes, texts, images, captions)
         score = (numbers["text_mrr"] + numbers["image_mrr"]) / 2
-        if not self._best or score > self._best["best_score"]:
+        too_few = len(objects) < settings.choose_from
+        if too_few or not self._best or score > self._best["best_score"]:
             self._best = {"best_step": self.step, "best_score": score, "validation": numbers}
             if ranks.is_main:  # written with the next state
                 self._unwritten_best = {
@@ -371,12 +375,11 @@ class Trainer:
         if not self._ranks.is_main:
             return
         data = self._data
-        step, model, which = self.step, self.model.state_dict(), "the last"
+        step, model = self.step, self.model.state_dict()
         if self._best:
-            step, which = self._best["best_step"], "the best on the validation split"
+            step = self._best["best_step"]
             model = checkpoints.best(self._state, step)
-        else:
-            log.warning("train: there is no validation split, so the last weights are used")
+        which = runs.chosen(self._config, len(data.split("validation")))
         notes = {
             "dim": data.dim,
             "teacher": data.teacher,
