@@ -34,6 +34,20 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """The number of a port, of the command line."""
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise ArgumentTypeError("must be 0 to 65535")
+    return value
+
+
+def _run_folder(given: str | None, config: Config) -> Path:
+    """The folder of a run: as it was given, also relative to the output; else that of the configured run."""
+    named = given if given is not None else f"runs/{config.training.run}"
+    return Path(named) if Path(named).exists() else config.output_path / named
+
+
 def argument(*names: str, **more: Any) -> Argument:
     """As `ArgumentParser.add_argument` takes it."""
     return names, more
@@ -208,8 +222,7 @@ def exclude(options: Namespace, config: Config) -> None:
 )
 def search(options: Namespace, config: Config) -> None:
     """Print the splats nearest to a text or to the picture in a file, and write a picture of them."""
-    given = options.run if options.run is not None else f"runs/{config.training.run}"
-    run = Path(given) if Path(given).exists() else config.output_path / given
+    run = _run_folder(options.run, config)
     log.info("search: loading PyTorch and the encoder in %s", run)
 
     from clipgs.report import search as module
@@ -218,6 +231,29 @@ def search(options: Namespace, config: Config) -> None:
     found = module.search(options.query, run, k=options.count, **kept)
     sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
     log.info("search: %s shows them", options.picture)
+
+
+@operation(
+    "serve",
+    argument("--run", metavar="FOLDER", help="of a finished run to search by (default: runs/ and the configured name)"),
+    argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine alone)"),
+    argument("--port", type=port, default=8700, help="0 takes a free one (default: 8700)"),
+)
+def serve(options: Namespace, config: Config) -> None:
+    """Show an output as a local page: search, filters, splats that turn, failures; until Ctrl-C."""
+    from clipgs.encoder import MODEL, no_run
+    from clipgs.serve import server
+
+    run = _run_folder(options.run, config).absolute()
+    finished = (run / MODEL).exists()
+    if options.run is not None:
+        if not finished:
+            raise UsageError(no_run(run))
+        if not options.config and not options.output:
+            output = run.parent.parent
+            kept = (output / started.CONFIG).is_file()
+            config = started.of_output(output) if kept else config.model_copy(update={"output": str(output)})
+    server.serve(config, run if finished else None, options.host, options.port)
 
 
 @operation(
