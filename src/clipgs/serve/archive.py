@@ -4,10 +4,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class Archive:
         """Whether captions have scores."""
         return bool(np.isfinite(self._numbers["caption_score"]).any())
 
-    # --- lists ---------------------------------------------------------------------------------------------------------
+    # --- lists --------------------------------------------------------------------------------------------------------
 
     def chosen(self, filters: Filters, words: str = "") -> np.ndarray:
         """Places [m] of the objects that pass the filters and have all words, in the order of the index.
@@ -148,7 +148,7 @@ class Archive:
         column, direction = SORTS[sort]
         return chosen[np.argsort(direction * self._numbers[column][chosen], kind="stable")]
 
-    def shown(self, chosen: Sequence[int]) -> list[Row]:
+    def shown(self, chosen: Iterable[int]) -> list[Row]:
         """What a list shows of the objects at these places."""
         return self._rows.select(_SHOWN).take([int(place) for place in chosen]).to_pylist()
 
@@ -189,7 +189,7 @@ class Archive:
 
         return [row for row in self.failed if fits(row)], stages
 
-    # --- files ---------------------------------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------------------------------
 
     def knows(self, uid: str) -> bool:
         """Whether there is a packed or failed object of this uid."""

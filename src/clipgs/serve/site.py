@@ -135,7 +135,7 @@ class Site:
     def _pages(self) -> dict[str, Callable[[Query], Any]]:
         return {"api/about": self._about, "api/search": self._search, "api/failures": self._failures}
 
-    # --- lists ---------------------------------------------------------------------------------------------------------
+    # --- lists --------------------------------------------------------------------------------------------------------
 
     def _about(self, query: Query) -> Row:
         archive = self.archive
@@ -161,9 +161,8 @@ class Site:
 
     def _search(self, query: Query, picture: bytes | None = None) -> Row:
         start = time.perf_counter()
-        filters = Filters(
-            *(query.get(name, "") for name in FACETS), _number(query, "psnr_min"), _number(query, "psnr_max")
-        )
+        labels = {name: query.get(name, "") for name in FACETS}
+        filters = Filters(**labels, psnr_min=_number(query, "psnr_min"), psnr_max=_number(query, "psnr_max"))
         text, like = query.get("q", "").strip(), query.get("like", "")
         words = text if query.get("by") == "words" else ""
         sort = query.get("sort", "")
@@ -229,7 +228,7 @@ class Site:
             "objects": [{**row, "picture": self.archive.picture_of_failed(row["uid"]) is not None} for row in shown],
         }
 
-    # --- one object ----------------------------------------------------------------------------------------------------
+    # --- one object ---------------------------------------------------------------------------------------------------
 
     def _file(self, kind: str, uid: str, view: int | None) -> Answer:
         archive = self.archive

@@ -29,7 +29,7 @@
   };
   const number = (value) => value.toLocaleString("en");
   const counted = (count, one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
-  const psnr = (value) => (value === null || value === undefined ? "" : `${value.toFixed(1)} dB`);
+  const psnr = (value) => (value === null || value === undefined ? "" : `${value.toFixed(1)}\u00a0dB`);
   const failures = () => state.tab === "failures";
 
   // --- the state, which the address keeps ----------------------------------------------------------------------------
@@ -60,7 +60,10 @@
     $("q").hidden = Boolean(other);
     $("asked-picture").hidden = !picture;
     if (other) $("asked-text").textContent = picture ? picture.name || "a picture" : `like ${state.like}`;
-    $("sort").disabled = Boolean(other) || (state.by === "meaning" && Boolean(state.q));
+    const ranked = Boolean(other) || (state.by === "meaning" && Boolean(state.q));
+    $("sort").disabled = ranked;
+    $("sort").options[0].textContent = ranked ? "nearest first" : "as packed";
+    if (ranked) $("sort").value = "";
   };
   const change = (changes, { push = true, keep = false } = {}) => {
     Object.assign(state, changes);
@@ -343,6 +346,11 @@
     $("unmark").addEventListener("click", () => [...marked.keys()].forEach((uid) => mark(uid, false)));
     $("reason").addEventListener("input", showTray);
     $("copy").addEventListener("click", copy);
+
+    const wide = window.matchMedia("(min-width: 721px)");
+    const unfold = () => { $("filters-open").open = wide.matches; };
+    wide.addEventListener("change", unfold);
+    unfold();
 
     let depth = 0; // of elements that a dragged file is over
     const carries = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
