@@ -98,8 +98,14 @@ class Tab:
         self.until(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
 
     def press(self, key, modifiers=0):
-        codes = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""),
-                 "ArrowDown": (40, "")}  # fmt: skip
+        codes = {
+            "Enter": (13, "\r"),
+            "Escape": (27, ""),
+            "ArrowLeft": (37, ""),
+            "ArrowUp": (38, ""),
+            "ArrowRight": (39, ""),
+            "ArrowDown": (40, ""),
+        }
         code, text = codes.get(key, (ord(key.upper()[0]), key))
         keys = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         self.call("Input.dispatchKeyEvent", type="keyDown", **keys, **({"text": text} if text else {}))

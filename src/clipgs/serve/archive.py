@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -148,9 +148,12 @@ class Archive:
         column, direction = SORTS[sort]
         return chosen[np.argsort(direction * self._numbers[column][chosen], kind="stable")]
 
-    def shown(self, chosen: Iterable[int]) -> list[Row]:
-        """What a list shows of the objects at these places."""
-        return self._rows.select(_SHOWN).take([int(place) for place in chosen]).to_pylist()
+    def shown(
+        self,
+        chosen: np.ndarray,  # [m] places
+    ) -> list[Row]:
+        """What a list shows of these objects."""
+        return self._rows.select(_SHOWN).take(chosen).to_pylist()
 
     def row(self, uid: str) -> Row:
         """All columns of an object, and what `uid.json` says beside them."""
