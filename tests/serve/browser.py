@@ -145,11 +145,11 @@ def opened():
     """A tab of a browser of its own."""
     down, up = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # Chromium reads commands from descriptor 3 and writes to 4.
+        # Chromium reads commands from descriptor 3 and writes to 4; dash knows no numbers above 9.
         words = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
         script = f'exec "$@" 3<&{down[0]} 4>&{up[1]}'
         process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *words],
+            ["bash", "-c", script, "bash", *words],
             pass_fds=(down[0], up[1]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
