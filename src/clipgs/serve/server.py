@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import re
 import secrets
 import socket
@@ -202,6 +203,9 @@ def _refusal(status: HTTPStatus, reason: str) -> Answer:
 
 def serve(config: Config, run: Path | None, host: str, port: int) -> None:
     """Answers until Ctrl-C."""
+    # Set before torch is imported: threads that wait for each other in a loop make a query ten times as slow where other
+    # programs use the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     server = Server(Site(config, run), host, port)
     log.info("serve: %s", server.address)
     log.info("serve: Ctrl-C ends it")
