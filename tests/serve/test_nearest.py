@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clipgs.core.bundles import write_tensors
+from clipgs.core.errors import ClipgsError
 from clipgs.core.files import sha256_of, write_bytes
 from clipgs.encoder import MODEL
 from clipgs.serve import nearest
@@ -61,3 +62,10 @@ def test_no_object_is_chosen(tmp_path):
 def test_an_output_without_objects(tmp_path):
     found = vectors(tmp_path, np.empty((0, 3), np.float32))
     assert (len(found), found.dim) == (0, 3)
+
+
+def test_embeddings_that_were_written_again_are_not_mixed_with_the_old_ones(tmp_path):
+    found = vectors(tmp_path, np.eye(3, dtype=np.float32))
+    vectors(tmp_path, np.eye(3, dtype=np.float32)[::-1])
+    with pytest.raises(ClipgsError, match="has changed since the server started"):
+        found.ordered(np.float32([1, 0, 0]), np.arange(3))

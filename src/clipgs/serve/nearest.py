@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class Vectors:
         metadata = read_metadata(file)
         if metadata.get("model_sha256") != _recorded_sha256(run / MODEL):
             raise ClipgsError(f"{file} is of other weights than {run / MODEL}; {again}")
+        self._file, self._inode = file, file.stat().st_ino
         self.uids: list[str] = metadata["uids"]
         self._rows, self._map, self._offset = map_tensor(file, "shapes")  # [n, D]
         self.dim: int = self._rows.shape[1]
@@ -44,7 +46,23 @@ class Vectors:
 
     def row(self, i: int) -> np.ndarray:
         """[D] float32."""
-        return self._rows[i].astype(np.float32)
+        return self._read(np.array([i]))[0].astype(np.float32)
+
+    def _read(
+        self,
+        rows: np.ndarray,  # [k]
+    ) -> np.ndarray:
+        """[k, D] of these rows. They are read and not mapped: a page of the map may bring a megabyte with it.
+
+        Raises:
+            ClipgsError: the file was written again since it was mapped.
+        """
+        size = self._rows.itemsize * self.dim
+        with open(self._file, "rb") as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise ClipgsError(f"{self._file} has changed since the server started; start it again")
+            data = b"".join(os.pread(file.fileno(), size, self._offset + int(row) * size) for row in rows)
+        return np.frombuffer(data, self._rows.dtype).reshape(len(rows), self.dim)
 
     def cosines(
         self,
@@ -71,7 +89,7 @@ class Vectors:
         cosines = self.cosines(query)[chosen]
         order = np.argsort(-cosines, kind="stable")
         best = np.sort(order[:_EXACT_ROWS])
-        vectors = self._rows[chosen[best]].astype(np.float64)
+        vectors = self._read(chosen[best]).astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query.astype(np.float64))
         exact = vectors @ query.astype(np.float64) / np.maximum(lengths, 1e-12)
         again = np.argsort(-(exact / _TIE).round(), kind="stable")

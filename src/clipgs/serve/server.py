@@ -203,7 +203,7 @@ def _refusal(status: HTTPStatus, reason: str) -> Answer:
 
 def serve(config: Config, run: Path | None, host: str, port: int) -> None:
     """Answers until Ctrl-C."""
-    # Set before torch is imported: threads that wait for each other in a loop make a query ten times as slow where other
+    # Before torch is imported. Threads that wait for each other in a loop make a query ten times as slow where other
     # programs use the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     server = Server(Site(config, run), host, port)
