@@ -73,7 +73,8 @@ class Vectors:
         page_bytes, row_bytes, freed = mmap.PAGESIZE, self._rows.itemsize * self.dim, 0
         for start in range(0, len(found), _ROWS):
             block = self._rows[start : start + _ROWS]
-            np.dot(block.astype(np.float32, copy=False), query, out=found[start : start + len(block)])
+            # einsum takes one thread. BLAS takes several, which wait for each other as they map the same file.
+            np.einsum("nd,d->n", block.astype(np.float32, copy=False), query, out=found[start : start + len(block)])
             read = (self._offset + (start + len(block)) * row_bytes) // page_bytes * page_bytes
             if read > freed and hasattr(mmap, "MADV_DONTNEED"):
                 self._map.madvise(mmap.MADV_DONTNEED, freed, read - freed)

@@ -15,8 +15,6 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qsl
 
-from threadpoolctl import threadpool_limits
-
 from clipgs.config import Config
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.serve.site import Answer, NotFound, Site
@@ -208,8 +206,6 @@ def serve(config: Config, run: Path | None, host: str, port: int) -> None:
     # Before torch is imported. Threads that wait for each other in a loop make a query ten times as slow where other
     # programs use the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # The exact search waits for memory: two threads that map the same file need twice the time of one.
-    threadpool_limits(1, user_api="blas")
     server = Server(Site(config, run), host, port)
     log.info("serve: %s", server.address)
     log.info("serve: Ctrl-C ends it")
