@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve import browser
+from tests import browser
 from tests.serve.conftest import NASTY, png
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
@@ -115,6 +115,13 @@ def test_a_splat_turns_by_keys_and_touch_and_the_wheel_scrolls_the_page(page):
     page.wheel("#viewer canvas", 300, modifiers=2)
     page.until("document.getElementById('detail').scrollTop === 0")
     assert (seen() != turned).any()
+    page.run("document.getElementById('viewer').scrollIntoView({block: 'center'})")
+    before = seen()
+    x, y = page.middle("#viewer canvas")
+    for kind, moved in (("touchStart", 0), ("touchMove", 20), ("touchMove", 60), ("touchEnd", None)):
+        points = [] if moved is None else [{"x": x + moved, "y": y}]
+        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    assert (seen() != before).any()
     assert page.run("getComputedStyle(document.querySelector('#viewer canvas')).touchAction") == "pan-y"
 
 
