@@ -20,6 +20,7 @@ from clipgs.serve.site import Site
 from clipgs.splats.gaussians import Gaussians
 from clipgs.triplets.dataset import TripletDataset, best_render
 from clipgs.triplets.pack import schema
+from tests.packed_world import write_index
 from tests.serve.conftest import NASTY, png, serving
 
 C = "c" * 64
@@ -255,3 +256,27 @@ def test_what_the_command_says_of_a_run_that_is_not_there(output, caplog):
     (output.folder / "run.yaml").write_text(json.dumps(output.config.model_dump(mode="json")))
     assert cli.main(["serve", "--output", str(output.folder), "--run", "runs/nope"]) == 2
     assert "there is no folder" in caplog.text
+
+
+def test_an_output_in_which_every_object_failed(output):
+    file = output.folder / "triplets" / "00000.parquet"
+    failed = {"status": "failed", "stage": "fit", "error": "no"}
+    write_table(file, [row | failed for row in read_table(file)], schema())
+    write_index(output.folder)
+    with serving(output.config) as client:
+        about = client.json("api/about")
+        assert (about["objects"], about["psnr"], about["facets"]["category"]) == (0, None, [])
+        assert client.uids() == client.uids(q="mug", by="words") == client.uids(category="mug") == []
+        assert client.json("api/failures")["total"] == 5
+
+
+def test_an_index_of_an_earlier_version_is_read(output):
+    """Without the columns that came later."""
+    import pyarrow.parquet as pq
+
+    file = output.folder / "triplets" / "index.parquet"
+    later = ["file", "caption_score", "caption_note", "view_note"]
+    pq.write_table(pq.read_table(file).drop_columns(later), file)
+    with serving(output.config) as client:
+        assert client.uids(q="red", by="words") == ["a"]
+        assert client.json("api/object/a")["file"] is None

@@ -18,6 +18,7 @@ from clipgs.core.runner import Row
 from clipgs.meshes.cameras import showing
 from clipgs.stages import path
 from clipgs.triplets.dataset import places
+from clipgs.triplets.pack import all_rows
 
 NONE = "none"  # stands for a label that an object does not have
 FACETS = ("category", "license", "split")
@@ -55,17 +56,17 @@ class Archive:
     def __init__(self, config: Config) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         self._config = config
         self.folder = config.output_path / "triplets"
         self._index = self.folder / "index.parquet"
         self._stamp = self._stat()
         try:
-            self._rows = pq.ParquetFile(self._index).read().drop_columns(["group"]).combine_chunks()
-        except (OSError, KeyError, pa.ArrowException) as error:
+            rows = all_rows([self._index])
+        except (OSError, pa.ArrowException) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
             raise ClipgsError(f"{self._index} {what}; make it with: {snakemake('triplets')}") from None
+        self._rows = rows.drop_columns(["group", "status", "stage", "error"]).combine_chunks()
         self.uids: list[str] = self._rows["uid"].to_pylist()
         self.place = {uid: i for i, uid in enumerate(self.uids)}
         self._codes: dict[str, np.ndarray] = {}
@@ -167,14 +168,11 @@ class Archive:
     def failed(self) -> list[Row]:
         """The rows of failed objects, ordered by shard and uid."""
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         found: list[Row] = []
         for file in sorted(self.folder.glob("[0-9]*.parquet")):
-            whole = pq.ParquetFile(file)
-            table = whole.read(columns=[*_FAILED, "status"] if "file" in whole.schema_arrow.names else None)
-            table = table.filter(pc.not_equal(table["status"], "ok"))
-            found += [{name: row.get(name) for name in _FAILED} for row in table.to_pylist()]
+            rows = all_rows([file])
+            found += rows.filter(pc.not_equal(rows["status"], "ok")).select(_FAILED).to_pylist()
         return sorted(found, key=lambda row: (row["shard"], row["uid"]))
 
     @cached_property
