@@ -81,16 +81,18 @@ class Tab:
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             with contextlib.suppress(AssertionError):  # while another page loads
-                if value := self.run(script):
-                    return value
+                if self.run(f"Boolean({script})"):
+                    return
             time.sleep(0.05)
         raise AssertionError(f"{script} did not become true; the console said {self.said}")
 
-    def look(self, width=1280, height=900, dark=False):
-        """The size of the window, and the person's wish for dark pages."""
+    def look(self, width=1280, height=900, dark=False, still=True):
+        """The size of the window, and the person's wishes for dark pages and for pages without motion."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-                    {"name": "prefers-reduced-motion", "value": "reduce"}]  # fmt: skip
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
+        ]
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def go(self, address):
@@ -124,6 +126,11 @@ class Tab:
         x, y = self.middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def point(self, selector):
+        """Moves the mouse there."""
+        x, y = self.middle(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def wheel(self, selector, down, modifiers=0):
         x, y = self.middle(selector)

@@ -125,6 +125,18 @@ def test_a_splat_turns_by_keys_and_touch_and_the_wheel_scrolls_the_page(page):
     assert page.run("getComputedStyle(document.querySelector('#viewer canvas')).touchAction") == "pan-y"
 
 
+def test_a_splat_under_the_mouse_turns_in_its_card(page):
+    page.look(still=False)
+    page.point("#list li:nth-child(2) .picture")
+    page.until("document.querySelector('#list li:nth-child(2) .turning.live')")
+    page.point("#list li:nth-child(1) .picture")
+    page.until("document.querySelector('#list li:nth-child(1) .turning.live')")
+    page.point("#title")
+    page.until("!document.querySelector('.turning')")
+    page.click("#list li:nth-child(2) .picture")
+    page.until("document.getElementById('detail').open")
+
+
 def test_filters_orders_and_words(page):
     choose(page, "by", "words")
     page.run("document.getElementById('q').focus()")

@@ -156,6 +156,7 @@ class Site:
             "lacking": lacking,
             "changed": archive.changed,
             "pixels": self._config.views.pixels,
+            "distance": self._config.views.distance,
             "exclude": " ".join(["clipgs exclude", *own]),
         }
 

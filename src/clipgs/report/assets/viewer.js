@@ -1,14 +1,15 @@
 // Shows a splat that can be turned: WebGL 2, no library. Zwicker et al. 2001 (EWA splatting), as 3D Gaussian Splatting
 // uses it: each Gaussian becomes an ellipse on the screen, drawn from back to front.
-// `splatViewer(viewer)` takes an element with a canvas and the buttons .nearer and .farther. Its `data-pixels` is the
-// size of the pictures that the splats were fitted to. `show` takes the bytes of a .splat. Without WebGL 2 the element
+// `splatViewer(viewer)` takes an element with a canvas and perhaps the buttons .nearer and .farther. Its `data-pixels` is
+// the size of the pictures that the splats were fitted to, `data-distance` how far the camera is at first. `show` takes
+// the bytes of a .splat. Without WebGL 2 the element
 // gets the class `still`, and `show` does nothing: the page then shows its picture.
 "use strict";
 const splatViewer = (viewer) => {
   const canvas = viewer.querySelector("canvas");
   const ROW_BYTES = 32; // of .splat: position 3 f32, scale 3 f32, rgba 4 u8, quaternion wxyz 4 u8
   const TEXELS = 3, PER_LINE = 512; // texels a Gaussian, Gaussians a line of the texture
-  const FOV = (40 * Math.PI) / 180, FARTHEST = 6, NEAREST = 0.9, START = 2.0;
+  const FOV = (40 * Math.PI) / 180, FARTHEST = 6, NEAREST = 0.9, START = Number(viewer.dataset.distance) || 2.0;
   const SORT_BUCKETS = 1 << 16;
   const trainedPixels = Number(viewer.dataset.pixels);
 
@@ -224,8 +225,8 @@ const splatViewer = (viewer) => {
     event.preventDefault();
     KEYS[event.key]();
   });
-  viewer.querySelector(".nearer").addEventListener("click", () => zoom(0.85));
-  viewer.querySelector(".farther").addEventListener("click", () => zoom(1.18));
+  viewer.querySelector(".nearer")?.addEventListener("click", () => zoom(0.85));
+  viewer.querySelector(".farther")?.addEventListener("click", () => zoom(1.18));
   new IntersectionObserver(([entry]) => {
     seen = entry.isIntersecting;
     if (seen) ask();

@@ -144,6 +144,47 @@
     return element("li", {}, still, marker(row.uid, row.file || row.uid));
   };
 
+  // A splat under the mouse turns in its card, once the mouse rests there. One canvas serves all cards.
+  const HOVER_PAUSE = 300; // milliseconds
+  let turning = null; // the canvas, its viewer, and the uid that is asked for
+  const turn = async (card) => {
+    if (!turning) {
+      const place = element("span", { className: "turning" }, element("canvas"));
+      place.dataset.pixels = about.pixels;
+      place.dataset.distance = about.distance;
+      turning = { place, splat: splatViewer(place), uid: "" };
+    }
+    if (turning.splat.still) return;
+    const uid = (turning.uid = card.dataset.uid);
+    turning.place.classList.remove("live");
+    try {
+      const bytes = new Uint8Array(await (await ask(`splat/${uid}`)).arrayBuffer());
+      if (turning.uid !== uid) return;
+      card.parentElement.append(turning.place);
+      turning.splat.show(bytes);
+    } catch { // its picture stays
+    }
+  };
+  const listenToMouse = () => {
+    const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+    let rest = 0, over = null;
+    const leave = () => {
+      clearTimeout(rest);
+      over = null;
+      if (!turning) return;
+      turning.uid = "";
+      turning.place.remove();
+    };
+    $("list").addEventListener("pointerover", (event) => {
+      const card = event.target.closest("button.card");
+      if (event.pointerType !== "mouse" || calm.matches || card === over) return;
+      leave();
+      over = card;
+      if (card) rest = setTimeout(() => turn(card), HOVER_PAUSE);
+    });
+    $("list").addEventListener("pointerleave", leave);
+  };
+
   // --- one object ------------------------------------------------------------------------------------------------------
 
   const openDetail = (uid) => {
@@ -347,6 +388,7 @@
     $("reason").addEventListener("input", showTray);
     $("copy").addEventListener("click", copy);
 
+    listenToMouse();
     const wide = window.matchMedia("(min-width: 721px)");
     const unfold = () => { $("filters-open").open = wide.matches; };
     wide.addEventListener("change", unfold);
