@@ -25,7 +25,7 @@ _FLAGS = [
     "--no-first-run",
     "--remote-debugging-pipe",
 ]
-_PATIENCE = 60.0  # seconds
+_PATIENCE = 30.0  # seconds
 
 
 class Tab:
@@ -84,7 +84,8 @@ class Tab:
                 if self.run(f"Boolean({script})"):
                     return
             time.sleep(0.05)
-        raise AssertionError(f"{script} did not become true; the console said {self.said}")
+        seen = self.run("[location.href, document.activeElement.id, scrollY, document.body.innerText.slice(0, 600)]")
+        raise AssertionError(f"{script} did not become true; the console said {self.said}, the page shows {seen}")
 
     def look(self, width=1280, height=900, dark=False, still=True):
         """The size of the window, and the person's wishes for dark pages and for pages without motion."""
@@ -94,6 +95,8 @@ class Tab:
             {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
+        # The page learns it with the next frame, and may then change its layout.
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def go(self, address):
         self.call("Page.navigate", url=address)

@@ -68,6 +68,7 @@
   const change = (changes, { push = true, keep = false } = {}) => {
     Object.assign(state, changes);
     if (!keep) picture = null;
+    if (!$("detail").open) state.uid = ""; // one that was still to open belongs to the list before
     writeAddress(push);
     showControls();
     return list();
