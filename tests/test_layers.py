@@ -7,7 +7,7 @@ from pathlib import Path
 # As docs/architecture.md has it. `clipgs` is the package's own __init__, which names what users import.
 ORDER = (
     *("core", "config", "stages", "shapes", "catalog", "meshes", "splats", "teacher", "triplets", "encoder"),
-    *("training", "evaluation", "report", "operate", "workflow", "cli"),
+    *("training", "evaluation", "report", "serve", "operate", "workflow", "cli"),
 )
 
 

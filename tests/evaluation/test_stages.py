@@ -286,7 +286,7 @@ def test_search_finds_the_nearest_by_text_and_by_picture(trained, tmp_path, monk
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 400
     Image.new("RGB", (5, 9), (2, 0, 0)).save(tmp_path / "query.png")
-    monkeypatch.setattr("clipgs.report.search._square", lambda image: torch.from_numpy(image.copy())[None])
+    monkeypatch.setattr("clipgs.report.search.square", lambda image: torch.from_numpy(image.copy())[None])
     again = search(str(tmp_path / "query.png"), run, k=3, device="cpu")
     assert [one.uid for one in again] == [one.uid for one in found]
 

@@ -16,6 +16,7 @@ from clipgs.report.sections import principal_plane
 from clipgs.report.stages import report
 from clipgs.splats.export import SPLAT_ROW
 from clipgs.triplets.pack import schema
+from tests import browser
 
 from .conftest import NASTY
 
@@ -227,3 +228,17 @@ def test_the_projection_of_equal_rows_is_equal():
     points, _ = principal_plane(rows)
     reversed_points, _ = principal_plane(rows[::-1])
     np.testing.assert_allclose(points, reversed_points[::-1], atol=1e-9)
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
+def test_a_splat_of_the_page_is_drawn_and_another_one_chosen(output):
+    made(output)
+    with browser.opened() as tab:
+        tab.look()
+        tab.go((output.folder / "report" / "index.html").as_uri())
+        tab.until("document.getElementById('viewer').classList.contains('live')")
+        tab.click("#viewer .choices li:nth-child(2) button")
+        chosen = "document.querySelector('#viewer button[aria-pressed=true]').dataset"
+        assert tab.run(f"{chosen}.splat") == "splat-1"
+        assert tab.run(f"document.querySelector('#viewer .note').textContent === {chosen}.caption")
+        assert tab.said == []

@@ -159,3 +159,34 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {key: json.loads(value) if key == "uids" else value for key, value in sorted(stored.items())}
     except (OSError, SafetensorError, ValueError) as error:
         raise ClipgsError(f"{path} cannot be read ({error}); remove it, and the next run makes it again") from None
+
+
+class Mapped(NamedTuple):
+    """A tensor in a mapped file: the operating system reads its pages when they are used."""
+
+    array: Any
+    map: Any  # `mmap.mmap`
+    offset: int  # of the array in the map, in bytes
+
+
+def map_tensor(path: Path, name: str) -> Mapped:
+    """A float16 or float32 tensor of a file of safetensors, without reading it.
+
+    Raises:
+        ClipgsError: the file is no safetensors, or has no such tensor of these types.
+    """
+    import mmap
+
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        size = 8 + int.from_bytes(mapped[:8], "little")
+        about = json.loads(mapped[8:size])[name]
+        kind, shape = {"F16": "<f2", "F32": "<f4"}[about["dtype"]], tuple(about["shape"])
+        offset = size + about["data_offsets"][0]
+        array = np.frombuffer(mapped, kind, int(np.prod(shape)), offset).reshape(shape)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClipgsError(f"{path} has no tensor {name} that can be read ({error})") from None
+    return Mapped(array, mapped, offset)

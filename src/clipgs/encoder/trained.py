@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipgs import encoder
-from clipgs.config import read
+from clipgs.config import Config, read
 from clipgs.core.bundles import read_metadata
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.prefetch import Prefetch
@@ -50,12 +50,8 @@ class TrainedEncoder:
     """Encodes splats, texts and images into one space."""
 
     def __init__(self, run: Path, device: str | torch.device | None = None) -> None:
-        if not (run / MODEL).exists():
-            raise ClipgsError(no_run(run))
         self.run = run
-        output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
-        self.config = read(run / CONFIG).model_copy(update={"output": str(output)})
-        self.notes = read_metadata(run / MODEL)
+        self.config, self.notes = _described(run)
         self.dim: int = self.notes["dim"]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = encoder.ClipGS(self.config.encoder, self.dim)
@@ -130,24 +126,7 @@ class TrainedEncoder:
 
     @cached_property
     def _teacher(self) -> "Teacher":
-        from clipgs.teacher import model
-
-        trained = self.notes["teacher"]
-        try:
-            teacher = model.load(self.config)
-        except UsageError as error:  # a file or folder that lies elsewhere on this machine
-            raise ClipgsError(f"{str(error).removeprefix('config: ')}; edit it in {self.run / CONFIG}") from None
-        if teacher.weights_sha256 != trained["weights_sha256"]:
-            raise ClipgsError(
-                f"{self.run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "
-                "found for it are others; its texts and splats would be in different spaces"
-            )
-        if (prepared := teacher.about["preprocess"]) != trained.get("preprocess", prepared):
-            raise ClipgsError(
-                f"{self.run} was trained with pictures prepared as {trained['preprocess']}, and the teacher found for "
-                f"it prepares them as {prepared}; set teacher.preprocess in {self.run / CONFIG}"
-            )
-        return teacher
+        return _teacher_of(self.run, self.config, self.notes)
 
     def search(
         self,
@@ -183,6 +162,44 @@ class TrainedEncoder:
         cosines = torch.cat([F.cosine_similarity(rows.double(), vector, dim=1) for rows in blocks])
         order = (cosines / _TIE).round().argsort(descending=True, stable=True)[:k].tolist()
         return [(uids[i], float(cosines[i])) for i in order]
+
+
+def load_teacher(run: Path) -> "Teacher":
+    """The teacher that a finished run was trained with, without the run's encoder.
+
+    Raises:
+        ClipgsError: the run is not finished, or the teacher's weights or settings are not those of the run.
+    """
+    return _teacher_of(run, *_described(run))
+
+
+def _described(run: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a finished run, and the metadata of its weights."""
+    if not (run / MODEL).exists():
+        raise ClipgsError(no_run(run))
+    output = run if (run / "teacher").is_dir() else run.parent.parent  # a published folder may have a small teacher
+    return read(run / CONFIG).model_copy(update={"output": str(output)}), read_metadata(run / MODEL)
+
+
+def _teacher_of(run: Path, config: Config, notes: dict[str, Any]) -> "Teacher":
+    from clipgs.teacher import model
+
+    trained = notes["teacher"]
+    try:
+        teacher = model.load(config)
+    except UsageError as error:  # a file or folder that lies elsewhere on this machine
+        raise ClipgsError(f"{str(error).removeprefix('config: ')}; edit it in {run / CONFIG}") from None
+    if teacher.weights_sha256 != trained["weights_sha256"]:
+        raise ClipgsError(
+            f"{run} was trained with {trained['teacher']} ({trained['pretrained']}), and the weights "
+            "found for it are others; its texts and splats would be in different spaces"
+        )
+    if (prepared := teacher.about["preprocess"]) != trained.get("preprocess", prepared):
+        raise ClipgsError(
+            f"{run} was trained with pictures prepared as {trained['preprocess']}, and the teacher found for "
+            f"it prepares them as {prepared}; set teacher.preprocess in {run / CONFIG}"
+        )
+    return teacher
 
 
 def _listed(given: Any, one: tuple[type, ...], takes: str) -> list[Any]:

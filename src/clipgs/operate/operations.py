@@ -36,6 +36,14 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """The number of a port, of the command line."""
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise ArgumentTypeError("must be 0 to 65535")
+    return value
+
+
 def argument(*names: str, **more: Any) -> Argument:
     """As `ArgumentParser.add_argument` takes it."""
     return names, more
@@ -279,6 +287,29 @@ def compare(options: Namespace, config: Config) -> int:
 
     run = run_folder(config, options.run)
     return module.compare(run, options.given, options.preset, options.threads, config.device)
+
+
+@operation(
+    "serve",
+    _RUN,
+    argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine alone)"),
+    argument("--port", type=port, default=8700, help="0 takes a free one (default: 8700)"),
+)
+def serve(options: Namespace, config: Config) -> None:
+    """Show an output as a local page: search, filters, splats that turn, failures; until Ctrl-C."""
+    from clipgs.encoder import MODEL, no_run
+    from clipgs.serve import server
+
+    run = run_folder(config, options.run).absolute()
+    finished = (run / MODEL).exists()
+    if options.run is not None:
+        if not finished:
+            raise UsageError(no_run(run))
+        if not options.config and not options.output:
+            output = run.parent.parent
+            kept = (output / started.CONFIG).is_file()
+            config = started.of_output(output) if kept else config.model_copy(update={"output": str(output)})
+    server.serve(config, run if finished else None, options.host, options.port)
 
 
 @operation(

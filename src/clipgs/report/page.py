@@ -58,7 +58,7 @@ def page(config: Config) -> str:
         title=config.pack.title,
         version=__version__,
         style=Markup((assets / "page.css").read_text(encoding="utf-8")),
-        script=Markup((assets / "viewer.js").read_text(encoding="utf-8")),
+        script=Markup("".join((assets / name).read_text(encoding="utf-8") for name in ("viewer.js", "report.js"))),
         policy_hash=_policy_hash,
         tiles=sections.tiles(sources),
         small_teacher_runs=sections.small_teacher_runs(sources),

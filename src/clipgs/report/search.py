@@ -71,7 +71,7 @@ def search(
     if not known.uids:
         raise ClipgsError(f"{folder} has no triplets; make them with: {snakemake('triplets')}")
     log.info("search: loading %s, which reads the query", encoder.notes["teacher"]["teacher"])
-    asked = query if image is None else encoder.encode_images(_square(image))[0]
+    asked = query if image is None else encoder.encode_images(square(image))[0]
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     found = []
     for uid, score in encoder.search(asked, k, gallery=(known.uids, torch.from_numpy(known.shapes))):
@@ -109,10 +109,10 @@ def read_picture(path: Path) -> torch.Tensor:
     Raises:
         UsageError: it cannot be read as a picture.
     """
-    return _square(_read_image(path))
+    return square(_read_image(path))
 
 
-def _square(image: np.ndarray) -> torch.Tensor:
+def square(image: np.ndarray) -> torch.Tensor:
     """[1, S, S, 3] uint8: the picture in the middle of a white square, as the teacher saw renders."""
     missing = [max(image.shape[:2]) - side for side in image.shape[:2]]
     square = np.pad(image, [*((gap // 2, gap - gap // 2) for gap in missing), (0, 0)], constant_values=255)

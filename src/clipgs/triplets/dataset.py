@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -158,23 +158,32 @@ def _place(i: SupportsIndex) -> int:
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:
-    """Names and bytes of the files in one object's part of a tar that `TarWriter` wrote.
+    """Names and bytes of the files in one object's part of a tar."""
+    found = places(lambda at, count: block[at : at + count], len(block))
+    return [(name, block[at : at + size]) for name, at, size in found]
+
+
+def places(read: Callable[[int, int], bytes], total: int) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each file in one object's part of a tar that `TarWriter` wrote; only headers are read.
 
     tarfile needs four times as long for these headers, and no other thread runs meanwhile.
+
+    Args:
+        read: gives `count` bytes of the part from an offset on.
+        total: the size of the part in bytes.
 
     Raises:
         ValueError: a header is damaged.
     """
-    found, at = [], 0
-    while at < len(block):
-        header, at = block[at : at + TAR_BLOCK], at + TAR_BLOCK
+    at = 0
+    while at < total:
+        header, at = read(at, TAR_BLOCK), at + TAR_BLOCK
         size, checksum = int(header[124:135], 8), int(header[148:154], 8)
         if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
             raise ValueError(f"the header at {at - TAR_BLOCK} is damaged")
         name = b"/".join(part for part in (header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")) if part)
-        found.append((name.decode(), block[at : at + size]))
+        yield name.decode(), at, size
         at += -(-size // TAR_BLOCK) * TAR_BLOCK
-    return found
 
 
 def best_render(uid: str, members: Mapping[str, bytes]) -> bytes:

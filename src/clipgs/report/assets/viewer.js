@@ -1,33 +1,22 @@
-// Shows splats that can be turned: WebGL 2, no library. Zwicker et al. 2001 (EWA splatting), as 3D Gaussian Splatting
+// Shows a splat that can be turned: WebGL 2, no library. Zwicker et al. 2001 (EWA splatting), as 3D Gaussian Splatting
 // uses it: each Gaussian becomes an ellipse on the screen, drawn from back to front.
+// `splatViewer(viewer)` takes an element with a canvas and perhaps the buttons .nearer and .farther. Its `data-pixels` is
+// the size of the pictures that the splats were fitted to, `data-distance` how far the camera is at first. `show` takes
+// the bytes of a .splat. Without WebGL 2 the element
+// gets the class `still`, and `show` does nothing: the page then shows its picture.
 "use strict";
-(() => {
-  const viewer = document.getElementById("viewer");
-  if (!viewer) return;
+const splatViewer = (viewer) => {
   const canvas = viewer.querySelector("canvas");
-  const poster = viewer.querySelector(".poster");
-  const note = viewer.querySelector(".note");
-  const choices = [...viewer.querySelectorAll("button[data-splat]")];
   const ROW_BYTES = 32; // of .splat: position 3 f32, scale 3 f32, rgba 4 u8, quaternion wxyz 4 u8
   const TEXELS = 3, PER_LINE = 512; // texels a Gaussian, Gaussians a line of the texture
-  const FOV = (40 * Math.PI) / 180, FARTHEST = 6, NEAREST = 0.9, START = 2.0;
+  const FOV = (40 * Math.PI) / 180, FARTHEST = 6, NEAREST = 0.9, START = Number(viewer.dataset.distance) || 2.0;
   const SORT_BUCKETS = 1 << 16;
   const trainedPixels = Number(viewer.dataset.pixels);
-
-  const show = (text) => { note.textContent = text; };
-  const select = (button) => {
-    for (const choice of choices) choice.setAttribute("aria-pressed", String(choice === button));
-    poster.src = button.querySelector("img").src;
-    show(button.dataset.caption);
-  };
 
   const gl = canvas.getContext("webgl2", { alpha: true, antialias: false, premultipliedAlpha: true });
   if (!gl) {
     viewer.classList.add("still");
-    for (const button of choices) button.addEventListener("click", () => select(button));
-    viewer.querySelector(".hint").textContent = "This browser has no WebGL 2: pictures instead of splats.";
-    if (choices.length) select(choices[0]);
-    return;
+    return { show: () => {}, still: true };
   }
 
   const VERTEX = `#version 300 es
@@ -223,7 +212,7 @@
     turn(-event.movementX * 0.01, event.movementY * 0.01);
   });
   canvas.addEventListener("wheel", (event) => {
-    if (document.activeElement !== canvas) return; // else the page scrolls
+    if (!event.ctrlKey && !event.metaKey) return; // the page scrolls; a pinch on a touchpad comes with ctrlKey
     event.preventDefault();
     zoom(Math.exp(event.deltaY * 0.001));
   }, { passive: false });
@@ -236,22 +225,19 @@
     event.preventDefault();
     KEYS[event.key]();
   });
-  viewer.querySelector(".nearer").addEventListener("click", () => zoom(0.85));
-  viewer.querySelector(".farther").addEventListener("click", () => zoom(1.18));
+  viewer.querySelector(".nearer")?.addEventListener("click", () => zoom(0.85));
+  viewer.querySelector(".farther")?.addEventListener("click", () => zoom(1.18));
   new IntersectionObserver(([entry]) => {
     seen = entry.isIntersecting;
     if (seen) ask();
   }).observe(canvas);
   new ResizeObserver(ask).observe(canvas);
 
-  const choose = (button) => {
-    select(button);
-    const text = document.getElementById(button.dataset.splat).textContent;
-    load(Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0)));
+  const show = (bytes) => {
+    load(bytes);
     viewer.classList.add("live");
     ask();
   };
   canvas.addEventListener("webglcontextlost", () => viewer.classList.replace("live", "still"));
-  for (const button of choices) button.addEventListener("click", () => choose(button));
-  if (choices.length) choose(choices[0]);
-})();
+  return { show, still: false };
+};
