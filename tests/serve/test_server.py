@@ -193,7 +193,7 @@ def test_elsewhere_than_on_loopback_a_token_begins_every_address(trained):
         token = client.server.prefix.strip("/")
         assert len(token) >= 32
         assert token in client.server.address
-        wrong = (token[:-1], f"{token[:-1]}x/", f"{token.swapcase()}/", f"x/{token}/")
+        wrong = (token[:-1], f"{token[:-1]}./", f"{token.swapcase()}/", f"x/{token}/")
         for address in ("/", "/api/about", "/render/a", "/page.js", *(f"/{one}" for one in wrong)):
             status, _, body = client.ask(address, raw=True)
             assert status in (403, 404), address
