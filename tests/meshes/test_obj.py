@@ -21,7 +21,7 @@ def read(tmp_path):
     """Writes an OBJ, its library and pictures, and loads it. The picture t.png is half red, half blue."""
     Image.fromarray(np.uint8([[[255, 0, 0]] * 4 + [[0, 0, 255]] * 4] * 8)).save(tmp_path / "t.png")
 
-    def read(text, mtl=None, max_faces=1000, **pictures):
+    def read(text, mtl=None, max_faces=1000, missing_material="neutral", **pictures):
         for name, pixels in pictures.items():
             Image.fromarray(np.asarray(pixels, np.uint8)).save(tmp_path / f"{name}.png")
         if mtl is not None:
@@ -29,7 +29,7 @@ def read(tmp_path):
             text = f"mtllib m.mtl\n{text}" if isinstance(text, str) else text
         path = tmp_path / "object.obj"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return load(path, max_faces=max_faces, max_texture_pixels=10_000)
+        return load(path, max_faces=max_faces, max_texture_pixels=10_000, missing_material=missing_material)
 
     return read
 
@@ -365,8 +365,13 @@ def test_the_first_definition_of_a_material_counts(read, tmp_path):
 
 
 def test_a_library_that_is_missing(read):
+    named = f"mtllib absent.mtl\r\n{QUAD}usemtl m\n{FACE}".encode()
     with pytest.raises(ObjectError, match=r"^it names 'absent.mtl', which is missing from its folder$"):
-        read(f"mtllib absent.mtl\r\n{QUAD}usemtl m\n{FACE}".encode())
+        read(named, missing_material="fail")
+    found = read(named)
+    np.testing.assert_allclose(only_color(found)[:3], GREY, atol=1e-4)
+    assert found.note == "in the neutral colour, because it names 'absent.mtl', which is missing from its folder"
+    assert read(f"mtllib absent.mtl\n{QUAD}{FACE}").note is None  # no face asks for a material
     np.testing.assert_allclose(only_color(read(f"mtllib absent.mtl\n{QUAD}{FACE}"))[:3], GREY, atol=1e-4)
 
 

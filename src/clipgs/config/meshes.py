@@ -1,5 +1,7 @@
 """The section `meshes`."""
 
+from typing import Literal
+
 from clipgs.config.fields import Section, setting
 
 
@@ -14,3 +16,6 @@ class Meshes(Section):
     """A mesh with a larger texture is recorded as failed. The default is 8192 x 8192 pixels."""
     neutral_color: tuple[float, float, float] = setting((0.7, 0.7, 0.7), "sRGB in [0, 1]", assumed=True, strict=False)
     """A mesh without colours gets this colour."""
+    missing_material: Literal["neutral", "fail"] = setting("neutral", "name", assumed=True)
+    """An .obj file whose .mtl file is missing gets the neutral colour, and a note in the index (`neutral`), or is
+    recorded as failed (`fail`)."""

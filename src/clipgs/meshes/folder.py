@@ -19,11 +19,19 @@ _MAX_TEXTURE_SIDE = 2048
 
 
 class Folder(NamedFiles):
-    """The files that a mesh may open, and its pictures."""
+    """The files that a mesh may open, and its pictures.
 
-    def __init__(self, path: Path, max_texture_pixels: int, root: Path | None = None) -> None:
+    Attributes:
+        notes: what was read in another way than the file says, as whole phrases.
+    """
+
+    def __init__(
+        self, path: Path, max_texture_pixels: int, root: Path | None = None, *, needs_materials: bool = True
+    ) -> None:
         super().__init__(path, root)
         self.max_texture_pixels = max_texture_pixels
+        self.needs_materials = needs_materials
+        self.notes: list[str] = []
 
     def image(self, *names: str, beside: Path | None = None) -> np.ndarray:
         """The texture in the file that `find` finds, as `decode_image` returns it."""

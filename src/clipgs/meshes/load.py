@@ -35,6 +35,7 @@ class Mesh:
     centre: np.ndarray  # [3] float64
     scale: float
     up_axis: Literal["y", "z"] = "y"  # of the file
+    note: str | None = None  # what was read in another way than the file says
 
     @property
     def face_count(self) -> int:
@@ -48,6 +49,7 @@ def load(
     max_faces: int,
     max_texture_pixels: int,
     neutral_color: tuple[float, float, float] = (0.7, 0.7, 0.7),
+    missing_material: Literal["neutral", "fail"] = "neutral",
     root: Path | None = None,
     limits: Limits = _LIMITS,
 ) -> Mesh:
@@ -56,7 +58,8 @@ def load(
 
     Only files in the file's own folder or below it are opened, and those below `root`, a folder of the user's. A
     texture or material file that is missing or damaged is an error, since the colours would be wrong without it; normal
-    maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB).
+    maps and gloss maps may be missing. A mesh without colours gets `neutral_color` (sRGB), and so does an .obj whose
+    material file is missing, unless `missing_material` is `fail`.
 
     Parts with the same material become one part, in the order of the file. `up_axis` is the file's; `auto` is that of
     `up_axis_of`. `limits` are those of the converter's process, and of no other reader.
@@ -76,7 +79,7 @@ def load(
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
     if not path.is_file():
         raise ObjectError("the file is missing")
-    folder = Folder(path, max_texture_pixels, root)
+    folder = Folder(path, max_texture_pixels, root, needs_materials=missing_material == "fail")
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
         parts = readers[suffix](path, folder, neutral, max_faces)
@@ -85,7 +88,8 @@ def load(
     except Exception as error:  # a damaged file must not end the run, whatever a reader overlooks
         raise ObjectError(f"the {suffix[1:].upper()} file is malformed: {type(error).__name__}, {error}") from error
     check_face_count(sum(len(part.faces) for part in parts), max_faces)
-    return _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
+    mesh = _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
+    return replace(mesh, note="; ".join(folder.notes) or None)
 
 
 def load_by(config: Config, path: Path, *, up_axis: UpAxis, root: Path | None) -> Mesh:

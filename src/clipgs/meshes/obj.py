@@ -261,12 +261,27 @@ def _surfaces(lines: _Lines, folder: Folder, neutral: Material) -> tuple[list[Su
         if used[place] >= 0:
             name = library.find(names[used[place]])
             if name is None and missing:
-                folder.get(*spellings(missing[0]))  # raises, and says why
+                _without(missing[0], folder)
         else:
             name = None if names or missing else library.only()
         number[place] = order.setdefault(name, len(order))
     surfaces = [Surface(neutral) if name is None else library.surface(name) for name in order]
     return surfaces, number[inverse.reshape(-1)]
+
+
+def _without(library: str, folder: Folder) -> None:
+    """Notes that faces have the neutral colour, because the library of their material cannot be read.
+
+    Raises:
+        ObjectError: such meshes are not wanted.
+    """
+    try:
+        folder.get(*spellings(library))  # raises, and says why
+    except ObjectError as error:
+        if folder.needs_materials:
+            raise
+        if not folder.notes:
+            folder.notes.append(f"in the neutral colour, because {error}")
 
 
 def _groups(keys: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:

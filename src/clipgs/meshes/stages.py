@@ -180,7 +180,7 @@ def view(config: Config, shard: str, threads: int) -> None:
     """Renders views of every object: the canonical views for the fit, then the held-out views.
 
     Writes `views/S.tar` (uid/000.png … RGBA, uid/cameras.json) and `views/S.parquet` (uid, status, error, thumbnail:
-    the view that shows the object best, WebP over white; note: how pictures and surface points differ, if they do).
+    the view that shows the object best, WebP over white; note: what of the mesh may have been read wrongly, if any).
     """
     import pyarrow as pa
 
@@ -192,7 +192,7 @@ def view(config: Config, shard: str, threads: int) -> None:
 def _view(to_read: ToRead) -> tuple[Row, Files]:
     mesh = to_read.load()
     rgba, viewmats, Ks = views.posed(mesh, to_read.config.views)
-    note = agreement.apart(mesh, to_read.seed)
+    note = "; ".join(filter(None, (mesh.note, agreement.apart(mesh, to_read.seed)))) or None
     best = Image.fromarray(rgba[cameras.showing(viewmats[: to_read.config.views.count])], "RGBA")
     over_white = Image.alpha_composite(Image.new("RGBA", best.size, "white"), best).convert("RGB")
     thumbnail = io.BytesIO()

@@ -85,6 +85,8 @@ def _line(target: Target, row: Row) -> str:
     text = f"{target.file}: {row['psnr']:.1f} dB on held-out views, {row['gaussians']:,} Gaussians"
     if target.picture:
         text += f", picture {target.picture}"
+    if row["note"]:
+        text += f"; {row['note']}"
     least = Fit().min_psnr
     return text + (f"; a run of the workflow refuses less than {least:g} dB" if row["psnr"] < least else "") + "\n"
 
@@ -230,7 +232,7 @@ def write(target: Target, fitted: FittedMesh) -> Row:
         about.add_text("Software", _SOFTWARE)
         with whole(target.picture) as temporary:
             sheet(Path(target.mesh).name, fitted).save(temporary, "PNG", pnginfo=about)
-    return {"psnr": fitted.psnr, "gaussians": len(fitted.gaussians)}
+    return {"psnr": fitted.psnr, "gaussians": len(fitted.gaussians), "note": fitted.note}
 
 
 def sheet(title: str, fitted: FittedMesh) -> Image.Image:

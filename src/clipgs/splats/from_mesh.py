@@ -42,6 +42,7 @@ class FittedMesh:
     views: Views  # [V, ...] of the mesh: first those that the splat was fitted to, then the held-out ones
     held_out: int  # how many of the views are held out
     quality: dict[str, Any]  # over the held-out views, see `clipgs.splats.quality.quality`
+    note: str | None = None  # what of the mesh was read in another way than its file says
 
     @property
     def psnr(self) -> float:
@@ -72,6 +73,7 @@ class Seen(NamedTuple):
     points: Points  # [P, ...]
     views: Views  # [V, ...]
     seed: int
+    note: str | None
 
 
 def fit_mesh(
@@ -151,7 +153,7 @@ def fit_one(to_fit: ToFit, done: Callable[[], None] | None = None) -> FittedMesh
     try:
         to_see = seen.views[None, : config.views.count].to(device)
         gaussians = fit(seen.points[None], to_see, config.fit, seeds=[seen.seed], done=done)[0]
-        return judged(config, gaussians, seen.views)
+        return judged(config, gaussians, seen)
     finally:
         torch.set_num_threads(threads)
 
@@ -168,13 +170,13 @@ def see(to_fit: ToFit) -> Seen:
     points = sample(mesh, config.points.count, seed_of(config.seed, "sample", uid))
     drawn = drawing.posed(mesh, config.views)
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (*points, *drawn)]
-    return Seen(Points(*tensors[:3]), Views(*tensors[3:]), seed_of(config.seed, "fit", uid))
+    return Seen(Points(*tensors[:3]), Views(*tensors[3:]), seed_of(config.seed, "fit", uid), mesh.note)
 
 
 def judged(
     config: Config,
     gaussians: Gaussians,  # [N, *]
-    views: Views,  # [V, ...]
+    seen: Seen,
 ) -> FittedMesh:
     """The result of a fit, on the CPU: for one object its engine is quick, and a GPU's would be loaded first.
 
@@ -186,7 +188,8 @@ def judged(
     gaussians = finished(gaussians.to("cpu"), config.fit)
     if len(gaussians) == 0:
         raise ObjectError("the fit left no Gaussian that can be seen")
-    return FittedMesh(gaussians, views, config.views.held_out, quality(gaussians, views[config.views.count :]))
+    measured = quality(gaussians, seen.views[config.views.count :])
+    return FittedMesh(gaussians, seen.views, config.views.held_out, measured, seen.note)
 
 
 def fit_many(
@@ -236,11 +239,11 @@ def _in_batches(
     size = fitting.cuda.objects_a_batch(config.fit, config.views.count, config.views.pixels)
 
     def finished(payload: tuple[int, Seen], gaussians: Gaussians, views: Views) -> tuple[Row, Files]:
-        return finish(jobs[payload[0]][1], judged(config, gaussians, views)), []
+        return finish(jobs[payload[0]][1], judged(config, gaussians, payload[1])), []
 
     drawn = _in_workers(see, [to_fit for to_fit, _ in jobs], threads, limits.timeout_seconds, limits.memory_mb)
     while some := list(islice(drawn, size)):
         yield from ((index, seen) for index, seen in some if isinstance(seen, str))
         tasks = [Task("", "", (index, seen)) for index, seen in some if not isinstance(seen, str)]
-        for task, result in fit_batches(config, tasks, threads, lambda payload: payload[1], finished):
+        for task, result in fit_batches(config, tasks, threads, lambda payload: payload[1][:3], finished):
             yield task.payload[0], result if isinstance(result, str) else result[0]

@@ -261,8 +261,8 @@ def _quality_section(packed: Sequence[Row]) -> str:
     text += _table(head, lines)
     if marked := sum(row.get("view_note") is not None for row in packed):
         text += (
-            f"\n\nOf {counted(marked, 'object')} the pictures of the mesh and the points on its surface differ, so "
-            "they may have been read wrongly; the column `view_note` of `index.parquet` names them."
+            f"\n\nThe meshes of {counted(marked, 'object')} may have been read wrongly: a material file is missing, or "
+            "their pictures and the points on their surface differ. The column `view_note` of `index.parquet` says it."
         )
     return text
 
