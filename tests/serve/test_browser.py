@@ -36,7 +36,8 @@ def tab(chromium):
 def page(tab, searching):
     tab.go(searching.server.address)
     tab.until(SETTLED)
-    return tab
+    yield tab
+    tab.go("about:blank")  # before the server ends: pictures may still be coming
 
 
 def choose(tab, name, value):
@@ -196,6 +197,7 @@ def test_without_a_run_words_are_searched(tab, client):
     tab.click("#list .card")
     tab.until(LIVE)
     assert tab.run("document.getElementById('like').disabled")
+    tab.go("about:blank")
 
 
 @pytest.mark.parametrize("dark", [False, True])
