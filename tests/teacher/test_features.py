@@ -223,6 +223,31 @@ def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path, ch
     features.read(other, "00000")
 
 
+def test_texts_of_another_tokenizer_are_refused_and_pictures_do_not_care(world, monkeypatch):
+    world.add_shard("00001", {"d": "a door"})
+    config = world.config()
+    embed(config)
+    assert embed(config, "00001").metadata["tokenizer"] == "open_clip, 16 tokens"
+    features.read(config, "00001")
+    images = features.features_path(config, "images", "00001")
+    assert "tokenizer" not in read_metadata(images)
+    monkeypatch.setattr("clipgs.teacher.weights.identity", lambda *_: f"{64 * 'a'}, 64 tokens")
+    features.embed_texts(config, "00001", 1)
+    with pytest.raises(ClipgsError, match=r"a mixture of teachers: .*, tokenizer a{12}, 64 tokens\).*open_clip, 16"):
+        features.read(config, "00001")
+
+
+def test_texts_that_do_not_say_their_tokenizer_are_stale(world):
+    config = world.config()
+    embed(config)
+    file = features.features_path(config, "texts", "00000")
+    about = read_metadata(file)
+    del about["tokenizer"]
+    write_tensors(file, load_file(file), about)
+    with pytest.raises(ClipgsError, match=r"does not say its tokenizer; make it again with: snakemake .*--force"):
+        features.read(config, "00000")
+
+
 def test_a_damaged_or_foreign_file_is_one_line(world):
     config = world.config()
     embed(config)

@@ -22,7 +22,13 @@ from tests.training.small_dataset import DIM, make, settings, splat, unit
 
 NOTES = {
     "dim": DIM,
-    "teacher": {"teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0", "preprocess": "{}"},
+    "teacher": {
+        "teacher": "small",
+        "pretrained": "none",
+        "weights_sha256": 64 * "0",
+        "preprocess": "{}",
+        "tokenizer": "numbers",
+    },
     "pictures": 6,
     "objects": {"train": 24, "validation": 4},
     "shards": ["00000", "00001"],
@@ -54,7 +60,7 @@ def teacher(monkeypatch):
     one = SimpleNamespace(
         weights_sha256=64 * "0", cut=lambda texts: [], encode_texts=lambda texts: table[[int(t) for t in texts]]
     )
-    one.about = {"preprocess": "{}"}
+    one.about = {"preprocess": "{}", "tokenizer": "numbers"}
     monkeypatch.setattr("clipgs.teacher.model.load", lambda config: one)
     return one
 
@@ -130,11 +136,14 @@ def test_texts_are_encoded_by_the_teacher_of_the_run_and_by_no_other(written, te
         encoder.search(["1", "2"])
     with pytest.raises(TypeError, match=r"search takes one text or one vector \[D\], not Tensor\[1, 12\]"):
         encoder.search(teacher.encode_texts(["1"]))
-    teacher.weights_sha256 = 64 * "1"
+    teacher.weights_sha256, about = 64 * "1", teacher.about
     with pytest.raises(ClipgsError, match=r"trained with small .*, and the weights found for it are others"):
         clipgs.load(written[0]).encode_text(["1"])
-    teacher.weights_sha256, teacher.about = 64 * "0", {"preprocess": "{mean: [0, 0, 0]}"}
+    teacher.weights_sha256, teacher.about = 64 * "0", {**about, "preprocess": "{mean: [0, 0, 0]}"}
     with pytest.raises(ClipgsError, match=r"prepared as {}, and the teacher found for it prepares them as {mean"):
+        clipgs.load(written[0]).encode_text(["1"])
+    teacher.about = {**about, "tokenizer": f"{64 * '1'}, 77 tokens"}
+    with pytest.raises(ClipgsError, match=r"tokenizer numbers, and the teacher found for it has 111111111111, 77 tok"):
         clipgs.load(written[0]).encode_text(["1"])
 
 

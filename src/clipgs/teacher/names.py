@@ -6,6 +6,7 @@ So a wrong name is an error when the workflow is read. The stages look names up 
 import ast
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -132,12 +133,26 @@ def at_home(text: str) -> Path:
     return Path(text)
 
 
+def place_of(settings: Teacher | Coca) -> Path | None:
+    """The file of weights or the folder of the user's that is named; None for a tag and for the hub's."""
+    if settings.name.startswith(LOCAL_DIR):
+        return at_home(settings.name.removeprefix(LOCAL_DIR))
+    named = settings.pretrained or ""
+    own = settings.name.startswith(HUB) or settings.name == "train"
+    return at_home(named) if named.endswith(SUFFIXES) and not own else None
+
+
 def called(name: str) -> str:
     """A model's name as files tell it: without the place of its folder on this machine."""
     if name == "train":
         return SMALL_TEACHER
     folder = at_home(name.removeprefix(LOCAL_DIR))
     return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
+
+
+def shortened(tokenizer: str) -> str:
+    """What `Teacher.about` says of a tokenizer, for a message: a hash has twelve digits."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", tokenizer)
 
 
 def context_length(settings: Teacher) -> int:

@@ -20,7 +20,7 @@ from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
 from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, context_length, elsewhere, find
-from clipgs.teacher.tokenizers import restore
+from clipgs.teacher.tokenizers import identity, restore
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,6 +35,7 @@ class Opened(NamedTuple):
     sha256: str  # of the file of weights
     dtype: torch.dtype  # of its input images
     autocast: torch.dtype | None  # of its computations, where its weights have another type
+    tokens: str  # what tells the tokenizer from others
 
 
 def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: str) -> Opened:
@@ -54,7 +55,7 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
     """
     found, file, label = _located(settings, key)
     name, architecture = settings.name, found.architecture
-    tokenizer, tower = _texts(name, found, key)
+    tokenizer, tower, tokens = _texts(name, found, key)
     shapes = _tensors(file, key)
     low = precision == "bfloat16"
     # open_clip's conversion leaves out the scales of blocks.
@@ -84,7 +85,7 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
         _check_positions(model, shapes, file, name, key)
         frozen = model.eval().requires_grad_(False)
         dtype = torch.bfloat16 if low and cast is None else torch.float32
-        return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast)
+        return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast, tokens)
 
 
 def open_tokenizer(settings: Teacher) -> Any:
@@ -137,8 +138,9 @@ def _downloaded(download: Any, what: str, key: str, remedy: str = "") -> Path:
         raise ClipgsError(f"{key} {what} could not be downloaded ({reason}); {remedy or elsewhere(key)}") from None
 
 
-def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
-    """The tokenizer, and the folder with the configuration of the text tower, if that is one of Hugging Face."""
+def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None, str]:
+    """The tokenizer, the folder with the configuration of the text tower, if that is one of Hugging Face, and what
+    tells the tokenizer from others."""
     folders: dict[str, Path] = {}
     for files in text_files(found.architecture, found.folder):
         if problem := no_transformers(key, name):
@@ -149,11 +151,13 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
     tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
     options = text.get("tokenizer_kwargs") or {}
     if tokens is None:
-        return SimpleTokenizer(context_length=length, **options), tower
+        own = SimpleTokenizer(context_length=length, **options)
+        return own, tower, identity(own, None, options)
+    mode = text.get("tokenizer_mode")
     try:
-        made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=mode, **options)
         restore(made, tokens)
-        return made, tower
+        return made, tower, identity(made, tokens, {"mode": mode, **options})
     except ClipgsError:
         raise
     except Exception as error:  # transformers raises any type for files that it cannot read
