@@ -22,6 +22,7 @@ from typing import Any
 
 from clipgs.catalog.downloads import Downloader
 from clipgs.config import Config, Downloads, Teacher
+from clipgs.config.teacher import as_tag
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice, describe_error
 from clipgs.core.files import hidden, remove_sidecar, sha256_of, whole
 from clipgs.core.processes import free_memory_bytes
@@ -154,14 +155,10 @@ def _recorded(folder: Path, name: str, tag: str | None) -> Record | None:
         inside = False
     if not inside:
         raise UsageError(f"{folder / RECORD} is not what this command writes; remove the folder or name another")
-    if (record.name, _clean(record.tag)) != (name, _clean(tag)):
+    if (record.name, as_tag(record.tag or "")) != (name, as_tag(tag or "")):
         held = " ".join(filter(None, [record.name, record.tag]))
         raise UsageError(f"--to {folder} holds {held}; name a folder of its own for each model")
     return record
-
-
-def _clean(tag: str | None) -> str | None:
-    return tag and tag.lower().replace("-", "_")  # as open_clip looks it up
 
 
 def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:

@@ -108,20 +108,30 @@ def _located(settings: Teacher | Coca, key: str) -> tuple[Found, Path, tuple[str
     """What is named, the file of weights, and the names of model and weights. Downloads what is not here yet."""
     name, found = settings.name, find(settings, key, _registry)
     if isinstance(found.weights, Download):
-        missing = found.weights
-        if not missing.cached:
-            require(missing.address, f"config: {key}: the weights of {missing.what} are", elsewhere(key))
-        file = _downloaded(lambda: download_pretrained(dict(missing.entry)), f"{missing.what}: the weights", key)
+        file = _from_hub(found.weights, key)
         if not name.startswith(HUB):
             return found, file, (name, str(settings.pretrained))
         repository = name.removeprefix(HUB)
-        config = _downloaded(lambda: download_pretrained_from_hf(repository, CONFIG), f"{name}: {CONFIG}", key)
-        found = find(settings.model_copy(update={"name": f"{LOCAL_DIR}{config.parent}"}), key, _registry)
-        return found, file, (name, "hub")
+        if not (file.parent / CONFIG).is_file():
+            config = _downloaded(lambda: download_pretrained_from_hf(repository, CONFIG), f"{name}: {CONFIG}", key)
+            if config.parent != file.parent:  # there is a newer version, and the configuration is of that
+                file = _from_hub(found.weights, key, newest=True)
+            found = find(settings, key, _registry)
+        return found._replace(weights=file.parent), file, (name, "hub")
     if found.weights.is_dir():
         file = Path(str(_find_checkpoint_in_dir(found.weights)))
         return found, file, (called(name), file.name)
     return found, found.weights, (name, found.weights.name)
+
+
+def _from_hub(missing: Download, key: str, newest: bool = False) -> Path:
+    """The file of weights. One that an earlier run downloaded is taken as it is, unless the `newest` is wanted."""
+    if (file := missing.cached) and missing.entry.get("hf_hub") and not newest:
+        return file
+    if not file:
+        require(missing.address, f"config: {key}: the weights of {missing.what} are", elsewhere(key))
+    # open_clip compares the hash of one that did not come from the hub.
+    return _downloaded(lambda: download_pretrained(dict(missing.entry)), f"{missing.what}: the weights", key)
 
 
 def _registry(name: str) -> Known:
