@@ -210,6 +210,38 @@ def test_a_published_folder_is_half_as_large_and_encodes_nearly_the_same(written
     assert (ours * theirs).sum().item() > 0.9999
 
 
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_teacher_that_has_moved_is_asked_for_in_a_sentence(written, tmp_path, monkeypatch, named):
+    run, loaded = tmp_path / "published", []
+    runs.publish(written[0], run)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    gone = tmp_path / "gone" / "w.pt"
+    values["teacher"] = (
+        {"name": "ViT-B-32", "pretrained": str(gone)} if named == "file" else {"name": f"local-dir:{gone}"}
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ClipgsError) as error:
+        clipgs.load(run).encode_text("1")
+    assert str(error.value) == (
+        f"{run} was trained with small (none), and {gone} does not exist; say where it lies now: "
+        "clipgs.load(RUN, teacher=PLACE), or put a link to it there"
+    )
+    now = tmp_path / "now" / "w.pt"
+    now.parent.mkdir()
+    now.touch()
+
+    def load(config):
+        loaded.append(config.teacher)
+        raise ClipgsError("found")
+
+    monkeypatch.setattr("clipgs.teacher.model.load", load)
+    place = now if named == "file" else now.parent
+    with pytest.raises(ClipgsError, match=r"^found$"):
+        clipgs.load(run, teacher=place).encode_text("1")
+    (settings,) = loaded
+    assert str(place) in (settings.name.removeprefix("local-dir:"), settings.pretrained)
+
+
 def test_what_is_no_folder_of_a_run_is_said_with_the_runs_that_there_are(written, tmp_path, monkeypatch):
     run, _ = written
     monkeypatch.chdir(tmp_path)
