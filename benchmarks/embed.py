@@ -136,7 +136,8 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
     with torch.device(device):
         model = open_clip.create_model(arguments.model, precision=called, device=device).eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(arguments.model)
-    return Teacher(Opened(model, tokenizer, arguments.model, "random", "0" * 64, dtype, None), batch=arguments.batch)
+    opened = Opened(model, tokenizer, arguments.model, "random", "0" * 64, dtype, None, "")
+    return Teacher(opened, batch=arguments.batch)
 
 
 def _bare(teacher: Any, batch: int, least_seconds: float) -> float:

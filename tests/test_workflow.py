@@ -1,12 +1,14 @@
 """What the Snakefile gets from `clipgs.workflow`."""
 
 import json
+import os
 
 import pytest
 
 from clipgs import config as configuration
 from clipgs.core.errors import ClipgsError
 from clipgs.operate.lock import OutputLock
+from clipgs.stages import from_settings
 from clipgs.workflow import Run, fatal, model_files, notes, share
 
 
@@ -33,6 +35,34 @@ def test_the_files_of_a_model_are_inputs_and_a_tag_is_none(tmp_path):
     assert model_files(f"local-dir:{tmp_path}", None) == [str(tmp_path / name) for name in read]
     assert model_files("ViT-B-32", str(weights)) == [str(weights)]
     assert model_files("ViT-B-32", "laion2b_s34b_b79k") == model_files("ViT-B-32", None) == []
+
+
+def test_a_changed_file_of_a_model_counts_also_where_it_is_older(tmp_path):
+    """Snakemake itself sees only newer files, and a file that is moved to its place keeps its time."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).touch()
+    stages = ("embed-images", "embed-texts", "caption")
+    judged = {"captioner": "http", "http": {"model": "m"}}
+
+    def settings(**more):
+        run = Run(of(tmp_path, teacher={"name": f"local-dir:{folder}"}, caption=judged, **more))
+        return {stage: run.of(stage) for stage in stages}
+
+    before = settings()
+    assert settings() == before
+    (tmp_path / "older").write_text("{}")
+    os.utime(tmp_path / "older", (0, 0))
+    (tmp_path / "older").rename(folder / "tokenizer.json")
+    texts = settings()
+    assert {stage for stage in stages if texts[stage] != before[stage]} == {"embed-texts", "caption"}
+    os.utime(folder / "open_clip_model.safetensors", (0, 0))
+    after = settings()
+    assert all(after[stage] != texts[stage] for stage in stages)
+    assert from_settings(after["embed-texts"]).teacher.name == f"local-dir:{folder}"
+    plain = Run(of(tmp_path, teacher={"name": "train"}))
+    assert all("files" not in json.loads(plain.of(stage)) for stage in stages)
 
 
 def of(tmp_path, **more):

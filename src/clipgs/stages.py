@@ -91,7 +91,7 @@ _ALL = (
     Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
           keys=("views.count", *_TEACHER), version=2, folder="features", after=("teacher", "render", "view")),
     Stage("embed-texts", "teacher", "encode a shard's captions with the teacher",
-          keys=_TEACHER, version=2, folder="features", after=("teacher", "embed-images", "pack")),
+          keys=_TEACHER, version=3, folder="features", after=("teacher", "embed-images", "pack")),
     Stage("train", "training", "train CLIP-GS on the triplets and their features",
           keys=("encoder", "training", *_TEACHER), per=(), folder="runs",
           after=("pack", "embed-images", "embed-texts")),
@@ -146,7 +146,7 @@ def fed_by(name: str) -> list[str]:
 
 RUNTIME = "CLIPGS_RUNTIME"  # in the environment of a stage: the keys that change no result (others: --settings)
 # What the settings of a rule have besides keys.
-_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry", "shown"})
+_BESIDES = frozenset({"stage", "version", "labels", "curation", "captions", "excluded", "retry", "shown", "files"})
 
 
 def stage_settings(config: Config, name: str, **more: str) -> str:

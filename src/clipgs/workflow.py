@@ -21,6 +21,7 @@ from clipgs.core.errors import RUN_ARGUMENTS, ClipgsError, UsageError, advice
 from clipgs.core.files import owner, sha256_of
 from clipgs.core.lists import counted
 from clipgs.core.processes import usable_cores
+from clipgs.core.seeds import json_digest
 from clipgs.encoder import weights_file
 from clipgs.evaluation import rows
 from clipgs.operate import checks, started
@@ -29,6 +30,7 @@ from clipgs.operate.reasons import TARGETS
 from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
+from clipgs.teacher.hub import TOKENIZER_FILES, matches
 from clipgs.teacher.names import SMALL_FILES, at_home
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
@@ -100,9 +102,14 @@ class Run:
 
     def of(self, stage: str) -> str:
         """What the result of a stage depends on, as one string: the only param of its rule."""
+        caption = self.config.caption
+        trained = self.config.teacher.name == "train"  # its files are the workflow's own
+        judge = self.teacher if caption.uses_teacher else []
         more = {
             "objects": {"curation": self.plan.curation_digest},
-            "caption": self._captions,
+            "caption": self._captions | state_of([*self.coca, *judge]),
+            "embed-images": state_of([] if trained else self.picture_teacher),
+            "embed-texts": state_of([] if trained else self.teacher),
             "report": self._shown_ablations,
         }
         return stage_settings(self.config, stage, **more.get(stage, {}))
@@ -205,6 +212,14 @@ class Run:
             return self.small_teacher
         tokens = files_in(teacher.tokenizer) if teacher.tokenizer else []
         return model_files(teacher.name, teacher.pretrained) + tokens
+
+    @property
+    def picture_teacher(self) -> list[str]:
+        """As `teacher`, without the files that only texts depend on."""
+        if self.config.teacher.name == "train":
+            return self.small_teacher
+        files = model_files(self.config.teacher.name, self.config.teacher.pretrained)
+        return [file for file in files if not matches(Path(file).name, TOKENIZER_FILES)]
 
     @property
     def first_weights(self) -> list[str]:
@@ -391,6 +406,16 @@ def files_of(*settings: Any) -> list[str]:
 def model_files(name: str, pretrained: str | None) -> list[str]:
     """The user's files of a model of open_clip: a changed file is another model."""
     return files_in(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else files_of(pretrained)
+
+
+def state_of(files: Sequence[str]) -> dict[str, str]:
+    """The user's files of a model as part of a stage's settings: Snakemake itself sees only files that are newer.
+
+    Sizes and times count, not bytes: this is read in every job, and weights have gigabytes.
+    """
+    states = [(Path(file), os.stat(file)) for file in files]
+    found = [[file.name, state.st_size, state.st_mtime_ns] for file, state in states]
+    return {"files": json_digest(found)[:16]} if found else {}
 
 
 def files_in(folder: str) -> list[str]:

@@ -37,7 +37,7 @@ class FakeTeacher:
 
     @property
     def about(self):
-        return {"weights_sha256": self.weights_sha256, "preprocess": PREPARED}
+        return {"weights_sha256": self.weights_sha256, "preprocess": PREPARED, "tokenizer": "numbers"}
 
     def cut(self, texts):
         return []
@@ -264,6 +264,9 @@ def test_another_teacher_is_refused(trained, monkeypatch):
     other = {"weights_sha256": FakeTeacher.weights_sha256, "preprocess": "{mean: [0, 0, 0]}"}
     monkeypatch.setattr(FakeTeacher, "about", other)
     with pytest.raises(ClipgsError, match=r"set teacher\.preprocess to the run's"):
+        evaluate(trained)
+    monkeypatch.setattr(FakeTeacher, "about", {**other, "preprocess": PREPARED, "tokenizer": f"{64 * '1'}, 9 tokens"})
+    with pytest.raises(ClipgsError, match=r"the tokenizer numbers, and .* has 1{12}, 9 tokens; set teacher\.tokenizer"):
         evaluate(trained)
 
 

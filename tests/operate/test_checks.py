@@ -3,6 +3,9 @@
 import json
 import shutil
 import socket
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ from clipgs import config as configuration
 from clipgs.catalog.shards import Plan
 from clipgs.core.bundles import write_table
 from clipgs.core.errors import ClipgsError
+from clipgs.core.web import TransientError
 from clipgs.operate import checks
 from clipgs.operate.checks import Jobs, of_jobs, of_names
 from clipgs.teacher import hub
@@ -115,13 +119,14 @@ def test_weights_that_are_not_there_stop_the_stages_that_read_them_and_no_others
 
 def test_weights_that_must_be_downloaded(config_of, monkeypatch):
     config, asked = config_of(teacher=TEACHER), []
-    monkeypatch.setattr(hub, "reachable", lambda address: asked.append(address) or len(asked) > 1)
+    away = TransientError("it is away", unreachable=True)
+    monkeypatch.setattr(hub, "silence", lambda address: asked.append(address) or (None if len(asked) > 1 else away))
     note = "teacher: the weights of EVA02-E-14-plus laion2b_s9b_b144k will be downloaded from huggingface.co"
     assert of_jobs(config, jobs("embed-images", dry=True)) == ([], [note])
     assert of_jobs(config, jobs("embed-images", local=False)) == ([], [note])
     assert asked == []  # a dry run and a cluster's login node ask nobody
     (error,) = of_jobs(config, jobs("embed-images")).errors
-    assert "huggingface.co cannot be reached; on a machine without network set teacher.pretrained" in error
+    assert "huggingface.co cannot be reached (it is away); on a machine without network set teacher.pretrained" in error
     assert of_jobs(config, jobs("embed-images")) == ([], [note])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (error,) = of_jobs(config, jobs("embed-images", dry=True)).errors
@@ -129,14 +134,63 @@ def test_weights_that_must_be_downloaded(config_of, monkeypatch):
     assert of_jobs(config, jobs("fit")) == ([], [])
 
 
-def test_a_host_is_reached_by_a_connection(monkeypatch):
-    monkeypatch.setattr(hub, "getproxies", dict)
+@pytest.fixture
+def answering():
+    """Starts servers that answer every request in one way, each with its address."""
+    with ExitStack() as stack:
+
+        def start(status):
+            class Handler(BaseHTTPRequestHandler):
+                def do_HEAD(self):
+                    self.send_response(status)
+                    self.end_headers()
+
+                do_CONNECT = do_HEAD
+
+                def log_message(self, *_):
+                    pass
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        for variable in (name, name.upper()):
+            monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_host_is_there_whatever_it_answers(answering, no_proxies):
+    for status in (200, 302, 404, 405, 501, 503):
+        assert hub.silence(answering(status)) is None
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert hub.reachable(address)
-    assert not hub.reachable(address)
-    monkeypatch.setattr(hub, "getproxies", lambda: {"http": "http://proxy"})
-    assert hub.reachable(address)
+    assert str(hub.silence(address)) == "its host accepts no connection"
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "reason"),
+    [
+        ("http://hub.invalid", 404, None),  # the proxy has asked it
+        ("http://hub.invalid", 502, "the proxy answers HTTP 502"),
+        ("http://hub.invalid", 407, "the proxy answers HTTP 407"),
+        ("https://hub.invalid", 503, "the proxy accepts no connection"),
+        ("http://hub.invalid", None, "the proxy accepts no connection"),
+        ("https://hub.invalid", None, "the proxy accepts no connection"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["own", "all_proxy"])
+def test_a_proxy_that_does_not_reach_the_host(answering, no_proxies, monkeypatch, host, status, reason, variable):
+    address = answering(status) if status else "http://127.0.0.1:1"
+    monkeypatch.setenv(f"{host.partition(':')[0]}_proxy" if variable == "own" else variable, address)
+    found = hub.silence(host)
+    assert (found and str(found)) == reason
+    assert found is None or found.unreachable
 
 
 @pytest.mark.parametrize(
@@ -267,25 +321,27 @@ def test_files_that_are_replaced_need_no_more_disk(config_of, monkeypatch):
     assert of_jobs(config, jobs("fit")) == ([], [])
 
 
-def test_a_captioner_on_a_server_is_looked_for_before_the_first_job(config_of, monkeypatch, tmp_path):
+def test_a_captioner_on_a_server_is_looked_for_before_the_first_job(config_of, monkeypatch, tmp_path, answering):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(hub, "getproxies", dict)
 
     def found(address, *stages, **more):
         http = {"model": "vlm", "address": address, "candidates": 1}
         return of_jobs(config_of(caption={"captioner": "http", "http": http}), jobs(*(stages or ["caption"]), **more))
 
+    assert found(f"{answering(404)}/v1") == ([], [])  # a server of one's own needs no token
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        assert found(address) == ([], [])  # a server of one's own needs no token
+        errors, notes = found(address)
+        assert errors == []  # it may be busy
+        assert "it cannot be reached (no byte was received for 2.5 s)" in notes[0]
     (error,) = found(address).errors
-    assert error.startswith(f"config: caption.http.address = {address}: it cannot be reached; start the server")
+    assert error.startswith(f"config: caption.http.address = {address}: it cannot be reached (its host accepts no")
     assert found(address, "fit", "pack") == found(address, local=False) == ([], [])
     (note,) = found(address, dry=True).notes
     assert "it cannot be reached" in note
     (error,) = found("localhost/v1").errors
     assert error.startswith("config: caption.http.address = localhost/v1: this is no address")
-    monkeypatch.setattr(hub, "reachable", lambda address: True)
+    monkeypatch.setattr(hub, "silence", lambda address: None)
     for scheme in ("http", "https"):
         (note,) = found(f"{scheme}://api.example.org/v1").notes
         assert note == "caption.http: the environment variable OPENAI_API_KEY holds no token; many servers need none"

@@ -176,7 +176,7 @@ def test_the_card_and_the_report_say_which_captions_are_cut(world):
 
 
 def test_a_teacher_without_a_tokenizer_here_leaves_the_card_without_a_count(world, monkeypatch, caplog):
-    monkeypatch.setattr(hub, "reachable", lambda address: pytest.fail("the card asks no network"))
+    monkeypatch.setattr(hub, "silence", lambda address: pytest.fail("the card asks no network"))
     world.add_shard("00000", {"a": "mug " * 20})
     config = world.config(teacher={"name": "ViT-B-16-SigLIP", "pretrained": "webli"})
     with caplog.at_level(logging.WARNING):
@@ -221,6 +221,31 @@ def test_a_mixture_of_teachers_is_refused_and_both_are_named(world, tmp_path, ch
     assert "mean: [0.48145466, 0.4578275, 0.40821073]" in str(error.value)
     assert "00000.safetensors" in str(error.value)
     features.read(other, "00000")
+
+
+def test_texts_of_another_tokenizer_are_refused_and_pictures_do_not_care(world, monkeypatch):
+    world.add_shard("00001", {"d": "a door"})
+    config = world.config()
+    embed(config)
+    assert embed(config, "00001").metadata["tokenizer"] == "open_clip, 16 tokens"
+    features.read(config, "00001")
+    images = features.features_path(config, "images", "00001")
+    assert "tokenizer" not in read_metadata(images)
+    monkeypatch.setattr("clipgs.teacher.weights.identity", lambda *_: f"{64 * 'a'}, 64 tokens")
+    features.embed_texts(config, "00001", 1)
+    with pytest.raises(ClipgsError, match=r"a mixture of teachers: .*, tokenizer a{12}, 64 tokens\).*open_clip, 16"):
+        features.read(config, "00001")
+
+
+def test_texts_that_do_not_say_their_tokenizer_are_stale(world):
+    config = world.config()
+    embed(config)
+    file = features.features_path(config, "texts", "00000")
+    about = read_metadata(file)
+    del about["tokenizer"]
+    write_tensors(file, load_file(file), about)
+    with pytest.raises(ClipgsError, match=r"does not say its tokenizer; make it again with: snakemake .*--force"):
+        features.read(config, "00000")
 
 
 def test_a_damaged_or_foreign_file_is_one_line(world):

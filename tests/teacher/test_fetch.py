@@ -424,19 +424,26 @@ def test_what_is_no_name_of_a_model_is_one_line(hub, table, folder):
             fetched(folder, name, tag)
         assert "\n" not in str(error.value)
 
-    refused("^teacher.name = tinny: open_clip has no such model; did you mean tiny?", "tinny", "webli")
+    refused(r"^open_clip has no model tinny; did you mean tiny\?", "tinny", "webli")
     refused(r"name the weights too \(tags: webli\)", "tiny")
-    refused("neither a tag of tiny nor a file", "tiny", "web")
+    refused(r"web is no tag of tiny; did you mean webli\? \(tags: webli\)", "tiny", "web")
     refused("has weights of its own; leave out the tag webli", f"hf-hub:{CLIP}", "webli")
     refused("is not a repository", "hf-hub:../../etc")
     refused("comes from no hub", "train")
     refused("comes from no hub", "local-dir:models/mine")
-    Path("weights.pt").write_bytes(b"x")
-    refused("weights.pt is a file; name a tag of tiny", "tiny", "weights.pt")
+    refused("^open_clip has no model xyz; name one of its models", "xyz", "webli")
     table.update(hf_hub="", url="https://example.org/clip.pt")
     refused("is not on the hub; download https://example.org/clip.pt and name the file", "tiny", "webli")
     assert not hub.requests
     assert not folder.exists()
+
+
+def test_weights_of_the_other_activation_are_told_by_the_command_that_brings_them(folder):
+    with pytest.raises(UsageError) as error:
+        fetched(folder, "RN50", "openai")
+    assert str(error.value) == (
+        "openai are weights of RN50-quickgelu; run: clipgs fetch-teacher RN50-quickgelu openai --to FOLDER"
+    )
 
 
 def test_no_network_is_one_line(hub, folder, monkeypatch):

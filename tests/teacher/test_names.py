@@ -182,6 +182,34 @@ def test_weights_with_a_preprocessing_of_their_own_keep_it(tmp_path):
     assert found(f"local-dir:{tmp_path}", preprocess=HALF).preprocess == {**PREPROCESS, **HALF}
 
 
+@pytest.mark.parametrize(
+    ("about", "preprocess", "words"),
+    [
+        (
+            {"model_cfg": EMPTY},
+            None,
+            "nothing tells how pictures are prepared for these weights; state it in teacher.pr",
+        ),
+        ({"model_cfg": EMPTY, "preprocess_cfg": HALF}, {"mean": [0.1] * 3}, "but hf-hub:a/b comes with {mean: [0.5"),
+        ({"model_cfg": {}}, None, "open_clip_config.json: its model_cfg has no vision_cfg"),
+        (None, None, "open_clip_config.json: it is not JSON"),
+    ],
+)
+def test_a_model_of_the_hub_that_is_here_is_looked_at_before_any_job(tmp_path, monkeypatch, about, preprocess, words):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    assert found("hf-hub:a/b", preprocess=preprocess).preprocess is None  # only the job can know
+    (folder / "open_clip_config.json").write_text("<html>" if about is None else json.dumps(about))
+    with pytest.raises(UsageError) as error:
+        found("hf-hub:a/b", preprocess=preprocess)
+    assert words in str(error.value)
+    assert "hf-hub:a/b" in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": EMPTY, "preprocess_cfg": HALF}))
+    assert found("hf-hub:a/b", preprocess=HALF).preprocess == {**PREPROCESS, **HALF}
+
+
 # --- files and folders -----------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,8 @@
 import json
 import os
+import re
+import socket
+import time
 import warnings
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from clipgs import config as configuration
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import sha256_of
+from clipgs.core.web import TransientError
 from clipgs.teacher import hub
 from clipgs.teacher import model as teacher
 from clipgs.teacher.names import PREPROCESS
@@ -142,15 +146,16 @@ def test_a_folder_without_weights_or_model(tmp_path):
 
 
 def test_no_network_is_one_line_with_a_way_out(monkeypatch):
-    monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
 
     def unreachable(*_, **__):
         raise OSError("We couldn't connect\nto the hub")
 
-    with pytest.raises(UsageError, match=r"are not on this machine, and 127\.0\.0\.1 cannot be reached") as error:
+    with pytest.raises(
+        UsageError, match=r"are not on this machine, and 127\.0\.0\.1 cannot be reached \(its host"
+    ) as error:
         teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
-    monkeypatch.setattr(hub, "reachable", lambda address: True)
+    monkeypatch.setattr(hub, "silence", lambda address: None)
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
     with pytest.raises(ClipgsError, match=r"EVA02-E-14-plus laion2b_s9b_b144k: the weights could not be") as error:
         teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
@@ -167,8 +172,8 @@ def test_a_repository_of_the_hub_that_is_in_the_cache_needs_no_network(tmp_path,
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # read when the hub's client was imported
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "reachable", lambda address: False)
+    monkeypatch.setattr(hub, "silence", lambda address: TransientError("it is away", unreachable=True))
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", lambda *_, **__: pytest.fail("the hub is asked"))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--someone--model"
     (folder / "refs").mkdir(parents=True)
@@ -179,6 +184,21 @@ def test_a_repository_of_the_hub_that_is_in_the_cache_needs_no_network(tmp_path,
     assert "mean: [0.5, 0.5, 0.5]" in frozen.about["preprocess"]
     with pytest.raises(UsageError, match="the weights of hf-hub:someone/other are not on this machine"):
         teacher.load(config_of("hf-hub:someone/other"))
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+def test_a_teacher_that_cannot_come_says_so_soon(tmp_path, monkeypatch, proxy):
+    """A host that accepts and never answers, or a proxy that is one."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid" if proxy else address)
+        monkeypatch.setenv("http_proxy", address if proxy else "")
+        monkeypatch.delenv("no_proxy", raising=False)
+        begun = time.monotonic()
+        with pytest.raises(UsageError, match=r"cannot be reached \(no byte was received for 2\.5 s\)"):
+            teacher.load(config_of("EVA02-E-14-plus", "laion2b_s9b_b144k"))
+        assert time.monotonic() - begun < 5
 
 
 class Harmful:
@@ -352,19 +372,42 @@ def test_a_model_that_cannot_encode_is_one_line(tiny, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_slugs():
-    def slug(name, pretrained=None):
-        return configuration.Teacher(name=name, pretrained=pretrained).slug
+def slug(name, pretrained=None):
+    return configuration.Teacher(name=name, pretrained=pretrained).slug
 
+
+def test_slugs(tmp_path, monkeypatch):
     assert slug("EVA02-E-14-plus", "laion2b_s9b_b144k") == "EVA02-E-14-plus-laion2b_s9b_b144k"
-    assert slug("ViT-B-32", "my weights.pt") == "ViT-B-32-my-weights.pt"
+    assert slug("EVA02-E-14-plus", "LAION2b-s9b-b144k") == "EVA02-E-14-plus-laion2b_s9b_b144k"
     assert slug("ViT-B-32", "some where/my weights.pt") == "ViT-B-32-my-weights.pt-ffb4cdbc"
     assert slug("ViT-B-32", "elsewhere/my weights.pt") == "ViT-B-32-my-weights.pt-83b718c9"
     assert slug("train", "laion2b_s9b_b144k") == "clipgs-small"
-    assert slug("local-dir:mine", "x") == "mine"
     assert slug("local-dir:models/mine", "x") == "mine-171437ae"
-    assert slug("hf-hub:someone/model") == "someone-model"
-    assert slug("../..") == "teacher"
+    assert slug("../..", "..").startswith("teacher-")
+    assert len(slug("local-dir:" + 250 * "x")) < 140
+    monkeypatch.chdir(tmp_path)
+    assert slug("local-dir:.").startswith(re.sub(r"[^A-Za-z0-9_.-]+", "-", tmp_path.name)[:100])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("local-dir:/x/a:b",), ("local-dir:/y/a:b",), ("local-dir:/x/b",), ("local-dir:/x/a-b",)],
+        [("hf-hub:a/b-c",), ("hf-hub:a-b/c",), ("local-dir:a-b-c",)],
+        [("train",), ("local-dir:clipgs-small",), ("local-dir:x/clipgs-small",), ("hf-hub:clipgs/small",)],
+        [("RN50", "quickgelu-w.pt"), ("RN50-quickgelu", "w.pt"), ("RN50", "a/quickgelu-w.pt"), ("RN50", "w.pt")],
+        [("ViT-B-32", "openai"), ("ViT-B-32", "openai.pt"), ("ViT-B-32", "./openai"), ("hf-hub:ViT-B-32/openai",)],
+        [("local-dir:/\u043c",), ("local-dir:/\u043d",), ("local-dir:/x/\u043d",)],
+    ],
+)
+def test_no_two_teachers_share_a_folder(names):
+    assert len({slug(*one) for one in names}) == len(names)
+
+
+def test_every_tag_of_open_clip_has_a_folder_of_its_own():
+    pairs = open_clip.list_pretrained()
+    assert len({slug(*pair) for pair in pairs}) == len(pairs)
+    assert all(configuration.Teacher(name=name, pretrained=tag).pretrained == tag for name, tag in pairs)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import open_clip
 import pytest
 
 from clipgs.core.errors import ClipgsError
-from clipgs.teacher.tokenizers import FILE, PROBES, restore, same_as_files
+from clipgs.teacher.tokenizers import FILE, PROBES, identity, restore, same_as_files
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 
@@ -111,3 +111,28 @@ def test_a_folder_without_the_file_and_one_that_cannot_be_read(tmp_path, lowerin
     (lowering / FILE).write_text("{")
     with pytest.raises(ClipgsError, match=r"tokenizer\.json cannot be read \(.*\); copy or download it again"):
         same_as_files(tokenizer, lowering)
+
+
+def test_a_tokenizer_is_told_apart_by_its_vocabulary_and_by_what_it_reads(tmp_path):
+    def of(folder, length=9, **options):
+        made = open_clip.tokenizer.HFTokenizer(str(folder), context_length=length, **options)
+        return identity(made, folder, options)
+
+    one = save(tmp_path / "one", "PreTrainedTokenizerFast", normalizers.Lowercase())
+    known = of(one)
+    assert len(known.split(",")[0]) == 64
+    assert known.endswith(", 9 tokens")
+    same = save(tmp_path / "same", "PreTrainedTokenizerFast", normalizers.Lowercase())
+    for name in ("README.md", "config.json", "spiece.model", "special_tokens_map.json"):  # what another copy may have
+        (same / name).write_text("{}")
+    assert of(same) == known
+    upper = save(tmp_path / "upper", "PreTrainedTokenizerFast", normalizers.NFC())
+    assert len({known, of(upper), of(one, 8), of(one, clean="canonicalize")}) == 4
+    file = one / FILE
+    file.write_text(file.read_text().replace('"mug"', '"jug"').replace(BLANK + "mug", BLANK + "jug"))
+    assert of(one) != known
+
+
+def test_open_clips_own_tokenizer_is_told_by_its_length_and_options():
+    own = open_clip.SimpleTokenizer(context_length=64, clean="canonicalize")
+    assert identity(own, None, {"clean": "canonicalize"}) == "open_clip, 64 tokens, clean canonicalize"

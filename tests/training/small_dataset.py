@@ -108,7 +108,8 @@ def write_features(config: Config, shard: str, uids: list[str], images, texts, *
     """Features as the teacher's stages write them."""
     scores = torch.einsum("nd,nvd->nv", texts.float(), images.float())
     about = {"uids": uids, "teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0",
-             "preprocess": PREPARED, "dim": str(texts.shape[1]), "images": "splats", **metadata}  # fmt: skip
+             "preprocess": PREPARED, "tokenizer": "numbers", "dim": str(texts.shape[1]), "images": "splats",
+             **metadata}  # fmt: skip
     folder = config.output_path / "features" / config.teacher.slug
     for name, tensors in {"images": {"images": images}, "texts": {"texts": texts, "scores": scores}}.items():
         write_tensors(folder / name / f"{shard}.safetensors", {k: v.numpy() for k, v in tensors.items()}, about)

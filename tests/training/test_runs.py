@@ -22,7 +22,13 @@ from tests.training.small_dataset import DIM, make, settings, splat, unit
 
 NOTES = {
     "dim": DIM,
-    "teacher": {"teacher": "small", "pretrained": "none", "weights_sha256": 64 * "0", "preprocess": "{}"},
+    "teacher": {
+        "teacher": "small",
+        "pretrained": "none",
+        "weights_sha256": 64 * "0",
+        "preprocess": "{}",
+        "tokenizer": "numbers",
+    },
     "pictures": 6,
     "objects": {"train": 24, "validation": 4},
     "shards": ["00000", "00001"],
@@ -54,7 +60,7 @@ def teacher(monkeypatch):
     one = SimpleNamespace(
         weights_sha256=64 * "0", cut=lambda texts: [], encode_texts=lambda texts: table[[int(t) for t in texts]]
     )
-    one.about = {"preprocess": "{}"}
+    one.about = {"preprocess": "{}", "tokenizer": "numbers"}
     monkeypatch.setattr("clipgs.teacher.model.load", lambda config: one)
     return one
 
@@ -130,11 +136,14 @@ def test_texts_are_encoded_by_the_teacher_of_the_run_and_by_no_other(written, te
         encoder.search(["1", "2"])
     with pytest.raises(TypeError, match=r"search takes one text or one vector \[D\], not Tensor\[1, 12\]"):
         encoder.search(teacher.encode_texts(["1"]))
-    teacher.weights_sha256 = 64 * "1"
+    teacher.weights_sha256, about = 64 * "1", teacher.about
     with pytest.raises(ClipgsError, match=r"trained with small .*, and the weights found for it are others"):
         clipgs.load(written[0]).encode_text(["1"])
-    teacher.weights_sha256, teacher.about = 64 * "0", {"preprocess": "{mean: [0, 0, 0]}"}
+    teacher.weights_sha256, teacher.about = 64 * "0", {**about, "preprocess": "{mean: [0, 0, 0]}"}
     with pytest.raises(ClipgsError, match=r"prepared as {}, and the teacher found for it prepares them as {mean"):
+        clipgs.load(written[0]).encode_text(["1"])
+    teacher.about = {**about, "tokenizer": f"{64 * '1'}, 77 tokens"}
+    with pytest.raises(ClipgsError, match=r"tokenizer numbers, and the teacher found for it has 111111111111, 77 tok"):
         clipgs.load(written[0]).encode_text(["1"])
 
 
@@ -199,6 +208,38 @@ def test_a_published_folder_is_half_as_large_and_encodes_nearly_the_same(written
     one = splat(2, 9)
     ours, theirs = clipgs.load(run).encode(one), clipgs.load(tmp_path / "out").encode(one)
     assert (ours * theirs).sum().item() > 0.9999
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_teacher_that_has_moved_is_asked_for_in_a_sentence(written, tmp_path, monkeypatch, named):
+    run, loaded = tmp_path / "published", []
+    runs.publish(written[0], run)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    gone = tmp_path / "gone" / "w.pt"
+    values["teacher"] = (
+        {"name": "ViT-B-32", "pretrained": str(gone)} if named == "file" else {"name": f"local-dir:{gone}"}
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ClipgsError) as error:
+        clipgs.load(run).encode_text("1")
+    assert str(error.value) == (
+        f"{run} was trained with small (none), and {gone} does not exist; say where it lies now: "
+        "clipgs.load(RUN, teacher=PLACE), or put a link to it there"
+    )
+    now = tmp_path / "now" / "w.pt"
+    now.parent.mkdir()
+    now.touch()
+
+    def load(config):
+        loaded.append(config.teacher)
+        raise ClipgsError("found")
+
+    monkeypatch.setattr("clipgs.teacher.model.load", load)
+    place = now if named == "file" else now.parent
+    with pytest.raises(ClipgsError, match=r"^found$"):
+        clipgs.load(run, teacher=place).encode_text("1")
+    (settings,) = loaded
+    assert str(place) in (settings.name.removeprefix("local-dir:"), settings.pretrained)
 
 
 def test_what_is_no_folder_of_a_run_is_said_with_the_runs_that_there_are(written, tmp_path, monkeypatch):

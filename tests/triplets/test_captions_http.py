@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,28 +305,71 @@ def test_a_wrong_setting_is_one_line(http, words):
 # --- 500 objects -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
-def test_of_500_objects_none_is_asked_twice_that_was_answered(world):
-    """A tenth of the requests fail, and the job is killed twice."""
-    uids = [f"{number:03d}" for number in range(500)]
+def with_objects(world, count):
+    """Objects with a picture of their own each; their uids."""
+    uids = [f"{number:03d}" for number in range(count)]
     with_catalog(world, dict.fromkeys(uids))
     with TarWriter(world.output / "renders" / "00000.tar") as tar:
         for number, uid in enumerate(uids):
             tar.add(f"{uid}/00.webp", to_webp(picture(number), 90))
     write_table(world.output / "renders" / "00000.parquet", [{"uid": uid, **OK} for uid in uids], stage_schema())
+    return uids
+
+
+def numbered(fields):
+    """A caption of its own for each picture."""
+    url = fields["messages"][0]["content"][1]["image_url"]["url"]
+    return completion(f"A mug number {hashlib.sha256(url.encode()).hexdigest()[:8]}.")
+
+
+def started(config):
+    """A job of captions in a process of its own."""
+    command = [sys.executable, "-m", "clipgs", "caption", "00000", "--settings", stage_settings(config, "caption")]
+    environment = {**os.environ, "CLIPGS_RUNTIME": runtime_settings(config)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def works_on(job, folder):
+    """Whether a process has a file of the folder open."""
+    opened = Path(f"/proc/{job.pid}/fd")
+    try:
+        return any(os.readlink(file).startswith(str(folder)) for file in opened.iterdir())
+    except OSError:  # closed meanwhile
+        return False
+
+
+def test_two_jobs_at_once_share_the_answers(world, server, tmp_path):
+    """Of two outputs with the same pictures and one cache: nothing is asked twice, and nobody lacks a caption."""
+    uids = with_objects(world, 60)
+    server.reply = numbered
+    server.faults = [Fault(status=429), Fault(cut_after=20), Fault(status=500)]
+    server.hold_at = 5  # until both are at work
+    configs = [config_of(world, server, {"candidates": 1, "timeout_seconds": 20.0})]
+    configs.append(configs[0].model_copy(update={"output": str(tmp_path / "other")}))
+    shutil.copytree(world.output, tmp_path / "other")
+    jobs = [started(config) for config in configs]
+    end = time.monotonic() + 60
+    while not all(works_on(job, world.folder / "cache") for job in jobs) and time.monotonic() < end:
+        time.sleep(0.05)
+    server.go_on(None)
+    assert [job.wait(60) for job in jobs] == [0, 0]
+    assert len(server.answered) == 60
+    assert set(server.answered.values()) == {1}
+    tables = [read_table(path(config, "captions", "00000", ".parquet")) for config in configs]
+    assert [row["uid"] for row in tables[0] if row["status"] == "ok"] == uids
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.timeout(180)
+def test_of_500_objects_none_is_asked_twice_that_was_answered(world):
+    """A tenth of the requests fail, and the job is killed twice."""
+    uids = with_objects(world, 500)
     with ChatServer(failure_rate=0.1) as server:
-
-        def reply(fields):
-            url = fields["messages"][0]["content"][1]["image_url"]["url"]
-            return completion(f"A mug number {hashlib.sha256(url.encode()).hexdigest()[:8]}.")
-
-        server.reply = reply
+        server.reply = numbered
         config = config_of(world, server, {"candidates": 1})
-        command = [sys.executable, "-m", "clipgs", "caption", "00000", "--settings", stage_settings(config, "caption")]
-        environment = {**os.environ, "CLIPGS_RUNTIME": runtime_settings(config)}
         for hold_at in (150, 320):
             server.go_on(hold_at)
-            job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            job = started(config)
             assert server.held.wait(60)
             # An answer that is still on its way to the disk is lost with the process, whatever the process does.
             end = time.monotonic() + 10

@@ -111,11 +111,13 @@ def test_retry_after_is_obeyed_by_all_threads(server, endpoint):
         (401, "got no token: set the environment variable OPENAI_API_KEY"),
         (403, "got no token: set the environment variable OPENAI_API_KEY"),
         (404, r"a model vlm \(caption\.http\.model\), and the address http://127"),
-        (302, "mostly ends in /v1"),
+        (302, "which leads to https://host/login; .* mostly ends in /v1"),
+        (307, "which leads to https://host/login; .* mostly ends in /v1"),
     ],
 )
 def test_a_wrong_configuration_is_said_after_one_request(server, endpoint, status, words):
-    server.always = Fault(status=status, headers=(("Location", "/login"),))
+    redirects = (("Location", "https://me:secret@host/login?key=secret"),) if status < 400 else ()
+    server.always = Fault(status=status, headers=redirects)
     with pytest.raises(UsageError, match=words) as error:
         endpoint().ask(MUG)
     assert len(server.requests) == 1
@@ -123,6 +125,7 @@ def test_a_wrong_configuration_is_said_after_one_request(server, endpoint, statu
         f"config: caption.http: 127.0.0.1:{server.port} refused: HTTP {status} (no luck)"
     )
     assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def test_a_refused_question_is_that_objects_failure_however_many_there_are(server, endpoint):

@@ -25,7 +25,7 @@ rule teacher:
 
 rule embed_images:
     input:
-        teacher=RUN.teacher,
+        teacher=RUN.picture_teacher,
         pictures=RUN.pictures,
     output:
         features("images/{shard}.safetensors"),

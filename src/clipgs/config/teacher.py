@@ -11,6 +11,16 @@ from clipgs.config.fields import Section, recipe_setting, section, setting
 
 PICTURES = {"splats": "renders", "meshes": "views"}  # what is pictured, as keys name it, and the pictures' folder
 SMALL_TEACHER = "clipgs-small"  # what the model that `teacher.name: train` trains is called
+_MOST_SLUG = 120  # characters of a model's name in those of files and folders
+
+
+def as_tag(text: str) -> str:
+    """A tag of weights as open_clip looks it up: of two spellings, the features are the same."""
+    return text.lower().replace("-", "_")
+
+
+def _is_tag(pretrained: str) -> bool:
+    return not re.search(r"[/.\\~]", pretrained)  # as every path of a file of weights has
 
 
 class SmallTeacher(Section):
@@ -79,17 +89,28 @@ class Teacher(Section):
     def _name_of_a_tag(cls, value: Any) -> Any:
         return {"tag": value} if isinstance(value, str) else value or {}
 
+    @field_validator("pretrained")
+    @classmethod
+    def _spelling_of_a_tag(cls, value: str | None) -> str | None:
+        return as_tag(value) if value and _is_tag(value) else value
+
     @property
     def slug(self) -> str:
-        """Folder of its features under `features/`: the name and the tag, or the file's name.
+        """Folder of its features under `features/`: the name and the tag, or the name of a file, folder or repository.
 
-        A file or folder in another folder has a hash of its path too: the hub calls all its files by the same name.
+        These have a hash of their path too: the hub calls all its files by the same name, and what a name of a folder
+        may not hold is lost.
         """
         if self.name == "train":
             return SMALL_TEACHER
-        scheme, _, place = self.name.rpartition(":")
-        path = Path(place if scheme == "local-dir" else "" if scheme else self.pretrained or "")
-        name = path.resolve().name if scheme == "local-dir" else "-".join(filter(None, (place, path.name)))
-        if path.parent != Path("."):
-            name += "-" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "teacher"
+        scheme, _, place = self.name.partition(":")
+        weights = self.pretrained or ""
+        if scheme == "local-dir":
+            path, name = str(Path(place)), Path(place).resolve().name
+        elif place:
+            path = name = place
+        else:
+            path = "" if _is_tag(weights) else str(Path(weights))
+            name = f"{self.name}-{Path(weights).name}"
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:_MOST_SLUG].strip("-.") or "teacher"
+        return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}" if path else name

@@ -85,7 +85,9 @@ class Pools:
         """
         proxy = ""
         if not is_loopback(url) and not urllib.request.proxy_bypass(urlsplit(url).hostname or ""):
-            proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
+            proxies = urllib.request.getproxies()
+            general = proxies.get("all", "")
+            proxy = proxies.get(urlsplit(url).scheme) or ("" if general.startswith("socks") else general)
         with self._lock:
             if proxy not in self._pools:
                 self._pools[proxy] = _make_pool(proxy, self._parallel)

@@ -21,6 +21,7 @@ from clipgs.encoder import CONFIG, MODEL, no_run
 from clipgs.encoder.groups import prepare
 from clipgs.encoder.pretrained import fill, read_state
 from clipgs.splats.gaussians import Gaussians
+from clipgs.teacher.names import LOCAL_DIR, place_of, shortened
 from clipgs.triplets.dataset import TripletDataset
 
 if TYPE_CHECKING:
@@ -33,25 +34,32 @@ _SEARCH_ROWS = 8192  # of a gallery that are in double precision at the same tim
 _TIE = 1e-9  # cosines are rounded to multiples of it
 
 
-def load(run: str | Path, device: str | torch.device | None = None) -> "TrainedEncoder":
+def load(
+    run: str | Path, device: str | torch.device | None = None, *, teacher: str | Path | None = None
+) -> "TrainedEncoder":
     """The encoder of a finished run, or of a published folder.
 
     Args:
         run: the folder with `model.safetensors` and `config.yaml`.
         device: default: the GPU, if there is one.
+        teacher: where the teacher's file of weights or folder lies on this machine; default: where `config.yaml` says.
 
     Raises:
         ClipgsError: a file is missing or damaged, or does not fit the others.
     """
-    return TrainedEncoder(Path(run), device)
+    return TrainedEncoder(Path(run), device, teacher)
 
 
 class TrainedEncoder:
     """Encodes splats, texts and images into one space."""
 
-    def __init__(self, run: Path, device: str | torch.device | None = None) -> None:
+    def __init__(self, run: Path, device: str | torch.device | None = None, teacher: str | Path | None = None) -> None:
         self.run = run
         self.config, self.notes = _described(run)
+        if teacher is not None:
+            where = {"name": f"{LOCAL_DIR}{teacher}"} if Path(teacher).is_dir() else {"pretrained": str(teacher)}
+            there = self.config.teacher.model_copy(update=where)
+            self.config = self.config.model_copy(update={"teacher": there})
         self.dim: int = self.notes["dim"]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = encoder.ClipGS(self.config.encoder, self.dim)
@@ -111,7 +119,7 @@ class TrainedEncoder:
 
         Raises:
             TypeError: it is no text and no list of texts.
-            ClipgsError: a text is empty, or the teacher's weights are not those of the run.
+            ClipgsError: a text is empty, or the teacher is not here, or not that of the run.
         """
         listed = _listed(texts, (str,), "encode_text takes a text or a list of texts")
         vectors = self._teacher.encode_texts(listed)
@@ -184,10 +192,16 @@ def _described(run: Path) -> tuple[Config, dict[str, Any]]:
 def _teacher_of(run: Path, config: Config, notes: dict[str, Any]) -> "Teacher":
     from clipgs.teacher import model
 
-    trained = notes["teacher"]
+    trained, settings = notes["teacher"], config.teacher
+    place = place_of(settings)
+    if place is not None and not place.exists():
+        raise ClipgsError(
+            f"{run} was trained with {trained['teacher']} ({trained['pretrained']}), and {place.absolute()} "
+            "does not exist; say where it lies now: clipgs.load(RUN, teacher=PLACE), or put a link to it there"
+        )
     try:
         teacher = model.load(config)
-    except UsageError as error:  # a file or folder that lies elsewhere on this machine
+    except UsageError as error:
         raise ClipgsError(f"{str(error).removeprefix('config: ')}; edit it in {run / CONFIG}") from None
     if teacher.weights_sha256 != trained["weights_sha256"]:
         raise ClipgsError(
@@ -198,6 +212,11 @@ def _teacher_of(run: Path, config: Config, notes: dict[str, Any]) -> "Teacher":
         raise ClipgsError(
             f"{run} was trained with pictures prepared as {trained['preprocess']}, and the teacher found for "
             f"it prepares them as {prepared}; set teacher.preprocess in {run / CONFIG}"
+        )
+    if (tokens := teacher.about["tokenizer"]) != (known := trained.get("tokenizer", tokens)):
+        raise ClipgsError(
+            f"{run} was trained with the tokenizer {shortened(known)}, and the teacher found for it has "
+            f"{shortened(tokens)}; bring the tokenizer's files of the run"
         )
     return teacher
 

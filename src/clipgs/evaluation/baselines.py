@@ -218,7 +218,7 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     about = features.read(config, rows[0]["shard"]).metadata
     metadata = {
         "model_sha256": sha256_of(Path(checkpoint)),
-        **{name: about[name] for name in ("weights_sha256", "preprocess")},
+        **{name: about[name] for name in ("weights_sha256", "preprocess", "tokenizer")},
         "teacher": f"{about['teacher']} ({about['pretrained']})",
     }
     return Embeddings(uids, shapes, metadata)

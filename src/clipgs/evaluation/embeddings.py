@@ -28,7 +28,7 @@ class Embeddings(NamedTuple):
 
     uids: list[str]
     shapes: np.ndarray  # [n, D] float32, unit length
-    metadata: dict[str, Any]  # model_sha256, weights_sha256, preprocess and teacher
+    metadata: dict[str, Any]  # model_sha256, weights_sha256, preprocess, tokenizer and teacher
 
     def of(self, uids: Sequence[str]) -> np.ndarray:
         """[n, D] rows of these n objects."""
@@ -63,7 +63,7 @@ def embed(
     teacher = encoder.notes["teacher"]
     metadata = {
         "model_sha256": sha256_of(run / MODEL),
-        **{name: teacher[name] for name in ("weights_sha256", "preprocess") if name in teacher},
+        **{name: teacher[name] for name in ("weights_sha256", "preprocess", "tokenizer") if name in teacher},
         "teacher": f"{teacher['teacher']} ({teacher['pretrained']})",
     }
     order = np.argsort(dataset.uids)

@@ -17,6 +17,7 @@ from clipgs.evaluation.gallery import Gallery, seeded_view
 from clipgs.evaluation.prompts import listed_classes
 from clipgs.evaluation.tables import Pictures
 from clipgs.stages import path
+from clipgs.teacher.names import shortened
 from clipgs.triplets.captions import spoken
 
 if TYPE_CHECKING:
@@ -76,18 +77,19 @@ def read_features(
 
 
 def check_teacher(found: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Raises a ClipgsError if a teacher's weights or preprocessing are not those in a run's `metadata`."""
+    """Raises a ClipgsError if a teacher's weights, preprocessing or tokenizer are not those in a run's `metadata`."""
     if found["weights_sha256"] != metadata["weights_sha256"]:
         raise ClipgsError(
             f"the run was trained with {metadata['teacher']}, weights {metadata['weights_sha256'][:12]}, but the "
             f"configured teacher has weights {found['weights_sha256'][:12]}; set `teacher` to the run's"
         )
-    prepared = metadata.get("preprocess", found["preprocess"])  # runs of 0.1.0 do not say it
-    if found["preprocess"] != prepared:
-        raise ClipgsError(
-            f"the run was trained with pictures prepared as {prepared}, and the configured teacher prepares them as "
-            f"{found['preprocess']}; set teacher.preprocess to the run's"
-        )
+    for name, what in (("preprocess", "pictures prepared as"), ("tokenizer", "the tokenizer")):
+        trained, now = metadata.get(name), found.get(name)  # runs of earlier versions do not say it
+        if trained and now and trained != now:
+            raise ClipgsError(
+                f"the run was trained with {what} {shortened(trained)}, and the configured teacher has "
+                f"{shortened(now)}; set teacher.{name} to the run's"
+            )
 
 
 def class_names(config: Config, rows: Sequence[dict[str, Any]]) -> list[str]:

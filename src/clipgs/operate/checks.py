@@ -137,11 +137,11 @@ def _endpoint(config: Config, jobs: Jobs) -> list[str]:
     if reason := unwritable(config.cache_path):
         raise UsageError(f"config: cache = {config.cache_path}: {reason}; answers of caption.http are kept there")
     notes = []
-    if jobs.local and not hub.reachable(address):
-        text = f"config: caption.http.address = {settings.address}: it cannot be reached; start the server, or correct"
-        if not jobs.dry:
-            raise UsageError(f"{text} the address")
-        notes.append(f"{text} the address before a run")
+    if jobs.local and (silence := hub.silence(address)):
+        text = f"config: caption.http.address = {settings.address}: it cannot be reached ({silence}); start the server"
+        if silence.unreachable and not jobs.dry:  # one that is silent may be busy
+            raise UsageError(f"{text}, or correct the address")
+        notes.append(f"{text}, or correct the address before a run")
     if token(settings.token_variable) is None and not is_loopback(address):
         variable = settings.token_variable
         notes.append(f"caption.http: the environment variable {variable} holds no token; many servers need none")

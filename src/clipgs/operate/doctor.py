@@ -303,7 +303,7 @@ def _teacher(config: Config) -> Row:
     text = "; ".join([*here, *(f"not here: {what}" for what in missing)])
     if not missing:
         return "ok", text, ""
-    network = "the first run downloads it" if not hub.offline() and hub.reachable(hub.endpoint()) else "no network here"
+    network = "no network here" if hub.offline() or hub.silence(hub.endpoint()) else "the first run downloads it"
     return "note", text, f"{network}; clipgs fetch-teacher NAME TAG --to FOLDER brings all of it into a folder"
 
 

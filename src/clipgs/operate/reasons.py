@@ -21,6 +21,7 @@ _WORDS = {
     "captions": "the file of captions changed",
     "curation": "the selection of objects changed",
     "excluded": "objects were excluded or taken in again",
+    "files": "the model's files changed",
     "shown": "the table of the ablations changed",
     "retry": "failed objects are tried again",
 }

@@ -26,13 +26,16 @@ from clipgs.splats.pictures import read_all
 from clipgs.stages import job, path, table
 from clipgs.teacher import model as teachers
 from clipgs.teacher.model import Teacher
+from clipgs.teacher.names import shortened
 
 log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
-ABOUT = ("teacher", "pretrained", "weights_sha256", "preprocess")  # `Teacher.about`
-# Metadata that all files of a run share.
+ABOUT = ("teacher", "pretrained", "weights_sha256", "preprocess", "tokenizer")  # `Teacher.about`
+# Metadata that all files of a run share, as far as both files have them: the pictures have no tokenizer.
 _SAME = (*ABOUT, "dim", "images")
+# What a file must have besides `uids`.
+_LEAST = {"texts": _SAME, "images": tuple(name for name in _SAME if name != "tokenizer")}
 
 
 class Features(NamedTuple):
@@ -197,7 +200,7 @@ def embed_texts(config: Config, shard: str, threads: int) -> None:
     seen = {uid: row for row, uid in enumerate(metadata["uids"])}
     teacher = teachers.load(config)
     uids = sorted(packed.keys() & seen.keys())
-    ours = _metadata(teacher, config, uids)
+    ours = {**_metadata(teacher, config, uids), "tokenizer": teacher.about["tokenizer"]}
     _check_same(file, metadata, "the configured one", ours)
     for uid in sorted(packed.keys() - seen.keys()):
         log.warning("embed-texts %s: %s is left out: it has no features of its pictures", shard, uid)
@@ -230,12 +233,9 @@ def read_images(config: Config, shard: str) -> tuple[list[str], Tensor, Metadata
 
 
 def _metadata(teacher: Teacher, config: Config, uids: list[str]) -> Metadata:
-    return {
-        "uids": uids,
-        **teacher.about,
-        "dim": str(teacher.dim),
-        "images": config.teacher.images,
-    }
+    """Of the pictures: another tokenizer must not encode them again."""
+    about = {name: value for name, value in teacher.about.items() if name != "tokenizer"}
+    return {"uids": uids, **about, "dim": str(teacher.dim), "images": config.teacher.images}
 
 
 def read(config: Config, shard: str) -> Features:
@@ -288,7 +288,7 @@ def _open(file: Path) -> tuple[dict[str, Tensor], Metadata]:
 
 def _metadata_of(file: Path) -> Metadata:
     metadata = read_metadata(file)
-    lacking = [key for key in ("uids", *_SAME) if key not in metadata]
+    lacking = [key for key in ("uids", *_LEAST[file.parent.name]) if key not in metadata]
     if lacking:
         raise ClipgsError(f"{file} does not say its {lacking[0]}; make it again with: {snakemake('--force', file)}")
     return metadata
@@ -296,7 +296,7 @@ def _metadata_of(file: Path) -> Metadata:
 
 def _check_same(one: Path, ours: Metadata, other: str, theirs: Metadata) -> None:
     for key in _SAME:
-        if ours[key] != theirs[key]:
+        if key in ours and key in theirs and ours[key] != theirs[key]:
             raise ClipgsError(
                 f"a mixture of teachers: {one} comes from {_called(ours)}, {other} from {_called(theirs)}; "
                 f"make all features with one teacher: {snakemake('features', '--force', one)}"
@@ -306,4 +306,6 @@ def _check_same(one: Path, ours: Metadata, other: str, theirs: Metadata) -> None
 def _called(metadata: Metadata) -> str:
     digest, images = metadata["weights_sha256"][:12], metadata["images"]
     about = f"weights {digest}, {metadata['dim']} wide, {images}, prepared as {metadata['preprocess']}"
+    if tokenizer := metadata.get("tokenizer"):
+        about += f", tokenizer {shortened(tokenizer)}"
     return f"{metadata['teacher']} {metadata['pretrained']} ({about})"

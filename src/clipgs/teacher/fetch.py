@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from clipgs.catalog.downloads import Downloader
-from clipgs.config import Config, Downloads, Teacher
+from clipgs.config import Config, Downloads
+from clipgs.config.teacher import as_tag
 from clipgs.core.errors import ClipgsError, ObjectError, UsageError, advice, describe_error
 from clipgs.core.files import hidden, remove_sidecar, sha256_of, whole
+from clipgs.core.lists import did_you_mean
 from clipgs.core.processes import free_memory_bytes
 from clipgs.core.runner import Progress
-from clipgs.teacher.hub import TOKENIZER_FILES, VOCABULARIES, Download, matches, offline
+from clipgs.teacher.hub import TOKENIZER_FILES, VOCABULARIES, matches, offline
 from clipgs.teacher.names import CONFIG as MODEL
-from clipgs.teacher.names import HUB, LOCAL_DIR, Found, find, installed
+from clipgs.teacher.names import HUB, LOCAL_DIR, as_preprocess, installed, other_gelu, same_gelu
 
 log = logging.getLogger(__name__)
 
@@ -154,14 +156,10 @@ def _recorded(folder: Path, name: str, tag: str | None) -> Record | None:
         inside = False
     if not inside:
         raise UsageError(f"{folder / RECORD} is not what this command writes; remove the folder or name another")
-    if (record.name, _clean(record.tag)) != (name, _clean(tag)):
+    if (record.name, as_tag(record.tag or "")) != (name, as_tag(tag or "")):
         held = " ".join(filter(None, [record.name, record.tag]))
         raise UsageError(f"--to {folder} holds {held}; name a folder of its own for each model")
     return record
-
-
-def _clean(tag: str | None) -> str | None:
-    return tag and tag.lower().replace("-", "_")  # as open_clip looks it up
 
 
 def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:
@@ -180,12 +178,11 @@ def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:
             raise ClipgsError(f"{repository}: {MODEL} has no model_cfg, so it is not a model of open_clip")
         config = {"model_cfg": own["model_cfg"], "preprocess_cfg": own.get("preprocess_cfg", {})}
     else:
-        found, entry = _of_table(name, tag)
+        architecture, entry = _of_table(name, tag)
         repository, file = os.path.split(entry["hf_hub"])
         listed = hub.files(repository)
-        size = found.architecture.get("vision_cfg", {}).get("image_size", 224)
-        preprocess = {"size": size, **(found.preprocess or {})}
-        config = {"model_cfg": dict(found.architecture), "preprocess_cfg": preprocess}
+        size = architecture.get("vision_cfg", {}).get("image_size", 224)
+        config = {"model_cfg": dict(architecture), "preprocess_cfg": {"size": size, **as_preprocess(entry)}}
     files = _of_text(hub, config["model_cfg"].get("text_cfg", {}))
     candidates = [f"{file.rsplit('.', 1)[0]}.safetensors", file] if file else [_SAFE, _UNSAFE]
     weights = next((listed[one] for one in candidates if one in listed), None)
@@ -195,24 +192,27 @@ def _planned(hub: "_Hub", name: str, tag: str | None) -> Record:
     return Record(name, tag, json.loads(json.dumps(config)), files)
 
 
-def _of_table(name: str, tag: str | None) -> tuple[Found, Mapping[str, Any]]:
-    """What open_clip has for a model and a tag, and where the weights are."""
+def _of_table(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The architecture of a model of open_clip, and what it has of a tag: where the weights are, and mean and std."""
     if name == "train" or name.startswith(LOCAL_DIR):
         raise UsageError(f"{name} comes from no hub; name a model of open_clip and a tag, or hf-hub:ORG/REPO")
     known = installed(name)
-    if not tag and name in known.models:
-        raise UsageError(f"{name}: name the weights too (tags: {', '.join(known.tags) or 'none'})")
-    try:
-        found = find(Teacher(name=name, pretrained=tag), "teacher", lambda _: known)
-    except UsageError as error:
-        raise UsageError(str(error).removeprefix("config: ")) from None
-    if not isinstance(found.weights, Download):
-        raise UsageError(f"{tag} is a file; name a tag of {name} (tags: {', '.join(known.tags) or 'none'})")
-    entry = found.weights.entry
+    listed = f"tags: {', '.join(known.tags) or 'none'}"
+    if name not in known.models:
+        near = did_you_mean(name, known.models, cutoff=0.3)
+        raise UsageError(f"open_clip has no model {name}{near or '; name one of its models, or hf-hub:ORG/REPO'}")
+    if not tag:
+        raise UsageError(f"{name}: name the weights too ({listed})")
+    entry = known.tags.get(as_tag(tag))
+    if entry is None:
+        raise UsageError(f"{tag} is no tag of {name}{did_you_mean(tag, known.tags)} ({listed})")
+    if not same_gelu(name, entry, known):
+        other = other_gelu(name)
+        raise UsageError(f"{tag} are weights of {other}; run: clipgs fetch-teacher {other} {tag} --to FOLDER")
     if not entry.get("hf_hub"):
         address = entry.get("url")
         raise UsageError(f"{name} {tag} is not on the hub; download {address} and name the file in teacher.pretrained")
-    return found, entry
+    return known.architecture, entry
 
 
 def _of_text(hub: "_Hub", text: Mapping[str, Any]) -> dict[str, File]:

@@ -1,7 +1,6 @@
 """What the hub of Hugging Face has for a teacher, and what of it lies on this machine already. Imports no torch."""
 
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -11,11 +10,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+
+from urllib3 import ProxyManager
+from urllib3.exceptions import HTTPError, SSLError
 
 from clipgs.core.errors import UsageError
+from clipgs.core.web import Pools, TransientError, connection_error
 
-CONNECT_SECONDS = 3.0
+SECONDS = 3.0  # that a host is given to answer
+_OF_PROXIES = (407, 502, 503, 504)  # what a proxy answers that does not reach the host
 # As open_clip names weights that its table does not name.
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")  # a tokenizer has one of these
@@ -31,13 +34,17 @@ class Download(NamedTuple):
     entry: Mapping[str, Any]  # of open_clip's table of weights: `hf_hub` or `url`
 
     @property
-    def cached(self) -> bool:
-        """Whether an earlier download lies on this machine."""
+    def cached(self) -> Path | None:
+        """The file of an earlier download on this machine."""
         if hub := self.entry.get("hf_hub"):
             repository, file = os.path.split(hub)
-            names = {file, file.rsplit(".", 1)[0] + ".safetensors"} if file else _HUB_FILES
-            return any(path.name in names for folder in snapshots(repository) for path in folder.iterdir())
-        return (Path("~/.cache/clip").expanduser() / os.path.basename(self.entry["url"])).exists()
+            names = (file.rsplit(".", 1)[0] + ".safetensors", file)
+            if file in ("", _HUB_FILES[-1]):
+                names = _HUB_FILES
+            files = [folder / name for folder in snapshots(repository) for name in names]
+        else:
+            files = [Path("~/.cache/clip").expanduser() / os.path.basename(self.entry["url"])]
+        return next((file for file in files if file.is_file()), None)
 
     @property
     def address(self) -> str:
@@ -119,8 +126,8 @@ def require(address: str, missing: str, remedy: str, *, ask: bool = True) -> Non
     host = urlsplit(address).hostname or address
     if variable := offline():
         raise UsageError(f"{missing} not on this machine, and {variable} is set; {remedy}")
-    if ask and not reachable(address):
-        raise UsageError(f"{missing} not on this machine, and {host} cannot be reached; {remedy}")
+    if ask and (reason := silence(address)):
+        raise UsageError(f"{missing} not on this machine, and {host} cannot be reached ({reason}); {remedy}")
 
 
 def offline() -> str:
@@ -129,24 +136,31 @@ def offline() -> str:
     return next((name for name in variables if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), "")
 
 
-def reachable(address: str) -> bool:
-    """Whether a connection to the host can be made. A proxy is taken to know the way."""
-    parts = urlsplit(address)
-    if not parts.hostname or getproxies().get(parts.scheme):
-        return True
-    answered: list[bool] = []
+def silence(address: str) -> TransientError | None:
+    """Why the host does not answer a request, be it through the environment's proxy; None where it does.
 
-    def connect() -> None:
-        with suppress(OSError, ValueError):
-            port = parts.port or (80 if parts.scheme == "http" else 443)
-            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-            answered.append(True)
-
-    # The limit of a connection counts for each of the host's addresses, and not for the server of names.
-    asking = Thread(target=connect, daemon=True)
+    Takes at most about `SECONDS`: the limits of a connection count for each address of the host, and not for the server
+    of names.
+    """
+    found: list[TransientError | None] = [TransientError(f"no answer within {SECONDS:g} s", unreachable=True)]
+    asking = Thread(target=lambda: found.append(_asked(address)), daemon=True)
     asking.start()
-    asking.join(CONNECT_SECONDS)
-    return bool(answered)
+    asking.join(SECONDS)
+    return found[-1]
+
+
+def _asked(address: str) -> TransientError | None:
+    seconds = SECONDS - 0.5  # before the thread is given up, which knows no reason
+    try:
+        pool = Pools(1).of(address)
+        answer = pool.request("HEAD", address, redirect=False, retries=False, timeout=seconds)
+    except (UsageError, SSLError):  # another client may know the way through the proxy, or trust the certificate
+        return None
+    except HTTPError as error:
+        return connection_error(error, seconds)
+    if isinstance(pool, ProxyManager) and answer.status in _OF_PROXIES:
+        return TransientError(f"the proxy answers HTTP {answer.status}", unreachable=True)
+    return None
 
 
 def endpoint() -> str:

@@ -46,7 +46,8 @@ class Teacher:
     """
 
     def __init__(self, opened: Opened, *, batch: int) -> None:
-        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256, self.dtype, self._cast = opened
+        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256 = opened[:5]
+        self.dtype, self._cast, self._tokens = opened[5:]
         self.batch = batch
         self.device = next(self.model.parameters()).device
         self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(self.model))
@@ -80,6 +81,7 @@ class Teacher:
             "pretrained": self.pretrained,
             "weights_sha256": self.weights_sha256,
             "preprocess": in_words({name: getattr(self.preprocessing, name) for name in PREPROCESS}),
+            "tokenizer": self._tokens,
         }
 
     @property

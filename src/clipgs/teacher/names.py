@@ -6,6 +6,7 @@ So a wrong name is an error when the workflow is read. The stages look names up 
 import ast
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from clipgs.config.caption import Coca
-from clipgs.config.teacher import SMALL_TEACHER, Preprocess, Teacher
+from clipgs.config.teacher import SMALL_TEACHER, Preprocess, Teacher, as_tag
 from clipgs.core.errors import UsageError
 from clipgs.core.lists import did_you_mean
 from clipgs.teacher.hub import Download, snapshots
@@ -84,15 +85,16 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
     folder = _tokenizer_folder(tokens, key) if tokens else None
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
-        about = next((read for place in snapshots(repository) if (read := _read(place / CONFIG))), {})
-        return Found(Download(name, {"hf_hub": repository + "/"}), about.get("model_cfg", {}), None, folder)
+        weights = Download(name, {"hf_hub": repository + "/"})
+        place = next((place for place in snapshots(repository) if (place / CONFIG).is_file()), None)
+        if place is None:  # it comes with the weights
+            return Found(weights, {}, None, folder)
+        about = _configuration(place, key, name)
+        return Found(weights, about["model_cfg"], _of_configuration(about, stated, key, name), folder or place)
     if name.startswith(LOCAL_DIR):
         place = at_home(name.removeprefix(LOCAL_DIR))
         about = _checked_folder(place, key)
-        own = about.get("preprocess_cfg")
-        # Without preprocess_cfg open_clip takes its defaults, which is a guess.
-        preprocess = _own(own, stated, {}, key, name) if own else _stated(stated, {}, key, f"{key}.name = {name}")
-        return Found(place, about["model_cfg"], preprocess, folder or place)
+        return Found(place, about["model_cfg"], _of_configuration(about, stated, key, name), folder or place)
     of_name = known(name)
     if name not in of_name.models:
         near = did_you_mean(name, of_name.models, cutoff=0.3)
@@ -102,11 +104,11 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
         raise UsageError(f"config: {key}.pretrained is not set; set it to a tag of {name} or a file of weights")
     if tokens and not of_name.architecture.get("text_cfg", {}).get("hf_tokenizer_name"):
         raise UsageError(f"config: {key}.tokenizer: {name} has open_clip's own tokenizer; leave {key}.tokenizer out")
-    like = pretrained if _as_tag(pretrained) in of_name.tags else stated.tag if stated is not None else None
-    if like and (entry := of_name.tags.get(_as_tag(like))) and not same_gelu(name, entry, of_name):
+    like = pretrained if as_tag(pretrained) in of_name.tags else stated.tag if stated is not None else None
+    if like and (entry := of_name.tags.get(as_tag(like))) and not same_gelu(name, entry, of_name):
         other = other_gelu(name)
         raise UsageError(f"config: {key}.name = {name}: {like} are weights of {other}; set {key}.name to it")
-    if entry := of_name.tags.get(_as_tag(pretrained)):
+    if entry := of_name.tags.get(as_tag(pretrained)):
         own = _own(entry, stated, of_name.tags, key, f"{name} {pretrained}")
         return Found(Download(f"{name} {pretrained}", entry), of_name.architecture, own, folder)
     file = at_home(pretrained)
@@ -134,12 +136,26 @@ def at_home(text: str) -> Path:
     return Path(text)
 
 
+def place_of(settings: Teacher | Coca) -> Path | None:
+    """The file of weights or the folder of the user's that is named; None for a tag and for the hub's."""
+    if settings.name.startswith(LOCAL_DIR):
+        return at_home(settings.name.removeprefix(LOCAL_DIR))
+    named = settings.pretrained or ""
+    own = settings.name.startswith(HUB) or settings.name == "train"
+    return at_home(named) if named.endswith(SUFFIXES) and not own else None
+
+
 def called(name: str) -> str:
     """A model's name as files tell it: without the place of its folder on this machine."""
     if name == "train":
         return SMALL_TEACHER
     folder = at_home(name.removeprefix(LOCAL_DIR))
     return LOCAL_DIR + folder.resolve().name if name.startswith(LOCAL_DIR) else name
+
+
+def shortened(tokenizer: str) -> str:
+    """What `Teacher.about` says of a tokenizer, for a message: a hash has twelve digits."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", tokenizer)
 
 
 def context_length(settings: Teacher) -> int:
@@ -156,10 +172,6 @@ def context_length(settings: Teacher) -> int:
 def other_gelu(name: str) -> str:
     """The name under which open_clip has the same shapes with the other activation, if it has it."""
     return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-
-
-def _as_tag(text: str) -> str:
-    return text.lower().replace("-", "_")  # as open_clip looks it up
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------
@@ -207,8 +219,15 @@ def _own(
     return own
 
 
+def _of_configuration(about: Mapping[str, Any], stated: Preprocess | None, key: str, name: str) -> dict[str, Any]:
+    """The preprocessing of an open_clip_config.json, or what the user states in its place."""
+    if own := about.get("preprocess_cfg"):
+        return _own(own, stated, {}, key, name)
+    return _stated(stated, {}, key, f"{key}.name = {name}")  # open_clip takes its defaults, which is a guess
+
+
 def _of_tag(tag: str, tags: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
-    entry = tags.get(_as_tag(tag))
+    entry = tags.get(as_tag(tag))
     if entry is None:
         near, listed = did_you_mean(tag, tags), ", ".join(tags) or "none"
         raise UsageError(f"config: {key}.preprocess = {tag}: no tag of the model{near} (tags: {listed})")
@@ -254,14 +273,6 @@ def _tokenizer_folder(text: str, key: str) -> Path:
     return folder
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _malformed(about: Any) -> str:
     """What is wrong with an open_clip_config.json; empty if nothing is."""
     model = about.get("model_cfg") if isinstance(about, dict) else None
@@ -281,16 +292,22 @@ def _malformed(about: Any) -> str:
     return ""
 
 
-def _checked_folder(folder: Path, key: str) -> dict[str, Any]:
+def _configuration(folder: Path, key: str, name: str) -> dict[str, Any]:
     """open_clip's configuration in the folder."""
-    begin, config = f"config: {key}.name = {LOCAL_DIR}{folder}:", folder / CONFIG
     try:
-        about = json.loads(config.read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         wrong = _malformed(about)
     except (OSError, ValueError) as error:
         wrong = getattr(error, "strerror", None) or f"it is not JSON ({error})"
     if wrong:
-        raise UsageError(f"{begin} {config.name}: {wrong}")
+        raise UsageError(f"config: {key}.name = {name}: {CONFIG}: {wrong}")
+    return about
+
+
+def _checked_folder(folder: Path, key: str) -> dict[str, Any]:
+    """open_clip's configuration in the folder, which has weights that open_clip finds."""
+    begin = f"config: {key}.name = {LOCAL_DIR}{folder}:"
+    about = _configuration(folder, key, f"{LOCAL_DIR}{folder}")
     files = sorted(file.name for file in folder.iterdir())
     weights = [file for file in files if file.endswith(_IN_FOLDERS)]
     listed = ", ".join(_IN_FOLDERS)

@@ -9,15 +9,20 @@ other tokens than it was trained on.
 import gzip
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
 from clipgs.core.errors import ClipgsError
+from clipgs.core.files import sha256_of
+from clipgs.core.seeds import json_digest
+from clipgs.teacher.hub import VOCABULARIES, matches
 from clipgs.teacher.names import ARCHITECTURE, VOCABULARY
 
 FILE = "tokenizer.json"
+_VOCABULARY = (*VOCABULARIES, "merges.txt")
 _NO_MERGES = 2 * 256 + 2  # tokens: the bytes, the bytes at the end of a word, start and end of a text
 # What normalisers and splitters differ in: case, accents, width, white space, line ends, punctuation, digits, scripts.
 PROBES = (
@@ -108,6 +113,26 @@ def restore(
         for part in ("model", "normalizer", "pre_tokenizer"):
             setattr(backend, part, getattr(said, part))
     same_as_files(tokenizer, folder)
+
+
+def identity(
+    tokenizer: Any,  # of open_clip
+    folder: Path | None,  # of the files of one of Hugging Face
+    options: Mapping[str, Any],
+) -> str:
+    """What tells a tokenizer from others: where it comes from, or a hash, and the tokens that it reads.
+
+    Of the files only the vocabulary is hashed. The others hold names and versions too, and what of them counts (the
+    tokens at the start and the end) shows in the tokens of a text.
+    """
+    length = f"{tokenizer.context_length} tokens"
+    if folder is None:
+        return ", ".join(["open_clip", length, *(f"{name} {value}" for name, value in sorted(options.items()))])
+    whole = (folder / FILE).is_file()  # then the other files say the same (`same_as_files`)
+    names = [FILE] if whole else sorted(file.name for file in folder.iterdir() if matches(file.name, _VOCABULARY))
+    files = {name: sha256_of(folder / name) for name in names}
+    read = tokenizer([*PROBES[:2]]).tolist()
+    return f"{json_digest({'files': files, 'options': dict(options), 'tokens': read})}, {length}"
 
 
 def _loaded(tokenizer: Any) -> Any:

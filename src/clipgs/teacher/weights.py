@@ -19,8 +19,19 @@ from clipgs.config import Coca, Teacher
 from clipgs.core.errors import ClipgsError, UsageError, describe_error
 from clipgs.core.files import sha256_of
 from clipgs.teacher.hub import Download, TextFiles, endpoint, no_transformers, require, text_files, text_remedy
-from clipgs.teacher.names import CONFIG, HUB, LOCAL_DIR, SUFFIXES, Found, Known, called, elsewhere, find
-from clipgs.teacher.tokenizers import own_tokenizer, restore, small_tokenizer
+from clipgs.teacher.names import (
+    CONFIG,
+    HUB,
+    LOCAL_DIR,
+    SUFFIXES,
+    VOCABULARY,
+    Found,
+    Known,
+    called,
+    elsewhere,
+    find,
+)
+from clipgs.teacher.tokenizers import identity, own_tokenizer, restore, small_tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,6 +46,7 @@ class Opened(NamedTuple):
     sha256: str  # of the file of weights
     dtype: torch.dtype  # of its input images
     autocast: torch.dtype | None  # of its computations, where its weights have another type
+    tokens: str  # what tells the tokenizer from others
 
 
 def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: str) -> Opened:
@@ -54,7 +66,7 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
     """
     found, file, label = _located(settings, key)
     name, architecture = settings.name, found.architecture
-    tokenizer, tower = _texts(name, found, key)
+    tokenizer, tower, tokens = _texts(name, found, key)
     shapes = _tensors(file, key)
     low = precision == "bfloat16"
     # open_clip's conversion leaves out the scales of blocks.
@@ -84,7 +96,7 @@ def open_model(settings: Teacher | Coca, *, precision: str, device: str, key: st
         _check_positions(model, shapes, file, name, key)
         frozen = model.eval().requires_grad_(False)
         dtype = torch.bfloat16 if low and cast is None else torch.float32
-        return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast)
+        return Opened(frozen, tokenizer, *label, digest.result(), dtype, cast, tokens)
 
 
 def open_tokenizer(settings: Teacher) -> Any:
@@ -107,20 +119,30 @@ def _located(settings: Teacher | Coca, key: str) -> tuple[Found, Path, tuple[str
     """What is named, the file of weights, and the names of model and weights. Downloads what is not here yet."""
     name, found = settings.name, find(settings, key, _registry)
     if isinstance(found.weights, Download):
-        missing = found.weights
-        if not missing.cached:
-            require(missing.address, f"config: {key}: the weights of {missing.what} are", elsewhere(key))
-        file = _downloaded(lambda: download_pretrained(dict(missing.entry)), f"{missing.what}: the weights", key)
+        file = _from_hub(found.weights, key)
         if not name.startswith(HUB):
             return found, file, (name, str(settings.pretrained))
         repository = name.removeprefix(HUB)
-        config = _downloaded(lambda: download_pretrained_from_hf(repository, CONFIG), f"{name}: {CONFIG}", key)
-        found = find(settings.model_copy(update={"name": f"{LOCAL_DIR}{config.parent}"}), key, _registry)
-        return found, file, (name, "hub")
+        if not (file.parent / CONFIG).is_file():
+            config = _downloaded(lambda: download_pretrained_from_hf(repository, CONFIG), f"{name}: {CONFIG}", key)
+            if config.parent != file.parent:  # there is a newer version, and the configuration is of that
+                file = _from_hub(found.weights, key, newest=True)
+            found = find(settings, key, _registry)
+        return found._replace(weights=file.parent), file, (name, "hub")
     if found.weights.is_dir():
         file = Path(str(_find_checkpoint_in_dir(found.weights)))
         return found, file, (called(name), file.name)
     return found, found.weights, (name, found.weights.name)
+
+
+def _from_hub(missing: Download, key: str, newest: bool = False) -> Path:
+    """The file of weights. One that an earlier run downloaded is taken as it is, unless the `newest` is wanted."""
+    if (file := missing.cached) and missing.entry.get("hf_hub") and not newest:
+        return file
+    if not file:
+        require(missing.address, f"config: {key}: the weights of {missing.what} are", elsewhere(key))
+    # open_clip compares the hash of one that did not come from the hub.
+    return _downloaded(lambda: download_pretrained(dict(missing.entry)), f"{missing.what}: the weights", key)
 
 
 def _registry(name: str) -> Known:
@@ -137,8 +159,9 @@ def _downloaded(download: Any, what: str, key: str, remedy: str = "") -> Path:
         raise ClipgsError(f"{key} {what} could not be downloaded ({reason}); {remedy or elsewhere(key)}") from None
 
 
-def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
-    """The tokenizer, and the folder with the configuration of the text tower, if that is one of Hugging Face."""
+def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None, str]:
+    """The tokenizer, the folder with the configuration of the text tower, if that is one of Hugging Face, and what
+    tells the tokenizer from others."""
     folders: dict[str, Path] = {}
     for files in text_files(found.architecture, found.folder):
         if problem := no_transformers(key, name):
@@ -149,11 +172,15 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None]:
     tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
     options = text.get("tokenizer_kwargs") or {}
     if tokens is None:
-        return own_tokenizer(found.folder, length, **options), tower
+        own = own_tokenizer(found.folder, length, **options)
+        if found.folder and (words := found.folder / VOCABULARY).exists():
+            options = {**options, "vocabulary": sha256_of(words)}
+        return own, tower, identity(own, None, options)
+    mode = text.get("tokenizer_mode")
     try:
-        made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        made = HFTokenizer(str(tokens), context_length=length, tokenizer_mode=mode, **options)
         restore(made, tokens)
-        return made, tower
+        return made, tower, identity(made, tokens, {"mode": mode, **options})
     except ClipgsError:
         raise
     except Exception as error:  # transformers raises any type for files that it cannot read

@@ -116,7 +116,8 @@ An encoder that puts a 3D Gaussian splat into the space of {teacher["teacher"]} 
     import clipgs
     encoder = clipgs.load("THIS FOLDER")
     encoder.encode("chair.ply")                # [1, {notes["dim"]}], unit length
-    encoder.encode_text(["a red chair"])       # [1, {notes["dim"]}], needs the teacher's weights
+    encoder.encode_text(["a red chair"])       # [1, {notes["dim"]}], needs the teacher's weights;
+                                               # a file or folder elsewhere: load("THIS FOLDER", teacher=PLACE)
 
 A splat is read as PLY with spherical harmonics of degree 0, Y up; its first {config.encoder.gaussians:,} Gaussians in
 farthest-point order are seen.

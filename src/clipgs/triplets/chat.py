@@ -190,6 +190,8 @@ class Endpoint:
         if response.status == 200:
             return self._parsed(data)
         said = f"HTTP {response.status}{self._said(data)}"
+        if place := _without_secrets(response.headers.get("Location", "")):
+            said += f", which leads to {place}"
         wait = retry_after(response.headers.get("Retry-After"))
         if response.status in _PASSING or response.status >= 500:
             if response.status == 429 and wait is None:
@@ -252,11 +254,16 @@ def base_url(address: str) -> str:
     except LocationParseError:
         parts = urllib3.util.Url()
     if parts.scheme not in ("http", "https") or not parts.host:
-        shown = re.sub(r"[^/]*@", "", re.split(r"[?#]", address, maxsplit=1)[0])
+        shown = re.sub(r"[^/]*@", "", _without_secrets(address))
         raise UsageError(f"{KEY}.address = {shown}: this is no address of http or https, like http://localhost:8000/v1")
     if parts.auth or parts.query or parts.fragment:
         raise UsageError(f"{KEY}.address must hold no login or query; put the token into the environment instead")
     return address.strip().rstrip("/").removesuffix("/chat/completions")
+
+
+def _without_secrets(address: str) -> str:
+    """An address without login and query, which may be secret."""
+    return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])[:_SAID]
 
 
 def _message(prompt: str, pictures: Sequence[bytes]) -> dict[str, Any]:
