@@ -99,7 +99,7 @@ _ALL = (
           keys=("training.run",), per=(), folder="evaluation", after=("pack", "index", "train"),
           threads=False),
     Stage("evaluate", "evaluation", "measure the run: retrieval, zero-shot and few-shot classification",
-          keys=("evaluation", "training.run", "views.count", *_TEACHER), per=(), folder="evaluation",
+          keys=("evaluation", "training.run", "views.count", *_TEACHER), version=2, per=(), folder="evaluation",
           after=("index", "teacher", "embed-images", "embed-texts", "embed-shapes")),
     Stage("baselines", "evaluation", "measure other people's models on the same objects, where their files are",
           keys=("evaluation", "training.run", "views.count", "teacher"), per=(), folder="evaluation",

@@ -6,9 +6,10 @@ from sklearn.metrics import top_k_accuracy_score
 
 from clipgs import config as configuration
 from clipgs.core.errors import ClipgsError
+from clipgs.evaluation.embeddings import Embeddings
 from clipgs.evaluation.fewshot import logistic
 from clipgs.evaluation.gallery import gallery
-from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, zero_shot_table
+from clipgs.evaluation.tables import Pictures, few_shot_table, retrieval_table, split_rows, zero_shot_table
 
 NAMES = ["mug", "chair", "boat"]
 
@@ -81,6 +82,29 @@ def test_examples_show_the_nearest(world):
     assert [near["right"] for near in first["nearest"]] == [rows[i]["caption"] == "thing 0" for i in order]
     assert table["examples"][4]["view"] == made.views[0]
     assert retrieval_table(made, shapes, texts, [], settings(split="all", examples=0))["examples"] == []
+
+
+def test_a_teacher_that_knows_its_training_captions_by_heart_is_seen(world):
+    rows, shapes, texts, _ = world
+    rows = [{**row, "split": "train" if int(row["group"][1:]) < 20 else "test"} for row in rows]
+    trained = np.array([row["split"] == "train" for row in rows])
+    means = np.where(trained[:, None], texts, np.roll(texts, 7, axis=0))  # the teacher is right on train alone
+    shown = Pictures("splats", means, means, 6)
+    known = Embeddings([row["uid"] for row in rows], shapes, {})
+    found = split_rows(rows, texts, shown, known, settings())
+    assert [(row["split"], row["from"].split(",")[0]) for row in found] == [
+        (split, what) for split in ("train", "test") for what in ("the run", "the teacher itself")
+    ]
+    assert [row["queries"] for row in found] == [int(trained.sum())] * 2 + [int((~trained).sum())] * 2
+    by_heart, unseen = found[1]["R@1"], found[3]["R@1"]
+    assert by_heart > 0.9
+    assert unseen < 0.3
+    test = [i for i in range(60) if not trained[i]]
+    own = gallery([rows[i] for i in test], settings(), 6)
+    expected = retrieval_table(own, shapes[test], texts[test], [], settings())["rows"][0]
+    assert found[2]["R@1"] == expected["R@1"]
+    few = Embeddings(known.uids[:1], shapes[:1], {})
+    assert split_rows(rows, texts, shown, few, settings()) == []
 
 
 def test_zero_shot_asks_about_the_objects_of_the_classes(world):

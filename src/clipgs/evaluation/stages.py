@@ -22,7 +22,7 @@ from clipgs.evaluation.inputs import (
 )
 from clipgs.evaluation.prompts import class_embeddings, templates, unmatched
 from clipgs.evaluation.rows import has_uni3d, of_row, of_start
-from clipgs.evaluation.tables import few_shot_table, retrieval_table, write_json, zero_shot_table
+from clipgs.evaluation.tables import few_shot_table, retrieval_table, split_rows, write_json, zero_shot_table
 from clipgs.training.runs import run_path
 from clipgs.training.stages import train
 
@@ -87,7 +87,8 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         pictures += [embed_pictures(config, teacher, what, made, shards, threads or usable_cores()) for what in others]
     pictures = [one for one in pictures if one.what in settings.pictures]
     table = retrieval_table(made, shapes, texts[places], pictures, settings)
-    write_json(folder / "retrieval.json", {**about, **table})
+    by_split = split_rows(rows, texts, features, embeddings, settings)
+    write_json(folder / "retrieval.json", {**about, **table, "splits": by_split})
     zero: dict[str, Any] = {"rows": [], "missing": _without_classes(made.objects, names)}
     if has_classes:
         prompts = templates(settings.templates)

@@ -13,8 +13,10 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
+from clipgs.core.seeds import seed_of
+from clipgs.evaluation.embeddings import Embeddings
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
-from clipgs.evaluation.gallery import Gallery
+from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.retrieval import nearest, retrieval
 from clipgs.evaluation.zeroshot import zero_shot
 
@@ -31,6 +33,7 @@ FEW_SHOT_PROTOCOL = (
     "of the top-1 accuracy."
 )
 NEAREST = 5
+SPLIT_OBJECTS = 1000  # of each split in the table of splits: enough for a point or two, and as quick for any dataset
 
 
 class Pictures(NamedTuple):
@@ -106,6 +109,37 @@ def _examples(
             for i, cosine in zip(near, cosines, strict=True)
         ]
         found.append({"task": task, "query": about["caption"], **image, "nearest": listed})
+    return found
+
+
+def split_rows(
+    rows: Sequence[Mapping[str, Any]],  # [n], of the index
+    texts: np.ndarray,  # [n, D] of each object's caption
+    pictures: Pictures,  # of these objects
+    embeddings: Embeddings,
+    settings: Evaluation,
+) -> list[dict[str, Any]]:
+    """Text to 3D by the run, and text to image by the teacher alone, for each split in a gallery of its own.
+
+    A teacher or an encoder that knows its training captions by heart shows here. A split has at most `SPLIT_OBJECTS`
+    objects. Splits without embeddings, and those of one object, are left out.
+    """
+    known, place = set(embeddings.uids), {row["uid"]: i for i, row in enumerate(rows)}
+    found = []
+    for split in ("train", "validation", "test"):
+        own = [dict(row) for row in rows if row["split"] == split and row["uid"] in known]
+        own = sorted(own, key=lambda row: seed_of(settings.seed, "splits", row["uid"]))[:SPLIT_OBJECTS]
+        if len({row["group" if settings.per == "group" else "uid"] for row in own}) < 2:
+            continue
+        made = gallery(own, settings.model_copy(update={"split": split}), pictures.views)
+        places = [place[uid] for uid in made.uids]
+        described = [made.of_caption[caption] for caption in made.caption_of]
+        teacher = f"the teacher itself, mean of {pictures.views} pictures of the {pictures.what}"
+        for what, searched in (("the run", embeddings.of(made.uids)), (teacher, pictures.mean[places])):
+            numbers = retrieval(
+                texts[places], searched, described, groups=made.groups, resamples=settings.resamples, seed=settings.seed
+            )
+            found.append({"split": split, "from": what, **numbers})
     return found
 
 

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 480, 260  # the page scales a plot
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 42
 COLORS = 10  # classes c0 to c9
 _MARKS = 5  # about, on an axis
+_NAMED = 12  # of the grey names, in a legend
 
 Ends = tuple[float, float]  # smallest and largest value on an axis
 
@@ -71,10 +72,11 @@ def scatter(
     titles: Sequence[str],  # [n], shown over a point
     label: str,
 ) -> Markup:
-    """Points in a plane. Each of the nine commonest names has its own colour."""
-    counted = by_count(names)
-    common = [name for name, _ in counted[: COLORS - 1]]
-    shown = common + ["others"] * (len(counted) > len(common))
+    """Points in a plane. Each of the nine commonest names has its own colour; the legend says which are grey."""
+    counted = [name for name, _ in by_count(names)]
+    common, rest = counted[: COLORS - 1], counted[COLORS - 1 :]
+    more = f" and {len(rest) - _NAMED:,} more" if len(rest) > _NAMED else ""
+    shown = common + [f"{', '.join(rest[:_NAMED])}{more}"] * bool(rest)
     plot = _Plot(_ends(points[:, 0]), _ends(points[:, 1]), "", "", ticks=False)
     marks = sorted(zip(points.tolist(), names, titles, strict=True), key=lambda mark: mark[1] in common)
     for (x, y), name, title in marks:

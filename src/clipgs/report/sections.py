@@ -36,6 +36,21 @@ BASELINE_METRICS = {
     "few_shot": "few-shot, %",
 }
 NO_VALUE = "\N{EN DASH}"
+# The curves of a run in the order in which a person looks for them, each with its title.
+CURVES = {
+    "loss": "loss",
+    "validation_text_r1": "validation, text to 3D, R@1",
+    "validation_image_r1": "validation, image to 3D, R@1",
+    "validation_text_mrr": "validation, text to 3D, mean reciprocal rank",
+    "validation_image_mrr": "validation, image to 3D, mean reciprocal rank",
+    "loss_text": "loss of texts",
+    "loss_image": "loss of images",
+    "lr": "learning rate",
+    "logit_scale": "learned scale of cosines",
+    "grad_norm": "norm of the gradient",
+    "samples_per_second": "objects a second",
+    "data_wait_fraction": "share of the time spent waiting for data",
+}
 
 Content = dict[str, Any]  # of a template
 
@@ -88,6 +103,10 @@ def _deviation(value: Mapping[str, float]) -> str:
     return f"\N{PLUS-MINUS SIGN} {_points(value['std'])}"
 
 
+def _chance(value: float) -> str:
+    return f"chance {_points(value)}" if value >= 0.01 else f"chance {100 * value:.2g}"
+
+
 def _percent(value: float | None, interval: Sequence[float] | None = None, chance: float | None = None) -> Cell:
     if value is None:
         return Cell(NO_VALUE)
@@ -95,7 +114,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, chanc
     if interval:
         notes.append(f"{_points(interval[0])} to {_points(interval[1])}")
     if chance is not None:
-        notes.append(f"chance {_points(chance)}" if chance >= 0.01 else f"chance {100 * chance:.2g}")
+        notes.append(_chance(chance))
     return Cell(_points(value), notes)
 
 
@@ -116,9 +135,10 @@ def tiles(sources: Sources) -> list[tuple[str, str]]:
     if packed:
         numbers.append((f"{np.mean([row['gaussians'] for row in packed]):,.0f}", "Gaussians per object"))
     for run, result in sources.results.of_runs("retrieval").items():
-        best = max((row["R@1"] for row in result["rows"] if row["task"] == "text to 3D"), default=None)
-        if best is not None:
-            numbers.append((f"{100 * best:.1f} %", f"text to 3D, R@1 of {run}"))
+        of_texts = [row for row in result["rows"] if row["task"] == "text to 3D"]
+        if best := max(of_texts, key=lambda row: row["R@1"], default=None):
+            chance = f"{_chance(best['chance']['R@1'])} %"
+            numbers.append((f"{100 * best['R@1']:.1f} %", f"text to 3D, R@1 of {run}; {chance}"))
     return numbers[:MAX_TILES]
 
 
@@ -203,7 +223,8 @@ def credit(sources: Sources) -> Content:
 
 def training(sources: Sources) -> list[Content]:
     runs = sources.results.metrics()
-    names = sorted({name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"})
+    found = {name for rows in runs.values() for row in rows for name in row} - {"step", "epoch"}
+    names = [name for name in CURVES if name in found] + sorted(found - CURVES.keys())
     figures = []
     for name in names:
         lines = {
@@ -211,8 +232,9 @@ def training(sources: Sources) -> list[Content]:
             for run, rows in runs.items()
         }
         lines = {run: points for run, points in lines.items() if len(points) > 1}
-        if drawn := plots.curves(lines, "step", name.replace("_", " ")):
-            figures.append({"name": name, "curves": drawn})
+        title = CURVES.get(name, name.replace("_", " "))
+        if drawn := plots.curves(lines, "step", title):
+            figures.append({"name": title, "curves": drawn})
     return figures
 
 
@@ -245,7 +267,16 @@ def retrieval(sources: Sources) -> list[Content]:
         for example in result.get("examples", []):
             task = example["task"][0].upper() + example["task"][1:]
             tasks.setdefault(task, []).append(_example(example, sources.pictures))
-        runs.append({**_run(run, result, _table(columns, lines, 6)), "tasks": tasks})
+        by_split: list[Line] = [
+            [
+                Cell(row["split"], [row["from"]]),
+                row["queries"],
+                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in ("R@1", "R@5", "R@10")),
+            ]
+            for row in result.get("splits", [])
+        ]
+        splits = _table(["split", "captions", "R@1, %", "R@5, %", "R@10, %"], by_split, 4) if by_split else None
+        runs.append({**_run(run, result, _table(columns, lines, 6)), "tasks": tasks, "splits": splits})
     return runs
 
 
