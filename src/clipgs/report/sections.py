@@ -41,8 +41,8 @@ CURVES = {
     "loss": "loss",
     "validation_text_r1": "validation, text to 3D, R@1",
     "validation_image_r1": "validation, image to 3D, R@1",
-    "validation_text_mrr": "validation, text to 3D, mean reciprocal rank",
-    "validation_image_mrr": "validation, image to 3D, mean reciprocal rank",
+    "validation_text_mrr": "validation, text to 3D, MRR",
+    "validation_image_mrr": "validation, image to 3D, MRR",
     "loss_text": "loss of texts",
     "loss_image": "loss of images",
     "lr": "learning rate",
@@ -137,7 +137,7 @@ def tiles(sources: Sources) -> list[tuple[str, str]]:
     for run, result in sources.results.of_runs("retrieval").items():
         of_texts = [row for row in result["rows"] if row["task"] == "text to 3D"]
         if best := max(of_texts, key=lambda row: row["R@1"], default=None):
-            chance = f"{_chance(best['chance']['R@1'])} %"
+            chance = f"{_chance(best['chance']['R@1'])}\N{NO-BREAK SPACE}%"
             numbers.append((f"{100 * best['R@1']:.1f} %", f"text to 3D, R@1 of {run}; {chance}"))
     return numbers[:MAX_TILES]
 

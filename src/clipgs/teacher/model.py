@@ -180,7 +180,8 @@ def load(config: Config) -> Teacher:
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
     if small := settings.name == "train":
-        for file in small_files(config):
+        description, weights, vocabulary = small_files(config)
+        for file in (description, weights, *[vocabulary] * vocabulary.exists()):  # one of 0.1 has all words
             check(file)
         settings = settings.model_copy(update={"name": LOCAL_DIR + str(config.output_path / "teacher")})
     opened = open_model(settings, precision=precision, device=device, key="teacher")
