@@ -41,6 +41,7 @@ _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as for CLIP (Radford et al., 2021,
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's too
 _FORMS = ("{}", "a {}", "a 3D model of a {}")  # the texts of a category
 _ZOOM, _SHIFT = (0.85, 1.15), 0.1  # of an image: factors, and a fraction of its width
+NORMALISED = PreprocessCfg.mean, PreprocessCfg.std  # of images in [0, 1]
 _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
 CARD = """# A small teacher
@@ -195,9 +196,7 @@ def train(
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, eps=_EPS)
     warmup = max(1, round(_WARMUP_FRACTION * settings.steps))
-    mean, std = (
-        torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (PreprocessCfg.mean, PreprocessCfg.std)
-    )
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in NORMALISED)
     contrast, losses = ClipLoss(), []
     progress = Progress("teacher", settings.steps, "step")
     for step in range(settings.steps):
