@@ -185,6 +185,8 @@ def test_the_card_says_what_was_trained_on_what(written):
     text = (written[0] / "README.md").read_text()
     front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL).groups()
     assert yaml.safe_load(front)["library_name"] == "clipgs"
+    assert yaml.safe_load(front)["license"] == "unknown"  # until the user says it
+    assert "[CLIP-GS](https://arxiv.org/abs/2412.19142)" in body  # the paper; clipgs is not the paper
     for words in ("24 objects in 2 shards", "Step 6 of 9", "| image_r1 | 0.5000 |", 64 * "0", "space of small (none)"):
         assert words in body
 

@@ -104,6 +104,7 @@ def card(config: Config, notes: dict[str, Any]) -> str:
     changes = "".join(f"\nChanged on the way, {change}.\n" for change in notes["changes"])
     return f"""---
 library_name: clipgs
+license: unknown
 tags: [gaussian-splatting, 3d, clip, retrieval, zero-shot-classification]
 pipeline_tag: feature-extraction
 ---
@@ -111,7 +112,7 @@ pipeline_tag: feature-extraction
 # {config.training.run}: CLIP-GS
 
 An encoder that puts a 3D Gaussian splat into the space of {teacher["teacher"]} ({teacher["pretrained"]}), trained with
-[clipgs](https://arxiv.org/abs/2412.19142), an independent build of the paper CLIP-GS (ICCV 2025).
+clipgs {__version__}, an independent build of the paper [CLIP-GS](https://arxiv.org/abs/2412.19142) (ICCV 2025).
 
     import clipgs
     encoder = clipgs.load("THIS FOLDER")
@@ -140,7 +141,7 @@ No object of the test split was seen; `snakemake evaluate` measures on it.
 ## Licence
 
 The weights were made from objects and captions of many authors; the dataset card and `CREDITS.csv` of the triplets name
-them and their licences. State here under which licence you publish the weights.
+them and their licences. State here, and as `license` at the top, under which licence you publish the weights.
 """
 
 
