@@ -82,6 +82,7 @@ def test_this_machine_is_looked_at_for_real(tmp_path):
     [
         ({"teacher": {"name": "train"}}, "ok", "all names and files are there"),
         ({"encoder": {"initialisation": "uni3d", "weights": "gone.pt"}}, "missing", "gone.pt does not exist"),
+        ({"teacher": {"name": "ViT-B-32", "pretrained": "gone.pt"}}, "ok", "all other names"),  # it is the row above
         ({"catalog": {"source": "folder"}}, "note", "could not be checked: UsageError"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -448,8 +449,14 @@ def test_weights_of_the_other_activation_are_told_by_the_command_that_brings_the
 
 def test_no_network_is_one_line(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ClipgsError, match="its host accepts no connection; check the network and HF_ENDPOINT"):
+    with pytest.raises(ClipgsError, match=r"\(its host accepts no connection\); check the network and HF_ENDPOINT"):
         fetched(folder)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begun = time.monotonic()
+        with pytest.raises(ClipgsError, match=r"cannot be reached \(no byte was received for 2\.5 s\)"):
+            fetched(folder)
+        assert time.monotonic() - begun < 5
     monkeypatch.setenv("HF_ENDPOINT", "ftp://hub")
     with pytest.raises(UsageError, match=r"^HF_ENDPOINT: ftp://hub is not an address"):
         fetched(folder)

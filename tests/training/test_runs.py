@@ -240,7 +240,11 @@ def test_a_teacher_that_has_moved_is_asked_for_in_a_sentence(written, tmp_path, 
     place = now if named == "file" else now.parent
     with pytest.raises(ClipgsError, match=r"^found$"):
         clipgs.load(run, teacher=place).encode_text("1")
-    (settings,) = loaded
+    settings = loaded[0]
+    with pytest.raises(ClipgsError, match="teacher = nope: there is no such file or folder"):
+        clipgs.load(run, teacher="nope")
+    with pytest.raises(ClipgsError, match=r"^found$"):  # and not that there are no triplets
+        clipgs.load(run, teacher=place).search("1")
     assert str(place) in (settings.name.removeprefix("local-dir:"), settings.pretrained)
 
 

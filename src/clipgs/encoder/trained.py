@@ -57,6 +57,8 @@ class TrainedEncoder:
         self.run = run
         self.config, self.notes = _described(run)
         if teacher is not None:
+            if not Path(teacher).exists():
+                raise ClipgsError(f"teacher = {teacher}: there is no such file or folder")
             where = {"name": f"{LOCAL_DIR}{teacher}"} if Path(teacher).is_dir() else {"pretrained": str(teacher)}
             there = self.config.teacher.model_copy(update=where)
             self.config = self.config.model_copy(update={"teacher": there})
@@ -158,6 +160,8 @@ class TrainedEncoder:
         """
         if not isinstance(query, str) and not (isinstance(query, Tensor) and query.ndim == 1):
             raise TypeError(f"search takes one text or one vector [D], not {_kind(query)}")
+        # First: a teacher that is not here is found out before thousands of splats are encoded.
+        vector = (self.encode_text(query)[0] if isinstance(query, str) else query).double()
         if gallery is None:
             folder = Path(triplets or self.run.parent.parent / "triplets")
             if folder not in self._galleries:
@@ -165,7 +169,6 @@ class TrainedEncoder:
                 self._galleries[folder] = (dataset.uids.tolist(), self.encode_dataset(dataset))
             gallery = self._galleries[folder]
         uids, shapes = gallery
-        vector = (self.encode_text(query)[0] if isinstance(query, str) else query).double()
         blocks = shapes.split(_SEARCH_ROWS)
         cosines = torch.cat([F.cosine_similarity(rows.double(), vector, dim=1) for rows in blocks])
         order = (cosines / _TIE).round().argsort(descending=True, stable=True)[:k].tolist()

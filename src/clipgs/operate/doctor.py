@@ -55,7 +55,10 @@ def doctor(output: Path = Path("results"), config: Config | None = None) -> list
         output: need not exist yet.
     """
     driver, torch = _tried(_driver), _tried(_probe, "torch")
-    settings = [_checked("teacher", _teacher, config), _checked("settings", _settings, config)] if config else []
+    settings = []
+    if config:
+        teacher = _checked("teacher", _teacher, config)
+        settings = [teacher, _checked("settings", _settings, config, teacher.found)]
     return [
         Check("Python", "ok", f"{platform.python_version()} ({sys.executable})"),  # pip refuses one that is too old
         _checked("torch", _torch, torch),
@@ -266,13 +269,15 @@ def _memory() -> Row:
     return "ok", found, ""
 
 
-def _settings(config: Config) -> Row:
+def _settings(config: Config, told: str) -> Row:
+    """What the configuration names, but for the error that was `told` of the teacher."""
     from clipgs.catalog.shards import plan
 
     found = of_settings(config, plan(config))
-    if found.errors:
-        return "missing", "; ".join(found.errors), "change these keys of the configuration"
-    return ("note", "; ".join(found.notes), "") if found.notes else ("ok", "all names and files are there", "")
+    if errors := [error for error in found.errors if error.removeprefix("config: ") != told]:
+        return "missing", "; ".join(errors), "change these keys of the configuration"
+    others = "all other names and files are there" if found.errors else "all names and files are there"
+    return ("note", "; ".join(found.notes), "") if found.notes else ("ok", others, "")
 
 
 def _teacher(config: Config) -> Row:

@@ -28,7 +28,7 @@ from clipgs.core.files import hidden, remove_sidecar, sha256_of, whole
 from clipgs.core.lists import did_you_mean
 from clipgs.core.processes import free_memory_bytes
 from clipgs.core.runner import Progress
-from clipgs.teacher.hub import TOKENIZER_FILES, VOCABULARIES, matches, offline
+from clipgs.teacher.hub import TOKENIZER_FILES, VOCABULARIES, matches, offline, silence
 from clipgs.teacher.names import CONFIG as MODEL
 from clipgs.teacher.names import HUB, LOCAL_DIR, as_preprocess, installed, other_gelu, same_gelu
 
@@ -44,6 +44,7 @@ _MOST_DESCRIBING = 50_000_000  # bytes of an answer of the hub
 _SPARE = 1.02  # a file system needs a little more than the bytes
 _WATCH_SECONDS = 0.5
 _MEGABYTE = 1_000_000
+_AGAIN = "check the network and HF_ENDPOINT, then run the same command again: it goes on where it ended"
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ class _Hub:
     def __init__(self, settings: Downloads) -> None:
         self._address = (os.environ.get("HF_ENDPOINT") or _HUGGING_FACE).rstrip("/")
         self._variable = settings.token_variable
+        self._answers = False
         try:
             self._downloader = Downloader(settings.model_copy(update={"endpoint": self._address}), place="--to")
         except UsageError as error:
@@ -301,6 +303,9 @@ class _Hub:
     def _get(self, url: str, repository: str, path: Path, **more: Any) -> None:
         if variable := offline():
             raise UsageError(f"{repository} is to be fetched, and {variable} is set; unset it to use the network")
+        if not self._answers and (reason := silence(self._address)):  # else it is tried for minutes
+            raise ClipgsError(f"{self._address} cannot be reached ({reason}); {_AGAIN}")
+        self._answers = True
         try:
             self._downloader.get(url, path, token=True, **more)
         except ObjectError as error:
@@ -321,7 +326,7 @@ class _Hub:
             )
         if status in ("404", "410"):
             return f"{error}; look at {page}, and if the files have changed, begin with a new folder"
-        return f"{error}; check the network and HF_ENDPOINT, then run the same command again: it goes on where it ended"
+        return f"{error}; {_AGAIN}"
 
 
 def _bring(hub: _Hub, folder: Path, files: Mapping[str, File]) -> None:

@@ -207,6 +207,8 @@ class Endpoint:
         if status in (401, 402, 403):
             own = "does not accept the token in" if self._secret else "got no token: set"
             return f"it {own} the environment variable {variable} (caption.http.token_variable)"
+        if status < 400:
+            return "correct caption.http.address, which mostly ends in /v1: redirects are not followed"
         return (
             f"check that the server has a model {self._settings.model} (caption.http.model), and the address "
             f"{self._settings.address} (caption.http.address), which mostly ends in /v1"
