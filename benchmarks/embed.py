@@ -128,6 +128,7 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
 
     from clipgs.teacher.model import Teacher
     from clipgs.teacher.names import ARCHITECTURE
+    from clipgs.teacher.tokenizers import small_tokenizer
     from clipgs.teacher.weights import Opened
 
     open_clip.add_model_config(ARCHITECTURE)
@@ -135,7 +136,8 @@ def _random_teacher(arguments: argparse.Namespace, device: str) -> Any:
     called, dtype = ("bf16", torch.bfloat16) if low else ("fp32", torch.float32)
     with torch.device(device):
         model = open_clip.create_model(arguments.model, precision=called, device=device).eval().requires_grad_(False)
-    tokenizer = open_clip.get_tokenizer(arguments.model)
+    own = arguments.model == ARCHITECTURE.stem
+    tokenizer = small_tokenizer() if own else open_clip.get_tokenizer(arguments.model)
     opened = Opened(model, tokenizer, arguments.model, "random", "0" * 64, dtype, None, "")
     return Teacher(opened, batch=arguments.batch)
 

@@ -245,6 +245,9 @@ def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: d
     from clipgs.teacher import model as teacher
     from tests.teacher.small_models import differences
 
+    if words := _of_the_other_name(small, settings):
+        return _refusal(settings, words)
+
     def compare() -> dict[str, Any]:
         config = _config({**settings, "precision": "bfloat16" if half else "float32"})
         if errors := _early(config):
@@ -266,10 +269,7 @@ def _compared(small: Any, preprocessing: dict[str, Any], half: bool, settings: d
 
 def _by_tag(small: Any, tagged: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
     """A tag's weights, tokenizer and tower in the hub's cache, offline: nothing is stated besides name and tag."""
-    import open_clip
     from open_clip.pretrained import get_pretrained_cfg
-
-    from clipgs.teacher import names
 
     ways = {}
     for tag in chosen:
@@ -278,13 +278,25 @@ def _by_tag(small: Any, tagged: dict[str, Any], chosen: list[str]) -> dict[str, 
             continue
         _put_into_cache(small, entry["hf_hub"])
         settings = {"name": small.name, "pretrained": tag}
-        other_gelu = bool(entry.get("quick_gelu")) != bool(small.architecture.get("quick_gelu"))
-        if other_gelu and names.other_gelu(small.name) in open_clip.list_models():
-            words = f"{tag} are weights of {names.other_gelu(small.name)}; set teacher.name to it"
-            ways[f"tag {tag} float32"] = _refusal(settings, re.escape(words))
-        else:
-            ways[f"tag {tag} float32"] = _compared(small, tagged[tag], half=False, settings=settings)
+        ways[f"tag {tag} float32"] = _compared(small, tagged[tag], half=False, settings=settings)
     return ways
+
+
+def _of_the_other_name(small: Any, settings: dict[str, Any]) -> str | None:
+    """How a tag is refused whose weights have the activation of another name, where there is that name."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from clipgs.teacher import names
+
+    tag = next((settings.get(key) for key in ("preprocess", "pretrained") if isinstance(settings.get(key), str)), None)
+    other = names.other_gelu(small.name)
+    entry = get_pretrained_cfg(small.name, tag) if tag else None
+    if not entry or other not in open_clip.list_models():
+        return None
+    if bool(entry.get("quick_gelu")) == bool(small.architecture.get("quick_gelu")):
+        return None
+    return re.escape(f"{tag} are weights of {other}; set teacher.name to it")
 
 
 def _put_into_cache(small: Any, place: str) -> None:
@@ -388,13 +400,13 @@ def small_teacher(folder: Path) -> dict[str, Any]:
     captions, through clipgs.
     """
     import numpy as np
-    import open_clip
     import torch
     from safetensors.torch import save_file
 
     from clipgs.config import SmallTeacher
     from clipgs.teacher import model as teacher
-    from clipgs.teacher.names import ARCHITECTURE
+    from clipgs.teacher.names import ARCHITECTURE, VOCABULARY
+    from clipgs.teacher.tokenizers import small_tokenizer, small_vocabulary
     from clipgs.training.small_teacher import train
     from tests.teacher.small_models import Small, nearest_to_itself, own_images, picture, preprocessing_of
 
@@ -415,11 +427,11 @@ def small_teacher(folder: Path) -> dict[str, Any]:
         about = {"model_cfg": architecture, "preprocess_cfg": preprocessing}
         (folder / name / "open_clip_config.json").write_text(json.dumps(about))
         save_file(weights, folder / name / "open_clip_model.safetensors")
+        (folder / name / VOCABULARY).write_bytes(small_vocabulary(architecture["text_cfg"]["vocab_size"]))
         return f"local-dir:{folder / name}"
 
     told, silent = {"name": saved("told", own)}, {"name": saved("silent", {})}
-    tokenizer = open_clip.SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
-    small = Small("small", folder, None, architecture, model.eval(), tokenizer)
+    small = Small("small", folder, None, architecture, model.eval(), small_tokenizer())
     gallery = own_images(small, large, own)
 
     def found(settings: dict[str, Any]) -> dict[str, int]:
