@@ -265,7 +265,7 @@ def test_no_file_outside_the_folder_is_opened(outside, glb, kind, uri, monkeypat
     read_bytes = type(path).read_bytes
     monkeypatch.setattr(type(path), "read_bytes", lambda self: opened.append(self.resolve()) or read_bytes(self))
     with pytest.raises(ObjectError, match="it names '"):
-        load(path, max_faces=100, max_texture_pixels=100)
+        load(path, max_faces=100, max_texture_pixels=100, missing_material="fail")
     assert opened
     assert all(file.is_relative_to(outside.resolve()) for file in opened)
 

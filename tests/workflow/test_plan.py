@@ -112,6 +112,7 @@ OTHER = {
     "catalog.folder.manifest": "./meshes/manifest.csv",
     "catalog.folder.columns": {"page": "category"},
     "meshes.neutral_color": [0.5, 0.5, 0.5],
+    "meshes.missing_material": "fail",
     "fit.relocate_below": 0.01,
     "pack.title": "another",
     "teacher.name": "ViT-B-32",
