@@ -103,7 +103,8 @@ def _write_run(output: Path, teacher: Path, name: str, dim: int) -> None:
     import torch
 
     from clipgs.teacher import model as teachers
-    from clipgs.teacher.names import ARCHITECTURE, PREPROCESS
+    from clipgs.teacher.names import ARCHITECTURE, PREPROCESS, VOCABULARY
+    from clipgs.teacher.tokenizers import small_vocabulary
 
     if not teacher.exists():
         open_clip.add_model_config(ARCHITECTURE)
@@ -113,6 +114,8 @@ def _write_run(output: Path, teacher: Path, name: str, dim: int) -> None:
         write_tensors(teacher / "open_clip_model.safetensors", weights)
         described = {"model_cfg": architecture, "preprocess_cfg": {**PREPROCESS}}
         write_bytes(teacher / "open_clip_config.json", json.dumps(described).encode())
+        if name == SMALL_TEACHER:
+            write_bytes(teacher / VOCABULARY, small_vocabulary(architecture["text_cfg"]["vocab_size"]))
     about = teachers.load(configuration.check(_settings(teacher))).about
     run = output / "runs" / "base"
     write_tensors(run / MODEL, {"any": np.zeros(1, np.float32)}, {"dim": dim, "teacher": about})

@@ -24,7 +24,7 @@ def _is_tag(pretrained: str) -> bool:
 
 
 class SmallTeacher(Section):
-    """The small teacher of `name: train` (64 pixels, 3.3 M parameters), trained on renders of the training split."""
+    """The small teacher of `name: train` (64 pixels, 3.5 M parameters), trained on renders of the training split."""
 
     steps: int = setting(300, "steps", assumed=True, ge=1, le=1_000_000)
     """The small teacher trains for this many steps of AdamW. Use 2,000 for thousands of objects."""

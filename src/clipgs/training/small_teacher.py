@@ -46,7 +46,7 @@ _DECODE_MB, _DECODE_SECONDS = 1500, 300
 
 CARD = """# A small teacher
 
-A CLIP of about 3.3 million parameters, trained on the renders, captions and categories of {objects:,} objects of this
+A CLIP of about 3.5 million parameters, trained on the renders, captions and categories of {objects:,} objects of this
 dataset's training split, and nothing else. It stands in for a large one, so that everything runs without network or
 GPU. **Figures under it are not those of EVA-CLIP**: they say how well a splat is put into this small space. Zero-shot
 is a choice among categories that it was taught.
