@@ -28,7 +28,7 @@ from clipgs.core.bundles import read_table
 from clipgs.core.files import write_bytes
 from clipgs.evaluation.embeddings import read_embeddings
 from clipgs.evaluation.gallery import gallery
-from clipgs.evaluation.inputs import read_features
+from clipgs.evaluation.inputs import index_rows, read_features
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
 from clipgs.evaluation.tables import zero_shot_table
@@ -149,26 +149,23 @@ def write_meshes(data: Path, folder: Path, built_in: int, real: int | None) -> d
 
 def measured(config: Config, parts: dict[str, str]) -> dict[str, Any]:
     """Retrieval and zero-shot of each part of the test objects, in a gallery of its own."""
-    from clipgs.evaluation.inputs import index_rows
-
     rows = index_rows(config)
     embeddings = read_embeddings(config.output_path / "evaluation" / config.training.run / "embeddings.safetensors")
     texts, pictures = read_features(config, rows, embeddings.metadata)
     teacher = teachers.load(config)
+    place = {row["uid"]: i for i, row in enumerate(rows)}
+    options = {"resamples": config.evaluation.resamples}
     found: dict[str, Any] = {}
     for part in sorted(set(parts.values())):
         made = gallery([row for row in rows if parts.get(row["uid"]) == part], config.evaluation, pictures.views)
-        place = {row["uid"]: i for i, row in enumerate(rows)}
         places = [place[uid] for uid in made.uids]
         shapes, itself = embeddings.of(made.uids), [[i] for i in range(len(made.uids))]
-        same = [made.of_caption[caption] for caption in made.caption_of]
         of_texts = texts[[places[i] for i in made.captions]]
-        options = {"resamples": config.evaluation.resamples}
         found[part] = {
             "objects": len(made.uids),
             "image to 3D": retrieval(pictures.one[places], shapes, itself, groups=made.groups, **options),
             "text to 3D": retrieval(of_texts, shapes, made.of_caption, **options),
-            "3D to text": retrieval(shapes, texts[places], same, groups=made.groups, **options),
+            "3D to text": retrieval(shapes, texts[places], made.described, groups=made.groups, **options),
             "teacher, text to image": retrieval(of_texts, pictures.mean[places], made.of_caption, **options),
         }
         names = sorted({row["category"] for row in made.objects})

@@ -35,11 +35,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from record import SHARED, record
+from record import CHECKOUT, SHARED, record
 
 from clipgs.meshes.cameras import canonical
 from clipgs.meshes.load import Mesh, load
 from clipgs.meshes.views import render
+
+sys.path.append(str(CHECKOUT))  # for the tests
+from tests import browser
 
 THREE = "0.187.0"
 BAR_DIFFERENCE = 2.0  # of 255, the mean over the pixels that both cover
@@ -59,19 +62,7 @@ _PIXELS = 256
 _OVER, _FINER = 2, 4  # pixels drawn along a side of a pixel, with four samples each
 _DEGREES = 40.0
 _PATIENCE = 120.0  # seconds an object
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-background-timer-throttling",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-]
+_FLAGS = [*browser.FLAGS, "--disable-background-timer-throttling"]
 _log = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ import time
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-_FLAGS = [
+FLAGS = [
     "--headless",
     "--no-sandbox",
     "--use-angle=swiftshader",
@@ -23,7 +23,6 @@ _FLAGS = [
     "--disable-extensions",
     "--disable-dev-shm-usage",
     "--no-first-run",
-    "--remote-debugging-pipe",
 ]
 _PATIENCE = 30.0  # seconds
 
@@ -156,7 +155,7 @@ def opened():
     down, up = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # Chromium reads commands from descriptor 3 and writes to 4; dash knows no numbers above 9.
-        words = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
+        words = [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
         script = f'exec "$@" 3<&{down[0]} 4>&{up[1]}'
         process = subprocess.Popen(
             ["bash", "-c", script, "bash", *words],

@@ -102,17 +102,21 @@ class Run:
 
     def of(self, stage: str) -> str:
         """What the result of a stage depends on, as one string: the only param of its rule."""
-        caption = self.config.caption
+        more: dict[str, str] = {}  # files are looked at for their own stage alone: this is read in every job
         trained = self.config.teacher.name == "train"  # its files are the workflow's own
-        judge = self.teacher if caption.uses_teacher else []
-        more = {
-            "objects": {"curation": self.plan.curation_digest},
-            "caption": self._captions | state_of([*self.coca, *judge]),
-            "embed-images": state_of([] if trained else self.picture_teacher),
-            "embed-texts": state_of([] if trained else self.teacher),
-            "report": self._shown_ablations,
-        }
-        return stage_settings(self.config, stage, **more.get(stage, {}))
+        match stage:
+            case "objects":
+                more = {"curation": self.plan.curation_digest}
+            case "caption":
+                judge = self.teacher if self.config.caption.uses_teacher else []
+                more = self._captions | state_of([*self.coca, *judge])
+            case "embed-images" if not trained:
+                more = state_of(self.picture_teacher)
+            case "embed-texts" if not trained:
+                more = state_of(self.teacher)
+            case "report":
+                more = self._shown_ablations
+        return stage_settings(self.config, stage, **more)
 
     def of_shard(self, stage: str) -> Callable[[Any], str]:
         """As `of`, for a stage whose shards also depend on labels, exclusions or retries."""

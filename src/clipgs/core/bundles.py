@@ -86,6 +86,10 @@ class Members(NamedTuple):
                 found[name] = file.read(size)
             return found
 
+    def one(self, index: int) -> bytes:
+        """The bytes of one file, by its place."""
+        return next(iter(self._replace(entries=(self.entries[index],)).read().values()))
+
     def digest(self) -> str:
         """Hash of names and bytes."""
         digest = hashlib.sha256()

@@ -163,7 +163,7 @@ def _measured(
     shapes = embed_points(model, baseline, clouds, len(made.objects))
     texts = teacher.encode_texts([row["caption"] for row in made.objects]).cpu().numpy()
     measure = partial(retrieval, groups=made.groups, resamples=settings.resamples, seed=settings.seed)
-    forth = measure(texts, shapes, [made.of_caption[caption] for caption in made.caption_of])
+    forth = measure(texts, shapes, made.described)
     back = measure(shapes, texts[made.captions], [[caption] for caption in made.caption_of])
     numbers: dict[str, Any] = {
         "text_to_3d": forth["R@1"],

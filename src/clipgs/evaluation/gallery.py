@@ -62,6 +62,11 @@ class Gallery:
         place = {i: caption for caption, described in enumerate(self.of_caption) for i in described}
         return [place[i] for i in range(len(self.objects))]
 
+    @property
+    def described(self) -> list[list[int]]:
+        """[objects] all objects that an object's caption describes."""
+        return [self.of_caption[caption] for caption in self.caption_of]
+
     def manifest(self) -> dict[str, Any]:
         """The contents of `gallery.json`."""
         content = {"split": self.split, "per": self.per, "objects": list(self.objects)}

@@ -101,9 +101,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
                 "evaluate: %d prompts are longer than the %d tokens that %s reads (the first: %s); the rest is ignored",
                 len(cut), length, teacher.name, filled[cut[0]],
             )  # fmt: skip
-        classified = {"splats, by the run": shapes} | {
-            f"the teacher itself, mean of {one.views} pictures of the {one.what}": one.mean for one in pictures
-        }
+        classified = {"splats, by the run": shapes} | {one.by_teacher: one.mean for one in pictures}
         zero = zero_shot_table(made, classified, classes, names, settings, templates=list(prompts))
     if note:
         log.info("evaluate: %s", note)

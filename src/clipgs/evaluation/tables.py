@@ -44,6 +44,11 @@ class Pictures(NamedTuple):
     mean: np.ndarray  # [n, D] mean over an object's images, of their unit embeddings
     views: int
 
+    @property
+    def by_teacher(self) -> str:
+        """What rows of `mean` are called where the teacher is measured alone."""
+        return f"the teacher itself, mean of {self.views} pictures of the {self.what}"
+
 
 def retrieval_table(
     gallery: Gallery,
@@ -54,7 +59,7 @@ def retrieval_table(
 ) -> dict[str, Any]:
     """All rows of retrieval: text and images to 3D and back, and the teacher's own images to text and back."""
     own = [[i] for i in range(len(shapes))]
-    described = [gallery.of_caption[caption] for caption in gallery.caption_of]
+    described = gallery.described
     caption = [[place] for place in gallery.caption_of]
     distinct = texts[gallery.captions]
     measure = partial(retrieval, groups=gallery.groups, resamples=settings.resamples, seed=settings.seed)
@@ -72,9 +77,8 @@ def retrieval_table(
             rows.append(row("image to 3D", how, images, shapes, own))
             rows.append(row("3D to image", how, shapes, images, own))
     for shown in pictures:
-        how = f"the teacher itself, mean of {shown.views} pictures of the {shown.what}"
-        rows.append(row("text to image", how, texts, shown.mean, described))
-        rows.append(row("image to text", how, shown.mean, distinct, caption))
+        rows.append(row("text to image", shown.by_teacher, texts, shown.mean, described))
+        rows.append(row("image to text", shown.by_teacher, shown.mean, distinct, caption))
     tasks = [("text to 3D", texts, described)] + [("image to 3D", shown.one, own) for shown in pictures[:1]]
     return {
         "protocol": RETRIEVAL_PROTOCOL,
@@ -133,12 +137,9 @@ def split_rows(
             continue
         made = gallery(own, settings.model_copy(update={"split": split}), pictures.views)
         places = [place[uid] for uid in made.uids]
-        described = [made.of_caption[caption] for caption in made.caption_of]
-        teacher = f"the teacher itself, mean of {pictures.views} pictures of the {pictures.what}"
-        for what, searched in (("the run", embeddings.of(made.uids)), (teacher, pictures.mean[places])):
-            numbers = retrieval(
-                texts[places], searched, described, groups=made.groups, resamples=settings.resamples, seed=settings.seed
-            )
+        options: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
+        for what, searched in (("the run", embeddings.of(made.uids)), (pictures.by_teacher, pictures.mean[places])):
+            numbers = retrieval(texts[places], searched, made.described, groups=made.groups, **options)
             found.append({"split": split, "from": what, **numbers})
     return found
 

@@ -24,7 +24,7 @@ from clipgs.core.runner import Progress, Row
 from clipgs.meshes import views
 from clipgs.meshes.cameras import SHOWING_DIRECTION, showing
 from clipgs.operate.checks import unwritable
-from clipgs.splats.export import FORMATS, format_of, is_splat, save
+from clipgs.splats.export import FORMATS, OF_SUFFIX, format_of, is_splat, save
 from clipgs.splats.from_mesh import FittedMesh, ToFit, fit_many, fit_one, settings
 from clipgs.splats.render import render
 from clipgs.triplets.contact_sheet import BACKGROUND, FAINT, FRAME, TEXT, box_of, font, wrap
@@ -167,7 +167,7 @@ def _place(given: str | None, format: str | None, meshes: int | None) -> tuple[P
     path = Path(given)
     if path.is_dir() or given.endswith("/") or not path.suffix:
         return path, None, format or "ply"
-    of_suffix = {suffix: kind for kind, (suffix, _) in FORMATS.items()}.get(path.suffix.lower())
+    of_suffix = OF_SUFFIX.get(path.suffix.lower())
     if meshes is not None:
         if of_suffix:
             raise UsageError(f"{counted(meshes, 'splat')} cannot go into the one file {path}: name a folder by -o")

@@ -36,6 +36,7 @@ BASELINE_METRICS = {
     "few_shot": "few-shot, %",
 }
 NO_VALUE = "\N{EN DASH}"
+RECALLS = ("R@1", "R@5", "R@10")
 # The curves of a run in the order in which a person looks for them, each with its title.
 CURVES = {
     "loss": "loss",
@@ -119,6 +120,11 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, chanc
 
 
 # --- triplets --------------------------------------------------------------------------------------------------------
+
+
+def _percents(row: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+    """Some numbers of a row of results, each with its interval and its chance."""
+    return [_percent(row[name], row["interval"][name], row["chance"][name]) for name in names]
 
 
 def tiles(sources: Sources) -> list[tuple[str, str]]:
@@ -258,7 +264,7 @@ def retrieval(sources: Sources) -> list[Content]:
                 Cell(row["task"], [row["from"]]),
                 row["queries"],
                 row["gallery"],
-                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in ("R@1", "R@5", "R@10")),
+                *_percents(row, RECALLS),
                 Cell(f"{row['median_rank']:,.1f}", [f"chance {row['chance']['median_rank']:,.0f}"]),
             ]
             for row in result["rows"]
@@ -271,7 +277,7 @@ def retrieval(sources: Sources) -> list[Content]:
             [
                 Cell(row["split"], [row["from"]]),
                 row["queries"],
-                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in ("R@1", "R@5", "R@10")),
+                *_percents(row, RECALLS),
             ]
             for row in result.get("splits", [])
         ]
@@ -297,7 +303,7 @@ def zero_shot(sources: Sources) -> list[Content]:
                 row["from"],
                 row["objects"],
                 row["classes"],
-                *(_percent(row[k], row["interval"][k], row["chance"][k]) for k in tops),
+                *_percents(row, tops),
                 " / ".join(_percent(row["by_class"][k]).text for k in tops),
             ]
             for row in result["rows"]

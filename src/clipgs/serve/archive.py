@@ -265,9 +265,7 @@ class Archive:
         if (mesh := self.mesh(uid)) or row["stage"] in _BEFORE_RENDERS:
             return mesh
         renders = self._pictures("renders", uid)
-        if renders is None:
-            return None
-        return next(iter(renders._replace(entries=renders.entries[:1]).read().values()))
+        return renders and renders.one(0)
 
     def _pictures(self, folder: str, uid: str) -> Members | None:
         found = self._objects(folder, self._shard(uid)).get(uid)

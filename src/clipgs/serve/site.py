@@ -266,7 +266,7 @@ class Site:
         views = self.archive.mesh_views(uid)
         if views is None or view >= len(views.entries):
             return None
-        return next(iter(views._replace(entries=views.entries[view : view + 1]).read().values()))
+        return views.one(view)
 
 
 def _json(value: Any) -> Answer:

@@ -113,17 +113,19 @@ FORMATS: dict[str, tuple[str, Callable[[Gaussians], bytes]]] = {
 }
 
 
+OF_SUFFIX = {suffix: kind for kind, (suffix, _) in FORMATS.items()}
+
+
 def format_of(path: Path) -> str:
     """The format that a file's suffix names.
 
     Raises:
         UsageError: it names none.
     """
-    kinds = {suffix: kind for kind, (suffix, _) in FORMATS.items()}
-    if (suffix := path.suffix.lower()) not in kinds:
+    if (suffix := path.suffix.lower()) not in OF_SUFFIX:
         named = f"the suffix {path.suffix}" if suffix else "no suffix"
-        raise UsageError(f"{path} has {named}; splats are written as {', '.join(kinds)}")
-    return kinds[suffix]
+        raise UsageError(f"{path} has {named}; splats are written as {', '.join(OF_SUFFIX)}")
+    return OF_SUFFIX[suffix]
 
 
 def is_splat(path: Path) -> bool:

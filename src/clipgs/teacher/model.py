@@ -22,7 +22,7 @@ from clipgs.config import SMALL_TEACHER, Config
 from clipgs.core.devices import choose_device
 from clipgs.core.errors import ClipgsError, describe_error
 from clipgs.core.files import check
-from clipgs.teacher.names import LOCAL_DIR, PREPROCESS, SMALL_FILES, in_words
+from clipgs.teacher.names import LOCAL_DIR, PREPROCESS, SMALL_FILES, VOCABULARY, in_words
 from clipgs.teacher.weights import Opened, open_model
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,9 @@ class Teacher:
     """
 
     def __init__(self, opened: Opened, *, batch: int) -> None:
-        self.model, self.tokenizer, self.name, self.pretrained, self.weights_sha256 = opened[:5]
-        self.dtype, self._cast, self._tokens = opened[5:]
+        self.model, self.tokenizer = opened.model, opened.tokenizer
+        self.name, self.pretrained, self.weights_sha256 = opened.name, opened.pretrained, opened.sha256
+        self.dtype, self._cast, self._tokens = opened.dtype, opened.autocast, opened.tokens
         self.batch = batch
         self.device = next(self.model.parameters()).device
         self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(self.model))
@@ -180,9 +181,9 @@ def load(config: Config) -> Teacher:
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
     if small := settings.name == "train":
-        description, weights, vocabulary = small_files(config)
-        for file in (description, weights, *[vocabulary] * vocabulary.exists()):  # one of 0.1 has all words
-            check(file)
+        for file in small_files(config):
+            if file.name != VOCABULARY or file.exists():  # a teacher of 0.1 knows all words
+                check(file)
         settings = settings.model_copy(update={"name": LOCAL_DIR + str(config.output_path / "teacher")})
     opened = open_model(settings, precision=precision, device=device, key="teacher")
     if small:

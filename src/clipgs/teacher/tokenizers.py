@@ -55,17 +55,18 @@ def small_tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer(file, context_length=text["context_length"])
 
 
-def own_tokenizer(folder: Path | None, length: int, **options: Any) -> SimpleTokenizer:
-    """open_clip's own tokenizer, with the vocabulary of the folder where that has one.
+def own_tokenizer(folder: Path | None, length: int, options: Mapping[str, Any]) -> tuple[SimpleTokenizer, Any]:
+    """open_clip's own tokenizer, with the vocabulary of the folder where that has one, and the options for `identity`.
 
     Raises:
         ClipgsError: the vocabulary cannot be read.
     """
     file = folder / VOCABULARY if folder else None
     if file is None or not file.exists():
-        return SimpleTokenizer(context_length=length, **options)
+        return SimpleTokenizer(context_length=length, **options), options
     try:
-        return SimpleTokenizer(str(file), context_length=length, **options)
+        made = SimpleTokenizer(str(file), context_length=length, **options)
+        return made, {**options, "vocabulary": sha256_of(file)}
     except (OSError, EOFError, ValueError) as error:
         raise ClipgsError(f"{file} cannot be read ({error}); copy it again") from None
 

@@ -24,7 +24,6 @@ from clipgs.teacher.names import (
     HUB,
     LOCAL_DIR,
     SUFFIXES,
-    VOCABULARY,
     Found,
     Known,
     called,
@@ -172,9 +171,7 @@ def _texts(name: str, found: Found, key: str) -> tuple[Any, Path | None, str]:
     tokens, tower = folders.get("the tokenizer"), folders.get("the configuration of the text tower")
     options = text.get("tokenizer_kwargs") or {}
     if tokens is None:
-        own = own_tokenizer(found.folder, length, **options)
-        if found.folder and (words := found.folder / VOCABULARY).exists():
-            options = {**options, "vocabulary": sha256_of(words)}
+        own, options = own_tokenizer(found.folder, length, options)
         return own, tower, identity(own, None, options)
     mode = text.get("tokenizer_mode")
     try:

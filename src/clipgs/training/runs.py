@@ -90,7 +90,7 @@ def chosen(config: Config, validation: int) -> str:
     """Which step of a run is kept, and why, where the validation split has so many objects."""
     if validation >= config.training.choose_from:
         return f"the best on the {validation:,} objects of the validation split"
-    few = counted(validation, "object", "objects") if validation else "no objects"
+    few = counted(validation, "object") if validation else "no objects"
     return (
         f"the last: the validation split has {few}, and the best step is chosen on {config.training.choose_from:,} or "
         "more (training.choose_from)"
