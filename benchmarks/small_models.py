@@ -49,7 +49,7 @@ BARS = {  # part of the test objects, task: least R@1
 SETTINGS: dict[str, Any] = {
     "recipe": "demo",
     "catalog": {"source": "folder", "shard_objects": 1024, "validation_fraction": 0.0, "test_fraction": 0.0},
-    "teacher": {"name": "train", "small": {"steps": 4000, "batch": 256}},
+    "teacher": {"name": "train", "small": {"steps": 4000, "batch": 256, "view_weight": 1.0}},
     "encoder": {"size": "tiny", "gaussians": 4096, "groups": 128, "group_size": 32},
     "training": {"run": "small", "epochs": 60, "batch": 256, "micro_batch": 256, "lr": 1e-3},
     "evaluation": {"few_shot": []},
@@ -167,6 +167,9 @@ def measured(config: Config, parts: dict[str, str]) -> dict[str, Any]:
             "text to 3D": retrieval(of_texts, shapes, made.of_caption, **options),
             "3D to text": retrieval(shapes, texts[places], made.described, groups=made.groups, **options),
             "teacher, text to image": retrieval(of_texts, pictures.mean[places], made.of_caption, **options),
+            "teacher, image to image": retrieval(
+                pictures.one[places], pictures.mean[places], itself, groups=made.groups, **options
+            ),
         }
         names = sorted({row["category"] for row in made.objects})
         classes = class_embeddings([spoken(name) for name in names], templates(None), teacher.encode_texts)

@@ -32,6 +32,8 @@ class SmallTeacher(Section):
     """A step has this many objects, all with different texts. Use 256 for thousands of objects."""
     category_steps: float = setting(0.5, "fraction", assumed=True, ge=0, le=1)
     """In this share of the steps the text is the category instead of the caption."""
+    view_weight: float = setting(0.0, "weight", assumed=True, ge=0)
+    """The loss adds this times a contrast between two images of each object, which tells objects of one text apart."""
     learning_rate: float = setting(1e-3, "learning rate", assumed=True, gt=0)
     """The learning rate of AdamW rises to this value, and then falls along a cosine."""
     weight_decay: float = setting(0.1, "factor", assumed=True, ge=0)

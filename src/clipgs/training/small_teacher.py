@@ -40,6 +40,7 @@ _WARMUP_FRACTION = 0.05
 _BETAS, _EPS = (0.9, 0.98), 1e-6  # of AdamW, as for CLIP (Radford et al., 2021, table 19)
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's too
 _FORMS = ("{}", "a {}", "a 3D model of a {}")  # the texts of a category
+_VIEW_SCALE = 10.0  # of the cosines between images: 1 / temperature of SimCLR (Chen et al., 2020)
 _ZOOM, _SHIFT = (0.85, 1.15), 0.1  # of an image: factors, and a fraction of its width
 NORMALISED = PreprocessCfg.mean, PreprocessCfg.std  # of images in [0, 1]
 _DECODE_MB, _DECODE_SECONDS = 1500, 300
@@ -170,7 +171,9 @@ def train(
 
     The loss is open_clip's. A batch never has two objects with the same text, because they would be negatives of each
     other. A text is drawn as often as it has objects. Texts are captions, and in a fraction of the steps
-    (`settings.category_steps`) categories, because a model of long captions alone does not know bare names.
+    (`settings.category_steps`) categories, because a model of long captions alone does not know bare names. With
+    `settings.view_weight` the same loss between two images of each of a second batch is added, as in SLIP (Mu et al.,
+    2022): texts alone do not tell objects of one text apart.
 
     Raises:
         ClipgsError: there is only one caption, or the loss is not finite.
@@ -198,6 +201,12 @@ def train(
     warmup = max(1, round(_WARMUP_FRACTION * settings.steps))
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in NORMALISED)
     contrast, losses = ClipLoss(), []
+
+    def encoded(places: np.ndarray, views: np.ndarray) -> Tensor:
+        """Features [B, D] of one image of each object, moved at random."""
+        pixels = images[torch.from_numpy(places).to(device), torch.from_numpy(views).to(device)]
+        return model.encode_image(moved((pixels.permute(0, 3, 1, 2).float() - mean) / std, draw), normalize=True)
+
     progress = Progress("teacher", settings.steps, "step")
     for step in range(settings.steps):
         rising, falling = (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -206,13 +215,16 @@ def train(
         source = sources[-1 if draw.random() < settings.category_steps else 0]
         size = min(settings.batch, len(source.owners))
         texts = draw.choice(len(source.owners), size, replace=False, p=source.share)
-        places = torch.from_numpy(np.array([draw.choice(source.owners[text]) for text in texts])).to(device)
+        places = np.array([draw.choice(source.owners[text]) for text in texts])
         tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)].to(device)
-        views = torch.from_numpy(draw.integers(0, images.shape[1], size)).to(device)
-        pictures = moved((images[places, views].permute(0, 3, 1, 2).float() - mean) / std, draw)
-        image_features = model.encode_image(pictures, normalize=True)
+        image_features = encoded(places, draw.integers(0, images.shape[1], size))
         text_features = model.encode_text(tokens, normalize=True)
         loss = contrast(image_features, text_features, model.logit_scale.exp())
+        if settings.view_weight and images.shape[1] > 1:
+            places = draw.choice(len(images), min(settings.batch, len(images)), replace=False)
+            pairs = draw.permuted(np.tile(np.arange(images.shape[1]), (len(places), 1)), axis=1)[:, :2]
+            features = encoded(np.tile(places, 2), pairs.T.ravel()).chunk(2)
+            loss = loss + settings.view_weight * contrast(*features, _VIEW_SCALE)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
