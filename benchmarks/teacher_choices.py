@@ -29,11 +29,11 @@ from clipgs.config import SmallTeacher, merge
 from clipgs.core.bundles import read_table
 from clipgs.core.processes import usable_cores
 from clipgs.core.seeds import seed_of
-from clipgs.evaluation.gallery import same_text
 from clipgs.evaluation.retrieval import retrieval
 from clipgs.teacher import tokenizers
 from clipgs.teacher.names import ARCHITECTURE
 from clipgs.training import small_teacher
+from clipgs.triplets.captions import same_text
 from clipgs.triplets.dataset import TripletDataset
 
 SETTINGS = {"steps": 4000, "batch": 256, "view_weight": 1.0}

@@ -1,11 +1,12 @@
 import itertools
+from contextlib import nullcontext
 
 import pytest
 
 from clipgs import config as configuration
 from clipgs.config.ablations import ROWS
 from clipgs.core.errors import UsageError
-from clipgs.evaluation.rows import chosen, of_row, of_start
+from clipgs.evaluation.rows import check_uni3ds_space, chosen, of_row, of_start
 from clipgs.stages import from_settings, runtime_settings, stage_settings
 
 PAPER = ["uni3d", "position-color", "all-attributes", "tokenizer", "voting"]
@@ -59,3 +60,14 @@ def test_the_start_is_itself_again_and_lies_beside_the_triplets():
     assert once.output == "here/ablations/points"
     told = from_settings(stage_settings(once, "ablation-start"), runtime_settings(config))
     assert of_start(told, 2) == once.model_copy(update={"workers": of_start(told, 2).workers})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "refused"),
+    [("EVA02-E-14-plus", False), ("ViT-B-32", True), ("train", True), ("local-dir:eva", False)],
+)
+def test_uni3d_is_a_row_in_its_own_teachers_space_alone(teacher, refused):
+    start = {"encoder": {"initialisation": "uni3d", "weights": "uni3d.pt"}, "teacher": {"name": teacher}}
+    with pytest.raises(UsageError, match="space of EVA02-E-14-plus") if refused else nullcontext():
+        check_uni3ds_space(configuration.check(start))
+    check_uni3ds_space(configuration.check({"teacher": {"name": teacher}}))  # without Uni3D any teacher will do

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipgs.evaluation.baselines import BASELINES, MISSING_COLOR, PUBLISHED, embed_points, preprocess
+from clipgs.encoder import prepare
+from clipgs.evaluation.baselines import BASELINES, MISSING_COLOR, PUBLISHED, _splats, embed_points, preprocess
+from clipgs.triplets.dataset import TripletDataset
+from tests.training.small_dataset import make_shard, settings
 
 UNI3D, OPENSHAPE, ULIP2 = BASELINES
 
@@ -52,3 +55,17 @@ def test_published_numbers_are_never_ours():
         assert row["source"].startswith("published: ")
         assert "ours" not in row
         assert all(0 <= value <= 1 for value in row.values() if isinstance(value, float))
+
+
+def test_a_baseline_can_be_asked_with_what_our_encoder_reads(tmp_path):
+    """A floater would else be among the first points, and nearly clear Gaussians among the patches' centres."""
+    config = settings(tmp_path)
+    uids = make_shard(config, "00000", [f"u{i}" for i in range(4)])
+    whole = [len(xyz) for xyz, _ in _splats(config, uids, None)]
+    assert min(whole) > 10
+    assert [len(xyz) for xyz, _ in _splats(config, uids, 10)] == [10] * 4
+    dataset = TripletDataset(config.output_path / "triplets")
+    ours = [prepare(dataset.gaussians(i), config.encoder) for i in range(4)]
+    for (xyz, rgb), wanted in zip(_splats(config, uids, config.encoder.gaussians), ours, strict=True):
+        assert torch.equal(xyz, wanted.means)
+        assert torch.equal(rgb, wanted.colors)

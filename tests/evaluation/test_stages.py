@@ -138,8 +138,10 @@ def test_the_tables_are_of_the_test_split_and_say_how_they_came(trained):
     gallery, retrieval, zero, few = (read(trained, name) for name in ("gallery", "retrieval", "zeroshot", "fewshot"))
     rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid", "split"])
     assert [row["uid"] for row in gallery["objects"]] == sorted(r["uid"] for r in rows if r["split"] == "test")
-    for table in (retrieval, zero, few):
+    for table in (retrieval, zero):
         assert table["gallery"]["sha256"] == gallery["sha256"]
+    assert few["drawn_from"]["objects"] == len(rows)  # episodes learn from the training split, not from the gallery
+    for table in (retrieval, zero, few):
         assert table["weights_sha256"] == 64 * "0"
         assert table["protocol"]
         assert "seed" in table
@@ -307,8 +309,8 @@ def test_baselines_without_files_are_empty_rows(copied):
     table = json.loads((copied.output_path / "evaluation" / "baselines.json").read_text())
     assert table["rows"][0]["ours"]
     assert table["rows"][0]["text_to_3d"] == read(copied, "retrieval")["rows"][0]["R@1"]
-    empty = table["rows"][1:7]
-    assert [row["model"] for row in empty] == ["Uni3D"] * 2 + ["OpenShape-PointBERT"] * 2 + ["ULIP-2"] * 2
+    empty = table["rows"][1:10]
+    assert [row["model"] for row in empty] == ["Uni3D"] * 3 + ["OpenShape-PointBERT"] * 3 + ["ULIP-2"] * 3
     assert all(row["source"].startswith("no checkpoint: evaluation.baselines.") for row in empty)
     assert not any(isinstance(value, float) for row in empty for value in row.values())
 

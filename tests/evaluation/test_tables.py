@@ -132,6 +132,9 @@ def test_few_shot_takes_support_from_train_and_says_what_is_missing(world):
     (row,) = table["rows"]
     assert (row["ways"], row["shots"], row["eligible_classes"]) == (2, 5, 3)
     assert [(gap["ways"], gap["shots"]) for gap in table["missing"]] == [(5, 5)]
+    assert table["drawn_from"]["objects"] == 60
+    other = few_shot_table([{**row, "sha256": "0"} for row in rows], {}, cells)
+    assert other["drawn_from"]["sha256"] != table["drawn_from"]["sha256"]
     same = settings(few_shot=["2-way 5-shot"], few_shot_support="same")
     same = few_shot_table(rows, {"probe": logistic(shapes)}, same)
     assert same["rows"][0]["queries_a_class"] == [5, 5]  # ten groups of each class in the test split

@@ -193,13 +193,21 @@ def test_a_proxy_that_does_not_reach_the_host(answering, no_proxies, monkeypatch
     assert found is None or found.unreachable
 
 
+EVA = {"teacher": {"name": "EVA02-E-14-plus"}}
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "words"),
     [
         ("train", {"encoder": {"initialisation": "uni3d"}}, "encoder.weights: encoder.initialisation = uni3d needs a"),
         ("train", {"encoder": {"initialisation": "points", "weights": "runs/gone"}}, "runs/gone does not exist"),
         ("train", {"encoder": {"initialisation": "eva02", "weights": "gone.pt"}}, "encoder.weights = gone.pt: gone.pt"),
-        ("ablation-train", {"encoder": {"initialisation": "uni3d", "weights": "gone.pt"}}, "gone.pt does not exist"),
+        ("ablation-train", {**EVA, "encoder": {"initialisation": "uni3d", "weights": "gone.pt"}}, "gone.pt does not"),
+        (
+            "ablation-train",
+            {"teacher": {"name": "ViT-B-32"}, "encoder": {"initialisation": "uni3d", "weights": "empty.csv"}},
+            "teacher.name = ViT-B-32: Uni3D's embeddings lie in the space of EVA02-E-14-plus",
+        ),
         ("evaluate", {"evaluation": {"classes": "gone.txt"}}, "evaluation.classes: gone.txt: No such file"),
         ("evaluate", {"evaluation": {"templates": "gone.txt"}}, "evaluation.templates: gone.txt: No such file"),
         ("baselines", {"evaluation": {"baselines": {"uni3d": "gone.pt"}}}, "evaluation.baselines.uni3d = gone.pt: "),

@@ -81,10 +81,17 @@ def test_the_norms_of_the_scores():
     assert torch.allclose(votes(scores, "mean_one"), torch.tensor([[0.5, 1.5], [0, 2], [0, 0]], dtype=torch.float64))
     heavier = math.exp(0.3) / (math.exp(0.1) + math.exp(0.3))
     assert votes(scores, "softmax")[0].tolist() == pytest.approx([2 * (1 - heavier), 2 * heavier])
+    assert votes(scores, "uniform").tolist() == [[1.0, 1.0]] * 3  # also where the cosine is negative
     shape, _, images, scores = batch(5)
-    for norm in ("mean_one", "softmax"):
+    for norm in ("mean_one", "softmax", "uniform"):
         loss = image_voting_loss(shape, images, scores, 5.0, score_norm=norm)
         assert loss.item() == pytest.approx(plain_image_loss(shape, images, votes(scores, norm), 5.0), abs=1e-12)
+
+
+def test_the_sum_over_views_weighs_k_times_their_mean():
+    shape, _, images, scores = batch(5, views=4)
+    mean = image_voting_loss(shape, images, scores, 5.0)
+    assert image_voting_loss(shape, images, scores, 5.0, over_views="sum").item() == pytest.approx(4 * mean.item())
 
 
 @pytest.mark.parametrize("norm", ["none", "mean_one", "softmax"])

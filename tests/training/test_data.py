@@ -250,6 +250,18 @@ def test_equal_captions_have_equal_numbers(config):
     assert len(captions.unique()) == 16
 
 
+def test_captions_that_evaluation_takes_for_equal_are_no_negatives(config):
+    """Case, white space and a full stop make no other text (evaluation.gallery)."""
+    file = config.output_path / "triplets" / "00001.parquet"
+    rows = read_table(file)
+    for row in rows:
+        row["caption"] = f" {row['caption'].upper()}."
+    write_table(file, rows, schema())
+    data = opened(config)
+    captions = data.batch(np.arange(32), np.zeros((32, 1), int), np.zeros((32, 9), np.float32)).captions
+    assert torch.equal(captions[:16], captions[16:])
+
+
 def test_batches_come_in_order_and_hardly_any_time_is_waited():
     def read(item):
         time.sleep(0.004 * (item % 3))

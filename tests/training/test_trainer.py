@@ -19,7 +19,7 @@ from clipgs.training import checkpoints, runs, stages
 from clipgs.training import trainer as trainer_module
 from clipgs.training.augment import augment
 from clipgs.training.data import TrainingBatches, TrainingData, compact
-from clipgs.training.trainer import Trainer, fixed_running_statistics
+from clipgs.training.trainer import Trainer, fixed_running_statistics, middles
 from tests.training.small_dataset import (
     DIM,
     KINDS,
@@ -109,6 +109,47 @@ def test_positions_are_augmented_in_single_precision(tmp_path, monkeypatch):
     assert not torch.equal(wanted.means, batch.gaussians().means)
     for name in ("means", "quats_wxyz", "log_scales", "colors"):
         assert torch.equal(getattr(given[0], name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_step_is_chosen_by_the_same_pictures_whatever_k_is(tmp_path, monkeypatch, views):
+    config = settings(tmp_path, training={"views": views})
+    make(config)
+    one, seen = trainer(config), []
+    read = one._data.batch
+    monkeypatch.setattr(one._data, "batch", lambda rows, views, draws: seen.append(views) or read(rows, views, draws))
+    one._validate(None)
+    assert all((pictures == [0, 1, 2, 3, 4, 5]).all() for pictures in seen)
+
+
+def test_pictures_to_choose_by_look_from_all_heights():
+    assert middles(36, 6).tolist() == [3, 9, 15, 21, 27, 33]
+    assert middles(4, 6).tolist() == [0, 1, 2, 3]
+    assert middles(7, 2).tolist() == [1, 5]
+
+
+def test_the_temperature_can_learn(tmp_path):
+    """At the rate of a weight, a run of 30 steps could not move it by more than its rounding."""
+    moved = {}
+    for factor in (1.0, 10.0):
+        config = settings(tmp_path, training={"epochs": 10, "logit_scale_lr": factor, "run": f"r{factor:.0f}"})
+        make(config)
+        one = trainer(config)
+        before = one.log_scale.item()
+        one.run()
+        moved[factor] = abs(one.log_scale.item() - before)
+    assert moved[10.0] > 4 * moved[1.0]
+    assert moved[10.0] > 0.02
+
+
+@pytest.mark.parametrize(("given", "first", "scale"), [(None, None, 1 / 0.07), (None, 42.0, 42.0), (20.0, 42.0, 20.0)])
+def test_the_temperature_starts_where_the_first_weights_left_it(tmp_path, given, first, scale):
+    config = settings(tmp_path, training={"logit_scale": given})
+    make(config)
+    data = TrainingData(config, SHARDS, [compact(config, shard) for shard in SHARDS])
+    model = ClipGS(config.encoder, data.dim, SHAPE)
+    model.first_logit_scale = first
+    assert Trainer(config, ALONE, model, data).log_scale.exp().item() == pytest.approx(scale, rel=1e-5)
 
 
 # --- a run ---

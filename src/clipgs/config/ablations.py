@@ -23,7 +23,7 @@ def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = N
 
 POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
 _ALL_ATTRIBUTES = {"point_attributes": "all", "refinement": False}
-ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "mean_one"}  # one image of weight 1: Uni3D's own loss
+ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "uniform"}  # one image of weight 1: Uni3D's own loss
 
 # The paper's table 5, then rows on what the paper leaves open. First weights: `clipgs.evaluation.rows`.
 ROWS: Mapping[str, Variant] = {
@@ -42,6 +42,7 @@ ROWS: Mapping[str, Variant] = {
     "views-10": _variant("K = 10", "voting", views=10),
     "scores-mean-one": _variant("scores of mean 1", "voting", score_norm="mean_one"),
     "scores-softmax": _variant("softmax of the scores", "voting", score_norm="softmax"),
+    "scores-uniform": _variant("images of equal weight", "voting", score_norm="uniform"),
     "start-none": _variant("random first weights", "voting", {"initialisation": "none", "weights": None}),
     "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
     "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),

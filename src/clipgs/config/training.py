@@ -41,9 +41,11 @@ class Training(Section):
     """A step samples this many images of each object, called K in the paper."""
     image_weight: float = setting(1.0, "weight", ge=0)
     """The loss is L_text + w L_img, with this value as w."""
-    score_norm: Literal["none", "mean_one", "softmax"] = setting("none", "name", assumed=True)
+    score_norm: Literal["none", "mean_one", "softmax", "uniform"] = setting("none", "name", assumed=True)
     """An image's weight in L_img is its cosine with the text (`none`), that cosine over the object's mean cosine
-    (`mean_one`), or the softmax of the object's cosines (`softmax`)."""
+    (`mean_one`), the softmax of the object's cosines (`softmax`), or 1 (`uniform`)."""
+    over_views: Literal["mean", "sum"] = setting("mean", "name", assumed=True)
+    """L_img is the mean over the images of an object, or their sum, which weighs K times as much."""
     duplicate_captions: Literal["mask", "paper"] = setting("mask", "name", assumed=True)
     """`mask` leaves objects with the same caption out of each other's negatives in L_text. `paper` keeps them."""
     lr: float = recipe_setting("training.lr", "learning rate", assumed=True, gt=0)
@@ -58,8 +60,11 @@ class Training(Section):
     """A gradient with a larger norm is scaled down to this norm."""
     precision: Literal["bf16", "fp32"] = setting("bf16", "name")
     """The encoder trains in this precision on CUDA. A CPU always computes in fp32."""
-    logit_scale: float = setting(14.2857, "factor", assumed=True, gt=0)
-    """Cosines in the loss are multiplied by a learned factor, which starts at this value."""
+    logit_scale: float | None = setting(None, "factor", assumed=True, gt=0, le=100)
+    """Cosines in the loss are multiplied by a learned factor, which starts at this value. null means that of the first
+    weights if they have one, and otherwise 14.2857 (1 / 0.07, as in CLIP)."""
+    logit_scale_lr: float = setting(10.0, "factor", assumed=True, ge=0)
+    """The learning rate of this factor is `lr` times this. With 1 a run of few steps cannot move it."""
     validate_epochs: int = setting(1, "epochs", ge=1)
     """This many epochs lie between two validations."""
     choose_from: int = setting(100, "objects", assumed=True, ge=1)

@@ -23,7 +23,12 @@ class ClipGS(nn.Module):
         settings: the section `encoder` of the configuration.
         dim: D, of the teacher's space.
         shape: of the transformer; default: that of `encoder.size`.
+
+    Attributes:
+        first_logit_scale: the factor on cosines that the first weights were trained with, if they say so.
     """
+
+    first_logit_scale: float | None = None
 
     def __init__(self, settings: Encoder, dim: int, shape: Shape | None = None) -> None:
         super().__init__()
@@ -55,6 +60,8 @@ def build(settings: Encoder, dim: int) -> ClipGS:
     starts = {"uni3d": pretrained.uni3d_start, "eva02": pretrained.eva02_start, "points": pretrained.points_start}
     state, shape = starts[settings.initialisation](settings)
     model = ClipGS(settings, dim, shape)
+    if (scale := state.pop("logit_scale", None)) is not None:
+        model.first_logit_scale = float(scale)
     new = pretrained.start_from(model, state)
     log.info("encoder started from %s; new: %s", settings.initialisation, ", ".join(new) or "nothing")
     return model

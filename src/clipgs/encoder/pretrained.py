@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipgs.config import Encoder
+from clipgs.core.bundles import read_metadata
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder import weights_file
 from clipgs.encoder.groups import farthest_points, nearest, take
@@ -268,10 +269,13 @@ def uni3d_start(settings: Encoder) -> tuple[State, Shape]:
     if settings.weights is None:
         raise UsageError("encoder.weights must name a checkpoint of Uni3D, such as model.pt of uni3d-b-no-lvis")
     path = Path(settings.weights).expanduser()
-    weights, shape = uni3d_weights(path, read_state(path))
+    read = read_state(path)
+    weights, shape = uni3d_weights(path, read)
     if (features := len(weights["points.conv4.bias"])) != POINT_FEATURES:
         raise ClipgsError(f"{path}: its point encoder has {features} features, but CLIP-GS needs {POINT_FEATURES}")
     state = {key if key.startswith("transformer.") else f"tokenizer.{key}": weights[key] for key in weights}
+    if "logit_scale" in read:
+        state["logit_scale"] = read["logit_scale"].exp()
     return state, _checked(settings, shape, path)
 
 
@@ -307,6 +311,8 @@ def points_start(settings: Encoder) -> tuple[State, Shape]:
     except KeyError:
         raise ClipgsError(f"{file} is not a model of clipgs") from None
     shape = SIZES[settings.size]._replace(width=width, hidden=hidden, depth=depth)
+    if (scale := read_metadata(file).get("logit_scale")) is not None:
+        state["logit_scale"] = torch.tensor(float(scale))
     return state, _checked(settings, shape, file)
 
 

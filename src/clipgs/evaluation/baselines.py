@@ -6,6 +6,7 @@ not have its checkpoint or teacher. The table also has published numbers, with t
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clipgs.config import Config, Teacher
+from clipgs.core.errors import ObjectError
 from clipgs.core.files import check, sha256_of
 from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
@@ -24,11 +26,14 @@ from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.inputs import class_names, index_rows, lvis_shapes, spoken_names
 from clipgs.evaluation.prompts import class_embeddings, templates
 from clipgs.evaluation.retrieval import retrieval
+from clipgs.evaluation.rows import UNI3DS_TEACHER, check_uni3ds_space
 from clipgs.evaluation.tables import zero_shot_table
 from clipgs.stages import path
 
 MISSING_COLOR = 0.4  # of points without colours, in the loaders of OpenShape and Uni3D
 _BATCH = 16
+_PREPARED = "splats, cleaned as for our encoder"
+_SPLATS, _POINTS = ("splats", _PREPARED), "points of the meshes"  # what a baseline is asked with
 
 
 class Baseline(NamedTuple):
@@ -46,7 +51,7 @@ class Baseline(NamedTuple):
 # Uni3D: data/datasets.py, scripts/inference.sh. OpenShape: src/data.py, src/models/ppat.py. ULIP-2:
 # models/ULIP_models.py and its config of coloured points. ULIP-2 does not state its axes; we use ours.
 BASELINES = (
-    Baseline("Uni3D", "uni3d", "EVA02-E-14-plus", "laion2b_s9b_b144k", "eva02_e_14_plus", 10_000, (0, 1, 2)),
+    Baseline("Uni3D", "uni3d", UNI3DS_TEACHER, "laion2b_s9b_b144k", "eva02_e_14_plus", 10_000, (0, 1, 2)),
     Baseline("OpenShape-PointBERT", "openshape", "ViT-bigG-14", "laion2b_s39b_b160k", "vit_bigg_14", 10_000, (0, 2, 1)),
     Baseline("ULIP-2", "ulip2", "ViT-bigG-14", "laion2b_s39b_b160k", "vit_bigg_14", 10_000, (0, 1, 2)),
 )
@@ -94,7 +99,7 @@ def baselines_table(config: Config) -> dict[str, Any]:
     made = gallery(rows, config.evaluation, config.views.count)
     found = [_ours(config)]
     for baseline in BASELINES:
-        for source in ("splats", "points of the meshes"):
+        for source in (*_SPLATS, _POINTS):
             reason = _lacking(config, baseline, source)
             row = {"source": reason} if reason else _measured(config, baseline, source, made, rows)
             found.append({"model": baseline.name, "input": source, **row})
@@ -136,7 +141,7 @@ def _lacking(config: Config, baseline: Baseline, source: str) -> str | None:
     for what, setting in (("checkpoint", baseline.setting), ("teacher", baseline.teacher_setting)):
         if getattr(config.evaluation.baselines, setting) is None:
             return f"no {what}: evaluation.baselines.{setting}"
-    if source != "splats" and not any((config.output_path / "points").glob("*.npz")):
+    if source == _POINTS and not any((config.output_path / "points").glob("*.npz")):
         return "the points of the meshes are not kept"
     return None
 
@@ -159,7 +164,10 @@ def _measured(
         **config.teacher.model_dump(include={"images", "precision", "batch"}),
     )
     teacher = teachers.load(config.model_copy(update={"teacher": chosen}))
-    clouds = _splats(config, made.uids) if source == "splats" else _mesh_points(config, made.uids, rows)
+    if source == _POINTS:
+        clouds = _mesh_points(config, made.uids, rows)
+    else:
+        clouds = _splats(config, made.uids, baseline.points if source == _PREPARED else None)
     shapes = embed_points(model, baseline, clouds, len(made.objects))
     texts = teacher.encode_texts([row["caption"] for row in made.objects]).cpu().numpy()
     measure = partial(retrieval, groups=made.groups, resamples=settings.resamples, seed=settings.seed)
@@ -206,15 +214,19 @@ def embed_points(
 
 
 def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
-    """Embeddings of the splats of `evaluation.split` by the published Uni3D, from positions and colours."""
+    """Embeddings of the splats of `evaluation.split` by the published Uni3D, from positions and colours.
+
+    It reads the Gaussians that our rows read: a baseline that is asked with floaters would look worse than it is.
+    """
     from clipgs.core.devices import choose_device
     from clipgs.encoder import pretrained
     from clipgs.teacher import features
 
+    check_uni3ds_space(config)
     rows = [row for row in index_rows(config) if config.evaluation.split in ("all", row["split"])]
     model = pretrained.load(checkpoint).to(choose_device(config.device))
     uids = [row["uid"] for row in rows]
-    shapes = embed_points(model, BASELINES[0], _splats(config, uids), len(uids))
+    shapes = embed_points(model, BASELINES[0], _splats(config, uids, config.encoder.gaussians), len(uids))
     about = features.read(config, rows[0]["shard"]).metadata
     metadata = {
         "model_sha256": sha256_of(Path(checkpoint)),
@@ -224,14 +236,23 @@ def embed_uni3d(config: Config, checkpoint: str) -> Embeddings:
     return Embeddings(uids, shapes, metadata)
 
 
-def _splats(config: Config, uids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Positions and colours of each object's Gaussians, in farthest-point order."""
+def _splats(config: Config, uids: Sequence[str], prepared: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Positions and colours of each object's Gaussians, in farthest-point order.
+
+    Args:
+        prepared: only those that `encoder.prepare` keeps, at most so many; None means all of the file. A splat of which
+            it keeps none is given whole.
+    """
+    from clipgs.encoder import prepare
     from clipgs.triplets.dataset import TripletDataset
 
     dataset = TripletDataset(config.output_path / "triplets")
     place = {str(uid): i for i, uid in enumerate(dataset.uids)}
     for uid in uids:
         gaussians = dataset.gaussians(place[uid])
+        if prepared is not None:
+            with suppress(ObjectError):
+                gaussians = prepare(gaussians, config.encoder.model_copy(update={"gaussians": prepared}), uid)
         yield gaussians.means, gaussians.colors
 
 

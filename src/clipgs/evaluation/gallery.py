@@ -13,13 +13,9 @@ from typing import Any
 from clipgs.config import Evaluation
 from clipgs.core.errors import ClipgsError
 from clipgs.core.seeds import json_digest, seed_of
+from clipgs.triplets.captions import same_text
 
 Row = dict[str, Any]
-
-
-def same_text(caption: str) -> str:
-    """The form in which captions are compared: without differences of case, white space and a final full stop."""
-    return " ".join(caption.casefold().split()).rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 from clipgs.config import Config, check, merge
 from clipgs.config.ablations import ONE_VIEW, POINTS_ONLY, ROWS
+from clipgs.core.errors import UsageError
 
+UNI3DS_TEACHER = "EVA02-E-14-plus"
 ABLATION = "ablation-"  # prefix of the names of the rows' runs
 START = "points-s"  # prefix of the names of the point encoder's runs
 
@@ -54,6 +56,20 @@ def points_output(config: Config) -> Path:
 def has_uni3d(config: Config) -> bool:
     """Whether the rows start from Uni3D's checkpoint."""
     return config.encoder.initialisation == "uni3d" and config.encoder.weights is not None
+
+
+def check_uni3ds_space(config: Config) -> None:
+    """Holds the teacher to Uni3D's where Uni3D itself is a row.
+
+    Raises:
+        UsageError: its embeddings lie in another teacher's space. A folder or file of the user's own is believed.
+    """
+    teacher = config.teacher.name
+    if has_uni3d(config) and "uni3d" in config.ablations.rows and ":" not in teacher and teacher != UNI3DS_TEACHER:
+        raise UsageError(
+            f"config: teacher.name = {teacher}: Uni3D's embeddings lie in the space of {UNI3DS_TEACHER}, so the row "
+            "uni3d cannot be measured in another; name that teacher, or leave out encoder.initialisation = uni3d"
+        )
 
 
 def _first_weights(config: Config, seed: int) -> dict[str, Any]:

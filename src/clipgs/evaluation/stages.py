@@ -108,7 +108,7 @@ def evaluate(config: Config, threads: int | None = None) -> None:
         zero["note"] = note
     write_json(folder / "zeroshot.json", {**about, **zero})
     few = few_shot_table(rows, _few_shot_classifiers(config, embeddings, list(place)), settings)
-    write_json(folder / "fewshot.json", {**about, "gallery": made.about(), **few})
+    write_json(folder / "fewshot.json", {**about, **few})
     for row in table["rows"]:
         rates = 100 * row["R@1"], row["gallery"], 100 * row["chance"]["R@1"]
         log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], *rates)

@@ -13,7 +13,7 @@ from clipgs.core.errors import ClipgsError
 from clipgs.core.files import write_bytes
 from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
-from clipgs.core.seeds import seed_of
+from clipgs.core.seeds import json_digest, seed_of
 from clipgs.evaluation.embeddings import Embeddings
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery, gallery
@@ -176,13 +176,14 @@ def zero_shot_table(
 
 
 def few_shot_table(
-    objects: Sequence[Mapping[str, Any]],  # uid, split, category, group of each row
+    objects: Sequence[Mapping[str, Any]],  # uid, split, category, group, sha256 of each row
     classifiers: Mapping[str, Predict],  # name to what labels an episode of these rows
     settings: Evaluation,
 ) -> dict[str, Any]:
     """Rows of few-shot classification, one per kind of episode and classifier.
 
-    `missing` has the kinds of episodes for which there are too few classes.
+    `missing` has the kinds of episodes for which there are too few classes. `drawn_from` has the number and the hash of
+    all objects with a category: episodes are drawn from these, whatever the gallery is.
     """
     known = [(i, row["category"], row["group"]) for i, row in enumerate(objects) if row["category"]]
     queries = [one for one in known if settings.split in ("all", objects[one[0]]["split"])]
@@ -205,6 +206,12 @@ def few_shot_table(
     progress.close()
     return {
         "protocol": FEW_SHOT_PROTOCOL,
+        "drawn_from": {
+            "objects": len(known),
+            "sha256": json_digest(
+                [[objects[i].get(key) for key in ("uid", "split", "category", "group", "sha256")] for i, _, _ in known]
+            ),
+        },
         "support": learn_of,
         "queries": settings.split,
         "queries_a_class": settings.few_shot_queries,

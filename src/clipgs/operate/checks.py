@@ -22,7 +22,7 @@ from clipgs.core.devices import without_cuda
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.lists import enumerated
 from clipgs.core.web import is_loopback, token
-from clipgs.evaluation.rows import ABLATION, has_uni3d
+from clipgs.evaluation.rows import ABLATION, check_uni3ds_space, has_uni3d
 from clipgs.operate.estimate import rates, size_text
 from clipgs.stages import STAGES
 from clipgs.teacher import hub, names
@@ -62,6 +62,12 @@ def of_names(config: Config) -> Findings:
         return []
 
     return _gathered([partial(_run, config), *(partial(misspelt, key, settings) for key, settings in _models(config))])
+
+
+def _uni3d(config: Config, jobs: Jobs) -> list[str]:
+    """Whether Uni3D can be a row of the ablation."""
+    check_uni3ds_space(config)
+    return []
 
 
 def _run(config: Config) -> list[str]:
@@ -334,5 +340,6 @@ _CHECKS: dict[Callable[[Config, Jobs], list[str]], set[str]] = {
     _first_weights: _TRAINS,
     _prompts: _EVALUATES,
     _baselines: {"baselines"},
+    _uni3d: {"ablation-start", "ablation-train", "ablation-evaluate"},
     _listed_captions: {"caption"},
 }

@@ -36,6 +36,7 @@ from clipgs.teacher import features
 from clipgs.teacher.features import ABOUT
 from clipgs.training.augment import draw
 from clipgs.training.gather import Rows
+from clipgs.triplets.captions import same_text
 
 log = logging.getLogger(__name__)
 
@@ -303,7 +304,7 @@ class TrainingData:
             self._check_features(shard, names, found[index])
             of_shards[shard] = inputs_of(config, shard, packed, found[index])
             rows = np.flatnonzero(counts[index])
-            captions = [hashlib.sha256((row["caption"] or "").encode()).digest()[:8] for row in packed]
+            captions = [hashlib.sha256(same_text(row["caption"] or "").encode()).digest()[:8] for row in packed]
             splits = [_SPLITS.index(row["split"]) if row["split"] in _SPLITS else -1 for row in packed]
             uids += [names[row] for row in rows]
             caption_ids = np.frombuffer(b"".join(captions), "<i8")

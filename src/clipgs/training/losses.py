@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ScoreNorm = Literal["none", "mean_one", "softmax"]
+ScoreNorm = Literal["none", "mean_one", "softmax", "uniform"]
+OverViews = Literal["mean", "sum"]
 
 
 def text_loss(
@@ -39,14 +40,17 @@ def image_voting_loss(
     logit_scale: Tensor | float,
     *,
     score_norm: ScoreNorm = "none",
+    over_views: OverViews = "mean",
 ) -> Tensor:
     """L_img = 1 / (2 B K) sum_bk S_bk (CE_b(G I_k^T) + CE_b(I_k G^T)), the Image Voting Loss (paper, eq. 4).
 
     I_k has the k-th sampled view of every object. So the negatives of a view are one view of each other object, and
-    never another view of its own object. `votes` computes S from the scores by `score_norm`.
+    never another view of its own object. `votes` computes S from the scores by `score_norm`. The paper's equation has
+    no 1 / K; `over_views` "sum" leaves it out, and then the image loss weighs K times as much.
     """
     logits = logit_scale * torch.einsum("bd,jkd->kbj", shape, images)  # [K, B, B]
-    return (votes(scores, score_norm).T * _both_ways(logits)).mean() / 2
+    loss = (votes(scores, score_norm).T * _both_ways(logits)).mean() / 2
+    return loss * len(logits) if over_views == "sum" else loss
 
 
 def votes(
@@ -56,8 +60,11 @@ def votes(
     """The weight S of each view.
 
     none: the cosine, with negative ones as 0. mean_one: that divided by its mean over the object's views, so that all
-    objects have the same weight. softmax: K times the softmax over the object's views, which has mean 1 too.
+    objects have the same weight. softmax: K times the softmax over the object's views, which has mean 1 too. uniform: 1
+    for every view, whatever its score.
     """
+    if score_norm == "uniform":
+        return torch.ones_like(scores)
     if score_norm == "softmax":
         return scores.shape[1] * scores.softmax(dim=1)
     weights = scores.clamp(min=0)

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _MAX_LOGIT_SCALE = 100.0  # CLIP's (Radford et al., 2021)
 _SPEED_EVERY_STEPS = 20
+_LOGIT_SCALE = 1 / 0.07  # CLIP's too: where it starts if nothing else says so
+_VALIDATION_VIEWS = 6  # of each object, whatever K is: runs of another K choose their step by the same images
 _STATE_SHARE = 0.02  # of the time, at most, for states between those of every `checkpoint_steps`
 
 
@@ -78,6 +80,15 @@ def fixed_running_statistics(model: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
+def middles(views: int, count: int) -> np.ndarray:
+    """The middle view of each of `count` equal parts of the views, or every view where there are fewer.
+
+    The canonical cameras go down a spiral, so the first views of all parts would look from too high.
+    """
+    count = min(count, views)
+    return (np.arange(count) + 0.5) * views // count
+
+
 class _Pending(NamedTuple):
     """Numbers of a step, being copied to the CPU."""
 
@@ -110,9 +121,11 @@ class Trainer:
         self.model = model.to(ranks.device)
         if config.workers.compile and ranks.device.type == "cuda":
             self.model.compile()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(settings.logit_scale), device=ranks.device))
+        scale = settings.logit_scale or getattr(model, "first_logit_scale", None) or _LOGIT_SCALE
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=ranks.device))
         groups = parameter_groups(self.model, settings)
-        groups.append({"params": [self.log_scale], "names": ["log_scale"], "factor": 1.0, "weight_decay": 0.0})
+        temperature = {"factor": settings.logit_scale_lr, "weight_decay": 0.0}
+        groups.append({"params": [self.log_scale], "names": ["log_scale"], **temperature})
         self.names = [name for group in groups for name in group.pop("names")]
         self.optimizer = adamw(groups, settings.lr, ranks.device)
         self._parallel = self.model
@@ -216,7 +229,8 @@ class Trainer:
         scores, captions = gather(batch.scores), gather(batch.captions)
         scale = self.log_scale.exp()
         of_text = text_loss(shape, text, scale, captions=captions if settings.duplicate_captions == "mask" else None)
-        of_images = image_voting_loss(shape, images, scores, scale, score_norm=settings.score_norm)
+        norm, over = settings.score_norm, settings.over_views
+        of_images = image_voting_loss(shape, images, scores, scale, score_norm=norm, over_views=over)
         rows = torch.cat([shape.detach(), text, images.flatten(1), scores], dim=1)
         return (of_text + settings.image_weight * of_images, of_text, of_images), rows.isfinite().all(dim=1)
 
@@ -279,7 +293,7 @@ class Trainer:
         ranks, settings = self._ranks, self._settings
         share = -(-len(objects) // ranks.world)
         mine = np.resize(objects, share * ranks.world)[ranks.rank * share :][:share]  # padded with the first ones
-        views = np.linspace(0, self._data.pictures, settings.views, endpoint=False).astype(int)
+        views = middles(self._data.pictures, _VALIDATION_VIEWS)
         size = min(settings.micro_batch, share)
         chunks = [mine[start : start + size] for start in range(0, share, size)]
 

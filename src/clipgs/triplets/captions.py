@@ -46,6 +46,11 @@ def clean(text: str | None, max_characters: int) -> str:
     return _cut(text, max_characters)
 
 
+def same_text(caption: str) -> str:
+    """The form in which captions are compared: without differences of case, white space and a final full stop."""
+    return " ".join(caption.casefold().split()).rstrip(".")
+
+
 def _cut(text: str, max_characters: int) -> str:
     if len(text) <= max_characters:
         return text
