@@ -147,7 +147,7 @@ def test_a_run_adds_its_sections(evaluated):
 def test_a_difference_to_another_row_than_the_one_above_names_it(evaluated):
     said = Page(made(evaluated)).said()
     assert "+10.0 \N{MINUS SIGN}10.0 to +20.0 last" in said
-    assert f"\N{MINUS SIGN}25.0 \N{MINUS SIGN}30.0 to +0.0, to: {' '.join(NASTY.split())}" in said
+    assert f"\N{MINUS SIGN}25.0 \N{MINUS SIGN}30.0 to +0.0 to: {' '.join(NASTY.split())}" in said
 
 
 def test_cells_of_a_wide_table_say_their_column(evaluated):

@@ -17,10 +17,11 @@ from clipgs.config import Config
 from clipgs.config.ablations import ROWS
 from clipgs.core.bundles import TarWriter, write_table
 from clipgs.core.files import check, remove_sidecar, write_bytes
+from clipgs.evaluation.differences import paired_difference
 from clipgs.evaluation.embeddings import read_embeddings, run_folder
 from clipgs.evaluation.gallery import Gallery, gallery
 from clipgs.evaluation.inputs import index_rows, lvis_shapes, read_features
-from clipgs.evaluation.retrieval import CONFIDENCE, interval, ranks
+from clipgs.evaluation.retrieval import ranks
 from clipgs.evaluation.rows import chosen, has_uni3d, of_row, points_output
 from clipgs.evaluation.tables import write_json
 from clipgs.stages import path, table
@@ -103,7 +104,7 @@ def write_ablations(config: Config) -> None:
     hits = {name: np.stack([_hits(of_row(config, name, seed), made, texts) for seed in seeds]) for name in names}
     found = {
         "protocol": "Every row and seed trained and evaluated alike. Differences are paired: the same queries, the "
-        f"same seeds, in {PAIRED}; intervals 95 %, resampled over groups of one shape.",
+        f"same seeds, in {PAIRED}; intervals 95 %, for other seeds and other groups of one shape.",
         "gallery": made.about(),
         **lvis_shapes(config),
         "seed": config.evaluation.seed,
@@ -145,17 +146,8 @@ def _table_row(config: Config, name: str, hits: Mapping[str, np.ndarray], made: 
     if name == "uni3d" and not has_uni3d(config):
         found_row["note"] = _start_note(config)
     if (against := ROWS[name].against) is not None:
-        changes = hits[name] - hits[against]  # [seeds, n]
-        change = changes.mean(axis=0)
-        groups = np.unique(made.groups, return_inverse=True)[1].reshape(-1)
-        found_row["difference"] = {
-            "metric": PAIRED,
-            "against": ROWS[against].title,
-            "mean": float(change.mean()),
-            "interval": interval(change, groups, resamples=config.evaluation.resamples, seed=config.evaluation.seed),
-            "confidence": CONFIDENCE,
-            "by_seed": changes.mean(axis=1).tolist(),
-        }
+        change = paired_difference(hits[name] - hits[against], made.groups)
+        found_row["difference"] = {"metric": PAIRED, "against": ROWS[against].title, **change}
     return found_row
 
 

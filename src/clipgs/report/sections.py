@@ -387,13 +387,21 @@ def ablations(sources: Sources) -> list[Content]:
 
 
 def _difference(change: Mapping[str, Any] | None, above: str) -> Cell:
-    """Percentage points with their interval, and the row they are compared with, unless it is the row above."""
+    """Percentage points with their interval, the difference of each seed, and the row that they are compared with."""
     if not change:
         return Cell(NO_VALUE)
-    numbers = (round(100 * value, 1) + 0.0 for value in (change["mean"], *change["interval"]))  # no -0.0
-    mean, low, high = (f"{number:+.1f}".replace("-", "\N{MINUS SIGN}") for number in numbers)
-    other = "" if change["against"] == above else f", to: {change['against']}"
-    return Cell(mean, [f"{low} to {high}{other}"])
+
+    def signed(value: float) -> str:
+        return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")  # no -0.0
+
+    notes = []
+    if change["interval"]:
+        notes.append(" to ".join(signed(bound) for bound in change["interval"]))
+    if len(seeds := change.get("by_seed", [])) > 1:
+        notes.append("by seed " + ", ".join(signed(value) for value in seeds))
+    if change["against"] != above:
+        notes.append(f"to: {change['against']}")
+    return Cell(signed(change["mean"]), notes)
 
 
 def embedding(sources: Sources) -> list[Content]:
