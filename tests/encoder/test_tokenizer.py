@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from clipgs.config import Encoder
 from clipgs.encoder import order
-from clipgs.encoder.tokenizer import ATTRIBUTES, CHANNELS, PointEncoder, Refinement, Tokenizer, conv1x3
+from clipgs.encoder.attributes import widths
+from clipgs.encoder.tokenizer import PointEncoder, Refinement, Tokenizer, conv1x3
 from clipgs.splats.quaternions import rotation_matrices
 
 from .conftest import random_gaussians
@@ -95,6 +96,9 @@ def test_a_patch_holds_what_its_gaussians_are(small):
     assert (one[19:] == 0).all()
 
 
+ATTRIBUTES = widths("paper")
+
+
 @pytest.mark.parametrize("name", list(ATTRIBUTES))
 def test_an_attribute_that_is_left_out_changes_nothing(small, name):
     settings = small.model_copy(update={"attributes": [other for other in ATTRIBUTES if other != name]})
@@ -146,7 +150,7 @@ def test_conv1x3_is_torchs_convolution(batch):
 
 def slow_refinement(block, patches, centres):
     """One object, one order after the other, in evaluation mode."""
-    lifted = F.relu(block.lift_norm(block.lift(patches[..., :CHANNELS]))).amax(1)  # [g, 128]
+    lifted = F.relu(block.lift_norm(block.lift(patches[..., :19]))).amax(1)  # [g, 128]
     low, side = centres.amin(0), (centres.amax(0) - centres.amin(0)).max()
     grid = ((centres - low) / side * 2**block.order_depth).long().clamp(0, 2**block.order_depth - 1)
     results = []

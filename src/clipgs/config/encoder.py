@@ -26,6 +26,10 @@ class Encoder(Section):
         ["position", "color", "opacity", "scale", "rotation"], "names"
     )
     """The tokenizer reads the patch centres and these attributes of the Gaussians. Other attributes are set to zero."""
+    attribute_encoding: Literal["paper", "standardised", "covariance"] = setting("paper", "name", assumed=True)
+    """`paper` reads opacity, scale and rotation through sigmoids and as a matrix. `standardised` reads the opacity and
+    the logarithms of the sorted scales, and gives all channels the same weight at first. `covariance` reads rotation as
+    two symmetric matrices too, which are equal for equal Gaussians."""
     point_attributes: Literal["position_color", "all"] = setting("position_color", "name")
     """Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes that they
     lack."""

@@ -25,7 +25,7 @@ from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.encoder import weights_file
 from clipgs.encoder.groups import farthest_points, nearest, take
 from clipgs.encoder.pointbert import OPENSHAPE_HEAD, OPENSHAPE_SIZES, OpenShape, OpenShapeSize, Ulip2
-from clipgs.encoder.tokenizer import CHANNELS, POINT_FEATURES, PointEncoder
+from clipgs.encoder.tokenizer import POINT_CHANNELS, POINT_FEATURES, PointEncoder
 from clipgs.encoder.transformer import SIZES, TIMM_NAMES, PatchTransformer, Shape
 
 State = dict[str, Tensor]
@@ -338,8 +338,8 @@ def start_from(model: nn.Module, state: State) -> list[str]:
     for key, value in state.items():
         if key not in own:
             continue
-        if key == "tokenizer.points.conv1.weight" and value.shape[1] < own[key].shape[1] == CHANNELS:
-            value = nn.functional.pad(value, (0, CHANNELS - value.shape[1]))
+        if key == "tokenizer.points.conv1.weight" and value.shape[1] == POINT_CHANNELS:
+            value = nn.functional.pad(value, (0, own[key].shape[1] - POINT_CHANNELS))
         if value.shape == own[key].shape:
             fitting[key] = value
         elif not key.startswith("transformer.embed."):

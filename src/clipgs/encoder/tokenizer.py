@@ -14,17 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipgs.config import Encoder
-from clipgs.encoder import order
+from clipgs.encoder import attributes, order
 from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded
 from clipgs.encoder.fused import patch_max, relu_of_sum
 from clipgs.encoder.groups import centre_rows, nearest, take
 from clipgs.splats.gaussians import Gaussians
-from clipgs.splats.quaternions import rotation_matrices
 
-# The number of channels of each attribute of a Gaussian in its patch, in this order.
-ATTRIBUTES = {"position": 3, "color": 3, "opacity": 1, "scale": 3, "rotation": 9}
-CHANNELS = sum(ATTRIBUTES.values())
-POINT_CHANNELS = ATTRIBUTES["position"] + ATTRIBUTES["color"]  # the input of Uni3D's point encoder
+POINT_CHANNELS = 6  # position and colour, the input of Uni3D's point encoder
 POINT_FEATURES = 512  # of its last layer
 LIFTED = 128  # of a patch in branch two, before the convolutions
 ALIGNMENT = 8  # channels; matrix products in half precision are slow unless rows are multiples of 16 bytes
@@ -81,24 +77,26 @@ def normed_linear(
     linear: nn.Linear,
     norm: BatchNorm,
     patch_moments: tuple[Moments, Tensor] | None = None,
+    gain: Tensor | None = None,  # [C], of each channel
 ) -> Tensor:  # [B, g, n, C']
     """The linear layer and its batch norm as one layer; further channels of the patches are ignored."""
     channels = linear.in_features
+    matrix = linear.weight if gain is None else linear.weight * gain
     bias = torch.zeros_like(norm.bias) if linear.bias is None else linear.bias
     if not norm.uses_batch:
-        weight, offset = folded(linear.weight, bias, *norm.scale_shift())
+        weight, offset = folded(matrix, bias, *norm.scale_shift())
     else:
         if patch_moments is None:
             patches, mean = centred(patches)
             patch_moments = Moments(patches), mean
         moments, taken_off = patch_moments
         with torch.autocast(patches.device.type, enabled=False):
-            offset = linear.weight @ taken_off[:channels] + bias
-            mean = linear.weight @ moments.mean[:channels] + offset
+            offset = matrix @ taken_off[:channels] + bias
+            mean = matrix @ moments.mean[:channels] + offset
             covariance = moments.covariance[:channels, :channels]
-            variance = ((linear.weight @ covariance) * linear.weight).sum(1)
+            variance = ((matrix @ covariance) * matrix).sum(1)
             scale, shift = norm.scale_shift(mean, variance, moments.rows)
-            weight, offset = folded(linear.weight, offset, scale, shift)
+            weight, offset = folded(matrix, offset, scale, shift)
     return F.linear(patches, F.pad(weight, (0, patches.shape[-1] - channels)), offset)
 
 
@@ -133,7 +131,10 @@ class Refinement(nn.Module):
         self.orders: Sequence[order.Order] = settings.orders
         self.order_depth, self.order_fusion = settings.order_depth, settings.order_fusion
         width, mode = settings.refinement_width, settings.batch_norm
-        self.lift = nn.Linear(CHANNELS, LIFTED, bias=False)  # the norm would remove a bias
+        gains = attributes.gains(settings.attribute_encoding)
+        self.gain: Tensor
+        self.register_buffer("gain", torch.tensor(gains), persistent=False)
+        self.lift = nn.Linear(len(gains), LIFTED, bias=False)  # the norm would remove a bias
         self.lift_norm = BatchNorm(LIFTED, mode)
         self.conv1 = nn.Linear(3 * LIFTED, 2 * width, bias=False)  # the first of the two, and the shortcut
         self.norm1 = BatchNorm(2 * width, mode)
@@ -143,11 +144,11 @@ class Refinement(nn.Module):
 
     def forward(
         self,
-        patches: Tensor,  # [B, g, n, 19 or more]
+        patches: Tensor,  # [B, g, n, C or more]
         centres: Tensor,  # [B, g, 3]
         patch_moments: tuple[Moments, Tensor] | None = None,
     ) -> Tensor:  # [B, g, features]
-        lifted = F.relu(patch_max(normed_linear(patches, self.lift, self.lift_norm, patch_moments)))
+        lifted = F.relu(patch_max(normed_linear(patches, self.lift, self.lift_norm, patch_moments, self.gain)))
         rows = self.rows(centres)
         inverse = rows.argsort(dim=2)
         hidden, shortcut = self.norm1(conv1x3(_Permute.apply(lifted, rows, inverse), self.conv1)).chunk(2, dim=-1)
@@ -185,8 +186,11 @@ class Tokenizer(nn.Module):
     def __init__(self, settings: Encoder, width: int) -> None:
         super().__init__()
         self.groups, self.group_size = settings.groups, settings.group_size
+        self.encoding: attributes.Encoding = settings.attribute_encoding
+        widths = attributes.widths(self.encoding)
+        self.channels = sum(widths.values())
         all_attributes = settings.point_attributes == "all"
-        self.points = PointEncoder(CHANNELS if all_attributes else POINT_CHANNELS, mode=settings.batch_norm)
+        self.points = PointEncoder(self.channels if all_attributes else POINT_CHANNELS, mode=settings.batch_norm)
         self.project = nn.Linear(POINT_FEATURES, width)
         self.refinement = Refinement(settings) if settings.refinement else None
         if self.refinement is not None:
@@ -194,8 +198,8 @@ class Tokenizer(nn.Module):
             self.add = nn.Linear(POINT_FEATURES, width)
             nn.init.zeros_(self.add.weight)
             nn.init.zeros_(self.add.bias)
-        used = [float(name in settings.attributes) for name, channels in ATTRIBUTES.items() for _ in range(channels)]
-        padding = -CHANNELS % ALIGNMENT
+        used = [float(name in settings.attributes) for name, channels in widths.items() for _ in range(channels)]
+        padding = -self.channels % ALIGNMENT
         self.used: Tensor
         self.register_buffer("used", torch.tensor(used + [0.0] * padding), persistent=False)
 
@@ -220,7 +224,7 @@ class Tokenizer(nn.Module):
     def patches(
         self, gaussians: Gaussians, neighbours: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:  # [B, g, n, 24], [B, g, 3]
-        """Each patch's Gaussians: position from the centre, colour, opacity, scale, rotation, and zeros up to 24."""
+        """Each patch's Gaussians: position from the centre, the channels of `attributes.encoded`, zeros up to 24."""
         means = gaussians.means.float()
         if gaussians.count is None and means.shape[1] >= self.groups:
             centres = means[:, : self.groups]
@@ -232,15 +236,7 @@ class Tokenizer(nn.Module):
         if neighbours is None:
             neighbours = nearest(means, centres, self.group_size, gaussians.count)
         rows = neighbours.long()
-        attributes = torch.cat(
-            [
-                gaussians.colors.float(),
-                gaussians.opacity_logits.float().sigmoid()[..., None],
-                gaussians.log_scales.float().sigmoid(),
-                rotation_matrices(F.normalize(gaussians.quats_wxyz.float(), dim=-1)).flatten(-2),  # by rows
-                means.new_zeros(*means.shape[:2], len(self.used) - CHANNELS),
-            ],
-            dim=-1,
-        )
-        patches = torch.cat([take(means, rows) - centres[:, :, None], take(attributes, rows)], dim=-1)
+        padding = means.new_zeros(*means.shape[:2], len(self.used) - self.channels)
+        values = torch.cat([attributes.encoded(gaussians, self.encoding), padding], dim=-1)
+        patches = torch.cat([take(means, rows) - centres[:, :, None], take(values, rows)], dim=-1)
         return patches * self.used, centres
