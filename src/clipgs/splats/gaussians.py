@@ -60,19 +60,27 @@ class Gaussians(_Tensors):
     rows have an opacity of zero.
     """
 
-    means: Tensor  # [..., N, 3]
-    quats_wxyz: Tensor  # [..., N, 4], any length but zero
-    log_scales: Tensor  # [..., N, 3], natural logarithm of the standard deviation
-    opacity_logits: Tensor  # [..., N]
-    colors: Tensor  # [..., N, 3], RGB in [0, 1]
-    count: Tensor | None = None  # [B] int64
+    means: Tensor
+    """[..., N, 3]"""
+    quats_wxyz: Tensor
+    """[..., N, 4], any length but zero"""
+    log_scales: Tensor
+    """[..., N, 3], natural logarithm of the standard deviation"""
+    opacity_logits: Tensor
+    """[..., N]"""
+    colors: Tensor
+    """[..., N, 3], RGB in [0, 1]"""
+    count: Tensor | None = None
+    """[B] int64"""
 
     @property
-    def scales(self) -> Tensor:  # [..., N, 3], world units
+    def scales(self) -> Tensor:
+        """[..., N, 3], world units"""
         return self.log_scales.exp()
 
     @property
-    def opacities(self) -> Tensor:  # [..., N] in [0, 1]
+    def opacities(self) -> Tensor:
+        """[..., N] in [0, 1]"""
         return self.opacity_logits.sigmoid()
 
     def __len__(self) -> int:
