@@ -39,9 +39,9 @@ class FittedMesh:
     """A splat and the mesh that it was fitted to."""
 
     gaussians: Gaussians
-    """[N, ...], in the canonical frame: Y up, centred, the longest side of the mesh 1."""
+    """[N, ...], in the canonical frame, in which Y is up and the longest side of the mesh is 1, around the origin."""
     views: Views
-    """[V, ...] of the mesh: first those that the splat was fitted to, then the held-out ones."""
+    """[V, ...] of the mesh, first those that the splat was fitted to, then the held-out ones."""
     held_out: int
     """How many of the views are held out."""
     quality: dict[str, Any]

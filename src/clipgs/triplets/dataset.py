@@ -24,7 +24,7 @@ class TripletDataset:
     An item is a dict of
 
     - `uid`: str
-    - `gaussians`: Gaussians [N, *], rows in farthest-point order
+    - `gaussians`: Gaussians [N, ...], rows in farthest-point order
     - `images`: [V, H, W, 3] uint8, the renders of the splat from its V cameras
     - `text`: str, the caption
     - `meta`: dict, the content of `uid.json`: category, licence, credit, quality, cameras and more
@@ -194,7 +194,7 @@ def best_render(uid: str, members: Mapping[str, bytes]) -> bytes:
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """A batch: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
+    """A batch: gaussians [B, N, ...] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
     import torch
 
     return {
