@@ -36,7 +36,7 @@ def test_every_page_is_in_the_site_and_in_its_menu(site):
 
 def test_every_key_and_every_command_has_a_place(site):
     text = (site / "reference" / "configuration.html").read_text()
-    missing = [key for key in configuration.setting_names() if f'id="confval-{key.replace("_", "-")}"' not in text]
+    missing = [key for key in configuration.setting_names() if f'id="confval-{key}"' not in text]
     assert missing == []
     text = (site / "reference" / "commands.html").read_text()
     commands = next(action.choices for action in parser()._actions if isinstance(action.choices, dict))

@@ -38,18 +38,24 @@ class _Tensors:
 class Points(_Tensors):
     """Points sampled on the surfaces of B objects."""
 
-    xyz: Tensor  # [B, P, 3]
-    rgb: Tensor  # [B, P, 3] in [0, 1]
-    normals: Tensor  # [B, P, 3], unit length
+    xyz: Tensor
+    """[B, P, 3]"""
+    rgb: Tensor
+    """[B, P, 3] in [0, 1]"""
+    normals: Tensor
+    """[B, P, 3], unit length"""
 
 
 @dataclass(frozen=True, eq=False)
 class Views(_Tensors):
     """V posed views of each of B objects."""
 
-    rgba: Tensor  # [B, V, H, W, 4] uint8, colour not multiplied by alpha
-    viewmats: Tensor  # [B, V, 4, 4] float32, world to camera, OpenCV axes
-    Ks: Tensor  # [B, V, 3, 3] float32, pixels
+    rgba: Tensor
+    """[B, V, H, W, 4] uint8, colour not multiplied by alpha"""
+    viewmats: Tensor
+    """[B, V, 4, 4] float32, world to camera, OpenCV axes"""
+    Ks: Tensor
+    """[B, V, 3, 3] float32, pixels"""
 
 
 @dataclass(frozen=True, eq=False)
