@@ -33,6 +33,7 @@ autoapi_ignore += ["*/splats/fitting/*", "*/splats/rasterizer/*"]
 autoapi_generate_api_docs = False  # reference/api.md names what is public
 autoapi_python_class_content = "class"
 autoapi_options = ["members"]
+autoapi_member_order = "bysource"
 autoapi_add_toctree_entry = False
 suppress_warnings = ["autoapi.python_import_resolution"]  # the other packages
 add_module_names = False
@@ -40,18 +41,24 @@ default_role = "literal"  # of single backticks in docstrings
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
 
 def _commands() -> str:
     """`--help` of every command, those that are no stages first."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "84"  # as wide as a page
     (commands,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
     parts = []
     for title, shown in (("Commands", commands.choices.keys() - STAGES.keys()), ("Stages", STAGES.keys())):
         parts.append(f"## {title}")
-        parts += [f"### clipgs {name}\n\n```text\n{parser.format_help()}```" for name, parser in commands.choices.items() if name in shown]
+        parts += [
+            f"### clipgs {name}\n\n```text\n{parser.format_help()}```"
+            for name, parser in commands.choices.items()
+            if name in shown
+        ]
     return "\n\n".join(parts)
 
 

@@ -51,7 +51,9 @@ def test_the_documented_names_are_those_that_are_exported(site):
 
 
 def test_a_page_fetches_nothing(site):
-    fetched = re.compile(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* href="(?:https?:)?//|@import|url\(http')
+    fetched = re.compile(
+        r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* href="(?:https?:)?//|@import|url\(http'
+    )
     for file in [*site.rglob("*.html"), *site.rglob("*.css")]:
         assert fetched.search(file.read_text()) is None, file
 

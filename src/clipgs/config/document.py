@@ -71,8 +71,8 @@ def to_markdown() -> str:
         for name, field in model.model_fields.items():
             if name in sections:
                 continue
-            key, extra = prefix + name, field.json_schema_extra
-            assert isinstance(extra, dict)
+            key = prefix + name
+            extra: Any = field.json_schema_extra
             default = json.dumps(None if key in KEYS else field.get_default())
             kind = _kind(types[name])
             unit = "" if _choices(field.annotation) or extra["unit"] in kind else f" ({extra['unit']})"
@@ -100,8 +100,10 @@ def _kind(schema: dict[str, Any]) -> str:
         return " | ".join(schema["enum"])
     kind = schema["type"]
     if kind == "array":
-        return f"list of {_kind(schema.get('items') or schema['prefixItems'][0])}"
-    return ", ".join([_KINDS.get(kind, kind), *(f"{word} {schema[name]}" for name, word in _LIMITS.items() if name in schema)])
+        return f"list, each: {_kind(schema.get('items') or schema['prefixItems'][0])}"
+    return ", ".join(
+        [_KINDS.get(kind, kind), *(f"{word} {schema[name]}" for name, word in _LIMITS.items() if name in schema)]
+    )
 
 
 def _choices(annotation: Any) -> list[str]:
