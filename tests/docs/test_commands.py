@@ -161,7 +161,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def there(name: str) -> None:
     """The checkout has the file, or a reader has made it before."""
-    made = name in SHOWN or name == "OUTPUT/run.yaml" or name.startswith(DEMO_MESHES)
+    made = name in SHOWN or name in ("OUTPUT/run.yaml", "chair.ply") or name.startswith(DEMO_MESHES)
     assert made or (CHECKOUT / name).exists(), f"{name} is not there"
 
 
@@ -311,3 +311,30 @@ def test_links_lead_somewhere(page):
         if anchor:
             heads = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def words_of_messages() -> str:
+    """All texts in the package and the workflow, with {} for what is filled in."""
+    texts = [file.read_text() for folder in ("workflow", "profiles") for file in (CHECKOUT / folder).rglob("*.*")]
+    for file in (CHECKOUT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_of_troubleshooting_are_ours():
+    ours = words_of_messages()
+    told = re.findall(r"^\| (`.*?) \| ", (CHECKOUT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(told) > 40
+    for cell in told:
+        if "Snakemake)" in cell or cell.startswith("`invalid choice"):  # Snakemake's own
+            continue
+        for message in re.findall(r"`([^`]+)`", cell):
+            words = re.sub(r"\b(STAGE S|TARGET|FILE|MODEL|N)\b|…", "{}", message).split()
+            size = min(3, len(words))  # messages are put together: three words in a row tell one
+            runs = [" ".join(words[at : at + size]) for at in range(len(words) - size + 1)]
+            assert any(run in ours for run in runs), message
