@@ -108,7 +108,7 @@ def test_the_page_of_settings_has_each_key_with_its_type_default_and_meaning():
         assert f"```{{confval}} {key}\n:type: " in text
     for entry in (
         "catalog.shard_objects\n:type: integer, at least 1, at most 100000 (objects)\n:default: `1024`\n\nA new shard",
-        "device\n:type: auto | cpu | cuda\n:default: `\"auto\"`\n",
+        'device\n:type: auto | cpu | cuda\n:default: `"auto"`\n',
         "cache\n:type: text or null (path)\n:default: `null`\n",
         "catalog.test_fraction\n:type: number, at least 0, under 0.5 (fraction)\n",
         "meshes.neutral_color\n:type: list, each: number (sRGB in [0, 1])\n:default: `[0.7, 0.7, 0.7]`\n",

@@ -30,7 +30,7 @@ SETTINGS = {
     "views": {"pixels": 32, "count": 6, "held_out": 2},
     "fit": {"gaussians": 150, "steps": 20, "min_psnr": 5.0},
     "render": {"pixels": 32},
-    "teacher": {"name": "train", "small": {"steps": 2, "batch": 4}},
+    "teacher": {"small": {"steps": 2, "batch": 4}},
     "encoder": {"size": "tiny", "gaussians": 64, "groups": 8, "group_size": 8, "refinement_width": 16},
     "training": {"epochs": 2, "batch": 4},
     "evaluation": {"resamples": 20},
@@ -142,9 +142,9 @@ def test_splats_of_other_programs(begun, capsys):
 
 
 @pytest.mark.slow
-def test_objaverse(begun):
-    begun.follow("tutorials/objaverse.md")
-    packed = begun.packed("results/some")
+def test_objaverse(reader):
+    reader.follow("tutorials/objaverse.md")
+    packed = reader.packed("results/some")
     assert set(packed) == {"a chair that Cap3D describes", "a chair"}  # and no mug: its licence is not free
     assert packed["a chair that Cap3D describes"]["license"] == "cc0"
 
