@@ -145,8 +145,8 @@ def test_splats_of_other_programs(begun, capsys):
 def test_objaverse(reader):
     reader.follow("tutorials/objaverse.md")
     packed = reader.packed("results/some")
-    assert set(packed) == {"a chair that Cap3D describes", "a chair"}  # and no mug: its licence is not free
-    assert packed["a chair that Cap3D describes"]["license"] == "cc0"
+    assert set(packed) == {"a chair that Cap3D describes", "Thing number 3"}  # no mug: its licence is not free
+    assert packed["a chair that Cap3D describes"]["license"] == "CC0-1.0"
 
 
 @pytest.mark.slow
