@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from clipgs.catalog.sources import procedural
@@ -90,7 +91,8 @@ def reader(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("HOME", str(folder / "home"))
         patch.delenv("XDG_CACHE_HOME", raising=False)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for other processes; this one may have a GPU already
+        patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setenv("PATH", os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setattr(from_mesh, "_QUICK", tiny.FIT)
