@@ -39,6 +39,7 @@ suppress_warnings = ["autoapi.python_import_resolution"]  # the other packages
 add_module_names = False
 default_role = "literal"  # of single backticks in docstrings
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # an attribute that is described twice is no error
 
 html_theme = "furo"
 html_static_path = ["site.css"]
