@@ -12,7 +12,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # What OpenGL draws with where there is no display; Debian 12, 13 and Ubuntu 22.04, 24.04 name them so.
 OPENGL := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri
 
-.PHONY: help .venv demo test test-gpu lint format config lock bench clean
+.PHONY: help .venv demo test test-gpu docs lint format config lock bench clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -36,7 +36,7 @@ help:  ## these lines
 	  "$(PYTHON)" -m venv --clear .venv
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	extras=hf,slurm,test; if command -v nvidia-smi > /dev/null; then extras=gpu,hf,slurm,test; fi
+	extras=docs,hf,slurm,test; if command -v nvidia-smi > /dev/null; then extras=gpu,$$extras; fi
 	# Compiled once, and not in every job where Python may not write (PYTHONDONTWRITEBYTECODE, another user's folder).
 	echo "make: installing into .venv, once: several minutes, most of them for torch"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$$extras]"
@@ -60,6 +60,10 @@ test: lint  ## every test, and the linters
 
 test-gpu: .venv  ## the tests that need a CUDA GPU
 	@$(RUN) pytest -q -m gpu
+
+docs: .venv  ## the documentation as a site, in site/
+	@$(RUN) python -m sphinx -W --keep-going -q -b html docs site
+	echo "site/index.html"
 
 lint: .venv  ## ruff, snakefmt, snakemake --lint, mypy
 	@export $(RUN)
@@ -88,5 +92,5 @@ bench: .venv  ## measure; figures go to benchmarks/results
 	@for file in benchmarks/*.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove the environment and every cache; results stay
-	@rm -rf .venv .pytest_cache .ruff_cache src/*.egg-info
+	@rm -rf .venv .pytest_cache .ruff_cache site src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

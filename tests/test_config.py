@@ -102,6 +102,26 @@ def test_config_yaml_says_what_the_code_says(checkout):
     assert configuration.check(yaml.safe_load(text)) == configuration.check({"recipe": "demo"})
 
 
+def test_the_page_of_settings_has_each_key_with_its_type_default_and_meaning():
+    text = configuration.to_markdown()
+    for key in configuration.setting_names():
+        assert f"```{{confval}} {key}\n:type: " in text
+    for entry in (
+        "catalog.shard_objects\n:type: integer, at least 1, at most 100000 (objects)\n:default: `1024`\n\nA new shard",
+        'device\n:type: auto | cpu | cuda\n:default: `"auto"`\n',
+        "cache\n:type: text or null (path)\n:default: `null`\n",
+        "catalog.test_fraction\n:type: number, at least 0, under 0.5 (fraction)\n",
+        "meshes.neutral_color\n:type: list, each: number (sRGB in [0, 1])\n:default: `[0.7, 0.7, 0.7]`\n",
+        "temporary\n:type: list, each: points | views\n",
+        "fit.steps\n:type: integer, at least 1, at most 100000 (steps)\n:default: `null`\n",
+    ):
+        assert f"```{{confval}} {entry}" in text
+    assert "null means 1500 in demo and fast, 5000 in paper." in text
+    # A key of a section stands below its heading, and before the headings inside it.
+    teacher = text[text.index("\n## teacher\n") :]
+    assert teacher.index("teacher.batch\n") < teacher.index("\n### teacher.preprocess\n")
+
+
 def value_of(config, key):
     for part in key.split("."):
         config = getattr(config, part)

@@ -17,11 +17,13 @@ import pytest
 import yaml
 
 from clipgs import cli
+from clipgs import config as configuration
 from tests.catalog.objaverse_tree import write_objaverse
 from tests.conftest import CHECKOUT
+from tests.splats.balls import random_gaussians
 
 PAGES = [CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")] + sorted(
-    (CHECKOUT / "docs").glob("*.md")
+    (CHECKOUT / "docs").rglob("*.md")
 )
 SETTINGS = sorted([*(CHECKOUT / "configs").glob("*.yaml"), *(CHECKOUT / "profiles").glob("*/*")])
 README_LINES = 120
@@ -32,9 +34,11 @@ OFFLINE = {
         "folder": {"path": "meshes", "manifest": None},
         "modelnet": {"path": "ModelNet40"},
         "objaverse": {"root": "objaverse"},
+        "splats": {"path": "splats"},
     },
     "caption": {"cap3d": "cap3d.csv"},
 }
+DEMO_MESHES = "~/.cache/clipgs/procedural/version-*/"  # what a reader has after `make demo`
 
 
 class Block(NamedTuple):
@@ -47,16 +51,21 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """The fenced and the indented code blocks of a page."""
-    found = []
     name, text = str(page.relative_to(CHECKOUT)), page.read_text()
-    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    found += [Block(name, language, body) for language, body in fence.findall(text)]
+    fence = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [Block(name, language, body) for language, body in fence.findall(text)]
     indented = re.compile(r"(?:^|(?<=\n\n))((?: {4}.*\n+)+)")
     found += [Block(name, "", body) for body in indented.findall(fence.sub("\n", text))]
     return found
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+# The files of settings that pages show, by name: the first line of their blocks is `# NAME.yaml`.
+SHOWN = {
+    match[1]: yaml.safe_load(block.text)
+    for block in BLOCKS
+    if block.language == "yaml" and (match := re.match(r"# (\w+\.yaml)\n", block.text))
+}
 
 
 def commands() -> dict[tuple[str, ...], str]:
@@ -99,6 +108,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("Snakefile", "config.yaml", "configs", "envs", "profiles", "workflow"):
         (folder / name).symlink_to(CHECKOUT / name)
+    for name, settings in SHOWN.items():
+        (folder / name).write_text(yaml.safe_dump(settings))
     (folder / "mine.yaml").write_text((CHECKOUT / "configs" / "folder.yaml").read_text())
     (folder / "meshes").mkdir()
     (folder / "meshes" / "a-red-chair.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
@@ -106,6 +117,8 @@ def folder(tmp_path_factory) -> Path:
     off.parent.mkdir(parents=True)
     off.write_text((folder / "meshes" / "a-red-chair.off").read_text())
     write_objaverse(folder / "objaverse" / "hf-objaverse-v1", 4)
+    (folder / "splats").mkdir()
+    random_gaussians(20).save(folder / "splats" / "a-red-chair.ply")
     (folder / "cap3d.csv").write_text("uid,a caption\n")
     (folder / "offline.yaml").write_text(yaml.safe_dump(OFFLINE))
     (folder / "OUTPUT").mkdir()
@@ -148,7 +161,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def there(name: str) -> None:
     """The checkout has the file, or a reader has made it before."""
-    assert (CHECKOUT / name).exists() or name in ("mine.yaml", "OUTPUT/run.yaml"), f"{name} is not there"
+    made = name in SHOWN or name in ("OUTPUT/run.yaml", "chair.ply") or name.startswith(DEMO_MESHES)
+    assert made or (CHECKOUT / name).exists(), f"{name} is not there"
 
 
 def check_pip(words: list[str]) -> None:
@@ -180,6 +194,8 @@ FOREIGN = {
     "ln": lambda words: None,
     "sbatch": lambda words: [there(word) for word in words],
     "$EDITOR": lambda words: [there(word) for word in words],
+    "echo": lambda words: None,
+    "mkdir": lambda words: None,
     ".": lambda words: check_make([words[0].split("/")[0]]),  # . .venv/bin/activate
     "pip": check_pip,
     "python": check_python,
@@ -252,8 +268,13 @@ def test_python_in_the_documentation_compiles_and_its_names_are_there(block):
             assert hasattr(import_module("clipgs"), node.attr), node.attr
 
 
+@pytest.mark.parametrize("name", SHOWN)
+def test_settings_that_a_page_shows_are_valid(name):
+    configuration.check(SHOWN[name], name)
+
+
 def test_every_block_is_of_a_language_that_is_checked():
-    assert {block.language for block in BLOCKS} <= {"", "sh", "bash", "python", "text"}
+    assert {block.language for block in BLOCKS} <= {"", "sh", "bash", "python", "text", "yaml", "{eval-rst}"}
     assert len(COMMANDS) > 25
 
 
@@ -290,3 +311,30 @@ def test_links_lead_somewhere(page):
         if anchor:
             heads = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def words_of_messages() -> str:
+    """All texts in the package and the workflow, with {} for what is filled in."""
+    texts = [file.read_text() for folder in ("workflow", "profiles") for file in (CHECKOUT / folder).rglob("*.*")]
+    for file in (CHECKOUT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_of_troubleshooting_are_ours():
+    ours = words_of_messages()
+    told = re.findall(r"^\| (`.*?) \| ", (CHECKOUT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(told) > 40
+    for cell in told:
+        if "Snakemake)" in cell or cell.startswith("`invalid choice"):  # Snakemake's own
+            continue
+        for message in re.findall(r"`([^`]+)`", cell):
+            words = re.sub(r"\b(STAGE S|TARGET|FILE|MODEL|N|(HTTP )?40\d)\b|…", "{}", message).split()
+            size = min(3, len(words))  # messages are put together: three words in a row tell one
+            runs = [" ".join(words[at : at + size]) for at in range(len(words) - size + 1)]
+            assert any(run in ours for run in runs), message

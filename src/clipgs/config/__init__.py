@@ -8,7 +8,7 @@ result, so it is in no stage's settings and changing it reruns nothing.
 # ruff: noqa: F401 (the names of this package)
 from clipgs.config.caption import Caption, Coca, Http
 from clipgs.config.catalog import WHERE_PATTERN, Catalog, Curation, Downloads
-from clipgs.config.document import schema, to_yaml
+from clipgs.config.document import schema, to_markdown, to_yaml
 from clipgs.config.encoder import Encoder
 from clipgs.config.evaluation import Evaluation
 from clipgs.config.fields import Section

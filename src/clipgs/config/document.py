@@ -1,4 +1,4 @@
-"""The configuration as commented YAML and as JSON schema."""
+"""The configuration as commented YAML, as JSON schema and as a page of the documentation."""
 
 import json
 import re
@@ -59,6 +59,51 @@ def to_yaml(recipe: str = "paper") -> str:
 
     write(Config, 0, "")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def to_markdown() -> str:
+    """Every setting as a `confval` of Sphinx, below a heading for each section: type, limits, default, meaning."""
+    parts: list[str] = []
+
+    def write(model: type[Section], prefix: str) -> None:
+        types = model.model_json_schema()["properties"]
+        sections = {name: found for name, field in model.model_fields.items() if (found := section_of(field))}
+        for name, field in model.model_fields.items():
+            if name in sections:
+                continue
+            key = prefix + name
+            extra: Any = field.json_schema_extra
+            default = json.dumps(None if key in KEYS else field.get_default())
+            kind = _kind(types[name])
+            unit = "" if _choices(field.annotation) or extra["unit"] in kind else f" ({extra['unit']})"
+            assumed = "\n\nThe paper leaves it open." if extra["assumed"] else ""
+            text = _with_recipes(meaning(field.description), key)
+            parts.append(f"```{{confval}} {key}\n:type: {kind}{unit}\n:default: `{default}`\n\n{text}{assumed}\n```")
+        for name, found in sections.items():
+            about = meaning(model.model_fields[name].description)
+            parts.append(f"##{'#' * prefix.count('.')} {prefix}{name}\n\n{about}")
+            write(found, f"{prefix}{name}.")
+
+    write(Config, "")
+    return "\n\n".join(parts) + "\n"
+
+
+_LIMITS = {"minimum": "at least", "exclusiveMinimum": "over", "maximum": "at most", "exclusiveMaximum": "under"}
+_KINDS = {"boolean": "true or false", "string": "text", "object": "mapping"}
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words: `integer, at least 1`."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(schema["enum"])
+    kind = schema["type"]
+    if kind == "array":
+        return f"list, each: {_kind(schema.get('items') or schema['prefixItems'][0])}"
+    return ", ".join(
+        [_KINDS.get(kind, kind), *(f"{word} {schema[name]}" for name, word in _LIMITS.items() if name in schema)]
+    )
 
 
 def _choices(annotation: Any) -> list[str]:

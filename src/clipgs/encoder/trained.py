@@ -73,7 +73,7 @@ class TrainedEncoder:
         """[n, D] float32 of unit length, on the CPU, one row a splat.
 
         Args:
-            splats: Gaussians [N, *] or a batch [B, N, *], the path of a PLY, or a list of either.
+            splats: Gaussians [N, ...] or a batch [B, N, ...], the path of a PLY, or a list of either.
 
         Raises:
             TypeError: it is none of these.

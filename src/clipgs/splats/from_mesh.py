@@ -38,11 +38,16 @@ _MESHES = {"max_faces": 100_000_000, "max_texture_pixels": 1 << 30}
 class FittedMesh:
     """A splat and the mesh that it was fitted to."""
 
-    gaussians: Gaussians  # [N, ...], in the canonical frame: Y up, centred, the longest side of the mesh 1
-    views: Views  # [V, ...] of the mesh: first those that the splat was fitted to, then the held-out ones
-    held_out: int  # how many of the views are held out
-    quality: dict[str, Any]  # over the held-out views, see `clipgs.splats.quality.quality`
-    note: str | None = None  # what of the mesh was read in another way than its file says
+    gaussians: Gaussians
+    """[N, ...], in the canonical frame, in which Y is up and the longest side of the mesh is 1, around the origin."""
+    views: Views
+    """[V, ...] of the mesh, first those that the splat was fitted to, then the held-out ones."""
+    held_out: int
+    """How many of the views are held out."""
+    quality: dict[str, Any]
+    """Over the held-out views, see `clipgs.splats.quality.quality`."""
+    note: str | None = None
+    """What of the mesh was read in another way than its file says."""
 
     @property
     def psnr(self) -> float:

@@ -38,18 +38,24 @@ class _Tensors:
 class Points(_Tensors):
     """Points sampled on the surfaces of B objects."""
 
-    xyz: Tensor  # [B, P, 3]
-    rgb: Tensor  # [B, P, 3] in [0, 1]
-    normals: Tensor  # [B, P, 3], unit length
+    xyz: Tensor
+    """[B, P, 3]"""
+    rgb: Tensor
+    """[B, P, 3] in [0, 1]"""
+    normals: Tensor
+    """[B, P, 3], unit length"""
 
 
 @dataclass(frozen=True, eq=False)
 class Views(_Tensors):
     """V posed views of each of B objects."""
 
-    rgba: Tensor  # [B, V, H, W, 4] uint8, colour not multiplied by alpha
-    viewmats: Tensor  # [B, V, 4, 4] float32, world to camera, OpenCV axes
-    Ks: Tensor  # [B, V, 3, 3] float32, pixels
+    rgba: Tensor
+    """[B, V, H, W, 4] uint8, colour not multiplied by alpha"""
+    viewmats: Tensor
+    """[B, V, 4, 4] float32, world to camera, OpenCV axes"""
+    Ks: Tensor
+    """[B, V, 3, 3] float32, pixels"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +66,27 @@ class Gaussians(_Tensors):
     rows have an opacity of zero.
     """
 
-    means: Tensor  # [..., N, 3]
-    quats_wxyz: Tensor  # [..., N, 4], any length but zero
-    log_scales: Tensor  # [..., N, 3], natural logarithm of the standard deviation
-    opacity_logits: Tensor  # [..., N]
-    colors: Tensor  # [..., N, 3], RGB in [0, 1]
-    count: Tensor | None = None  # [B] int64
+    means: Tensor
+    """[..., N, 3]"""
+    quats_wxyz: Tensor
+    """[..., N, 4], any length but zero"""
+    log_scales: Tensor
+    """[..., N, 3], natural logarithm of the standard deviation"""
+    opacity_logits: Tensor
+    """[..., N]"""
+    colors: Tensor
+    """[..., N, 3], RGB in [0, 1]"""
+    count: Tensor | None = None
+    """[B] int64"""
 
     @property
-    def scales(self) -> Tensor:  # [..., N, 3], world units
+    def scales(self) -> Tensor:
+        """[..., N, 3], world units"""
         return self.log_scales.exp()
 
     @property
-    def opacities(self) -> Tensor:  # [..., N] in [0, 1]
+    def opacities(self) -> Tensor:
+        """[..., N] in [0, 1]"""
         return self.opacity_logits.sigmoid()
 
     def __len__(self) -> int:

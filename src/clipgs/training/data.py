@@ -238,7 +238,7 @@ class Batch:
     draws: Tensor  # [B, 9] float32, of `augment.draw`
 
     def gaussians(self) -> Gaussians:
-        """[B, N, *], without augmentation."""
+        """[B, N, ...], without augmentation."""
         return unpack(self.rows, self.count)
 
     def to(self, device: torch.device) -> Self:

@@ -22,11 +22,12 @@ class TripletDataset:
     """The triplets of a folder with `index.parquet` and the shards' tars, as a map-style dataset of torch.
 
     An item is a dict of
-        uid: str
-        gaussians: Gaussians [N, *], rows in farthest-point order
-        images: [V, H, W, 3] uint8, the renders of the splat from its V cameras
-        text: str, the caption
-        meta: dict, the content of `uid.json`: category, licence, credit, quality, cameras and more
+
+    - `uid`: str
+    - `gaussians`: Gaussians [N, ...], rows in farthest-point order
+    - `images`: [V, H, W, 3] uint8, the renders of the splat from its V cameras
+    - `text`: str, the caption
+    - `meta`: dict, the content of `uid.json`: category, licence, credit, quality, cameras and more
 
     Objects have different numbers of Gaussians: give a `DataLoader` the `collate` of this module.
 
@@ -193,7 +194,7 @@ def best_render(uid: str, members: Mapping[str, bytes]) -> bytes:
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """A batch: gaussians [B, N, *] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
+    """A batch: gaussians [B, N, ...] (padded, with `count`), images [B, V, H, W, 3], the rest as lists."""
     import torch
 
     return {
