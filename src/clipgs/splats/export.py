@@ -10,23 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipgs.catalog.sources.splats import read_header
 from clipgs.core.bundles import tar_objects
-from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import whole
-from clipgs.splats import ply
+from clipgs.splats.formats.glb import EXTENSION
+from clipgs.splats.formats.packed import SPLAT_ROW
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.rows import f_dc_of
 
 log = logging.getLogger(__name__)
 
-EXTENSION = "KHR_gaussian_splatting"
 GLTF_FLOAT, GLTF_UNSIGNED_SHORT = 5126, 5123
 GLTF_VERTICES = 34962  # target of a buffer view: attributes
 GLTF_POINTS = 0  # mode of a primitive
-_GLB_HEAD_BYTES = 1 << 16  # the JSON of a splat comes first and is shorter
 GLB_MAGIC, GLB_JSON, GLB_BINARY = 0x46546C67, 0x4E4F534A, 0x004E4942
-
-SPLAT_ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
 def to_splat(gaussians: Gaussians) -> bytes:
@@ -65,7 +62,7 @@ def to_glb(gaussians: Gaussians) -> bytes:
         f"{EXTENSION}:ROTATION": quats[:, [1, 2, 3, 0]],
         f"{EXTENSION}:SCALE": scales,
         f"{EXTENSION}:OPACITY": opacities[:, None],
-        f"{EXTENSION}:SH_DEGREE_0_COEF_0": (colors - 0.5) / ply.SH_C0,
+        f"{EXTENSION}:SH_DEGREE_0_COEF_0": f_dc_of(colors),
     }
     accessors, views, blocks, offset = [], [], [], 0
     for index, values in enumerate(attributes.values()):
@@ -126,18 +123,6 @@ def format_of(path: Path) -> str:
         named = f"the suffix {path.suffix}" if suffix else "no suffix"
         raise UsageError(f"{path} has {named}; splats are written as {', '.join(OF_SUFFIX)}")
     return OF_SUFFIX[suffix]
-
-
-def is_splat(path: Path) -> bool:
-    """Whether a .ply or .glb holds a splat and no mesh, by its header."""
-    try:
-        if path.suffix.lower() == ".ply":
-            read_header(path)
-            return True
-        with path.open("rb") as file:
-            return path.suffix.lower() == ".glb" and EXTENSION.encode() in file.read(_GLB_HEAD_BYTES)
-    except (ObjectError, OSError):
-        return False
 
 
 def save(gaussians: Gaussians, path: Path, kind: str | None = None) -> None:
