@@ -7,6 +7,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from clipgs.catalog.named_files import NamedFiles
 from clipgs.core.errors import ObjectError
 from clipgs.splats import ply
@@ -19,6 +21,7 @@ SUFFIXES = (".ply", ".splat", ".ksplat", ".spz", ".sog", ".glb", ".gltf", ".pt",
 _ZIP = b"PK\x03\x04"
 
 
+@np.errstate(all="ignore")  # what is no number is dropped at the end
 def read(path: Path, limit: Limit = Limit()) -> SplatRows:  # noqa: B008 (a tuple)
     """The splat of a file, its rows finite and in farthest-point order; see docs/formats.md for the formats.
 

@@ -148,7 +148,8 @@ def moved(
     rows64 = rows.astype(np.float64)
     means = rows64[:, :3] @ linear.T + matrix[:3, 3]
     lengths = np.linalg.norm(rows64[:, 10:], axis=1, keepdims=True)
-    turns = Rotation.from_quat(np.where(lengths > 0, rows64[:, 10:], [1, 0, 0, 0]), scalar_first=True)
+    is_turn = (lengths > 0) & np.isfinite(lengths)  # what is none stays none, and is dropped later
+    turns = Rotation.from_quat(np.where(is_turn, rows64[:, 10:], [1, 0, 0, 0]), scalar_first=True)
     size = np.cbrt(abs(np.linalg.det(linear)))
     if size > 0 and np.allclose(linear @ linear.T, size**2 * np.eye(3), rtol=0, atol=1e-6 * size**2):
         # A reflection at a point changes no Gaussian, so that of a mirror is a rotation too.
@@ -156,8 +157,9 @@ def moved(
         log_scales = rows64[:, 7:10] + np.log(size)
     else:
         axes = linear @ (turns.as_matrix() * np.exp(rows64[:, None, 7:10]))
-        left, scales, _ = np.linalg.svd(axes)
+        is_turn &= np.isfinite(axes).all(axis=(1, 2))[:, None]
+        left, scales, _ = np.linalg.svd(np.where(is_turn[..., None], axes, np.eye(3)))
         turned = Rotation.from_matrix(left * np.sign(np.linalg.det(left))[:, None, None])
         log_scales = logs_of(scales)
-    quats = np.where(lengths > 0, turned.as_quat(scalar_first=True), 0)  # no rotation stays none
+    quats = np.where(is_turn, turned.as_quat(scalar_first=True), np.where(lengths > 0, np.nan, 0))
     return joined(means, rows64[:, 3:6], rows64[:, 6], log_scales, quats)
