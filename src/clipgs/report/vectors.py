@@ -125,7 +125,7 @@ def _results(
         try:
             if suffix in PICTURE_SUFFIXES:
                 vector = encoder.encode_images(read_picture(file))[0]
-            elif suffix in SPLAT_SUFFIXES or file.is_dir():
+            elif suffix in SPLAT_SUFFIXES:
                 vector = encoder.encode(file)[0]
             else:
                 raise ObjectError(f"it is no splat, no mesh and no picture ({' '.join(PICTURE_SUFFIXES)})")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipgs.catalog.sources.splats import GLTF_EXTENSION as EXTENSION
 from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import whole
-from clipgs.splats.formats.glb import EXTENSION
 from clipgs.splats.formats.packed import SPLAT_ROW
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.rows import f_dc_of

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from clipgs.catalog.named_files import NamedFiles
+from clipgs.catalog.named_files import META, NamedFiles
+from clipgs.catalog.sources.splats import FILES, has_gltf_extension
 from clipgs.core.errors import ObjectError
 from clipgs.splats import ply
 from clipgs.splats.formats import glb, packed, pictures, spz, tensors
 from clipgs.splats.rows import Limit, SplatRows, usable
 
-_HEAD_BYTES = 1 << 16  # the JSON of a splat in a GLB comes first and is shorter
+_HEAD_BYTES = 1 << 16
+_META_BYTES = 1 << 20
 _TORCH = (b"\x80\x02", b"\x80\x03", b"\x80\x04")  # pickles, as torch wrote before it wrote zip files
-SUFFIXES = (".ply", ".splat", ".ksplat", ".spz", ".sog", ".glb", ".gltf", ".pt", ".pth", ".ckpt", ".pkl")
+SUFFIXES = (*FILES, ".zip", ".json")
 _ZIP = b"PK\x03\x04"
 
 
@@ -34,7 +36,7 @@ def read(path: Path, limit: Limit = Limit()) -> SplatRows:  # noqa: B008 (a tupl
         OSError: the file cannot be opened.
     """
     if path.is_dir():
-        path = path / pictures.META
+        path = path / META
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"ply"):
@@ -71,15 +73,11 @@ def _foreign(path: Path, head: bytes, limit: Limit) -> SplatRows:
 def is_splat(path: Path) -> bool:
     """Whether a .ply, .glb or .gltf holds a splat and no mesh, by its header; others are splats by their suffix."""
     suffix = path.suffix.lower()
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
-        return False
-    if suffix == ".ply":
-        return ply.is_splat(head)
     if suffix in (".glb", ".gltf"):
-        return glb.EXTENSION.encode() in head
+        return has_gltf_extension(path)
+    if suffix == ".ply" and path.is_file():
+        with path.open("rb") as file:
+            return ply.is_splat(file.read(_HEAD_BYTES))
     return suffix in (".splat", ".ksplat", ".spz", ".sog")
 
 
@@ -90,12 +88,12 @@ def _of_zip(path: Path, limit: Limit) -> SplatRows:
             names = bundle.namelist()
             if any(name.endswith("/data.pkl") for name in names):
                 return tensors.read(path, limit)
-            metas = [name for name in names if name.rpartition("/")[2] == pictures.META]
+            metas = [name for name in names if name.rpartition("/")[2] == META]
             if len(metas) != 1:
-                raise ValueError(f"the zip file holds {len(metas) or 'no'} splats as pictures (files {pictures.META})")
-            folder = metas[0].removesuffix(pictures.META)
+                raise ValueError(f"the zip file holds {len(metas) or 'no'} splats as pictures (files {META})")
+            folder = metas[0].removesuffix(META)
             # A picture has at most four bytes a Gaussian; one that claims more is not unpacked.
-            most = pictures.META_BYTES + 32 * limit.gaussians
+            most = _META_BYTES + 32 * limit.gaussians
 
             def get(name: str) -> bytes:
                 if folder + name not in names:
@@ -113,7 +111,7 @@ def _beside(path: Path) -> pictures.Get:
     """The files in the folder of a meta.json, and in no other."""
 
     def get(name: str) -> bytes:
-        if name == pictures.META:
+        if name == META:
             return path.read_bytes()
         try:
             return NamedFiles(path).get(name)

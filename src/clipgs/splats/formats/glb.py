@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipgs.catalog.sources.splats import GLTF_EXTENSION as EXTENSION
 from clipgs.core.errors import ObjectError
 from clipgs.meshes import gltf
 from clipgs.meshes.folder import Folder
@@ -14,7 +15,6 @@ from clipgs.meshes.materials import linear_to_srgb
 from clipgs.splats.formats import spz
 from clipgs.splats.rows import SH_C0, Limit, SplatRows, f_dc_of, joined, logits_of, logs_of, moved
 
-EXTENSION = "KHR_gaussian_splatting"
 _NEEDED = ("POSITION", *(f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY", "SH_DEGREE_0_COEF_0")))
 
 

@@ -12,27 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clipgs.catalog.named_files import META, picture_files
 from clipgs.splats.rows import ANTIALIASED, Limit, SplatRows, joined, logits_of, smallest_three
 
-META = "meta.json"
-META_BYTES = 1 << 20
 _FORMATS = ("WEBP", "PNG")
 _MASK = "fg_mask.npz"
 # gsplat's parameters: pictures of each, and columns.
 _OF_GSPLAT = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "sh0": 3}
 
 Get = Callable[[str], bytes]  # the bytes of a file beside meta.json; raises ValueError if it is not there
-
-
-def named(meta: Any) -> list[str]:
-    """The files that belong to a meta.json; empty if it is not one of a splat. That some are missing is no error."""
-    if not isinstance(meta, dict) or not isinstance(meta.get("means"), dict):
-        return []
-    if "files" in meta["means"]:
-        parts = [part.get("files", []) for part in meta.values() if isinstance(part, dict)]
-        return [name for names in parts if isinstance(names, list) for name in names if isinstance(name, str)]
-    names = [f"{name}.png" for name in _OF_GSPLAT if name != "means"]
-    return ["means_l.png", "means_u.png", *names, *(f"{name}.npz" for name in meta if name not in _OF_GSPLAT), _MASK]
 
 
 def read(get: Get, limit: Limit) -> SplatRows:
@@ -43,7 +31,7 @@ def read(get: Get, limit: Limit) -> SplatRows:
     """
     try:
         meta = json.loads(get(META))
-        if not named(meta):
+        if not picture_files(meta):
             raise ValueError("its meta.json is not that of a splat")
         if "files" not in meta["means"]:
             return _gsplat(meta, get, limit)
