@@ -1,6 +1,7 @@
 """Ready splats of all formats, alone, in folders, zips and tars, and manifests that name them by uid."""
 
 import csv
+import errno
 import io
 import json
 import tarfile
@@ -173,7 +174,9 @@ def test_an_archive_that_changes(tmp_path):
     source = SplatSource(config)
     assert source.gone(list(rows)) == ["a.tar/1.ply"]
     assert source.digests(["a.tar/2.ply"])["a.tar/2.ply"] != rows["a.tar/2.ply"]["sha256"]
-    with pytest.raises(ObjectError, match=r"2\.ply is no longer in a\.tar, or holds another object"):
+    with pytest.raises(
+        ObjectError, match=r"2\.ply cannot be read in a\.tar any more: it is not there, or another object is"
+    ):
         source.fetch(rows["a.tar/2.ply"])
     assert (
         ready._place(ready.ReadySplat(config, rows["a.tar/1.ply"], rows["a.tar/1.ply"]["sha256"]))[0]["gaussians"] == 5
@@ -257,6 +260,25 @@ def test_a_member_over_the_limit_is_refused(tmp_path):
     with pytest.raises(ObjectError, match=r"the file has more than 1 MB, meshes\.max_file_mb is 1"):
         source.fetch(row)
     assert [path for path in (tmp_path / "cache" / "splats").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz"])
+def test_a_full_disk_is_not_the_fault_of_an_archive(name, tmp_path, monkeypatch):
+    from clipgs.catalog.sources import archives
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files = {"1.ply": splat(5).to_ply()}
+    laid(
+        tmp_path / "in",
+        {name: {".zip": writers.zipped, ".tar": tar, ".tgz": lambda f: tar(f, "w:gz")}[name[1:]](files)},
+    )
+    source = source_of(tmp_path)
+    row = {"source": "splats", "locator": f"{name}/1.ply", **source.identify(f"{name}/1.ply")}
+    monkeypatch.setattr(archives.Archives, "_save", full)
+    with pytest.raises(OSError, match="No space left"):
+        source.fetch(row)
 
 
 def test_an_archive_is_listed_and_hashed_once(tmp_path, monkeypatch):

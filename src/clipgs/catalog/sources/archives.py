@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from clipgs.catalog.named_files import META
 from clipgs.catalog.sources.digests import state_of
-from clipgs.core.errors import ObjectError
+from clipgs.core.errors import DISK_FULL, ObjectError
 from clipgs.core.files import whole
 from clipgs.core.seeds import canonical_json
 
@@ -78,6 +78,7 @@ class Archives:
         path = self.place(name, sha256)
         if path.is_file():
             return path
+        reason = "it is not there, or another object is"
         try:
             # A compressed tar is read from its beginning for each object, so all of them are copied at once.
             names = self.names(archive) if archive.name.lower().endswith(_COMPRESSED_TARS) else [name]
@@ -85,10 +86,14 @@ class Archives:
             for found, data in self._objects(archive, names):
                 if found in hashes:
                     self._save(data, self.place(found, hashes[found]), hashes[found])
+                if len(names) == 1:
+                    break
         except _DAMAGED as error:
-            raise ObjectError(f"{name} cannot be read in {archive.name} ({error})") from None
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            reason = str(error)
         if not path.is_file():
-            raise ObjectError(f"{name} is no longer in {archive.name}, or holds another object")
+            raise ObjectError(f"{name} cannot be read in {archive.name} any more: {reason}")
         return path
 
     def place(self, name: str, sha256: str) -> Path:
