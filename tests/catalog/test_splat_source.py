@@ -289,6 +289,8 @@ def test_card_index_and_status_take_both_kinds(mixed):
 
     index = {row["uid"]: row for row in read_table(mixed.output_path / "triplets" / "index.parquet")}
     assert {row["source"] for row in index.values()} == {"folder", "splats"}
+    notes = {row["source"]: row["splat_note"] for row in index.values()}
+    assert notes == {"folder": None, "splats": "45 spherical harmonics above degree 0 are dropped"}
     card = (mixed.output_path / "triplets" / "README.md").read_text()
     assert "A. Maker" in card
     assert packed(mixed)[0].startswith("objects: 2 packed, 4 failed, PSNR")

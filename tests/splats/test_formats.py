@@ -537,3 +537,44 @@ def test_a_cut_or_changed_file_is_a_reason_and_never_another_error(kind, tmp_pat
         except ValueError:
             continue
         assert np.isfinite(found.rows).all()
+
+
+# --- what other programs write ---------------------------------------------------------------------------------------
+
+CUT = 1 / 255  # what is cut to a byte instead of rounded is wrong by up to a step
+WRITTEN = {
+    "splat-transform.ply": (0, 0, 0, 0, 0),
+    "splat-transform.compressed.ply": (0.001, 0.002, 0.25, HALF, HALF),
+    "splat-transform-3.spz": SPZ_STEPS,
+    "splat-transform-4.spz": SPZ_STEPS,
+    "splat-transform.sog": (0.001, 0.02, 1.6, CUT, 0.004),
+    "gaussforge.compressed.ply": (0.001, 0.002, 0.25, HALF, HALF),
+    "gaussforge.spz": SPZ_STEPS,
+    "gaussforge.sog": (0.001, 0.02, 1.6, HALF, 0.004),
+    "gaussforge.splat": (0, 0, 1, CUT, CUT),
+    "gaussforge.ksplat": (0, 0, 0, CUT, CUT),
+    "gaussian-splats-3d-0.ksplat": (0, 0, 0, CUT, CUT),
+    "gaussian-splats-3d-1.ksplat": (0.001, 0.001, 0.2, CUT, CUT),
+    "gaussian-splats-3d-2.ksplat": (0.001, 0.001, 0.2, CUT, CUT),
+    "gsply.spz": SPZ_STEPS,
+    "spz-js.spz": (*SPZ_STEPS[:2], 12, *SPZ_STEPS[3:]),
+    "spz-js.compressed.ply": (0.001, 0.003, 0.25, HALF, HALF),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_another_program_wrote_of_the_same_splat(name, vectors):
+    given = Gaussians.load(vectors / "splats" / "given.ply")
+    found = read(vectors / "splats" / name)
+    assert_near(Gaussians.from_rows(found.rows), given, *WRITTEN[name])
+    assert found.harmonics == (0 if name == "gaussforge.splat" else 9)
+    assert found.notes == []
+
+
+def test_the_glb_of_splat_transform_is_turned_about_z(vectors):
+    """It takes a PLY for one with Y down."""
+    given = Gaussians.load(vectors / "splats" / "given.ply")
+    turned = Gaussians.from_rows(moved(table(given).numpy(), np.diag([-1.0, -1, 1, 1])))
+    found = read(vectors / "splats" / "splat-transform.glb")
+    assert_near(Gaussians.from_rows(found.rows), turned, 0, 0, 0, 0, 0)
+    assert (found.harmonics, found.notes) == (9, [])
