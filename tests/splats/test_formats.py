@@ -86,7 +86,7 @@ FILES: dict[str, tuple[str, Callable[[Gaussians], bytes], tuple[float, ...]]] = 
         SPZ_STEPS,
     ),
     "compressed PLY": ("a.compressed.ply", writers.compressed_ply, (0.01, 0.01, 0.25, HALF, HALF)),
-    "compressed PLY of 2023": (
+    "compressed PLY of old": (
         "a.ply",
         lambda s: writers.compressed_ply(s, colors_of_chunks=False),
         (0.01, 0.01, 0.25, HALF, HALF),

@@ -91,7 +91,7 @@ def spz(
 
 
 def compressed_ply(splat: Gaussians, colors_of_chunks: bool = True, harmonics: int = 0) -> bytes:
-    """Compressed PLY, its rows in their order, with colours between bounds (since 2024) or of 0 to 1 (before)."""
+    """Compressed PLY, its rows in their order, with colours between bounds, or of 0 to 1 as in older files."""
     v = values(splat)
     parts = {"": ("xyz", v["means"]), "scale_": ("xyz", v["log_scales"])}
     if colors_of_chunks:

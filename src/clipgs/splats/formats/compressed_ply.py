@@ -38,7 +38,7 @@ def unpacked(
         return low * (1 - fractions) + high * fractions
 
     colors = np.stack([_bits(color, shift, 8) for shift in (24, 16, 8)], axis=1)
-    if "min_r" in (chunks.dtype.names or ()):  # files of 2024 and before have colours of 0 to 1
+    if "min_r" in (chunks.dtype.names or ()):  # older files have colours of 0 to 1
         colors = between(colors, "", "rgb")
     others = (np.stack([_bits(rotation, shift, 10) for shift in (20, 10, 0)], axis=1) - 0.5) * np.sqrt(2)
     return joined(
