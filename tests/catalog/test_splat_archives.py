@@ -199,6 +199,13 @@ def test_a_name_in_an_archive_leads_nowhere(tmp_path):
     assert not list(tmp_path.rglob("evil*"))
 
 
+def test_a_name_that_is_not_utf8_is_a_failed_object(tmp_path):
+    laid(tmp_path / "in", {"a.tar": tar({b"caf\xe9.ply".decode("utf-8", "surrogateescape"): splat(5).to_ply()})})
+    source = source_of(tmp_path)
+    assert source.locators() == ["a.tar/caf\\xe9.ply"]
+    assert "cannot be read in a.tar" in source.identify(source.locators()[0])["note"]
+
+
 def test_links_in_a_tar_are_no_objects(tmp_path):
     stream = io.BytesIO(tar({"good.ply": splat(5).to_ply()}))
     stream.seek(0)

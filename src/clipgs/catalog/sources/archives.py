@@ -129,7 +129,9 @@ class Archives:
                 with suppress(*_DAMAGED):
                     for name, _, _ in _members(archive):
                         if self._is_object(name):
-                            entry["names"].append(name)
+                            # A name that is not UTF-8 fits into no table. Escaped it is not found: a failed object.
+                            escaped = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                            entry["names"].append(escaped)
                     entry["whole"] = True
                 entry["names"] = sorted(set(entry["names"]))
                 self._keep(archive, entry)
@@ -204,6 +206,6 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]
         return
     with tarfile.open(archive) as tar:
         for member in tar:
-            if member.isreg():
+            if member.isreg() and not member.issparse():  # a sparse one may claim any number of zeros
                 name = member.name.removeprefix("./")
                 yield name, member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]

@@ -34,6 +34,7 @@ class SplatSource(FolderSource):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._max_bytes = config.meshes.max_file_mb * 1_000_000
+        self._archive_of: dict[str, Path | None] = {}
 
     @cached_property
     def _archives(self) -> archives.Archives:
@@ -59,10 +60,17 @@ class SplatSource(FolderSource):
         parts = locator.split("/")
         for count in range(1, len(parts)):
             if parts[count - 1].lower().endswith(archives.SUFFIXES):
-                path = self._locate("/".join(parts[:count]))
-                if not path.is_dir():
+                path = self._archive("/".join(parts[:count]))
+                if path is not None:
                     return path, "/".join(parts[count:])
         return None
+
+    def _archive(self, locator: str) -> Path | None:
+        """The path of an archive, which may have gone; None of a folder. An archive may hold 100,000 objects."""
+        if locator not in self._archive_of:
+            path = self._locate(locator)
+            self._archive_of[locator] = None if path.is_dir() else path
+        return self._archive_of[locator]
 
     def notes(self, known: Collection[str] = ()) -> list[str]:
         found = {split[0] for locator in self._files if (split := self._split(locator))}
@@ -72,17 +80,20 @@ class SplatSource(FolderSource):
         return note + super().notes(known)
 
     def gone(self, known: list[str]) -> list[str]:
-        inside = {locator for locator in known if (split := self._split(locator)) and self._has(*split)}
-        return [locator for locator in super().gone(known) if locator not in inside]
+        split = {locator: found for locator in known if (found := self._split(locator)) is not None}
+        names = {archive: self._names(archive) for archive in {archive for archive, _ in split.values()}}
+        files = super().gone([locator for locator in known if locator not in split])
+        return [*files, *(locator for locator, (archive, name) in split.items() if name not in names[archive])]
 
-    def _has(self, archive: Path, name: str) -> bool:
-        return archive.is_file() and name in self._archives.names(archive)
+    def _names(self, archive: Path) -> frozenset[str]:
+        return frozenset(self._archives.names(archive)) if archive.is_file() else frozenset()
 
     def digests(self, locators: list[str]) -> dict[str, str]:
         split = {locator: found for locator in locators if (found := self._split(locator)) is not None}
         digests = super().digests([locator for locator in locators if locator not in split])
+        here = {archive for archive, _ in split.values() if archive.is_file()}
         for locator, (archive, name) in split.items():
-            if archive.is_file() and (digest := self._archives.digests(archive).get(name)) is not None:
+            if archive in here and (digest := self._archives.digests(archive).get(name)) is not None:
                 digests[locator] = digest
         return digests
 
@@ -108,7 +119,7 @@ class SplatSource(FolderSource):
 
     def elsewhere(self, row: dict[str, Any]) -> list[Path]:
         split = self._split(row["locator"])
-        if split is None or not self._has(*split):
+        if split is None or split[1] not in self._names(split[0]):
             return super().elsewhere(row)
         return [self._archives.copy(*split, row["sha256"])]  # the cache was emptied
 
