@@ -47,6 +47,12 @@ ROWS: Mapping[str, Variant] = {
     "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
     "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),
     "gaussians-4096": _variant("4,096 Gaussians", "voting", {"gaussians": 4096}),
+    "encoding-standardised": _variant("attributes standardised", "voting", {"attribute_encoding": "standardised"}),
+    "encoding-covariance": _variant("rotation as covariance", "voting", {"attribute_encoding": "covariance"}),
+    "pooling-weighted": _variant("weighted mean beside the maximum", "voting", {"patch_pooling": "weighted"}),
+    "texture": _variant("texture of the patches", "voting", {"texture": True}),
+    "chosen-by-weight": _variant("Gaussians drawn by opacity x area", "voting", {"choice": "weight"}),
+    "along-gaussians": _variant("convolutions along Gaussians", "voting", {"refinement_along": "gaussians"}),
     "duplicates-paper": _variant("equal captions as negatives", "voting", duplicate_captions="paper"),
 }
 
