@@ -6,7 +6,8 @@ attributes along orders of the patches. A layer that starts at zero adds its out
 B objects, N Gaussians, g patches of n Gaussians, C channels, W the transformer's width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -336,6 +337,19 @@ class Tokenizer(nn.Module):
             fused = F.gelu(self.fuse(torch.cat([points, refined.to(points.dtype)], dim=-1)))
             tokens = tokens + self.add(fused)
         return tokens, centres
+
+    @contextmanager
+    def without(self, attribute: str) -> Iterator[None]:
+        """An attribute of the Gaussians in their patches is zero meanwhile."""
+        used, start = self.used.clone(), 0
+        for name, channels in attributes.widths(self.encoding).items():
+            if name == attribute:
+                self.used[start : start + channels] = 0
+            start += channels
+        try:
+            yield
+        finally:
+            self.used.copy_(used)
 
     def patches(
         self, gaussians: Gaussians, neighbours: Tensor | None = None
