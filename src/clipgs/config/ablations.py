@@ -43,6 +43,7 @@ ROWS: Mapping[str, Variant] = {
     "scores-mean-one": _variant("scores of mean 1", "voting", score_norm="mean_one"),
     "scores-softmax": _variant("softmax of the scores", "voting", score_norm="softmax"),
     "scores-uniform": _variant("images of equal weight", "voting", score_norm="uniform"),
+    "multi-positive": _variant("all views as positives of one softmax", "voting", image_loss="multi_positive"),
     "start-none": _variant("random first weights", "voting", {"initialisation": "none", "weights": None}),
     "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
     "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),
