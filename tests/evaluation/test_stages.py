@@ -220,8 +220,13 @@ def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(copied):
     of_meshes = {(row["task"], row["from"].split()[0]) for row in after if "meshes" in row["from"]}
     assert of_meshes == {
         ("image to 3D", "one"), ("image to 3D", "mean"), ("3D to image", "one"), ("3D to image", "mean"),
-        ("text to image", "the"), ("image to text", "the"),
+        ("text to image", "the"), ("image to text", "the"), ("image to image", "one"),
     }  # fmt: skip
+    (by_teacher, _) = (row for row in after if row["task"] == "image to image")
+    assert (
+        by_teacher["from"]
+        == f"one picture of the splats, to the teacher itself, mean of {PICTURES} pictures of the meshes"
+    )
     assert [row for row in after if "meshes" not in row["from"]] == before
     assert read(copied, "zeroshot")["rows"][2]["top1"] == 1
 

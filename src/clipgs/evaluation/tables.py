@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,9 @@ def retrieval_table(
     for shown in pictures:
         rows.append(row("text to image", shown.by_teacher, texts, shown.mean, described))
         rows.append(row("image to text", shown.by_teacher, shown.mean, distinct, caption))
+    for shown, other in permutations(pictures, 2):  # never pictures among themselves: the mean holds the query
+        source = f"one picture of the {shown.what}, to {other.by_teacher}"
+        rows.append(row("image to image", source, shown.one, other.mean, own))
     tasks = [("text to 3D", texts, described)] + [("image to 3D", shown.one, own) for shown in pictures[:1]]
     return {
         "protocol": RETRIEVAL_PROTOCOL,
