@@ -289,6 +289,8 @@ def _teacher(config: Config) -> Row:
         found = names.find(settings, "teacher", names.installed)
     except UsageError as error:
         return "missing", str(error).removeprefix("config: "), "change these keys of the configuration"
+    if problem := names.misfit(found, settings.name):
+        return "missing", problem, "name the model of these weights in teacher.name, or other weights"
     here, missing = [], []
     if not isinstance(found.weights, hub.Download):
         here.append(f"weights in {found.weights}")
