@@ -30,18 +30,16 @@ _Run = TypeVar("_Run", bound=Callable[..., int | None])
 
 def positive(text: str) -> int:
     """A whole number from 1 on, of the command line."""
-    value = int(text)
-    if value < 1:
-        raise ArgumentTypeError("must be 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
 
 
 def port(text: str) -> int:
     """The number of a port, of the command line."""
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise ArgumentTypeError("must be 0 to 65535")
-    return value
+    if not text.isdecimal() or int(text) >= 65536:
+        raise ArgumentTypeError(f"{text} is no whole number from 0 to 65535")
+    return int(text)
 
 
 def argument(*names: str, **more: Any) -> Argument:

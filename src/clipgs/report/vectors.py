@@ -30,10 +30,11 @@ def embed(run: Path, given: Sequence[Given], to: Path | None, preset: Preset | N
     `.npy` holds [n, D] float32, `.npz` that as `vectors` and the names as `files`.
 
     Raises:
-        UsageError: an argument is no file, or `to` has another suffix.
+        UsageError: no argument is a file, or `to` has another suffix.
         ClipgsError: there is no such run.
     """
-    if missing := [one.text for one in given if one.file is None]:
+    missing = [one.text for one in given if one.file is None]
+    if len(missing) == len(given):
         raise UsageError(f"there is no file {missing[0]}")
     if to is not None and to.suffix.lower() not in _ARRAYS:
         raise UsageError(f"{to}: vectors are written as {' or '.join(_ARRAYS)}")
@@ -116,7 +117,9 @@ def _results(
     """The index of each file with its vector or its error. Meshes come last, because they must be fitted first."""
     meshes: list[tuple[Path, int]] = []
     for index, (_, file) in enumerate(given):
-        assert file is not None
+        if file is None:
+            yield index, "there is no such file"
+            continue
         suffix = file.suffix.lower()
         if suffix in SUFFIXES and not is_splat(file):
             meshes.append((file, index))
