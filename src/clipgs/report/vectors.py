@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clipgs.catalog.records import SUFFIXES
+from clipgs.catalog.records import PICTURE_SUFFIXES, SUFFIXES
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.core.files import Given, whole
 from clipgs.core.lists import counted
 from clipgs.core.runner import Row
 from clipgs.encoder.trained import TrainedEncoder, load
-from clipgs.report.search import PICTURE_SUFFIXES, read_picture
+from clipgs.report.search import read_picture
 from clipgs.splats.export import is_splat
 from clipgs.splats.from_mesh import FittedMesh, Preset, ToFit, fit_many, settings
 

@@ -113,6 +113,9 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
         return Found(Download(f"{name} {pretrained}", entry), of_name.architecture, own, folder)
     file = at_home(pretrained)
     if not file.is_file():
+        if re.search(r"[/\\~]", pretrained) or pretrained.endswith(SUFFIXES):
+            what = "it is a folder" if file.is_dir() else "there is no such file"
+            raise UsageError(f"config: {key}.pretrained = {pretrained}: {what}")
         near = did_you_mean(pretrained, of_name.tags)
         tags = ", ".join(of_name.tags) or "none"
         raise UsageError(
