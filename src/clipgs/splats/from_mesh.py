@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -163,6 +164,8 @@ def fit_one(to_fit: ToFit, done: Callable[[], None] | None = None) -> FittedMesh
 
     config = to_fit.config
     device = choose_device(config.device, alone=False)
+    if device == "cuda":  # the first use of a GPU takes a second, in which the mesh is read and drawn
+        Thread(target=torch.zeros, args=(1,), kwargs={"device": device}, daemon=True).start()
     seen = see(to_fit)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the stage: with more, numbers may differ in their last bits
