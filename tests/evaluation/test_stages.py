@@ -360,6 +360,8 @@ def write_clouds(config):
     for shard in ("00000", "00001"):
         rows = read_table(config.output_path / "triplets" / f"{shard}.parquet", ["uid"])
         arrays = {
-            f"{row['uid']}/{name}": rng.random((300, 3), dtype=np.float32) for row in rows for name in ("xyz", "rgb")
+            f"{row['uid']}/{name}": rng.random((300, 3), dtype=np.float32)
+            for row in rows
+            for name in ("xyz", "rgb", "normals")
         }
         write_arrays(config.output_path / "points" / f"{shard}.npz", arrays.items())

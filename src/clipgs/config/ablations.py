@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import field_validator
 
@@ -67,6 +67,10 @@ class Ablations(Section):
     """The table has these rows. The default is the paper's five; docs/protocols.md lists all."""
     seeds: list[int] = setting([0, 1, 2], "integers", min_length=1)
     """Each row is trained with each of these seeds."""
+
+    point_colors: Literal["lit", "unlit"] = setting("lit", "name", assumed=True)
+    """The point encoder of the first row learns from surface points with the colours that the pictures show (`lit`), or
+    with those of the material (`unlit`)."""
 
     @field_validator("rows")
     @classmethod
