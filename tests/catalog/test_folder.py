@@ -374,7 +374,7 @@ def test_a_mended_label_changes_the_digest_of_its_objects_alone(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        ([{"name": "a"}], {}, r"no column `file` \(it has name\)"),
+        ([{"name": "a"}], {}, r"neither a column `file` nor `uid` \(it has name\)"),
         ([{"file": "a.obj"}, {"file": "./a.obj"}], {}, "line 3: a.obj is listed twice"),
         ([{"file": "a.obj", "text": "a"}, {"file": "", "text": "b"}], {}, "line 3: no file is named"),
         ([{"file": "a.obj", "split": "dev"}], {}, "split is 'dev'; allowed"),

@@ -11,7 +11,7 @@ import torch
 
 from clipgs.catalog import shards, stages
 from clipgs.catalog.sources import procedural
-from clipgs.catalog.sources.splats import SplatSource, read_header
+from clipgs.catalog.sources.splats import SplatSource
 from clipgs.config import check, merge
 from clipgs.core.bundles import read_table, read_tar
 from clipgs.core.errors import ObjectError, UsageError
@@ -59,9 +59,10 @@ def covariances(gaussians):
     return halves @ halves.transpose(1, 2)
 
 
-def test_only_ply_files_are_objects(tmp_path):
+def test_meshes_and_other_files_are_no_objects(tmp_path):
     write(tmp_path / "a" / "b.ply", splat())
-    (tmp_path / "c.glb").write_bytes(b"x")
+    for name in ("c.glb", "d.npz", "e.json", "meta.json", "f.gz", "g.png"):
+        (tmp_path / name).write_bytes(b"{}")
     source = splat_source(tmp_path, up_axis="-y")
     assert source.locators() == ["a/b.ply"]
     row = {"locator": "a/b.ply", **source.identify("a/b.ply")}
@@ -71,35 +72,37 @@ def test_only_ply_files_are_objects(tmp_path):
 
 
 def test_an_empty_folder_and_no_folder_are_one_line(tmp_path):
-    with pytest.raises(UsageError, match=r"holds no splat \(\.ply\)"):
+    with pytest.raises(UsageError, match=r"holds no splat \(\.ply \.splat"):
         splat_source(tmp_path).locators()
     with pytest.raises(UsageError, match=r"catalog\.splats\.path is not set"):
         SplatSource(check({"catalog": {"source": "splats"}}))
 
 
+def placed(source: SplatSource, config, locator: str):
+    """What the stages `freeze`, `fetch` and `fit` make of one object."""
+    row = {"source": "splats", "locator": locator, **source.identify(locator)}
+    if row["note"] is not None:
+        raise ObjectError(row["note"])
+    source.fetch(row)
+    return ready._place(ready.ReadySplat(config, row, row["sha256"]))
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not a PLY"),
+        (b"", "the file is empty"),
+        (b"plain text", "not a PLY"),
         (b"ply\nformat ascii 1.0\n", "cut short"),
-        (b"ply\nformat ascii 1.0\nelement face 3\nend_header\n", "no element `vertex`"),
+        (b"ply\nformat ascii 1.0\nelement face 3\nend_header\n", "its vertices have no x, y"),
         (b"ply\nelement vertex 3\nproperty float x\nproperty float y\nend_header\n", "no z, f_dc_0"),
-        (b"ply\nelement vertex 3\nproperty uint packed_position\nend_header\n", "compressed"),
+        (b"ply\nelement vertex 3\nproperty uint packed_position\nend_header\n", "no packed_rotation"),
     ],
 )
-def test_what_is_no_splat_is_refused_by_its_header(tmp_path, data, words):
+def test_what_is_no_splat_is_refused_with_its_reason(tmp_path, data, words):
     (tmp_path / "a.ply").write_bytes(data)
-    source = splat_source(tmp_path)
+    config = check({"cache": str(tmp_path), "catalog": {"source": "splats", "splats": {"path": str(tmp_path)}}})
     with pytest.raises(ObjectError, match=words):
-        source.fetch({"locator": "a.ply", **source.identify("a.ply")})
-
-
-def test_the_header_tells_the_numbers(tmp_path):
-    write(tmp_path / "a.ply", splat(30), harmonics=45, comment="comment made by hand")
-    assert read_header(tmp_path / "a.ply") == (30, 45)
-    source = splat_source(tmp_path, max_gaussians=29)
-    with pytest.raises(ObjectError, match=r"30 Gaussians, catalog\.splats\.max_gaussians is 29"):
-        source.fetch({"locator": "a.ply", **source.identify("a.ply")})
+        placed(SplatSource(config), config, "a.ply")
 
 
 def test_a_splat_that_was_replaced_is_not_placed(tmp_path):
@@ -233,9 +236,9 @@ def test_bad_splats_are_rows_with_a_reason(mixed):
     assert failures.keys() == {"broken", "large", "unseen", "mesh"}
     assert failures["broken"][0] == "fit"
     assert "none of its 400 Gaussians can be used" in failures["broken"][1]
-    assert failures["large"] == ("fetch", "ObjectError: it has 1001 Gaussians, catalog.splats.max_gaussians is 1000")
+    assert failures["large"] == ("fit", "ObjectError: it has 1001 Gaussians, catalog.splats.max_gaussians is 1000")
     assert failures["unseen"] == ("fit", "ObjectError: none of its Gaussians can be seen")
-    assert failures["mesh"][0] == "fetch"
+    assert failures["mesh"][0] == "fit"
 
 
 def test_a_ready_splat_passes_by_what_meshes_need(mixed):
@@ -286,6 +289,8 @@ def test_card_index_and_status_take_both_kinds(mixed):
 
     index = {row["uid"]: row for row in read_table(mixed.output_path / "triplets" / "index.parquet")}
     assert {row["source"] for row in index.values()} == {"folder", "splats"}
+    notes = {row["source"]: row["splat_note"] for row in index.values()}
+    assert notes == {"folder": None, "splats": "45 spherical harmonics above degree 0 are dropped"}
     card = (mixed.output_path / "triplets" / "README.md").read_text()
     assert "A. Maker" in card
     assert packed(mixed)[0].startswith("objects: 2 packed, 4 failed, PSNR")

@@ -12,7 +12,7 @@ from clipgs import cli
 from clipgs.meshes.cameras import parse_cameras
 from clipgs.operate import splat as module
 from clipgs.splats import from_mesh
-from clipgs.splats.export import is_splat
+from clipgs.splats.read import is_splat
 
 CUBE = "\n".join(
     [

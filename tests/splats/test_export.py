@@ -10,6 +10,7 @@ from clipgs.core.bundles import TarWriter
 from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.splats.export import export, to_glb, to_splat
 from clipgs.splats.gaussians import Gaussians
+from tests.splats import writers
 from tests.splats.balls import random_gaussians
 
 SH_C0 = 0.28209479177387814
@@ -187,3 +188,26 @@ def test_the_command(triplets, tmp_path):
     assert cli.main(arguments) == 0
     read_glb((tmp_path / "out" / "c.glb").read_bytes())
     assert cli.main([*arguments[:-1], "nobody"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["a.spz", "a.compressed.ply", "a.sog", "a.splat", "a.ksplat", "a.glb", "a"])
+def test_splats_of_other_formats_are_inputs_too(kind, splat, tmp_path):
+    write = {
+        "a.spz": lambda: writers.spz(splat, 4),
+        "a.compressed.ply": lambda: writers.compressed_ply(splat),
+        "a.sog": lambda: writers.zipped(writers.sog(splat)),
+        "a.splat": lambda: to_splat(splat),
+        "a.ksplat": lambda: writers.ksplat(splat, 0, [50]),
+        "a.glb": lambda: to_glb(splat),
+    }
+    path = tmp_path / "in" / kind
+    path.parent.mkdir()
+    if kind == "a":
+        path.mkdir()
+        for name, data in writers.sog(splat).items():
+            (path / name).write_bytes(data)
+    else:
+        path.write_bytes(write[kind]())
+        assert export(path.parent, tmp_path / "all", "ply") == 1
+    assert export(path, tmp_path / "out", "ply") == 1
+    assert torch.equal(Gaussians.load(tmp_path / "out" / "a.ply").means, Gaussians.load(path).means)

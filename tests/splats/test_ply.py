@@ -69,10 +69,48 @@ def test_round_trip_in_farthest_point_order(tmp_path, splat):
     assert [file.name for file in tmp_path.iterdir()] == ["a.ply"]
 
 
+def with_comment(rows: np.ndarray) -> bytes:
+    return written(PlyData([PlyElement.describe(rows, "vertex")], comments=[ply.COMMENT]))
+
+
 def test_our_file_is_not_ordered_again(splat):
-    rows = vertices(splat)[::-1].copy()
-    reversed_rows = PlyData([PlyElement.describe(rows, "vertex")], comments=[ply.COMMENT])
-    assert torch.equal(Gaussians.from_ply(written(reversed_rows)).means, splat.means.flip(0))
+    rows = vertices(Gaussians.from_ply(splat.to_ply()))
+    rows[2:] = rows[:1:-1].copy()  # the first two are the farthest apart still
+    assert Gaussians.from_ply(with_comment(rows)).means[2:, 0].tolist() == rows["x"][2:].tolist()
+
+
+def test_a_comment_that_was_kept_in_another_order_is_not_believed(splat):
+    own = Gaussians.from_ply(splat.to_ply())
+    rows = vertices(own)[::-1].copy()
+    for data in (with_comment(rows), with_comment(rows).replace(b"float x", b"float32 x")):
+        loaded = Gaussians.from_ply(data)
+        assert farthest_point_order(loaded.means.numpy()).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("comments", "mode"),
+    [
+        (["SplatRenderMode: mip"], "mip"),
+        (["splatrendermode: MIP", "Exported from Brush"], "mip"),
+        (["antialiased 1"], "mip"),
+        (["antialiased 1", "SplatRenderMode: default"], "default"),
+        (["antialiased 0"], "default"),
+        (["SplatRenderMode: 2dgs"], "2dgs"),
+        (["antialiased 12", "a SplatRenderMode: mip"], "default"),
+    ],
+)
+def test_how_a_splat_is_to_be_drawn_is_noted(splat, comments, mode, caplog):
+    data = written(PlyData([PlyElement.describe(vertices(splat), "vertex")], comments=comments))
+    assert ply.drawn_as(comments) == mode
+    assert_same(Gaussians.from_ply(splat.to_ply()), Gaussians.from_ply(data))
+    assert ("antialiased drawing" in caplog.text) == (mode == "mip")
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_other_line_ends_and_a_comment_of_the_last_word(splat, end):
+    header, body = splat.to_ply().split(b"end_header\n")
+    data = (header + b"comment end_header\nend_header\n").replace(b"\n", end) + body
+    assert_same(Gaussians.from_ply(splat.to_ply()), Gaussians.from_ply(data))
 
 
 def written(data: PlyData) -> bytes:
@@ -130,7 +168,7 @@ def damaged(splat: Gaussians) -> dict[str, tuple[bytes, str]]:
         "unknown type": (good.replace(b"float y", b"vec3 y"), "header cannot be read"),
         "no rows": (of(vertices(splat[:0])), "no Gaussians"),
         "mesh": (of(mesh), "no f_dc_0, f_dc_1, f_dc_2, opacity, scale_0"),
-        "compressed": (of(packed), "compressed"),
+        "compressed": (of(packed), "no packed_rotation, packed_scale, min_x"),
         "nan": (of(nan), "none of its 20 Gaussians can be used"),
         "list": (listed, "cannot be read"),
     }

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from clipgs.core.errors import ObjectError
@@ -26,6 +27,11 @@ _OPTION = re.compile(
     rf"|(?P<numbers>[a-z]+)(?P<values>(?:\s+{NUMBER}(?!\S))*)(?:\s+(?:on|off)(?!\S))?)(?:\s+|$)",
     re.IGNORECASE,
 )
+
+META = "meta.json"  # of a splat whose numbers are pictures in its folder
+# The files that gsplat writes beside a meta.json which does not name them, and the mask that uCO3D adds.
+_OF_GSPLAT = ("means_l.png", "means_u.png", "scales.png", "quats.png", "opacities.png", "sh0.png")
+_MASK = "fg_mask.npz"
 
 Layout = tuple[float, float, float, float]  # scale and offset of u and v, v upwards
 PLAIN: Layout = (1.0, 1.0, 0.0, 0.0)
@@ -181,6 +187,16 @@ def _in_other_encodings(name: str) -> list[str]:
             with suppress(UnicodeDecodeError):
                 found.append(raw.decode(encoding))
     return found
+
+
+def picture_files(meta: Any) -> list[str]:
+    """The files that belong to the content of a meta.json: empty if it is not that of a splat (SOG, gsplat)."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("means"), dict):
+        return []
+    if "files" not in meta["means"]:
+        return [*_OF_GSPLAT, _MASK]
+    lists = [part["files"] for part in meta.values() if isinstance(part, dict) and isinstance(part.get("files"), list)]
+    return [name for names in lists for name in names if isinstance(name, str)]
 
 
 def file_of_uri(uri: str) -> str:

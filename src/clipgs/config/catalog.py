@@ -23,7 +23,8 @@ class Folder(Section):
     """The meshes are read from this folder, or from a glob such as meshes/**/*.glb. `source: folder` needs it."""
     manifest: str | None = setting(None, "path", runtime=True)
     """This CSV lists the files to take. It has any of the columns file, uid, category, text, license, credit, page,
-    group, split. null means all files, with labels from folder and file names."""
+    group, split. Without `file`, a row is of the file that its uid names. null means all files, with labels from
+    folder and file names."""
     columns: dict[str, str] = setting({}, "names", runtime=True)
     """This maps our column names to those of the manifest, for example {text: caption}."""
     text_from_name: bool = setting(True, "true or false", runtime=True)
@@ -43,16 +44,18 @@ class ModelNet(Section):
 
 
 class SplatFolder(Section):
-    """A folder of ready splats (3DGS PLY files of any program), which are rendered and packed, but not fitted."""
+    """A folder of ready splats of any program, which are rendered and packed, but not fitted."""
 
     path: str | None = setting(None, "path", runtime=True)
-    """The splats are read from this folder, or from a glob such as splats/**/*.ply. `source: splats` needs it."""
+    """The splats are read from this folder, a glob such as splats/**/*.ply, or this file. They are .ply, .spz, .sog,
+    .splat, .ksplat, .glb, .gltf or torch files, or pictures beside a meta.json, also in .zip and .tar files. `source:
+    splats` needs it."""
     manifest: str | None = setting(None, "path", runtime=True)
-    """This CSV lists the files to take, as `folder.manifest` does."""
+    """This CSV or parquet file lists the files to take, as `folder.manifest` does."""
     columns: dict[str, str] = setting({}, "names", runtime=True)
     """This maps our column names to those of the manifest, as `folder.columns` does."""
     up_axis: Literal["y", "-y", "z"] = setting("y", "axis")
-    """This axis points up in the files. It is -y in most splats of photographs."""
+    """This axis points up in the files, except in .glb and .gltf. It is -y in most splats of photographs."""
     max_gaussians: int = setting(200_000, "Gaussians", ge=1, le=1_000_000)
     """A splat with more Gaussians is recorded as failed."""
     box_fraction: float = setting(0.99, "fraction", assumed=True, gt=0.5, le=1)

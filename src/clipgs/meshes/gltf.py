@@ -35,7 +35,7 @@ _OF_VERTICES = Material(single_sided=True)  # of vertex colours without a materi
 # Extensions that a file may require. KHR_materials_* change gloss, not colour; lights are ignored.
 _SUPPORTED = re.compile(
     "KHR_(draco_mesh_compression|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp_json_ld"
-    "|texture_basisu|node_visibility|meshopt_compression|materials_.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
+    "|texture_basisu|node_visibility|meshopt_compression|materials_.*|gaussian_splatting.*)|EXT_(texture_webp|mesh_gpu_instancing|meshopt_compression)"
 )
 # What Python raises where the JSON does not have the types that the standard requires.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, RecursionError)
@@ -63,6 +63,27 @@ def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[
         if not parts and "KHR_gaussian_splatting" in document.header.get("extensionsUsed", []):
             raise ObjectError(IS_SPLAT)
         return parts
+    except _MALFORMED as error:
+        raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
+
+
+def extended(
+    path: Path, folder: Folder, extension: str, most: int
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]]:
+    """What `read` leaves out: each primitive with this extension, for each shown node of the default scene.
+
+    Args:
+        most: elements of an accessor without data.
+
+    Yields:
+        attributes [V, width] by name; the extension, of whose buffer views the bytes are in `bytes`; world matrix
+        [4, 4].
+
+    Raises:
+        ObjectError: the file is damaged, or needs an extension that is not read.
+    """
+    try:
+        yield from _Document(path, folder, _OF_VERTICES, most // 3).extended(extension)
     except _MALFORMED as error:
         raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
 
@@ -341,6 +362,22 @@ class _Document:
                     yield transformed(part, copy[None])
         if self.without_positions and not found:
             raise ObjectError("a primitive has no POSITION, so its triangles have no coordinates")
+
+    def extended(self, extension: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]]:
+        """See the function `extended`."""
+        for index, matrix in self.placed_nodes().items():
+            node = self.item("nodes", index)
+            if index in self.hidden or "mesh" not in node:
+                continue
+            for primitive in self.item("meshes", node["mesh"])["primitives"]:
+                found = primitive.get("extensions", {}).get(extension)
+                if found is None:
+                    continue
+                inner = [part for part in found.get("extensions", {}).values() if "bufferView" in part]
+                packed = {"bytes": [self.view(part["bufferView"]) for part in inner]}
+                # Where the data are packed, the accessors are without.
+                values = {} if inner else {name: self.accessor(at) for name, at in primitive["attributes"].items()}
+                yield values, {**found, **packed}, matrix
 
     def placed_nodes(self) -> dict[int, np.ndarray]:
         """Node to world matrix, for the nodes of the default scene (else of the first scene, else of all roots).

@@ -24,8 +24,9 @@ from clipgs.core.runner import Progress, Row
 from clipgs.meshes import views
 from clipgs.meshes.cameras import SHOWING_DIRECTION, showing
 from clipgs.operate.checks import unwritable
-from clipgs.splats.export import FORMATS, OF_SUFFIX, format_of, is_splat, save
+from clipgs.splats.export import FORMATS, OF_SUFFIX, format_of, save
 from clipgs.splats.from_mesh import FittedMesh, ToFit, fit_many, fit_one, settings
+from clipgs.splats.read import is_splat
 from clipgs.splats.render import render
 from clipgs.triplets.contact_sheet import BACKGROUND, FAINT, FRAME, TEXT, box_of, font, wrap
 

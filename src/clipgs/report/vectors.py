@@ -15,8 +15,9 @@ from clipgs.core.lists import counted
 from clipgs.core.runner import Row
 from clipgs.encoder.trained import TrainedEncoder, load
 from clipgs.report.search import read_picture
-from clipgs.splats.export import is_splat
 from clipgs.splats.from_mesh import FittedMesh, Preset, ToFit, fit_many, settings
+from clipgs.splats.read import SUFFIXES as SPLAT_SUFFIXES
+from clipgs.splats.read import is_splat
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +128,10 @@ def _results(
         try:
             if suffix in PICTURE_SUFFIXES:
                 vector = encoder.encode_images(read_picture(file))[0]
-            elif suffix == ".ply":
+            elif suffix in SPLAT_SUFFIXES:
                 vector = encoder.encode(file)[0]
             else:
-                raise ObjectError(f"it is no splat (.ply), no mesh and no picture ({' '.join(PICTURE_SUFFIXES)})")
+                raise ObjectError(f"it is no splat, no mesh and no picture ({' '.join(PICTURE_SUFFIXES)})")
             yield index, vector.numpy()
         except (ObjectError, UsageError, ValueError, OSError) as error:
             yield index, str(error)

@@ -5,28 +5,28 @@ import logging
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clipgs.catalog.sources.splats import read_header
+from clipgs.catalog.named_files import META
+from clipgs.catalog.sources.splats import GLTF_EXTENSION as EXTENSION
 from clipgs.core.bundles import tar_objects
-from clipgs.core.errors import ClipgsError, ObjectError, UsageError
+from clipgs.core.errors import ClipgsError, UsageError
 from clipgs.core.files import whole
-from clipgs.splats import ply
+from clipgs.splats.formats.packed import SPLAT_ROW
 from clipgs.splats.gaussians import Gaussians
+from clipgs.splats.read import is_splat
+from clipgs.splats.rows import f_dc_of
 
 log = logging.getLogger(__name__)
 
-EXTENSION = "KHR_gaussian_splatting"
 GLTF_FLOAT, GLTF_UNSIGNED_SHORT = 5126, 5123
 GLTF_VERTICES = 34962  # target of a buffer view: attributes
 GLTF_POINTS = 0  # mode of a primitive
-_GLB_HEAD_BYTES = 1 << 16  # the JSON of a splat comes first and is shorter
 GLB_MAGIC, GLB_JSON, GLB_BINARY = 0x46546C67, 0x4E4F534A, 0x004E4942
-
-SPLAT_ROW = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
 def to_splat(gaussians: Gaussians) -> bytes:
@@ -65,7 +65,7 @@ def to_glb(gaussians: Gaussians) -> bytes:
         f"{EXTENSION}:ROTATION": quats[:, [1, 2, 3, 0]],
         f"{EXTENSION}:SCALE": scales,
         f"{EXTENSION}:OPACITY": opacities[:, None],
-        f"{EXTENSION}:SH_DEGREE_0_COEF_0": (colors - 0.5) / ply.SH_C0,
+        f"{EXTENSION}:SH_DEGREE_0_COEF_0": f_dc_of(colors),
     }
     accessors, views, blocks, offset = [], [], [], 0
     for index, values in enumerate(attributes.values()):
@@ -128,18 +128,6 @@ def format_of(path: Path) -> str:
     return OF_SUFFIX[suffix]
 
 
-def is_splat(path: Path) -> bool:
-    """Whether a .ply or .glb holds a splat and no mesh, by its header."""
-    try:
-        if path.suffix.lower() == ".ply":
-            read_header(path)
-            return True
-        with path.open("rb") as file:
-            return path.suffix.lower() == ".glb" and EXTENSION.encode() in file.read(_GLB_HEAD_BYTES)
-    except (ObjectError, OSError):
-        return False
-
-
 def save(gaussians: Gaussians, path: Path, kind: str | None = None) -> None:
     """Writes one splat, whole or not at all, in a format of FORMATS (default: that of the suffix).
 
@@ -158,9 +146,10 @@ def export(
     """Writes each splat of the inputs to `folder` as UID.splat, UID.glb or UID.ply; returns the number of splats.
 
     Args:
-        inputs: one or more PLY files, tars of them (`triplets/S.tar`, `splats/S.tar`), or folders of either.
+        inputs: splats of any format that is read, tars of PLY files (`triplets/S.tar`, `splats/S.tar`), or folders of
+            either.
         kind: `splat`, `gltf` or `ply`.
-        uids: the splats to export (the uid of a PLY file is its name without `.ply`); default: all.
+        uids: the splats to export (the uid of a file is its name without the suffix); default: all.
 
     Raises:
         UsageError: there is nothing to export, or two inputs have the same uid.
@@ -171,12 +160,12 @@ def export(
     suffix, encode = FORMATS[kind]
     written: dict[str, Path] = {}
     errors = []
-    for uid, file, ply_bytes in _splats(inputs, uids):
+    for uid, file, load in _splats(inputs, uids):
         if uid in written:
             raise UsageError(f"{uid} is in {written[uid]} and in {file}: export them to two folders")
         written[uid] = file
         try:
-            data = encode(Gaussians.from_ply(ply_bytes, f"{file}: {uid}" if file.suffix == ".tar" else str(file)))
+            data = encode(load())
         except ValueError as error:
             errors.append(str(error))
             log.warning("not exported: %s", error)
@@ -186,25 +175,27 @@ def export(
     missing = sorted(set(uids) - written.keys())
     if missing or not written:
         what = ", ".join(missing) or "a splat"
-        raise UsageError(f"no input holds {what}: name PLY files, or the folder `triplets` of an output")
+        raise UsageError(f"no input holds {what}: name files of splats, or the folder `triplets` of an output")
     log.info("exported %d splats to %s", len(written) - len(errors), folder)
     if errors:
         raise ClipgsError(f"{len(errors)} of {len(written)} splats could not be exported; the first: {errors[0]}")
     return len(written)
 
 
-def _splats(inputs: Sequence[Path | str], uids: Sequence[str]) -> Iterator[tuple[str, Path, bytes]]:
-    """Uid, input file and PLY of each splat of these uids; of all splats if there are none."""
+def _splats(inputs: Sequence[Path | str], uids: Sequence[str]) -> Iterator[tuple[str, Path, Callable[[], Gaussians]]]:
+    """Uid, input file and loader of each splat of these uids; of all splats if there are none."""
     for path in map(Path, inputs):
         if not path.exists():
             raise UsageError(f"{path} does not exist")
         files = [path]
-        if path.is_dir():
-            files = sorted(path.glob("*.tar")) or sorted(path.glob("*.ply"))
+        if path.is_dir() and not (path / META).is_file():
+            found = (file for file in path.iterdir() if file.suffix == ".ply" or is_splat(file))
+            files = sorted(path.glob("*.tar")) or sorted(found)
         for file in files:
             if file.suffix != ".tar":
-                if not uids or file.stem in uids:
-                    yield file.stem, file, file.read_bytes()
+                uid = file.name if file.is_dir() else file.stem.removesuffix(".compressed")
+                if not uids or uid in uids:
+                    yield uid, file, partial(Gaussians.load, file)
                 continue
             try:
                 objects = tar_objects(file)
@@ -213,7 +204,7 @@ def _splats(inputs: Sequence[Path | str], uids: Sequence[str]) -> Iterator[tuple
             for uid, members in objects.items():
                 splat = members._replace(entries=tuple(entry for entry in members.entries if entry[0] == "ply"))
                 if splat.entries and (not uids or uid in uids):
-                    yield uid, file, splat.read()["ply"]
+                    yield uid, file, partial(Gaussians.from_ply, splat.read()["ply"], f"{file}: {uid}")
 
 
 def _values(gaussians: Gaussians) -> tuple[np.ndarray, ...]:

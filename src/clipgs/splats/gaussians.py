@@ -12,6 +12,8 @@ from torch import Tensor
 
 from clipgs.core.files import whole
 from clipgs.splats import ply
+from clipgs.splats.read import read
+from clipgs.splats.rows import SH_C0, SplatRows, f_dc_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +147,19 @@ class Gaussians(_Tensors):
         Raises:
             ValueError: not a splat, cut short, empty, or without a row that can be used.
         """
-        found = ply.read(data, name)
+        return cls._found(lambda: ply.read(data), name)
+
+    @classmethod
+    def _found(cls, reader: Callable[[], SplatRows], name: str) -> Self:
+        """The splat that a reader finds, with log lines and errors that begin with the name."""
+        try:
+            found = reader()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}.") from error
         for note in found.notes:
             logger.warning("%s: %s.", name, note)
+        if found.harmonics:
+            logger.info("%s: %d spherical harmonics above degree 0 are dropped.", name, found.harmonics)
         if found.origin.any():
             logger.warning("%s: far from the origin, so %s is taken off its positions.", name, found.origin.tolist())
         return cls.from_rows(found.rows)
@@ -164,7 +176,7 @@ class Gaussians(_Tensors):
             quats_wxyz=torch.from_numpy(quats.copy()),
             log_scales=torch.from_numpy(log_scales.copy()),
             opacity_logits=torch.from_numpy(logits[:, 0].copy()),
-            colors=torch.from_numpy((0.5 + ply.SH_C0 * f_dc.astype(np.float64)).astype(np.float32)),
+            colors=torch.from_numpy((0.5 + SH_C0 * f_dc.astype(np.float64)).astype(np.float32)),
         )
 
     def to_ply(self) -> bytes:
@@ -177,20 +189,22 @@ class Gaussians(_Tensors):
             raise ValueError(f"A PLY holds one object, not a batch {list(self.means.shape)}.")
         if len(self) == 0:
             raise ValueError("There are no Gaussians to save.")
-        f_dc = (self.colors.double() - 0.5) / ply.SH_C0
+        f_dc = f_dc_of(self.colors.double())
         columns = (self.means, f_dc, self.opacity_logits, self.log_scales, self.quats_wxyz)
         values = [column.detach().cpu().double().numpy().reshape(len(self), -1) for column in columns]
         return ply.to_bytes(np.concatenate(values, axis=1))
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Reads one splat from a PLY of any program; see `from_ply`.
+        """Reads one splat of any program: PLY, SPZ, SOG, .splat, .ksplat, glTF, a folder of gsplat or a torch file.
+
+        The log says what was dropped or replaced, as `from_ply` does.
 
         Raises:
-            ValueError: as `from_ply`; the message begins with the path.
+            ValueError: not a splat, damaged, or without a row that can be used. The text begins with the path.
             OSError: the file cannot be opened.
         """
-        return cls.from_ply(Path(path).read_bytes(), str(path))
+        return cls._found(lambda: read(Path(path)), str(path))
 
     def save(self, path: Path | str) -> None:
         """Writes one splat as a PLY, whole or not at all; see `to_ply`."""

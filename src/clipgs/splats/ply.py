@@ -4,34 +4,23 @@ Imports no torch.
 """
 
 import io
-import logging
 import re
 import tempfile
-from typing import NamedTuple
 
 import numpy as np
 from plyfile import PlyData
 
-from clipgs.core.ply_header import END, SPLAT_PROPERTIES, parse_ply_header, splat_lacks
+from clipgs.core.ply_header import SPLAT_PROPERTIES, PlyHeader, parse_ply_header, splat_lacks, split_ply
+from clipgs.splats.formats import compressed_ply
 from clipgs.splats.order import farthest_point_order
+from clipgs.splats.rows import ANTIALIASED, FLAT, Limit, SplatRows, f_dc_of, usable
+from clipgs.splats.rows import MAX_LOGIT as MAX_LOGIT  # the encoder takes it from here
 
-logger = logging.getLogger(__name__)
-
-SH_C0 = 0.28209479177387814  # the constant spherical harmonic, sqrt(1 / (4 pi))
 COMMENT = "clipgs 1 order=fps frame=y-up"
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_LOGIT = 30.0  # files may have infinite logits; at this one, sigmoids are already 0 or 1 and their gradient is 0
-FLAT = 1e-6  # the scale of a flat Gaussian across its plane, as other programs read it
 _FAR = 100  # sizes from the origin; there float32 still resolves a hundred-thousandth of the size
-
-
-class PlySplat(NamedTuple):
-    """What the PLY of a splat holds."""
-
-    rows: np.ndarray  # [N, 14] float32, finite, in the order of SPLAT_PROPERTIES, in farthest-point order
-    origin: np.ndarray  # [3] float64, was taken off the positions; zeros but for float64 positions far from the origin
-    notes: list[str]  # what was dropped or replaced
+_MODE = re.compile(r"(?:SplatRenderMode:\s*(default|mip|2dgs)|antialiased\s+([01]))\s*", re.IGNORECASE)
 
 
 def to_bytes(
@@ -57,51 +46,32 @@ def to_bytes(
     return _header(len(rows)) + rows.astype("<f4").tobytes()
 
 
-def read(data: bytes, name: str) -> PlySplat:
-    """Any splat PLY; the errors begin with `name`.
+def read(data: bytes, limit: Limit = Limit()) -> SplatRows:  # noqa: B008 (a tuple)
+    """Any splat PLY, compressed ones too, its rows finite and in farthest-point order.
 
     The properties may have any order and number type, the file may be text or binary of either byte order, and other
-    properties are ignored. Spherical harmonics above degree 0 are dropped, and the log says so. Rows with a value that
-    is not a number, or with a quaternion of zeros, are dropped. Infinite opacity logits and log-scales of -inf are
-    values (opaque, transparent, flat), and become finite ones.
+    properties are ignored. `usable` says which values are replaced and which rows are dropped. From float64 positions
+    far from the origin, an origin of their own is taken off.
 
     Raises:
-        ValueError: not a splat, cut short, empty, or without a row that can be used.
+        ValueError: not a splat, cut short, empty, of more Gaussians than the limit, or without a row that can be used.
     """
     own = _own_rows(data)
-    found, ordered = _foreign(data, name) if own is None else (PlySplat(own, np.zeros(3), []), True)
-    rows, notes = _usable(found.rows, name)
-    if not ordered or len(rows) < len(found.rows):
-        rows = rows[farthest_point_order(rows[:, :3])]
-    return PlySplat(rows, found.origin, found.notes + notes)
+    if own is not None:
+        limit.check(len(own))
+        return usable(SplatRows(own, []), ordered=_starts_ordered(own))
+    found, says_ordered = _foreign(data, limit)
+    return usable(found, ordered=says_ordered and _starts_ordered(found.rows))
 
 
-def _usable(
-    rows: np.ndarray,  # [N, 14] float32
-    name: str,
-) -> tuple[np.ndarray, list[str]]:  # [n, 14]
-    """The rows that are Gaussians, with finite values; and notes of what was dropped or replaced."""
-    notes = []
-    if not np.isfinite(rows).all():
-        rows = rows.copy()
-        logits, log_scales = rows[:, 6], rows[:, 7:10]
-        infinite, flat = np.isinf(logits), np.isneginf(log_scales)
-        logits[infinite] = np.copysign(np.float32(MAX_LOGIT), logits[infinite])
-        log_scales[flat] = np.log(FLAT)
-        if infinite.any():
-            notes.append(f"{infinite.sum()} infinite opacity logits became {MAX_LOGIT:g} or -{MAX_LOGIT:g}")
-        if flat.any():
-            notes.append(f"{flat.sum()} scales of zero became {FLAT:g}")
-    finite, turned = np.isfinite(rows).all(axis=1), np.abs(rows[:, 10:]).max(axis=1) != 0
-    kept = finite & turned
-    if kept.all():
-        return rows, notes
-    reasons = {"values that are not finite numbers": ~finite, "a quaternion of zeros": ~turned}
-    listed = ", ".join(f"{bad.sum()} with {reason}" for reason, bad in reasons.items() if bad.any())
-    if not kept.any():
-        raise ValueError(f"{name}: none of its {len(rows)} Gaussians can be used: {listed}.")
-    notes.append(f"{len(rows) - kept.sum()} of {len(rows)} Gaussians are dropped: {listed}")
-    return rows[kept], notes
+def is_splat(head: bytes) -> bool:
+    """Whether this is the beginning of a PLY of a splat, by its header; it must hold the header as a whole."""
+    split = split_ply(head)
+    try:
+        vertex = parse_ply_header(split[0]).element("vertex") if split else None
+    except (ValueError, IndexError):
+        return False
+    return vertex is not None and ("packed_position" in vertex.properties or not splat_lacks(vertex.properties))
 
 
 def _header(count: int) -> bytes:
@@ -122,19 +92,39 @@ def _own_rows(data: bytes) -> np.ndarray | None:  # [N, 14]
     return np.frombuffer(data, "<f4", offset=len(header)).reshape(-1, len(SPLAT_PROPERTIES))
 
 
-def _foreign(data: bytes, name: str) -> tuple[PlySplat, bool]:
-    """Any splat PLY, its values as they are in the file, and whether its rows are in farthest-point order."""
-    columns, text = _check_header(data, name)
-    head, end, body = data.partition(END)
-    notes: list[str] = []
+def _starts_ordered(
+    rows: np.ndarray,  # [N, 14]
+) -> bool:
+    """Whether row 1 is the farthest from row 0, without which the order is another, whatever the comment says.
+
+    Scripts that shuffle or sort the rows keep the comment.
+    """
+    if len(rows) < 2 or not np.isfinite(rows[:, :3]).all():
+        return len(rows) < 2
+    distances = np.square(rows[:, :3] - rows[0, :3]).sum(axis=1)
+    return bool(distances[1] >= distances.max() * (1 - 1e-5))
+
+
+def _foreign(data: bytes, limit: Limit) -> tuple[SplatRows, bool]:
+    """Any splat PLY, its values as they are in the file, and whether it says that it is in farthest-point order."""
+    header, head, start = _checked_header(data, limit)
+    vertex = header.element("vertex")
+    columns = vertex.properties if vertex else []
+    notes = [] if drawn_as(header.comments) != "mip" else [ANTIALIASED]
+    ordered = any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in header.comments)
+    # plyfile wants lines that end as Unix has them, and reads comments as ASCII only.
+    plain = re.sub(b"\r\n|\r", b"\n", head).rstrip(b"\n").decode("ascii", "replace").encode("ascii", "replace")
     try:
         # plyfile reads the rows one by one from memory (a quarter of a second), but all at once from a file.
-        with io.BytesIO() if text else tempfile.TemporaryFile() as file:
-            # plyfile reads comments as ASCII only.
-            file.writelines([head.decode("ascii", "replace").encode("ascii", "replace"), end, body])
+        with io.BytesIO() if header.text else tempfile.TemporaryFile() as file:
+            file.writelines([plain, b"\nend_header\n", memoryview(data)[start:]])
             file.seek(0)
             ply = PlyData.read(file)
         vertices = ply["vertex"].data
+        if "packed_position" in columns:
+            rows = compressed_ply.unpacked(ply["chunk"].data, vertices)
+            harmonics = len(ply["sh"].properties) if "sh" in ply else 0
+            return SplatRows(rows, notes, harmonics), ordered
         with np.errstate(over="ignore", invalid="ignore"):  # a double too large for float32 becomes infinite
             xyz, origin = _near_origin(np.stack([vertices[axis] for axis in "xyz"], axis=1))
             rows = np.empty((len(xyz), len(SPLAT_PROPERTIES)), np.float32)
@@ -143,20 +133,28 @@ def _foreign(data: bytes, name: str) -> tuple[PlySplat, bool]:
                 rows[:, i] = vertices[column] if column in columns else np.log(FLAT)
             if "f_dc_0" not in columns:
                 colors = np.stack([vertices[channel] for channel in ("red", "green", "blue")], axis=1)
-                rows[:, 3:6] = (_fractions(colors) - 0.5) / SH_C0
+                rows[:, 3:6] = f_dc_of(_fractions(colors))
     except OSError:
         raise
     except Exception as error:  # of plyfile and, where plyfile does not check, of numpy
-        raise ValueError(f"{name}: the PLY cannot be read ({error}).") from error
+        raise ValueError(f"the PLY cannot be read ({error})") from error
     if "scale_2" not in columns:
         notes.append(f"flat Gaussians without scale_2, which became {FLAT:g}")
     if "f_dc_0" not in columns:
         notes.append("the colours are those of red, green and blue")
-    higher = sum(column.startswith("f_rest_") for column in columns)
-    if higher:
-        logger.info("%s: %d spherical harmonics above degree 0 are dropped.", name, higher)
-    ordered = any(comment.startswith("clipgs 1 ") and "order=fps" in comment for comment in ply.comments)
-    return PlySplat(rows, origin, notes), ordered
+    return SplatRows(rows, notes, sum(column.startswith("f_rest_") for column in columns), origin), ordered
+
+
+def drawn_as(comments: list[str]) -> str:
+    """How the file says that it is to be drawn: `default`, `mip` (antialiased) or `2dgs`.
+
+    Brush and SuperSplat write `SplatRenderMode: mip`, Postshot `antialiased 1`; the last comment counts.
+    """
+    mode = "default"
+    for comment in comments:
+        if found := _MODE.fullmatch(comment):
+            mode = found[1].lower() if found[1] else ("default", "mip")[int(found[2])]
+    return mode
 
 
 def _near_origin(
@@ -181,37 +179,35 @@ def _fractions(
     return colors / (65535 if colors.dtype.itemsize == 2 else 255)
 
 
-def _check_header(data: bytes, name: str) -> tuple[list[str], bool]:
-    """Names of the vertex properties, and whether the file is text; refuses what is no splat or is cut short."""
+def _checked_header(data: bytes, limit: Limit) -> tuple[PlyHeader, bytes, int]:
+    """The header, its bytes, and where the rows begin; refuses what is no splat, is cut short or too large."""
     if not data:
-        raise ValueError(f"{name}: the file is empty.")
+        raise ValueError("the file is empty")
     if data[:3] != b"ply":
-        raise ValueError(f"{name}: not a PLY file.")
-    head, end, _ = data[:MAX_HEADER_BYTES].partition(END)
-    if not end:
-        raise ValueError(f"{name}: the PLY header does not end; the file is cut short.")
-    body_bytes = len(data) - len(head) - len(end) - 1
+        raise ValueError("not a PLY file")
+    split = split_ply(data[:MAX_HEADER_BYTES])
+    if split is None:
+        raise ValueError("the PLY header does not end; the file is cut short")
+    head, start = split
+    body_bytes = len(data) - start
     try:
         header = parse_ply_header(head)
         row_bytes = [element.row_bytes for element in header.elements]
     except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{name}: the PLY header cannot be read ({error}).") from error
+        raise ValueError(f"the PLY header cannot be read ({error})") from error
     vertex = header.element("vertex")
     columns = vertex.properties if vertex else []
-    missing = splat_lacks(columns)
-    if "packed_position" in columns:
-        raise ValueError(f"{name}: a compressed splat PLY; export it as an uncompressed PLY.")
+    missing = compressed_ply.lacks(header) if "packed_position" in columns else splat_lacks(columns)
     if missing:
-        raise ValueError(
-            f"{name}: not a Gaussian splat, its vertices have no {', '.join(missing)} (a mesh or a point cloud?)."
-        )
+        what = ", ".join(missing)
+        raise ValueError(f"not a Gaussian splat, its vertices have no {what} (a mesh or a point cloud?)")
     for element, binary in zip(header.elements, row_bytes, strict=True):
         least = 2 * len(element.properties) - 1 if header.text else binary  # text: a digit and a space each
         if element.count < 0 or element.count * least > body_bytes:
             raise ValueError(
-                f"{name}: the header claims {element.count} rows of {element.name}, but only {max(body_bytes, 0)} bytes"
-                " follow: the file is cut short or damaged."
+                f"the header claims {element.count} rows of {element.name}, but only {max(body_bytes, 0)} bytes"
+                " follow: the file is cut short or damaged"
             )
-        if element.name == "vertex" and element.count == 0:
-            raise ValueError(f"{name}: the splat has no Gaussians.")
-    return columns, header.text
+        if element.name == "vertex":
+            limit.check(element.count)
+    return header, head, start

@@ -9,14 +9,14 @@ import torch
 from clipgs.catalog.records import shard_path
 from clipgs.catalog.sources import READY_SPLATS, source
 from clipgs.catalog.sources.digests import unchanged
-from clipgs.catalog.sources.splats import read_header
 from clipgs.config import Config
 from clipgs.core.bundles import read_table
 from clipgs.core.errors import ObjectError
 from clipgs.core.runner import Compute, Files, Results, Row, Task, good, in_workers
-from clipgs.splats import ply
 from clipgs.splats.gaussians import Gaussians
 from clipgs.splats.quaternions import product, rotation_matrices
+from clipgs.splats.read import read
+from clipgs.splats.rows import Limit
 from clipgs.stages import table
 
 _VISIBLE = 0.05  # opacity; the bounding box ignores more transparent Gaussians
@@ -61,19 +61,19 @@ def _place(payload: ReadySplat) -> tuple[Row, Files]:
     torch.set_num_threads(1)
     config, row, sha256 = payload
     objects = source(config, row["source"])
+    limit = Limit(config.catalog.splats.max_gaussians, "catalog.splats.max_gaussians")
     with unchanged(objects, row, sha256) as file:
-        data, dropped = file.read_bytes(), read_header(file).harmonics
-    try:
-        found = ply.read(data, "the PLY")
-    except ValueError as error:
-        raise ObjectError(str(error)) from None
+        try:
+            found = read(file, limit)
+        except ValueError as error:
+            raise ObjectError(str(error)) from None
     gaussians = Gaussians.from_rows(found.rows).prune(config.fit.prune_below)
     if len(gaussians) == 0:
         raise ObjectError("none of its Gaussians can be seen")
     if found.origin.any():
         gaussians = replace(gaussians, means=gaussians.means.double() + torch.from_numpy(found.origin))
     placed, centre, scale = place(gaussians, objects.up_axis(row), config.catalog.splats.box_fraction)
-    notes = [f"{dropped} spherical harmonics above degree 0 are dropped"] if dropped else []
+    notes = [f"{found.harmonics} spherical harmonics above degree 0 are dropped"] if found.harmonics else []
     note = "; ".join([*notes, *found.notes]) or None
     return {"gaussians": len(placed), "centre": centre, "scale": scale, "note": note}, [("ply", placed.to_ply())]
 

@@ -104,7 +104,7 @@ def pack_shard(
             row |= {key: fit[key] for key in QUALITY}
             row |= {"caption": caption["caption"], "caption_source": caption["source"]}
             row |= {"caption_score": caption.get("score"), "caption_note": caption.get("note")}
-            row |= {"view_note": rows_of.get("view", {}).get("note")}
+            row |= {"view_note": rows_of.get("view", {}).get("note"), "splat_note": fit.get("note")}
             meta = _meta(row, frozen["sha256"], mesh_to_splat[uid], cameras)
             files = {**splat_of[uid].read(), **renders_of[uid].read()}
             files |= {"txt": caption["caption"].encode(), "json": meta}
@@ -176,7 +176,17 @@ def schema() -> Any:
     import pyarrow as pa
 
     strings: tuple[str, ...] = ("uid", "shard", "status", "stage", "error", "source", "file", "split", "group")
-    strings += ("category", "caption", "caption_source", "caption_note", "view_note", "license", "credit", "page")
+    strings += (
+        "category",
+        "caption",
+        "caption_source",
+        "caption_note",
+        "view_note",
+        "splat_note",
+        "license",
+        "credit",
+        "page",
+    )
     return pa.schema(
         [(name, pa.string()) for name in strings]
         + [(name, pa.float64()) for name in ("caption_score", *QUALITY[:-1])]

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from clipgs.catalog.named_files import NamedFiles, decoded, file_of_uri, picture_names, several, spellings
+from clipgs.catalog.named_files import (
+    META,
+    NamedFiles,
+    decoded,
+    file_of_uri,
+    picture_files,
+    picture_names,
+    several,
+    spellings,
+)
 from clipgs.core.errors import ObjectError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.core.processes import usable_cores
@@ -50,7 +59,7 @@ def state_of(files: Iterable[Path | str]) -> State:
 
 
 def with_named_files(path: Path, root: Path | None = None) -> list[Path]:
-    """The file and, if it is a .gltf, .obj, .ply, .dae or .usda, the files that it names, directly or through others.
+    """The file and, if it is of a kind that names files, those that it names, directly or through others.
 
     They are those that it names in its own folder, whether they are there or not, and those that
     `NamedFiles` finds elsewhere, below `root` if one is given.
@@ -87,6 +96,8 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
             parts = [*document.get("buffers", []), *document.get("images", [])]
             names = [unquote(part["uri"]) for part in parts if isinstance(part.get("uri"), str)]
             return names, names
+        if path.name == META:
+            return picture_files(json.loads(path.read_bytes())), []
         if suffix in (".obj", ".mtl"):
             keyword = r"mtllib" if suffix == ".obj" else r"map_\w+|bump|disp"
             text = decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")

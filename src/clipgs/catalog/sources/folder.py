@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _ALIASES = {
 # A hash or a random name: hexadecimal with a letter behind a digit (not bed001), or two letters behind digits.
 _HASH = re.compile(r"(?=.*\d[a-f])[0-9a-f]{6,}|.*\d[a-z].*\d[a-z].*", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(?:[_-]?[0-9a-f]{4}){3}[_-]?[0-9a-f]{12}", re.IGNORECASE)
+_UID_AND_TEXT = ["uid", "text"]  # the columns of Cap3D's files, which have no header
 _GENERIC = frozenset({"scene", "model", "mesh", "object", "untitled", "textured", "normalized"})  # names of any object
 _CREDITS = re.compile(r"licen[cs]e|credit|author|attribution|copyright", re.IGNORECASE)
 
@@ -42,6 +43,7 @@ class FolderSource:
 
     def __init__(self, config: Config) -> None:
         self._cache = config.cache_path
+        self._unmatched = 0  # rows of a manifest without a file
         self._settings = getattr(config.catalog, self.name)
         if self._settings.path is None:
             raise UsageError(f"config: catalog.{self.name}.path is not set: name a folder or a glob of {self.what}s")
@@ -50,9 +52,10 @@ class FolderSource:
 
     @cached_property
     def root(self) -> Path:
-        """The folder that locators are relative to; for a glob, the part before the first wildcard."""
+        """The folder that locators are relative to; of a glob, the part before the first wildcard."""
         path = Path(self._settings.path).expanduser()
-        return path if path.is_dir() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return path if path.is_dir() else folder.parent if folder.is_file() else folder
 
     @cached_property
     def _files(self) -> list[str]:
@@ -61,10 +64,16 @@ class FolderSource:
             found = _walk(pattern)
         elif glob.has_magic(str(pattern)):
             found = (Path(name) for name in glob.glob(str(pattern), recursive=True))
+        elif pattern.is_file():
+            found = iter([pattern])
         else:
-            raise SourceMissing(f"catalog.{self.name}.path: {pattern} is not a folder")
+            raise SourceMissing(f"catalog.{self.name}.path: {pattern} is not a folder or a file")
         files = (path for path in found if path.suffix.lower() in self.suffixes and not path.is_dir())
-        return sorted(_text(path.relative_to(self.root)) for path in files)
+        return sorted(locator for path in files for locator in self._inside(path))
+
+    def _inside(self, path: Path) -> list[str]:
+        """The objects in a file: most hold one, themselves."""
+        return [_text(path.relative_to(self.root))]
 
     def locators(self) -> list[str]:
         if self._manifest is not None:
@@ -106,6 +115,9 @@ class FolderSource:
         if left_out := len(unlisted.difference(known)):
             what = counted(left_out, "file in the folder is", "files in the folder are")
             notes.append(f"{what} not in the manifest, and left out")
+        if self._unmatched:
+            rows = counted(self._unmatched, "row of the manifest has", "rows of the manifest have")
+            notes.append(f"{rows} the uid of no file in the folder")
         if unused := self._columns[2]:
             notes.append(f"columns of the manifest that are not used: {', '.join(unused)}")
         return notes
@@ -130,9 +142,10 @@ class FolderSource:
                 found = known.find(theirs)
                 if ours not in mapped and found is not None and found not in mapped.values():
                     mapped[ours] = found
-        if "file" not in mapped:
-            name = f"name it in catalog.{self.name}.columns"
-            raise UsageError(f"{self._settings.manifest} has no column `file` (it has {', '.join(header)}): {name}")
+        if "file" not in mapped and "uid" not in mapped:
+            name = f"name one in catalog.{self.name}.columns"
+            here = f"(it has {', '.join(header)})"
+            raise UsageError(f"{self._settings.manifest} has neither a column `file` nor `uid` {here}: {name}")
         rest = [column for column in header if column not in mapped.values()]
         credits = [column for column in rest if _CREDITS.search(column)]
         return mapped, credits, [column for column in rest if column not in credits]
@@ -143,8 +156,11 @@ class FolderSource:
         path, key = Path(self._settings.manifest).expanduser(), f"catalog.{self.name}.manifest"
         if not path.exists():
             raise SourceMissing(f"{key}: {path} does not exist")
-        rows = read_rows(path, f"config: {key}")
-        header = [cell.strip() for cell in next(rows, (1, []))[1]]
+        rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path, f"config: {key}")
+        first = next(rows, (1, []))
+        header = [cell.strip() for cell in first[1]]
+        if len(header) == len(_UID_AND_TEXT) and _UUID.fullmatch(header[0]):
+            header, rows = _UID_AND_TEXT, chain([first], rows)
         table = [(line, dict(zip(header, cells, strict=False))) for line, cells in rows]
         return [column for column in header if column], table
 
@@ -155,12 +171,19 @@ class FolderSource:
             return None
         mapped, credits, _ = self._columns
         entries: dict[str, dict[str, str | None]] = {}
+        of_uid = None if "file" in mapped else self._by_name
         for line, row in self._table[1]:
             entry = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in mapped.items()}
             extra = [f"{column}: {row[column].strip()}" for column in credits if (row.get(column) or "").strip()]
             if extra:
                 entry["credit"] = "; ".join(filter(None, [entry.get("credit"), *extra]))
             place = f"{self._settings.manifest}, line {line}"
+            entry["split"] = "validation" if entry.get("split") == "val" else entry.get("split")
+            if of_uid is not None:
+                entry["file"] = of_uid.get(entry["uid"] or "")
+                if entry["file"] is None or entry["file"] in entries:
+                    self._unmatched += entry["file"] is None
+                    continue
             if entry["file"] is None:
                 raise UsageError(f"{place}: no file is named")
             if entry.get("split") not in (None, "train", "validation", "test"):
@@ -170,8 +193,20 @@ class FolderSource:
                 raise UsageError(f"{place}: {locator} is listed twice")
             entries[locator] = entry
         if not entries:
-            raise UsageError(f"{self._settings.manifest} lists no file")
+            here = "lists no file" if of_uid is None else f"has the uid of no file in {self.root}"
+            raise UsageError(f"{self._settings.manifest} {here}")
         return entries
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        """Locators by the names that may be uids: that of the file and, where no file has that, that of its folder."""
+        paths = [(Path(self._named(locator)), locator) for locator in self._files]
+        found: dict[str, str] = {}
+        for path, locator in paths:
+            found.setdefault(path.stem, locator)
+        for path, locator in paths:
+            found.setdefault(path.parent.name, locator)
+        return found
 
     # --- objects ---
 
@@ -179,7 +214,7 @@ class FolderSource:
         entry = (self._manifest or {}).get(locator, {})
         note = digest = None
         try:
-            digest = self._digests.of(self._locate(locator))
+            digest = self._digest(locator)
         except ObjectError as error:
             note = f"unreadable: {error}"
         uid = entry.get("uid")
@@ -188,10 +223,18 @@ class FolderSource:
         uid = uid or (digest[:16] if digest else None) or path_uid(locator)
         return {"uid": uid, "sha256": digest, "group": entry.get("group"), "split": entry.get("split"), "note": note}
 
+    def _digest(self, locator: str) -> str:
+        """The hash of an object. Raises ObjectError if it cannot be read."""
+        return self._digests.of(self._locate(locator))
+
+    def _named(self, locator: str) -> str:
+        """The locator, as a path whose names say what the object is."""
+        return locator
+
     def labels(self, locators: list[str]) -> list[dict[str, Any]]:
-        manifest, text_from_name = self._manifest or {}, self._text_from_name
+        manifest, named, text_from_name = self._manifest or {}, self._named, self._text_from_name
         found = (
-            manifest[locator] if locator in manifest else _labels_of_name(locator, text_from_name=text_from_name)
+            manifest[locator] if locator in manifest else _labels_of_name(named(locator), text_from_name=text_from_name)
             for locator in locators
         )
         return [{name: labels.get(name) for name in LABEL_COLUMNS[1:]} for labels in found]
@@ -226,6 +269,20 @@ class FolderSource:
         if _leads_out(locator):
             raise ObjectError(f"{locator} leads out of the folder")
         return self.root / locator
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a parquet table as `read_rows` gives those of a CSV, its header first."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as parquet ({error})") from None
+    yield 1, table.column_names
+    for number, row in enumerate(table.to_pylist(), start=2):
+        yield number, ["" if cell is None else str(cell) for cell in row.values()]
 
 
 def _leads_out(locator: str) -> bool:

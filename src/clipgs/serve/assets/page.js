@@ -253,7 +253,7 @@
       ...fact("Category", row.category), ...fact("Split", row.split), ...fact("Licence", row.license || "not stated"),
       ...fact("Credit", row.credit || "not stated"), ...fact("Page", link(row.page)), ...fact("File", row.file),
       ...fact("Source", row.source), ...fact("Uid", row.uid), ...fact("Shard", row.shard),
-      ...fact("Caption from", row.caption_source), ...fact("Note", [row.caption_note, row.view_note].filter(Boolean).join("; ")));
+      ...fact("Caption from", row.caption_source), ...fact("Note", [row.caption_note, row.view_note, row.splat_note].filter(Boolean).join("; ")));
     strip("renders", `${counted(row.renders, "render")} of the splat`, row.renders, (i) => `render/${uid}/${i}`, "Render");
     if (row.mesh_views) strip("mesh", `${counted(row.mesh_views, "view")} of the mesh`, row.mesh_views, (i) => `mesh/${uid}/${i}`, "View");
     else strip("mesh", "The mesh", row.mesh_picture ? 1 : 0, () => `mesh/${uid}`, "Mesh");
