@@ -28,7 +28,7 @@ def test_cores_and_gpus_are_shared_out(cores, shards, gpus, on_cluster, expected
 
 
 def test_the_files_of_a_model_are_inputs_and_a_tag_is_none(tmp_path):
-    read = ("open_clip_config.json", "open_clip_model.safetensors", "vocab.txt")
+    read = ("open_clip_config.json", "open_clip_model.safetensors", "vocab.txt", "vocabulary.txt.gz")
     for name in (*read, "notes.txt"):
         (tmp_path / name).touch()
     weights = tmp_path / "open_clip_model.safetensors"

@@ -31,7 +31,7 @@ from clipgs.operate.retry import retries
 from clipgs.operate.screen import Read, Screen
 from clipgs.stages import OF_RULE, RUNTIME, STAGES, may_lack, runtime_settings, stage_settings
 from clipgs.teacher.hub import TOKENIZER_FILES, matches
-from clipgs.teacher.names import SMALL_FILES, at_home
+from clipgs.teacher.names import SMALL_FILES, VOCABULARY, at_home
 from clipgs.training.runs import begun_shards
 from clipgs.triplets.captions import listed_digest, located
 
@@ -223,7 +223,7 @@ class Run:
         if self.config.teacher.name == "train":
             return self.small_teacher
         files = model_files(self.config.teacher.name, self.config.teacher.pretrained)
-        return [file for file in files if not matches(Path(file).name, TOKENIZER_FILES)]
+        return [file for file in files if not matches(Path(file).name, (*TOKENIZER_FILES, VOCABULARY))]
 
     @property
     def first_weights(self) -> list[str]:
@@ -425,7 +425,7 @@ def state_of(files: Sequence[str]) -> dict[str, str]:
 def files_in(folder: str) -> list[str]:
     """The files of a model and its tokenizer in a folder."""
     suffixes = (".json", ".safetensors", ".pt", ".pth", ".bin", ".model")
-    tokens = ("merges.txt", "vocab.txt")  # of tokenizers, as `.model`
+    tokens = ("merges.txt", "vocab.txt", VOCABULARY)  # of tokenizers, as `.model`
     files = sorted(at_home(folder).glob("*"))
     return [str(path) for path in files if path.suffix in suffixes or path.name in tokens]
 

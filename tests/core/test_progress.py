@@ -53,3 +53,22 @@ def test_under_a_screen_a_command_writes_to_its_log_alone(tmp_path):
         assert "nowhere" in (tmp_path / "logs" / "00000.log").read_text()
     assert shown["screen"] == ""
     assert "nowhere" in shown["none"]
+
+
+def test_the_time_left_does_not_count_what_the_first_waited_for(monkeypatch, caplog):
+    """The first step waits for imports and compilers: by it 5,000 steps of 2 ms would last eight hours."""
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO")
+    progress = Progress("splat", 5000, "step")
+    now[0] += 64  # the compiler
+    progress.step()
+    for _ in range(3000):
+        now[0] += 0.01
+        progress.step()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "splat: 1 of 5000 steps, 0 failed"
+    assert len(lines) > 1
+    for line in lines[1:]:
+        done, left = int(line.split()[1]), float(line.split(", ")[-1].split()[0])
+        assert abs(left - (5000 - done) * 0.01) < 1

@@ -210,3 +210,20 @@ def test_prepared_objects_stack():
     batch = Gaussians.stack([prepare(one(N)) for N in (30, 100)])
     assert batch.count is not None
     assert batch.means.shape[0] == 2
+
+
+def test_what_shows_most_is_read_where_that_is_chosen():
+    """Farthest points leave out where Gaussians are dense, which is where there is detail."""
+    gaussians = random_gaussians(1, 1000)[0]
+    large = torch.arange(1000) % 4 == 0
+    gaussians = replace(gaussians, log_scales=torch.where(large[:, None], -2.0, -6.0).expand(1000, 3).contiguous())
+    settings = Encoder(size="tiny", gaussians=200, groups=16, group_size=8, choice="weight")
+    first, again = prepare(gaussians, settings), prepare(gaussians, settings)
+    assert torch.equal(first.means, again.means)
+    assert len(first) == 200
+    assert len(first.means.unique(dim=0)) == 200
+    share = (first.log_scales > first.log_scales.amin() + 1).all(-1).float().mean()
+    farthest = prepare(gaussians, settings.model_copy(update={"choice": "farthest"}))
+    assert share > 0.95 > (farthest.log_scales > farthest.log_scales.amin() + 1).all(-1).float().mean()
+    whole = settings.model_copy(update={"gaussians": 5000})
+    assert len(prepare(gaussians, whole)) == len(prepare(gaussians, whole.model_copy(update={"choice": "farthest"})))

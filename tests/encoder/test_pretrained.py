@@ -175,10 +175,21 @@ def as_gaussians(vectors):
     return splats, torch.nn.functional.normalize(embedding, dim=-1)
 
 
-@pytest.mark.parametrize("point_attributes", ["position_color", "all"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"point_attributes": "all"},
+        {"attribute_encoding": "standardised"},
+        {"attribute_encoding": "covariance", "point_attributes": "all"},
+        {"patch_pooling": "weighted", "texture": True},
+        {"refinement_along": "gaussians"},
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_clip_gs_started_from_uni3d_gives_its_output_before_the_first_step(vectors, point_attributes):
-    model = build(start(vectors / "uni3d_tiny2.pt", point_attributes=point_attributes), 1024).eval()
+def test_clip_gs_started_from_uni3d_gives_its_output_before_the_first_step(vectors, options):
+    model = build(start(vectors / "uni3d_tiny2.pt", **options), 1024).eval()
     splats, expected = as_gaussians(vectors)
     torch.testing.assert_close(model(splats), expected, atol=1e-5, rtol=0)
 

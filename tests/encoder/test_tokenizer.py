@@ -1,14 +1,24 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.nn import functional as F
 
 from clipgs.config import Encoder
 from clipgs.encoder import order
-from clipgs.encoder.attributes import widths
-from clipgs.encoder.tokenizer import PointEncoder, Refinement, Tokenizer, conv1x3
+from clipgs.encoder.attributes import encoded, gains, widths
+from clipgs.encoder.tokenizer import (
+    InnerRefinement,
+    PointEncoder,
+    Refinement,
+    Tokenizer,
+    conv1x3,
+    patch_weights,
+    texture,
+)
 from clipgs.splats.quaternions import rotation_matrices
 
 from .conftest import random_gaussians
@@ -83,7 +93,7 @@ def test_in_half_precision_it_stays_near_the_written_out_one():
 
 def test_a_patch_holds_what_its_gaussians_are(small):
     gaussians = random_gaussians(2, 50)
-    patches, centres = Tokenizer(small, 32).patches(gaussians)
+    patches, centres, _ = Tokenizer(small, 32).patches(gaussians)
     assert patches.shape == (2, 16, 8, 24)
     assert torch.equal(centres, gaussians.means[:, :16])
     one = patches[1, 3, 0]  # the nearest to a centre is the centre itself
@@ -114,6 +124,99 @@ def test_an_attribute_that_is_left_out_changes_nothing(small, name):
     without, with_all = ((tokenizer(gaussians)[0] - tokenizer(other)[0]).abs().max() for tokenizer in tokenizers)
     assert without == 0
     assert with_all > 1e-3
+
+
+def axes_exchanged(gaussians, permutation, signs):
+    """The same ellipsoids by other axes: a turn of the axes among themselves, with the scales in that order."""
+    turn = torch.zeros(3, 3)
+    for place, axis in enumerate(permutation):
+        turn[axis, place] = signs[place]
+    matrices = rotation_matrices(F.normalize(gaussians.quats_wxyz, dim=-1)) @ turn
+    quats = torch.from_numpy(Rotation.from_matrix(matrices.flatten(0, -3).numpy()).as_quat(scalar_first=True)).float()
+    return replace(
+        gaussians, quats_wxyz=quats.view_as(gaussians.quats_wxyz), log_scales=gaussians.log_scales[..., permutation]
+    )
+
+
+@pytest.mark.parametrize(
+    ("permutation", "signs"), [([1, 2, 0], [1, 1, 1]), ([0, 1, 2], [-1, -1, 1]), ([1, 0, 2], [1, -1, 1])]
+)
+def test_equal_gaussians_are_read_as_equal(permutation, signs):
+    """A Gaussian has 24 rotations with its scales. Which one is written down says nothing of it."""
+    gaussians = random_gaussians(2, 50)
+    other = axes_exchanged(gaussians, permutation, signs)
+    torch.testing.assert_close(encoded(gaussians, "covariance"), encoded(other, "covariance"), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(encoded(gaussians, "paper"), encoded(other, "paper"), atol=0.1)
+
+
+def test_a_round_gaussian_has_no_direction():
+    gaussians = random_gaussians(1, 20)
+    sphere = replace(gaussians, log_scales=torch.full((1, 20, 3), -4.0))
+    assert encoded(sphere, "covariance")[..., -12:].abs().max() < 1e-5
+    disc = replace(gaussians, log_scales=torch.tensor([-4.0, -4.0, -9.0]).expand(1, 20, 3))
+    flatness, stretch = encoded(disc, "covariance")[..., -12:].split(6, dim=-1)
+    torch.testing.assert_close(flatness[..., :3].sum(-1), torch.full((1, 20), 1 - math.exp(-5.0)))  # of unit length
+    assert stretch.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("encoding", "least", "most"), [("paper", 0.0, 0.95), ("standardised", 0.03, 0.6), ("covariance", 0.02, 0.7)]
+)
+def test_no_attribute_drowns_the_others_in_the_first_layer(encoding, least, most):
+    """With the paper's encoding a fresh layer sees rotations alone."""
+    settings = Encoder(size="tiny", groups=64, group_size=16, attribute_encoding=encoding)
+    sizes = torch.tensor([-3.6, -4.2, -7.3]) + torch.tensor([0.6, 0.8, 1.0]) * torch.randn(4, 2000, 3)
+    gaussians = replace(random_gaussians(4, 2000), log_scales=sizes, opacity_logits=1.2 * torch.randn(4, 2000))
+    gaussians = replace(gaussians, means=F.normalize(torch.randn(4, 2000, 3), dim=-1) * 0.5)  # a surface
+    patches, _, _ = Tokenizer(settings, 32).patches(gaussians)
+    read = patches[..., : len(gains(encoding))] * torch.tensor(gains(encoding))
+    variance = read.flatten(0, 2).var(0)
+    shares = [part.sum() / variance.sum() for part in variance.split(list(widths(encoding).values()))]
+    assert min(shares) > least
+    assert max(shares) < most
+    if encoding == "paper":
+        assert shares[3] < 0.001
+        assert shares[4] > 0.85
+
+
+def test_what_shows_most_weighs_most():
+    gaussians = replace(
+        random_gaussians(1, 3, [3]),
+        opacity_logits=torch.tensor([[40.0, 40.0, 0.0]]),
+        log_scales=torch.tensor([[[0.0, -9.0, 0.0], [math.log(2), math.log(2), -5.0], [0.0, 0.0, -1.0]]]),
+    )
+    weights = patch_weights(gaussians, torch.tensor([[[0, 1, 2]]]))
+    torch.testing.assert_close(weights, torch.tensor([[[1, 4, 0.5]]]) / 5.5)
+
+
+def test_the_weighted_mean_is_added_to_the_maximum():
+    points = PointEncoder(pooling="weighted").eval()
+    patches, weights = torch.randn(2, 5, 7, 6), torch.rand(2, 5, 7).softmax(-1)
+    before = points(patches, None, weights)
+    torch.testing.assert_close(before, PointEncoder.forward(points, patches, None, weights.flip(-1)))  # from zero
+    nn.init.normal_(points.mean.weight)
+    moved = points(patches, None, weights) - before
+    alone = points(patches, None, torch.eye(7)[0].expand(2, 5, 7)) - before  # all weight on the first Gaussian
+    first = points(patches[:, :, :1].expand(-1, -1, 7, -1), None, weights)
+    assert moved.abs().max() > 0.1
+    assert not torch.allclose(moved, alone)
+    assert first.shape == before.shape
+
+
+def test_texture_says_how_colours_vary_and_where_to():
+    x = torch.linspace(-1, 1, 9)
+    patch = torch.zeros(1, 1, 9, 8)
+    patch[..., 0] = x
+    weights = torch.full((1, 1, 9), 1 / 9)
+    assert texture(patch, weights).abs().max() == 0  # one colour
+    patch[..., 3:6] = (0.5 + 0.1 * x)[:, None]
+    found = texture(patch, weights)[0, 0]
+    assert (found[:6] > 0).all()
+    assert found[6] > 0
+    assert found[7:].abs().max() < 1e-6
+    torch.testing.assert_close(texture(patch + 3, weights), texture(patch, weights))  # centred patches say the same
+    patch[..., 0] = -x
+    assert texture(patch, weights)[0, 0, 6] == -found[6]
 
 
 def test_padding_is_in_no_patch(small):
@@ -192,6 +295,37 @@ def test_a_sampled_order_is_one_of_them_in_training_and_all_when_encoding():
     assert (first | second).all()
     assert first.any()
     assert second.any()
+
+
+@pytest.mark.parametrize("fusion", ["average", "concatenate"])
+def test_gaussians_of_a_patch_are_followed_in_each_order(fusion):
+    settings = Encoder(refinement_width=16, order_fusion=fusion, refinement_along="gaussians")
+    block = InnerRefinement(settings).eval()
+    for norm in (block.lift_norm, *block.norms):
+        nn.init.normal_(norm.running_mean)
+    nn.init.normal_(block.scale)
+    nn.init.normal_(block.shift)
+    patches = torch.randn(2, 3, 7, 24)
+    refined = block(patches, torch.randn(2, 3, 3))
+    assert refined.shape == (2, 3, block.features)
+    lifted = F.relu(block.lift_norm(block.lift(patches[..., :19])))
+    for b in range(2):
+        for g in range(3):
+            places = patches[b, g, :, :3]
+            low, side = places.amin(0), (places.amax(0) - places.amin(0)).max()
+            grid = ((places - low) / side * 2**10).long().clamp(0, 2**10 - 1)
+            results = []
+            for i, name in enumerate(block.orders):
+                along = (
+                    lifted[b, g][order.encode(grid, name, 10).argsort(stable=True)] * block.scale[i] + block.shift[i]
+                )
+                for place, (convolution, norm) in enumerate(zip(block.convolutions, block.norms, strict=True)):
+                    kernel = convolution.weight.view(16, 3, -1).transpose(1, 2)
+                    stride = 2 if place == 2 else 1
+                    along = F.relu(norm(F.conv1d(along.T, kernel, padding=1, stride=stride).T))
+                results.append(along.amax(0))
+            expected = torch.stack(results).mean(0) if fusion == "average" else torch.cat(results)
+            torch.testing.assert_close(refined[b, g], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_reaches_what_was_put_in_order():

@@ -4,12 +4,14 @@ import io
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import clipgs
 from clipgs import config as configuration
 from clipgs.core.bundles import TarWriter, read_table, write_arrays, write_table
 from clipgs.core.errors import ClipgsError, UsageError
@@ -23,7 +25,7 @@ from clipgs.report.search import search
 from clipgs.splats.gaussians import Gaussians
 from clipgs.stages import from_settings, runtime_settings, stage_settings
 from clipgs.training.stages import train
-from tests.training.small_dataset import DIM, KINDS, PICTURES, PREPARED, SHAPE, make, settings, unit
+from tests.training.small_dataset import DIM, KINDS, PICTURES, PREPARED, SHAPE, make, settings, splat, unit
 
 SPLITS = ("train", "train", "train", "train", "validation", "test", "test", "test")
 CENTRES = unit(KINDS, DIM, seed=0)
@@ -62,6 +64,7 @@ def trained(tmp_path_factory):
                 "few_shot": ["2-way 2-shot", "9-way 2-shot"],
                 "few_shot_epochs": 2,
                 "examples": 2,
+                "zeroed": ["position", "color", "rotation"],
             },
             views={"count": PICTURES},
             ablations={"rows": ["uni3d", "position-color", "all-attributes"], "seeds": [0, 1]},
@@ -117,8 +120,6 @@ def read(config, name):
 
 
 def test_every_packed_object_is_embedded_by_uid(trained):
-    import clipgs
-
     found = read_embeddings(run_folder(trained) / "embeddings.safetensors")
     rows = read_table(trained.output_path / "triplets" / "index.parquet", ["uid"])
     assert found.uids == sorted(row["uid"] for row in rows)
@@ -161,6 +162,25 @@ def test_the_tables_are_of_the_test_split_and_say_how_they_came(trained):
     assert "there are 3" in few["missing"][0]["reason"]
 
 
+def test_what_an_attribute_is_worth(trained):
+    """The encoder of this world tells kinds by colour and shape; a random rotation says nothing."""
+    table = read(trained, "retrieval")
+    found = {(row["zeroed"], row["task"]): row for row in table["zeroed"]}
+    assert set(found) == set(itertools.product(["position", "color", "rotation"], ["text to 3D", "image to 3D"]))
+    whole = {row["task"]: row["R@1"] for row in table["rows"] if "mean" not in row["from"]}
+    for (_, task), row in found.items():
+        assert row["R@1"] - whole[task] == pytest.approx(row["difference"]["mean"])
+        assert row["difference"]["interval"][0] <= row["difference"]["mean"] <= row["difference"]["interval"][1]
+    encoder = clipgs.load(trained.output_path / "runs" / "base", "cpu")
+    one = splat(1, 5)
+    before = encoder.encode(one)
+    with encoder.model.tokenizer.without("color"):
+        grey = encoder.encode(one)
+        assert not torch.equal(grey, before)
+        assert torch.equal(grey, encoder.encode(replace(one, colors=torch.rand_like(one.colors))))
+    assert torch.equal(encoder.encode(one), before)
+
+
 def test_the_same_bytes_again(copied):
     files = {file: file.read_bytes() for file in run_folder(copied).iterdir()}
     for file in files:
@@ -200,8 +220,13 @@ def test_pictures_of_the_meshes_are_asked_with_where_they_are_kept(copied):
     of_meshes = {(row["task"], row["from"].split()[0]) for row in after if "meshes" in row["from"]}
     assert of_meshes == {
         ("image to 3D", "one"), ("image to 3D", "mean"), ("3D to image", "one"), ("3D to image", "mean"),
-        ("text to image", "the"), ("image to text", "the"),
+        ("text to image", "the"), ("image to text", "the"), ("image to image", "one"),
     }  # fmt: skip
+    (by_teacher, _) = (row for row in after if row["task"] == "image to image")
+    assert (
+        by_teacher["from"]
+        == f"one picture of the splats, to the teacher itself, mean of {PICTURES} pictures of the meshes"
+    )
     assert [row for row in after if "meshes" not in row["from"]] == before
     assert read(copied, "zeroshot")["rows"][2]["top1"] == 1
 
@@ -335,6 +360,8 @@ def write_clouds(config):
     for shard in ("00000", "00001"):
         rows = read_table(config.output_path / "triplets" / f"{shard}.parquet", ["uid"])
         arrays = {
-            f"{row['uid']}/{name}": rng.random((300, 3), dtype=np.float32) for row in rows for name in ("xyz", "rgb")
+            f"{row['uid']}/{name}": rng.random((300, 3), dtype=np.float32)
+            for row in rows
+            for name in ("xyz", "rgb", "normals")
         }
         write_arrays(config.output_path / "points" / f"{shard}.npz", arrays.items())

@@ -14,7 +14,7 @@ from clipgs.meshes.cameras import canonical, look_at_origin
 from clipgs.meshes.load import load
 from clipgs.meshes.materials import linear_to_srgb
 from clipgs.meshes.points import sample
-from clipgs.meshes.views import AMBIENT, LIGHTS, check, render
+from clipgs.meshes.views import AMBIENT, LIGHTS, check, lit, render
 from tests.meshes.glb_builder import CUBE_CORNERS, CUBE_FACES, QUAD, QUAD_FACES, QUAD_UV
 
 PIXELS = 64
@@ -264,6 +264,19 @@ def test_light_does_not_follow_the_camera(glb, loaded):
     rgba = render(mesh, np.stack([look_at_origin(eye) for eye in eyes]), np.repeat(Ks, 3, axis=0), PIXELS)
     middles = rgba[:, PIXELS // 2, PIXELS // 2, :3].astype(int)
     assert np.abs(middles - middles[0]).max() <= 1
+
+
+def test_points_can_have_the_colours_of_the_pictures(glb, loaded):
+    """What a point encoder learns from must not differ from pictures by the light."""
+    glb.node(glb.mesh(material=glb.material(factor=(0.8, 0.1, 0.3, 1))))
+    mesh = loaded(glb)
+    _xyz, rgb, normals = sample(mesh, 400, seed=0)
+    colours = lit(rgb, normals)
+    pictures = drawn(mesh, count=36)
+    seen = {tuple(pixel[:3]) for pixel in pictures.reshape(-1, 4)[pictures.reshape(-1, 4)[:, 3] == 255]}
+    for colour in np.unique((255 * colours).round(), axis=0):
+        assert min(np.abs(np.array(pixel, float) - colour).max() for pixel in seen) <= 1
+    assert np.abs(colours - rgb).max() > 0.05
 
 
 def test_white_does_not_clip_and_grey_stays_grey():

@@ -98,7 +98,7 @@ def test_a_captioner_that_cannot_write_is_refused_before_its_files_are_looked_fo
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        ({"name": "ViT-B-32", "pretrained": "gone/weights.safetensors"}, "neither a tag of ViT-B-32 nor a file"),
+        ({"name": "ViT-B-32", "pretrained": "gone/weights.safetensors"}, "there is no such file"),
         ({"name": "ViT-B-32", "pretrained": "weights.npz"}, "the file name must end in .safetensors"),
         ({"name": "local-dir:gone"}, "open_clip_config.json: No such file"),
         ({"name": "local-dir:empty"}, "the folder holds no weights"),

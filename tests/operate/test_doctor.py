@@ -3,12 +3,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from clipgs import cli
 from clipgs import config as configuration
+from clipgs.config import Teacher
 from clipgs.core.errors import ClipgsError, UsageError
-from clipgs.operate import converter, doctor
+from clipgs.operate import checks, converter, doctor
 from clipgs.operate.doctor import Check
 from tests.meshes.glb_builder import Glb
 
@@ -116,6 +119,30 @@ def test_what_a_teacher_needs_is_looked_for(tmp_path, monkeypatch, teacher, stat
     *_, found, _ = doctor.doctor(tmp_path, configuration.check({"output": str(tmp_path), "teacher": teacher}))
     assert (found.name, found.status) == ("teacher", status)
     assert words in found.found
+
+
+def test_weights_of_another_model_are_seen(tmp_path, monkeypatch):
+    """By the header of the file: loading billions of numbers to find out would take minutes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_probe", lambda name: {"error": "not asked"})
+
+    def told(**shapes):
+        tensors = {name.replace("/", "."): np.zeros(shape, np.float16) for name, shape in shapes.items()}
+        save_file(tensors, "w.safetensors")
+        teacher = {"name": "ViT-B-32", "pretrained": "w.safetensors"}
+        *_, found, _ = doctor.doctor(tmp_path, configuration.check({"output": str(tmp_path), "teacher": teacher}))
+        return found
+
+    right = {"visual/conv1/weight": (768, 3, 32, 32), "token_embedding/weight": (49408, 512)}
+    assert told(**right).status == "ok"
+    assert told(**{f"module/{name}": shape for name, shape in right.items()}).status == "ok"
+    large = told(**right | {"visual/conv1/weight": (1024, 3, 14, 14)})
+    assert large.status == "missing"
+    assert "has visual.conv1.weight of 1024 x 3 x 14 x 14, and ViT-B-32 has 768 x 3 x 32 x 32" in large.found
+    assert "has no token_embedding.weight" in told(**{"visual/conv1/weight": (768, 3, 32, 32)}).found
+    Path("w.safetensors").write_text("version https://git-lfs")
+    with pytest.raises(UsageError, match=r"teacher: w\.safetensors cannot be read"):  # before any job, too
+        checks._available("teacher", Teacher(name="ViT-B-32", pretrained="w.safetensors"), None)
 
 
 def test_a_machine_without_a_gpu_lacks_nothing(machine):

@@ -96,7 +96,7 @@ def test_bad_files_are_lines_and_the_others_go_on(here, capsys, caplog):
     assert Path("splats/chair.ply").read_bytes() == fitted.gaussians.to_ply()
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert sorted(errors)[0] == "clipgs splat: 2 of 4 meshes failed"
-    assert any(text.startswith("clipgs splat: text.glb: its glTF header") for text in errors)
+    assert any(text.startswith("clipgs splat: text.glb: it is no GLB file") for text in errors)
     assert "clipgs splat: none.glb: the file is missing" in errors
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 splats in ")
 
@@ -120,7 +120,7 @@ def test_a_folder_without_the_splats_in_it(here, monkeypatch):
 
 def test_a_single_bad_file_is_exit_code_1(here, caplog, capsys):
     assert splat("text.glb") == 1
-    assert "its glTF header is not valid JSON" in one_line(caplog)
+    assert "it is no GLB file: it does not begin with glTF" in one_line(caplog)
     assert capsys.readouterr().out == ""
     assert sorted(os.listdir()) == ["chair.obj", "table.obj", "text.glb"]
 
@@ -138,7 +138,7 @@ def test_a_single_bad_file_is_exit_code_1(here, caplog, capsys):
         (["mesh.ply"], "the splat would replace the mesh mesh.ply"),
         (["chair.obj", "-o", "mesh.ply"], "mesh.ply is there already, and is no splat"),
         (["empty"], "empty holds no mesh file"),
-        (["chair.obj", "--gaussians", "3"], "fit.gaussians = 3: input should be greater than or equal to 16"),
+        (["chair.obj", "--gaussians", "3"], "gaussians = 3: input should be greater than or equal to 16"),
     ],
 )
 def test_wrong_usage_is_one_line_before_the_fit(here, caplog, arguments, message):

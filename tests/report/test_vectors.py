@@ -87,6 +87,12 @@ def test_files_without_a_vector_are_lines_and_rows_of_nan(encoder, caplog, capsy
     assert json.loads(line) == {"file": "chair.ply", "vector": [1.0, 0.0, 0.0]}
 
 
+def test_a_file_that_is_missing_is_a_row_like_any_bad_one(encoder, caplog):
+    assert cli.main(["embed", "none.glb", "chair.ply", "--run", "x", "-o", "v.npy"]) == 1
+    np.testing.assert_array_equal(np.isnan(np.load("v.npy")).all(axis=1), [True, False])
+    assert "none.glb: there is no such file" in caplog.text
+
+
 def test_files_are_compared_with_texts(encoder, capsys):
     assert cli.main(["compare", "chair.ply", "a red chair", "photo.png", "a table", "--run", "x"]) == 0
     assert capsys.readouterr().out.splitlines() == [

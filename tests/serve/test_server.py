@@ -217,6 +217,18 @@ def test_a_port_that_is_taken_is_named(client, output):
         Server(Site(output.config, None), "127.0.0.1", client.port)
 
 
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("no.such.host.invalid", "no machine of this name is known here"),
+        ("192.0.2.1", "this machine has no such address"),  # of documentation (RFC 5737)
+    ],
+)
+def test_an_address_that_is_not_of_this_machine_is_named(output, host, message):
+    with pytest.raises(UsageError, match=f"--host {host}: {message}"):
+        Server(Site(output.config, None), host, 0)
+
+
 def test_asking_changes_nothing_on_disk(searching, trained):
     def seen():
         return {

@@ -17,7 +17,9 @@ from clipgs.core.bundles import tar_objects
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.meshes import stages as of_meshes
 from clipgs.splats import from_mesh, stages
+from clipgs.splats.export import to_glb
 from clipgs.splats.gaussians import Gaussians
+from tests.splats.balls import random_gaussians
 
 SMALL = {"preset": "demo", "gaussians": 300, "steps": 20, "pixels": 32}
 
@@ -108,6 +110,9 @@ def test_it_is_saved_in_the_format_of_the_suffix(tmp_path):
     assert Gaussians.load(tmp_path / "a.ply").to_ply() == found.gaussians.to_ply()
     assert (tmp_path / "a.splat").stat().st_size == 32 * len(found.gaussians)
     assert (tmp_path / "a.glb").read_bytes().startswith(b"glTF")
+    with pytest.raises(UsageError, match="there is no folder"):  # as clipgs splat -o
+        found.save(tmp_path / "new" / "a.ply")
+    assert repr(found).startswith(f"FittedMesh({len(found.gaussians)} Gaussians, ")
     with pytest.raises(UsageError, match=r"a\.xyz has the suffix \.xyz; splats are written as \.splat, \.glb, \.ply"):
         found.save(tmp_path / "a.xyz")
 
@@ -142,8 +147,8 @@ def test_the_presets(monkeypatch):
     ("wrong", "message"),
     [
         ({"preset": "best"}, "the preset is 'best'; allowed: demo, quick, fast, paper"),
-        ({"gaussians": 3}, r"fit\.gaussians = 3: input should be greater than or equal to 16"),
-        ({"pixels": 5000}, r"views\.pixels = 5000"),
+        ({"gaussians": 3}, r": gaussians = 3: input should be greater than or equal to 16"),
+        ({"pixels": 5000}, r": pixels = 5000"),
         ({"up_axis": "x"}, "up_axis is 'x'; allowed: auto, y, z"),
     ],
 )
@@ -156,15 +161,24 @@ def test_wrong_arguments_are_one_sentence(wrong, message):
     ("name", "message"),
     [
         ("none.glb", "the file is missing"),
+        (".", "it is a folder; name a file in it"),
+        ("splat.glb", "it is a Gaussian splat and no mesh"),
         ("text.glb", "glTF"),
         ("text.txt", r"files of the kind '\.txt' are not read"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(tmp_path, name, message):
     (tmp_path / "text.glb").write_text("no mesh\n")
+    (tmp_path / "splat.glb").write_bytes(to_glb(random_gaussians(50)))
     (tmp_path / "text.txt").write_text("no mesh\n")
     with pytest.raises(ObjectError, match=rf"{name}: .*{message}"):
         clipgs.fit_mesh(tmp_path / name, **SMALL)
+
+
+@pytest.mark.parametrize("given", [None, ["a.glb", "b.glb"], 3])
+def test_what_is_no_path_is_told(given):
+    with pytest.raises(TypeError, match="fit_mesh takes the path of one mesh file, not"):
+        clipgs.fit_mesh(given)
 
 
 def test_importing_clipgs_loads_no_torch():

@@ -260,8 +260,15 @@ def test_values_that_are_no_colours_are_refused():
             configuration.check({"teacher": {"preprocess": {"mean": mean}}})
 
 
+def test_a_path_is_not_taken_for_a_tag(file, tmp_path):
+    with pytest.raises(UsageError, match=r"pretrained = .*: it is a folder"):
+        found("ViT-B-32", str(tmp_path))
+    with pytest.raises(UsageError, match="neither a tag of ViT-B-32 nor a file; did you mean laion2b_s34b_b79k"):
+        found("ViT-B-32", "laion2b_s34b_b79")
+
+
 def test_the_home_folder_of_nobody_is_no_file(file):
-    with pytest.raises(UsageError, match="neither a tag of ViT-B-32 nor a file"):
+    with pytest.raises(UsageError, match="there is no such file"):
         found("ViT-B-32", "~nobody-at-all/w.pt")
     with pytest.raises(UsageError, match=r"open_clip_config\.json: No such file"):
         found("local-dir:~nobody-at-all/x")

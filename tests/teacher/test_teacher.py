@@ -115,7 +115,7 @@ def test_texts_that_are_empty_or_long(tiny):
         ("EVA02-E-14-pluss", None, "open_clip has no such model; did you mean EVA02-E-14-plus?"),
         ("EVA02-E-14-plus", None, "teacher.pretrained is not set"),
         ("EVA02-E-14-plus", "laion2b_s9b_b144", "nor a file; did you mean laion2b_s9b_b144k?"),
-        ("EVA02-B-16", "nowhere/weights.pt", "neither a tag of EVA02-B-16 nor a file"),
+        ("EVA02-B-16", "nowhere/weights.pt", "there is no such file"),
         ("ViT-B-32", "openai", "openai are weights of ViT-B-32-quickgelu; set teacher.name to it"),
         ("local-dir:nowhere", None, "open_clip_config.json: No such file"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clipgs.training.losses import image_voting_loss, text_loss, votes
+from clipgs.training.losses import image_voting_loss, multi_positive_loss, text_loss, votes
 
 
 def unit(*shape, seed):
@@ -115,6 +115,25 @@ def test_other_views_of_an_object_are_never_its_negatives():
     one_view = image_voting_loss(shape, images[:, :1], scores[:, :1].abs(), 20.0)
     all_views = image_voting_loss(shape, own, torch.cat([scores[:, :1].abs(), scores[:, 1:] * 0], 1), 20.0)
     assert all_views.item() == pytest.approx(one_view.item() / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_multi_positive_is_the_double_loop(views):
+    shape, _, images, _ = batch(5, views=views)
+    every = images.flatten(0, 1).detach()  # [5 K, D]
+    total = 0.0
+    for b in range(5):
+        to_images = (8.0 * shape[b].detach() @ every.T).log_softmax(0)
+        for k in range(views):
+            to_shapes = (8.0 * images[b, k].detach() @ shape.detach().T).log_softmax(0)
+            total -= float(to_images[b * views + k] + to_shapes[b]) / (2 * 5 * views)
+    assert multi_positive_loss(shape, images, 8.0).item() == pytest.approx(total, abs=1e-12)
+
+
+def test_one_view_with_weight_one_is_the_same_loss_either_way():
+    shape, _, images, scores = batch(6, views=1)
+    voted = image_voting_loss(shape, images, scores, 9.0, score_norm="uniform")
+    assert multi_positive_loss(shape, images, 9.0).item() == pytest.approx(voted.item())
 
 
 def test_gradients_are_right():

@@ -105,6 +105,27 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(states[0]["text_projection"], states[2]["text_projection"])
 
 
+def test_two_images_of_an_object_tell_it_from_others_of_its_text():
+    """Texts alone draw objects of one text together; a search by a picture could then not find the very object."""
+    names = list(COLOURS)
+    images = torch.from_numpy(np.stack([solid(colour, 3) for colour in COLOURS.values()]))
+    captions = ["a thing", "a thing", *names[2:]]
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in small_teacher.NORMALISED)
+    cosines = {}
+    for weight in (0.0, 2.0):
+        model, _ = small_teacher.train(images, captions, [None] * 4, settings(steps=25, view_weight=weight), 0, "cpu")
+        with torch.no_grad():
+            seen = model.encode_image((images[:2, 0].permute(0, 3, 1, 2).float() - mean) / std, normalize=True)
+        cosines[weight] = float(seen[0] @ seen[1])
+    assert cosines[2.0] < cosines[0.0] - 0.2
+
+
+def test_one_image_of_each_object_is_enough():
+    images = torch.from_numpy(np.stack([solid(colour, 1) for colour in COLOURS.values()]))
+    _, loss = small_teacher.train(images, list(COLOURS), [None] * 4, settings(steps=2, view_weight=1.0), 0, "cpu")
+    assert np.isfinite(loss)
+
+
 def test_pictures_move_and_keep_their_ground():
     pictures = torch.ones(6, 3, 16, 16)
     pictures[:, :, 4:8, 4:8] = 0

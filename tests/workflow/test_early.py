@@ -35,7 +35,7 @@ def said(done: subprocess.CompletedProcess) -> list[str]:
     ("target", "values", "words"),
     [
         ("triplets", TYPO, "config: teacher.pretrained = laion2b_typo: neither a tag"),
-        ("features", NO_FILE, "config: teacher.pretrained = /gone/weights.safetensors: neither a tag of ViT-B-32 nor"),
+        ("features", NO_FILE, "config: teacher.pretrained = /gone/weights.safetensors: there is no such"),
         ("triplets", "device=cuda", "config: device = cuda, but this "),
         ("train", "encoder={initialisation: uni3d, weights: nofile}", "config: encoder.weights = nofile: nofile does"),
         ("evaluate", "evaluation={classes: nofile}", "config: evaluation.classes: nofile: No such file or directory"),
@@ -156,7 +156,21 @@ def test_a_run_that_is_not_there_is_told_which_there_are(tmp_path):
     assert done.returncode == 1
     assert "there is no folder results/runs/nope (finished runs: results/runs/base, results/runs/other)" in done.stderr
     assert "Traceback" not in done.stderr
-    # The configured one is the default. It is named before PyTorch is imported.
+    # What else is missing is told before PyTorch is imported, too. The configured run is the default.
+    triplets = tmp_path / "results" / "triplets"
+    for arguments, words in (
+        (["a chair"], f"{triplets} has no triplets"),
+        (["gone.png"], "there is no picture gone.png"),
+        (["a chair", "--picture", "found.jpg"], "found.jpg: it is written as PNG"),
+        (["a chair", "--picture", "new/found.png"], f"there is no folder {tmp_path / 'new'}"),
+    ):
+        command = [sys.executable, "-X", "importtime", "-m", "clipgs", "search", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (1, 2)
+        assert words in done.stderr
+        assert " torch\n" not in done.stderr
+    triplets.mkdir()
+    (triplets / "00000.tar").touch()
     command = [sys.executable, "-m", "clipgs", "search", "a chair"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[0] == "search: loading PyTorch and the encoder in results/runs/base"

@@ -11,6 +11,7 @@ USD = (".usd", ".usda", ".usdc", ".usdz")  # read with the extra `usd`
 CONVERTED = (".fbx", ".blend", ".abc")  # read by the converter
 SAYS_ITS_AXIS = (".glb", ".gltf", ".dae", ".3mf", *USD, *CONVERTED)  # their readers turn Y up
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf", *USD, *CONVERTED)  # of mesh files
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BY = ("by", "by-sa", "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")

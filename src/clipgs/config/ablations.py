@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import field_validator
 
@@ -43,10 +43,17 @@ ROWS: Mapping[str, Variant] = {
     "scores-mean-one": _variant("scores of mean 1", "voting", score_norm="mean_one"),
     "scores-softmax": _variant("softmax of the scores", "voting", score_norm="softmax"),
     "scores-uniform": _variant("images of equal weight", "voting", score_norm="uniform"),
+    "multi-positive": _variant("all views as positives of one softmax", "voting", image_loss="multi_positive"),
     "start-none": _variant("random first weights", "voting", {"initialisation": "none", "weights": None}),
     "start-eva02": _variant("first weights of EVA-02", "voting", {"initialisation": "eva02", "weights": None}),
     "gaussians-1024": _variant("1,024 Gaussians", "voting", {"gaussians": 1024}),
     "gaussians-4096": _variant("4,096 Gaussians", "voting", {"gaussians": 4096}),
+    "encoding-standardised": _variant("attributes standardised", "voting", {"attribute_encoding": "standardised"}),
+    "encoding-covariance": _variant("rotation as covariance", "voting", {"attribute_encoding": "covariance"}),
+    "pooling-weighted": _variant("weighted mean beside the maximum", "voting", {"patch_pooling": "weighted"}),
+    "texture": _variant("texture of the patches", "voting", {"texture": True}),
+    "chosen-by-weight": _variant("Gaussians drawn by opacity x area", "voting", {"choice": "weight"}),
+    "along-gaussians": _variant("convolutions along Gaussians", "voting", {"refinement_along": "gaussians"}),
     "duplicates-paper": _variant("equal captions as negatives", "voting", duplicate_captions="paper"),
 }
 
@@ -60,6 +67,10 @@ class Ablations(Section):
     """The table has these rows. The default is the paper's five; docs/protocols.md lists all."""
     seeds: list[int] = setting([0, 1, 2], "integers", min_length=1)
     """Each row is trained with each of these seeds."""
+
+    point_colors: Literal["lit", "unlit"] = setting("lit", "name", assumed=True)
+    """The point encoder of the first row learns from surface points with the colours that the pictures show (`lit`), or
+    with those of the material (`unlit`)."""
 
     @field_validator("rows")
     @classmethod

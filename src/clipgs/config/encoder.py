@@ -11,11 +11,14 @@ class Encoder(Section):
     size: Literal["tiny", "small", "base", "large", "giant"] = recipe_setting("encoder.size", "name")
     """The transformer has the size of this Uni3D model: 6, 23, 88, 307 or 1,017 M parameters."""
     gaussians: int = recipe_setting("encoder.gaussians", "Gaussians", assumed=True, ge=16)
-    """The encoder reads at most this many Gaussians of a splat, chosen by farthest point sampling."""
+    """The encoder reads at most this many Gaussians of a splat (`choice`)."""
     groups: int = recipe_setting("encoder.groups", "patches", assumed=True, ge=1, le=4096)
     """A splat is divided into this many patches."""
     group_size: int = recipe_setting("encoder.group_size", "Gaussians", assumed=True, ge=1, le=1024)
     """A patch has this many Gaussians."""
+    choice: Literal["farthest", "weight"] = setting("farthest", "name", assumed=True)
+    """Of a splat with more Gaussians, those that lie farthest from each other are read, or some drawn by opacity times
+    area (`weight`), which keeps more of what is seen."""
     min_opacity: float = setting(0.05, "opacity", assumed=True, ge=0, lt=1)
     """Gaussians with a lower opacity are left out."""
     radius_fraction: float = setting(0.99, "fraction", assumed=True, gt=0.5, le=1)
@@ -33,14 +36,22 @@ class Encoder(Section):
     point_attributes: Literal["position_color", "all"] = setting("position_color", "name")
     """Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes that they
     lack."""
+    patch_pooling: Literal["max", "weighted"] = setting("max", "name", assumed=True)
+    """Both branches take the maximum over the Gaussians of a patch. `weighted` adds their mean, weighted by opacity
+    times area."""
+    texture: bool = setting(False, "true or false", assumed=True)
+    """Branch two also reads how the colours of a patch vary: their covariance, and where they grow brighter."""
     refinement: bool = setting(True, "true or false")
     """The tokenizer includes branch two, the GS Refinement Block."""
+    refinement_along: Literal["patches", "gaussians"] = setting("patches", "name", assumed=True)
+    """The convolutions of the refinement block run along the patches of a splat, or along the Gaussians inside each
+    patch, which takes far longer."""
     refinement_width: int = recipe_setting("encoder.refinement_width", "channels", assumed=True, ge=8, le=4096)
     """The convolutions of the refinement block have this many channels."""
     orders: list[Literal["xyz", "z", "z-trans", "hilbert", "hilbert-trans"]] = setting(
         ["xyz", "hilbert", "z"], "names", assumed=True, min_length=1
     )
-    """The convolutions of the refinement block run along the patches in these orders."""
+    """The convolutions of the refinement block run along the patches, or along their Gaussians, in these orders."""
     order_fusion: Literal["average", "concatenate", "sample"] = setting("average", "name", assumed=True)
     """The results of the orders are averaged or concatenated. `sample` trains on one random order per object and step,
     and encodes with the average of all."""

@@ -43,6 +43,9 @@ class Evaluation(Section):
     of the dataset."""
     class_names: Literal["spoken", "raw"] = setting("spoken", "name", assumed=True)
     """`spoken` turns teddy_bear into teddy bear. `raw` leaves class names as they are."""
+    zeroed: list[Literal["position", "color", "opacity", "scale", "rotation"]] = setting([], "names")
+    """Each of these attributes is set to zero in turn and the gallery encoded again. What retrieval loses is what the
+    encoder has from that attribute."""
     few_shot: list[Annotated[str, StringConstraints(pattern=r"^([2-9]|[1-9]\d+)-way [1-9]\d*-shot$")]] = setting(
         ["5-way 5-shot", "10-way 5-shot", "20-way 5-shot", "50-way 5-shot", "10-way 10-shot"], "episodes"
     )

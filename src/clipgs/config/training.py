@@ -41,6 +41,9 @@ class Training(Section):
     """A step samples this many images of each object, called K in the paper."""
     image_weight: float = setting(1.0, "weight", ge=0)
     """The loss is L_text + w L_img, with this value as w."""
+    image_loss: Literal["voting", "multi_positive"] = setting("voting", "name", assumed=True)
+    """L_img is the Image Voting Loss (`voting`), or takes all sampled images of an object as positives of one softmax
+    (`multi_positive`), in which the scores have no part."""
     score_norm: Literal["none", "mean_one", "softmax", "uniform"] = setting("none", "name", assumed=True)
     """An image's weight in L_img is its cosine with the text (`none`), that cosine over the object's mean cosine
     (`mean_one`), the softmax of the object's cosines (`softmax`), or 1 (`uniform`)."""

@@ -131,12 +131,16 @@ class Progress:
         self._what, self._total, self._unit, self._before = what, total, unit, before
         self._done = self._failed = 0
         self._start = self._last = self._written = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first was done, and how many these were
         self._write()
 
     def step(self, ok: bool = True, count: int = 1) -> None:
         """One more is done, or several at once."""
         self._done += count
         self._failed += not ok
+        if self._first is None:  # the first waits for imports and compilers: it says nothing of the others
+            self._first = time.monotonic(), self._done
+            self._bar.unpause()
         self._bar.update(count)
         if self._failed:
             self._bar.set_postfix(failed=self._failed)
@@ -146,9 +150,13 @@ class Progress:
             self._write()
         if self._bar.disable and (now - self._last > _LOG_EVERY_SECONDS):
             self._last = now
-            rate = self._done / (now - self._start)
-            left = (self._total - self._done) / rate
-            self._log(f"{self._done} of {self._total} {self._unit}s, {rate:.4g} a second", f"{left:.0f} s left")
+            began, first = self._first
+            done = f"{self._done} of {self._total} {self._unit}s"
+            if self._done > first:
+                rate = (self._done - first) / (now - began)
+                self._log(f"{done}, {rate:.4g} a second", f"{(self._total - self._done) / rate:.0f} s left")
+            else:
+                self._log(done)
 
     def close(self, *, log_done: bool = True) -> None:
         """Ends the bar and logs what was done."""

@@ -51,6 +51,9 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
     if len(rows) == 0:
         raise ObjectError(f"{name}: none of {len(gaussians)} Gaussians has an opacity of {settings.min_opacity:g}")
     placed = placed.astype(np.float32)
+    if len(rows) > settings.gaussians and settings.choice == "weight":
+        kept = _drawn(gaussians[torch.from_numpy(rows).to(gaussians.means.device)], settings.gaussians)
+        rows, placed = rows[kept], placed[kept]
     most = settings.gaussians if len(rows) > settings.gaussians else settings.groups
     order = farthest_point_order(placed, first=most)[: settings.gaussians]
     device = gaussians.means.device
@@ -61,6 +64,14 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
         log_scales=(gaussians.log_scales - math.log(radius)).clamp(-MAX_LOGIT, MAX_LOGIT),
         opacity_logits=gaussians.opacity_logits.clamp(-MAX_LOGIT, MAX_LOGIT),
     )
+
+
+def _drawn(gaussians: Gaussians, count: int) -> np.ndarray:
+    """Rows drawn by opacity times area without replacement (Efraimidis and Spirakis, 2006), always the same ones."""
+    logits, log_scales = (values.detach().cpu().double() for values in (gaussians.opacity_logits, gaussians.log_scales))
+    weights = torch.nn.functional.logsigmoid(logits) + log_scales.topk(2, dim=-1).values.sum(-1)
+    keys = weights.numpy() + np.random.default_rng(0).gumbel(size=len(weights))
+    return np.sort(np.argpartition(keys, -count)[-count:])
 
 
 @numba.njit(cache=True, nogil=True)

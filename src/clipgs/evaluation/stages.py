@@ -4,9 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from clipgs.config import Config
 from clipgs.core.lists import Names
 from clipgs.core.processes import usable_cores
+from clipgs.encoder import MODEL, load
 from clipgs.evaluation.embeddings import Embeddings, embed, read_embeddings, run_folder, write_embeddings
 from clipgs.evaluation.fewshot import Predict, logistic
 from clipgs.evaluation.gallery import gallery
@@ -22,7 +25,14 @@ from clipgs.evaluation.inputs import (
 )
 from clipgs.evaluation.prompts import class_embeddings, templates, unmatched
 from clipgs.evaluation.rows import has_uni3d, of_row, of_start
-from clipgs.evaluation.tables import few_shot_table, retrieval_table, split_rows, write_json, zero_shot_table
+from clipgs.evaluation.tables import (
+    few_shot_table,
+    retrieval_table,
+    split_rows,
+    write_json,
+    zero_shot_table,
+    zeroed_rows,
+)
 from clipgs.training.runs import run_path
 from clipgs.training.stages import train
 
@@ -88,7 +98,8 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     pictures = [one for one in pictures if one.what in settings.pictures]
     table = retrieval_table(made, shapes, texts[places], pictures, settings)
     by_split = split_rows(rows, texts, features, embeddings, settings)
-    write_json(folder / "retrieval.json", {**about, **table, "splits": by_split})
+    zeroed = zeroed_rows(made, shapes, _without(config, made.uids), texts[places], pictures)
+    write_json(folder / "retrieval.json", {**about, **table, "splits": by_split, "zeroed": zeroed})
     zero: dict[str, Any] = {"rows": [], "missing": _without_classes(made.objects, names)}
     if has_classes:
         prompts = templates(settings.templates)
@@ -112,6 +123,20 @@ def evaluate(config: Config, threads: int | None = None) -> None:
     for row in table["rows"]:
         rates = 100 * row["R@1"], row["gallery"], 100 * row["chance"]["R@1"]
         log.info("evaluate: %s, %s: R@1 %.1f %% of %d (chance %.2g %%)", row["task"], row["from"], *rates)
+
+
+def _without(config: Config, uids: list[str]) -> dict[str, np.ndarray]:
+    """[n, D] of these objects by the run's encoder, with each attribute of `evaluation.zeroed` set to zero in turn."""
+    run = run_path(config)
+    if not config.evaluation.zeroed or not (run / MODEL).exists():  # Uni3D as it is has positions and colours alone
+        return {}
+    encoder = load(run, None if config.device == "auto" else config.device)
+    found: dict[str, np.ndarray] = {}
+    for attribute in config.evaluation.zeroed:
+        with encoder.model.tokenizer.without(attribute):
+            again = embed(run, config.output_path / "triplets", encoder=encoder, split=config.evaluation.split)
+        found[attribute] = again.of(uids)
+    return found
 
 
 def _without_classes(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from clipgs.core.files import write_bytes
 from clipgs.core.lists import Names
 from clipgs.core.runner import Progress
 from clipgs.core.seeds import json_digest, seed_of
+from clipgs.evaluation.differences import paired_difference
 from clipgs.evaluation.embeddings import Embeddings
 from clipgs.evaluation.fewshot import FOLDS, Predict, episodes, few_shot
 from clipgs.evaluation.gallery import Gallery, gallery
-from clipgs.evaluation.retrieval import nearest, retrieval
+from clipgs.evaluation.retrieval import nearest, ranks, retrieval
 from clipgs.evaluation.zeroshot import zero_shot
 
 RETRIEVAL_PROTOCOL = (
@@ -79,6 +81,9 @@ def retrieval_table(
     for shown in pictures:
         rows.append(row("text to image", shown.by_teacher, texts, shown.mean, described))
         rows.append(row("image to text", shown.by_teacher, shown.mean, distinct, caption))
+    for shown, other in permutations(pictures, 2):  # never pictures among themselves: the mean holds the query
+        source = f"one picture of the {shown.what}, to {other.by_teacher}"
+        rows.append(row("image to image", source, shown.one, other.mean, own))
     tasks = [("text to 3D", texts, described)] + [("image to 3D", shown.one, own) for shown in pictures[:1]]
     return {
         "protocol": RETRIEVAL_PROTOCOL,
@@ -113,6 +118,28 @@ def _examples(
             for i, cosine in zip(near, cosines, strict=True)
         ]
         found.append({"task": task, "query": about["caption"], **image, "nearest": listed})
+    return found
+
+
+def zeroed_rows(
+    gallery: Gallery,
+    shapes: np.ndarray,  # [n, D]
+    without: Mapping[str, np.ndarray],  # attribute to [n, D], encoded without it
+    texts: np.ndarray,  # [n, D] of each object's caption
+    pictures: Sequence[Pictures],
+) -> list[dict[str, Any]]:
+    """What each attribute of the Gaussians is worth to a finished encoder: retrieval with it set to zero."""
+    own = [[i] for i in range(len(shapes))]
+    asked = [("text to 3D", "captions", texts, gallery.described)]
+    asked += [("image to 3D", f"one picture of the {shown.what}", shown.one, own) for shown in pictures]
+    found = []
+    for task, source, queries, relevant in asked:
+        whole = ranks(queries, shapes, relevant).hits(1)
+        for attribute, searched in without.items():
+            hits = ranks(queries, searched, relevant).hits(1)
+            change = paired_difference((hits - whole)[None], gallery.groups)
+            about = {"zeroed": attribute, "task": task, "from": source, "R@1": float(hits.mean())}
+            found.append({**about, "difference": change})
     return found
 
 

@@ -25,6 +25,7 @@ from clipgs.core.errors import ObjectError
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.gltf_materials import Layout, Materials
 from clipgs.meshes.materials import Material, Part
+from clipgs.meshes.polygons import IS_SPLAT
 
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -57,7 +58,11 @@ def read(path: Path, folder: Folder, neutral: Material, max_faces: int) -> list[
         ObjectError: the file is damaged, needs an extension that is not read, or has more than `max_faces` triangles.
     """
     try:
-        return list(_Document(path, folder, neutral, max_faces).parts())
+        document = _Document(path, folder, neutral, max_faces)
+        parts = list(document.parts())
+        if not parts and "KHR_gaussian_splatting" in document.header.get("extensionsUsed", []):
+            raise ObjectError(IS_SPLAT)
+        return parts
     except _MALFORMED as error:
         raise ObjectError(f"the glTF file is malformed: {type(error).__name__}, {error}") from error
 
@@ -91,6 +96,8 @@ class _Document:
         try:
             self.header = json.loads(text.decode("utf-8-sig"), parse_constant=_not_json, parse_float=_number)
         except (ValueError, RecursionError) as error:
+            if path.suffix.lower() == ".glb" and data[:4] != b"glTF":
+                raise ObjectError("it is no GLB file: it does not begin with glTF") from error
             raise ObjectError(f"its glTF header is not valid JSON: {error}") from error
         if not isinstance(self.header, dict) or not isinstance(self.header.get("asset"), dict):
             raise ObjectError("it has no glTF header with an asset version")

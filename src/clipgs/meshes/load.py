@@ -75,10 +75,13 @@ def load(
     readers |= dict.fromkeys(USD, usd.read)
     readers |= dict.fromkeys(CONVERTED, partial(convert.read, limits=limits))
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise ObjectError("it is a folder; name a file in it")
     if suffix not in readers:
         raise ObjectError(f"files of the kind {suffix!r} are not read; known are {', '.join(readers)}")
     if not path.is_file():
         raise ObjectError("the file is missing")
+    _check_content(path)
     folder = Folder(path, max_texture_pixels, root, needs_materials=missing_material == "fail")
     neutral = Material(base_color_factor=(*srgb_to_linear(np.asarray(neutral_color)).tolist(), 1.0))
     try:
@@ -90,6 +93,18 @@ def load(
     check_face_count(sum(len(part.faces) for part in parts), max_faces)
     mesh = _normalised(_merged(parts), up_axis_of(path) if up_axis == "auto" else up_axis)
     return replace(mesh, note="; ".join(folder.notes) or None)
+
+
+def _check_content(path: Path) -> None:
+    """What a download leaves in place of any kind of file, under its name."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        raise ObjectError("the file is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise ObjectError("it is a pointer of Git LFS and not the file itself; fetch that with: git lfs pull")
+    if head[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise ObjectError("it is a web page and not the file itself; download it again")
 
 
 def load_by(config: Config, path: Path, *, up_axis: UpAxis, root: Path | None) -> Mesh:

@@ -17,7 +17,7 @@ from clipgs.core.ply_header import NUMPY_TYPES, Element, PlyHeader, parse_ply_he
 from clipgs.meshes.colors import fractions, linear_rgba
 from clipgs.meshes.folder import Folder
 from clipgs.meshes.materials import Material, Part, Texture
-from clipgs.meshes.polygons import check_corners, check_face_count, part_of, triangulate
+from clipgs.meshes.polygons import IS_SPLAT, check_corners, check_face_count, part_of, triangulate
 from clipgs.meshes.texts import numbers, whole
 
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
@@ -95,7 +95,7 @@ def _header(head: bytes, body_bytes: int, max_faces: int) -> PlyHeader:
     faces, vertices = header.element("face"), header.element("vertex")
     columns = vertices.properties if vertices else []
     if faces is None and ("packed_position" in columns or not splat_lacks(columns)):
-        raise ObjectError("it is a Gaussian splat and no mesh; `catalog.source: splats` reads splats")
+        raise ObjectError(IS_SPLAT)
     if needed > body_bytes + header.text:  # the last line may have no end
         raise ObjectError(f"the PLY file claims {needed} bytes of elements and has {body_bytes}: it is cut short")
     check_face_count(faces.count if faces else 0, max_faces)

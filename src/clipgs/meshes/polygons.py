@@ -5,6 +5,8 @@ import numpy as np
 from clipgs.core.errors import ObjectError
 from clipgs.meshes.materials import Material, Part
 
+IS_SPLAT = "it is a Gaussian splat and no mesh; a run reads splats with catalog.source: splats"
+
 _STRAIGHT = 1e-6  # the sine of a turn below which a corner counts as straight
 _ROUNDING = 1e-12  # the same within the plane of the polygon, where only rounding makes straight corners turn
 # Ear clipping is quadratic. What has not been clipped after so many tests of points becomes a fan, in some seconds.

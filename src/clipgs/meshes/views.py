@@ -14,7 +14,7 @@ from clipgs.core.errors import ObjectError
 from clipgs.meshes import cameras
 from clipgs.meshes.headless import context
 from clipgs.meshes.load import Mesh
-from clipgs.meshes.materials import AlphaMode, Part, Texture, with_alpha
+from clipgs.meshes.materials import AlphaMode, Part, Texture, linear_to_srgb, srgb_to_linear, with_alpha
 
 # Light on a matt surface, as a fraction of white. The lights are fixed in the world, because Gaussians without view
 # dependence cannot have colours that follow the camera. Their sum is at most 1 in every direction, so that white never
@@ -70,6 +70,17 @@ def render(
         average = _averaged(scene.draw(viewmat, K), supersample)
         views.append(_straight(average[..., :3], average[..., 3]))
     return np.stack(views)
+
+
+def lit(
+    rgb: np.ndarray,  # [P, 3] sRGB in [0, 1], of the material
+    normals: np.ndarray,  # [P, 3] unit length
+) -> np.ndarray:  # [P, 3] float32 sRGB in [0, 1]
+    """The colours of a matt surface in the views: as the shader, without glow."""
+    light = np.full(len(rgb), AMBIENT)
+    for towards, strength in LIGHTS:
+        light += strength * (normals @ (np.asarray(towards) / np.linalg.norm(towards))).clip(0)
+    return linear_to_srgb((srgb_to_linear(rgb) * light[:, None]).clip(0, 1)).astype(np.float32)
 
 
 def posed(mesh: Mesh, settings: config.Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

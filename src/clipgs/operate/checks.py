@@ -165,8 +165,11 @@ def _available(key: str, settings: Teacher | Coca, jobs: Jobs) -> list[str]:
     if isinstance(found.weights, hub.Download):
         if not found.weights.cached:
             missing.append((found.weights.address, f"the weights of {found.weights.what}", "are", names.elsewhere(key)))
-    elif found.weights.is_file():
-        notes += _unknown(key, settings, found)
+    else:
+        if problem := names.misfit(found, settings.name):
+            raise UsageError(f"config: {key}: {problem}; name the model of these weights, or other weights")
+        if found.weights.is_file():
+            notes += _unknown(key, settings, found)
     if problem := hub.unknown_to_timm(found.architecture, key, settings.name):
         raise UsageError(problem)
     for files in hub.text_files(found.architecture, found.folder):

@@ -277,7 +277,10 @@ def _settings(config: Config, told: str) -> Row:
     if errors := [error for error in found.errors if error.removeprefix("config: ") != told]:
         return "missing", "; ".join(errors), "change these keys of the configuration"
     others = "all other names and files are there" if found.errors else "all names and files are there"
-    return ("note", "; ".join(found.notes), "") if found.notes else ("ok", others, "")
+    notes = [note for note in found.notes if not (note.startswith("teacher: ") and "will be downloaded" in note)]
+    return (
+        ("note", "; ".join(notes), "") if notes else ("ok", others, "")
+    )  # what of the teacher is missing is told above
 
 
 def _teacher(config: Config) -> Row:
@@ -289,6 +292,8 @@ def _teacher(config: Config) -> Row:
         found = names.find(settings, "teacher", names.installed)
     except UsageError as error:
         return "missing", str(error).removeprefix("config: "), "change these keys of the configuration"
+    if problem := names.misfit(found, settings.name):
+        return "missing", problem, "name the model of these weights in teacher.name, or other weights"
     here, missing = [], []
     if not isinstance(found.weights, hub.Download):
         here.append(f"weights in {found.weights}")

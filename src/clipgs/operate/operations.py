@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipgs import config as configuration
+from clipgs.catalog.records import PICTURE_SUFFIXES
 from clipgs.config import Config
-from clipgs.core.errors import UsageError, snakemake
+from clipgs.core.errors import ClipgsError, UsageError, snakemake
 from clipgs.core.files import Given
 from clipgs.core.lists import counted
-from clipgs.encoder import run_folder
+from clipgs.encoder import MODEL, no_run, run_folder
 from clipgs.operate import started
 
 log = logging.getLogger(__name__)
@@ -30,18 +31,16 @@ _Run = TypeVar("_Run", bound=Callable[..., int | None])
 
 def positive(text: str) -> int:
     """A whole number from 1 on, of the command line."""
-    value = int(text)
-    if value < 1:
-        raise ArgumentTypeError("must be 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
 
 
 def port(text: str) -> int:
     """The number of a port, of the command line."""
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise ArgumentTypeError("must be 0 to 65535")
-    return value
+    if not text.isdecimal() or int(text) >= 65536:
+        raise ArgumentTypeError(f"{text} is no whole number from 0 to 65535")
+    return int(text)
 
 
 def argument(*names: str, **more: Any) -> Argument:
@@ -246,6 +245,7 @@ def exclude(options: Namespace, config: Config) -> None:
 def search(options: Namespace, config: Config) -> None:
     """Print the splats nearest to a text or to the picture in a file, and write a picture of them."""
     run = run_folder(config, options.run)
+    _check_search(run, options)
     log.info("search: loading PyTorch and the encoder in %s", run)
 
     from clipgs.report import search as module
@@ -254,6 +254,26 @@ def search(options: Namespace, config: Config) -> None:
     found = module.search(options.query, run, k=options.count, **kept)
     sys.stdout.write("".join(f"{one.score:.3f}  {one.uid}  {one.caption}\n" for one in found))
     log.info("search: %s shows them", options.picture)
+
+
+def _check_search(run: Path, options: Namespace) -> None:
+    """What a search needs, before PyTorch is loaded for it.
+
+    Raises:
+        UsageError: a file that the user names cannot be read or written so.
+        ClipgsError: there is no finished run, or nothing to search.
+    """
+    if options.query.lower().endswith(PICTURE_SUFFIXES) and not Path(options.query).is_file():
+        raise UsageError(f"there is no picture {options.query}")
+    if options.picture.suffix.lower() != ".png":
+        raise UsageError(f"--picture {options.picture}: it is written as PNG, so its name must end in .png")
+    if not options.picture.parent.is_dir():
+        raise UsageError(f"--picture {options.picture}: there is no folder {options.picture.parent}")
+    if not (run / MODEL).exists():
+        raise ClipgsError(no_run(run))
+    triplets = options.triplets or run.resolve().parent.parent / "triplets"
+    if not any(triplets.glob("*.tar")):
+        raise ClipgsError(f"{triplets} has no triplets; make them with: {snakemake('triplets')}")
 
 
 @operation(
@@ -297,7 +317,6 @@ def compare(options: Namespace, config: Config) -> int:
 )
 def serve(options: Namespace, config: Config) -> None:
     """Show an output as a local page: search, filters, splats that turn, failures; until Ctrl-C."""
-    from clipgs.encoder import MODEL, no_run
     from clipgs.serve import server
 
     run = run_folder(config, options.run).absolute()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from clipgs.catalog.records import PICTURE_SUFFIXES
 from clipgs.core.errors import ClipgsError, UsageError, snakemake
 from clipgs.core.files import sha256_of, whole
 from clipgs.encoder import MODEL
@@ -20,7 +21,6 @@ from clipgs.triplets.dataset import TripletDataset, best_render
 
 log = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _PIXELS, _GAP, _LINE, _LINES, _COLUMNS = 200, 16, 17, 3, 5
 
 

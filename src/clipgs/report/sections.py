@@ -282,7 +282,18 @@ def retrieval(sources: Sources) -> list[Content]:
             for row in result.get("splits", [])
         ]
         splits = _table(["split", "captions", "R@1, %", "R@5, %", "R@10, %"], by_split, 4) if by_split else None
-        runs.append({**_run(run, result, _table(columns, lines, 6)), "tasks": tasks, "splits": splits})
+        worth: list[Line] = [
+            [
+                Cell(row["zeroed"], [row["task"]]),
+                _points(row["R@1"]),
+                _difference(row["difference"] | {"against": ""}, ""),
+            ]
+            for row in result.get("zeroed", [])
+        ]
+        zeroed = _table(["set to zero", "R@1, %", "difference"], worth, 2) if worth else None
+        runs.append(
+            {**_run(run, result, _table(columns, lines, 6)), "tasks": tasks, "splits": splits, "zeroed": zeroed}
+        )
     return runs
 
 

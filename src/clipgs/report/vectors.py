@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clipgs.catalog.records import SUFFIXES
+from clipgs.catalog.records import PICTURE_SUFFIXES, SUFFIXES
 from clipgs.core.errors import ObjectError, UsageError
 from clipgs.core.files import Given, whole
 from clipgs.core.lists import counted
 from clipgs.core.runner import Row
 from clipgs.encoder.trained import TrainedEncoder, load
-from clipgs.report.search import PICTURE_SUFFIXES, read_picture
+from clipgs.report.search import read_picture
 from clipgs.splats.from_mesh import FittedMesh, Preset, ToFit, fit_many, settings
 from clipgs.splats.read import SUFFIXES as SPLAT_SUFFIXES
 from clipgs.splats.read import is_splat
@@ -31,10 +31,11 @@ def embed(run: Path, given: Sequence[Given], to: Path | None, preset: Preset | N
     `.npy` holds [n, D] float32, `.npz` that as `vectors` and the names as `files`.
 
     Raises:
-        UsageError: an argument is no file, or `to` has another suffix.
+        UsageError: no argument is a file, or `to` has another suffix.
         ClipgsError: there is no such run.
     """
-    if missing := [one.text for one in given if one.file is None]:
+    missing = [one.text for one in given if one.file is None]
+    if len(missing) == len(given):
         raise UsageError(f"there is no file {missing[0]}")
     if to is not None and to.suffix.lower() not in _ARRAYS:
         raise UsageError(f"{to}: vectors are written as {' or '.join(_ARRAYS)}")
@@ -117,7 +118,9 @@ def _results(
     """The index of each file with its vector or its error. Meshes come last, because they must be fitted first."""
     meshes: list[tuple[Path, int]] = []
     for index, (_, file) in enumerate(given):
-        assert file is not None
+        if file is None:
+            yield index, "there is no such file"
+            continue
         suffix = file.suffix.lower()
         if suffix in SUFFIXES and not is_splat(file):
             meshes.append((file, index))

@@ -1,5 +1,6 @@
 """The page on the network: who may ask, what is refused, and what every answer tells the browser to forbid."""
 
+import errno
 import ipaddress
 import logging
 import os
@@ -55,7 +56,11 @@ class Server(ThreadingHTTPServer):
             family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = family
             super().__init__((str(place[0]), port), _Handler)
+        except (socket.gaierror, UnicodeError):
+            raise UsageError(f"--host {host}: no machine of this name is known here") from None
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UsageError(f"--host {host}: this machine has no such address") from None
             raise UsageError(
                 f"{host}:{port} cannot be listened on ({error.strerror or error}); choose --port"
             ) from None

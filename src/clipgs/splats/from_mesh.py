@@ -1,10 +1,12 @@
 """From one mesh file to one splat, by the same steps as the stages `sample`, `view` and `fit`."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -58,9 +60,14 @@ class FittedMesh:
         """Writes the splat, whole or not at all: a PLY, or what the suffix says (.ply, .splat, .glb).
 
         Raises:
-            UsageError: the suffix is another.
+            UsageError: the suffix is another, or there is no such folder.
         """
+        if not (folder := Path(path).parent).is_dir():
+            raise UsageError(f"there is no folder {folder}")
         save(self.gaussians, Path(path))
+
+    def __repr__(self) -> str:
+        return f"FittedMesh({len(self.gaussians):,} Gaussians, {self.psnr:.1f} dB on {self.held_out} held-out views)"
 
 
 class ToFit(NamedTuple):
@@ -110,6 +117,8 @@ def fit_mesh(
     config = settings(preset, gaussians=gaussians, steps=steps, pixels=pixels, seed=seed)
     if up_axis not in get_args(UpAxis):
         raise UsageError(f"up_axis is {up_axis!r}; allowed: {', '.join(get_args(UpAxis))}")
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"fit_mesh takes the path of one mesh file, not {type(path).__name__}")
     try:
         return fit_one(ToFit(config, Path(path), up_axis))
     except ObjectError as error:
@@ -137,7 +146,10 @@ def settings(
     fit = of_preset.fit.model_dump() | _given(gaussians=gaussians, steps=steps) | {"min_psnr": 0.0}
     views = of_preset.views.model_dump() | _given(pixels=pixels)
     values: dict[str, Any] = {"recipe": of_preset.recipe, "seed": seed, "meshes": _MESHES, "views": views, "fit": fit}
-    config = check(values, "the fit")
+    try:
+        config = check(values, "the fit")
+    except UsageError as error:  # in the words of the caller
+        raise UsageError(re.sub(r"\b(?:views|fit)\.(pixels|gaussians|steps)\b", r"\1", str(error))) from None
     points = max(config.points.count, int(_POINTS_A_GAUSSIAN * config.fit.gaussians))
     return check(values | {"points": {"count": points}}, "the fit")
 
@@ -152,6 +164,8 @@ def fit_one(to_fit: ToFit, done: Callable[[], None] | None = None) -> FittedMesh
 
     config = to_fit.config
     device = choose_device(config.device, alone=False)
+    if device == "cuda":  # the first use of a GPU takes a second, in which the mesh is read and drawn
+        Thread(target=torch.zeros, args=(1,), kwargs={"device": device}, daemon=True).start()
     seen = see(to_fit)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the stage: with more, numbers may differ in their last bits

@@ -113,6 +113,9 @@ def find(settings: Teacher | Coca, key: str, known: Callable[[str], Known]) -> F
         return Found(Download(f"{name} {pretrained}", entry), of_name.architecture, own, folder)
     file = at_home(pretrained)
     if not file.is_file():
+        if re.search(r"[/\\~]", pretrained) or pretrained.endswith(SUFFIXES):
+            what = "it is a folder" if file.is_dir() else "there is no such file"
+            raise UsageError(f"config: {key}.pretrained = {pretrained}: {what}")
         near = did_you_mean(pretrained, of_name.tags)
         tags = ", ".join(of_name.tags) or "none"
         raise UsageError(
@@ -322,6 +325,43 @@ def _checked_folder(folder: Path, key: str) -> dict[str, Any]:
             f"{begin} it holds several files of weights ({', '.join(weights[:4])}); keep the one that is meant"
         )
     return about
+
+
+def misfit(found: Found, name: str) -> str:
+    """Why a .safetensors file holds no weights of its model, by the shapes in its header; empty where they fit.
+
+    Looks at the first layers of open_clip's own towers. Other files are read when they are loaded.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = found.weights
+    if isinstance(file, Path) and file.is_dir():
+        file = next((file / one for one in _IN_FOLDER_NAMES if (file / one).is_file()), file)
+    if not isinstance(file, Path) or file.suffix != ".safetensors" or not file.is_file():
+        return ""
+    try:
+        with safe_open(file, "np") as tensors:
+            shapes = {key.removeprefix("module."): tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        return f"{file} cannot be read ({' '.join(str(error).split())[:80]}); copy or download it again"
+    for key, expected in _first_layers(found.architecture).items():
+        own = next((shapes[one] for one in (key, f"text.{key}") if one in shapes), None)
+        if own is None or any(number not in (None, of_file) for number, of_file in zip(expected, own, strict=False)):
+            wanted = " x ".join("n" if number is None else str(number) for number in expected)
+            there = f"has {key} of {' x '.join(map(str, own))}" if own else f"has no {key}"
+            return f"{file} {there}, and {name} has {wanted}: it is of another model"
+    return ""
+
+
+def _first_layers(architecture: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """Name to shape of a layer of each tower that is open_clip's own; None is any number."""
+    pictures, texts = architecture.get("vision_cfg", {}), architecture.get("text_cfg", {})
+    found: dict[str, list[int | None]] = {}
+    if not pictures.get("timm_model_name") and isinstance(pictures.get("layers", 0), int) and "patch_size" in pictures:
+        found["visual.conv1.weight"] = [pictures.get("width", 768), 3, pictures["patch_size"], pictures["patch_size"]]
+    if texts and not texts.get("hf_model_name"):
+        found["token_embedding.weight"] = [texts.get("vocab_size", 49408), texts.get("width", 512)]
+    return found
 
 
 def installed(name: str) -> Known:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 NUMBERS = 14  # per Gaussian: mean 3, quaternion 4, log-scale 3, opacity logit 1, colour 3
 _LOGIT = 10  # column of the opacity logit
 # Settings of the encoder that change a record.
-_PREPARED_BY = ("gaussians", "groups", "group_size", "min_opacity", "radius_fraction", "outlier_radii")
+_PREPARED_BY = ("gaussians", "choice", "groups", "group_size", "min_opacity", "radius_fraction", "outlier_radii")
 _KEPT_SECONDS = 86_400  # since the last use of records of other settings; another run may be about to open them
 _FORMAT = 2  # raised when the record of a splat changes
 _SPLITS = ("train", "validation", "test")

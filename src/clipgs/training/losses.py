@@ -1,4 +1,4 @@
-"""The two losses of CLIP-GS: the text loss, and the Image Voting Loss (paper, section 4.2, eq. 3 and 4).
+"""The two losses of CLIP-GS: the text loss, and the Image Voting Loss (paper, section 4.2, eq. 3 and 4); and another.
 
 Rows of all arguments have unit length. `logit_scale` is the factor on the cosines (1 / temperature), not its logarithm.
 With several processes the arguments are the gathered ones, so the denominators cover the whole batch.
@@ -51,6 +51,22 @@ def image_voting_loss(
     logits = logit_scale * torch.einsum("bd,jkd->kbj", shape, images)  # [K, B, B]
     loss = (votes(scores, score_norm).T * _both_ways(logits)).mean() / 2
     return loss * len(logits) if over_views == "sum" else loss
+
+
+def multi_positive_loss(
+    shape: Tensor,  # [B, D]
+    images: Tensor,  # [B, K, D], K views of each object
+    logit_scale: Tensor | float,
+) -> Tensor:
+    """All views of an object as positives of one softmax (L_out of Khosla et al., 2020, equation 2), both ways.
+
+    The negatives of an object are all views of all others, and those of a view all other objects. Not of the paper.
+    """
+    logits = logit_scale * torch.einsum("bd,jkd->bjk", shape, images)  # [B, B, K]
+    own = logits.diagonal(dim1=0, dim2=1).T  # [B, K]
+    to_images = logits.flatten(1).logsumexp(dim=1)[:, None] - own
+    to_shapes = logits.logsumexp(dim=0) - own
+    return (to_images + to_shapes).mean() / 2
 
 
 def votes(

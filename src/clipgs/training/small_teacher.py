@@ -205,7 +205,9 @@ def train(
     def encoded(places: np.ndarray, views: np.ndarray) -> Tensor:
         """Features [B, D] of one image of each object, moved at random."""
         pixels = images[torch.from_numpy(places).to(device), torch.from_numpy(views).to(device)]
-        return model.encode_image(moved((pixels.permute(0, 3, 1, 2).float() - mean) / std, draw), normalize=True)
+        pictures = moved((pixels.permute(0, 3, 1, 2).float() - mean) / std, draw)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            return F.normalize(model.encode_image(pictures).float(), dim=-1)
 
     progress = Progress("teacher", settings.steps, "step")
     for step in range(settings.steps):
@@ -218,7 +220,8 @@ def train(
         places = np.array([draw.choice(source.owners[text]) for text in texts])
         tokens = source.tokens[texts, draw.integers(0, source.tokens.shape[1], size)].to(device)
         image_features = encoded(places, draw.integers(0, images.shape[1], size))
-        text_features = model.encode_text(tokens, normalize=True)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            text_features = F.normalize(model.encode_text(tokens).float(), dim=-1)
         loss = contrast(image_features, text_features, model.logit_scale.exp())
         if settings.view_weight and images.shape[1] > 1:
             places = draw.choice(len(images), min(settings.batch, len(images)), replace=False)

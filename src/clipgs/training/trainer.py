@@ -30,7 +30,7 @@ from clipgs.training.augment import DRAWS, augment
 from clipgs.training.data import Batch, TrainingBatches, TrainingData, compact
 from clipgs.training.distributed import Ranks
 from clipgs.training.identity import EPOCHS, bridged, obstacles, run_record
-from clipgs.training.losses import image_voting_loss, text_loss
+from clipgs.training.losses import image_voting_loss, multi_positive_loss, text_loss
 from clipgs.training.metrics import MetricsFiles, Speed, validation_retrieval
 from clipgs.training.optimizer import adamw, parameter_groups, schedule, set_learning_rates
 
@@ -229,8 +229,11 @@ class Trainer:
         scores, captions = gather(batch.scores), gather(batch.captions)
         scale = self.log_scale.exp()
         of_text = text_loss(shape, text, scale, captions=captions if settings.duplicate_captions == "mask" else None)
-        norm, over = settings.score_norm, settings.over_views
-        of_images = image_voting_loss(shape, images, scores, scale, score_norm=norm, over_views=over)
+        if settings.image_loss == "multi_positive":
+            of_images = multi_positive_loss(shape, images, scale)
+        else:
+            norm, over = settings.score_norm, settings.over_views
+            of_images = image_voting_loss(shape, images, scores, scale, score_norm=norm, over_views=over)
         rows = torch.cat([shape.detach(), text, images.flatten(1), scores], dim=1)
         return (of_text + settings.image_weight * of_images, of_text, of_images), rows.isfinite().all(dim=1)
 
