@@ -288,6 +288,34 @@ def test_a_full_disk_is_not_the_fault_of_an_archive(name, tmp_path, monkeypatch)
         source.fetch(row)
 
 
+def test_what_a_disk_failed_to_give_is_asked_for_again(tmp_path, monkeypatch):
+    from clipgs.catalog.sources import archives
+
+    def failing(archive):
+        yield from ()
+        raise OSError(errno.EIO, "Input/output error")
+
+    laid(tmp_path / "in", {"a.tar": tar({"1.ply": splat(5).to_ply()})})
+    with monkeypatch.context() as context:
+        context.setattr(archives, "_members", failing)
+        assert source_of(tmp_path).locators() == ["a.tar"]
+    assert source_of(tmp_path).locators() == ["a.tar/1.ply"]
+    with monkeypatch.context() as context:
+        context.setattr(archives, "_members", failing)
+        assert "cannot be read" in source_of(tmp_path).identify("a.tar/1.ply")["note"]
+    assert source_of(tmp_path).identify("a.tar/1.ply")["note"] is None
+
+
+def test_an_object_over_the_limit_does_not_keep_the_others_of_a_compressed_tar(tmp_path):
+    laid(tmp_path / "in", {"a.tgz": tar({"1.ply": bytes(2_000_001), "2.ply": splat(5).to_ply()}, "w:gz")})
+    config = config_of(tmp_path)
+    source = SplatSource(check({**json.loads(config.model_dump_json()), "meshes": {"max_file_mb": 1}}))
+    rows = [{"source": "splats", "locator": f"a.tgz/{i}.ply", **source.identify(f"a.tgz/{i}.ply")} for i in (1, 2)]
+    assert source.fetch(rows[1]).stat().st_size == len(splat(5).to_ply())
+    with pytest.raises(ObjectError, match=r"meshes\.max_file_mb is 1"):
+        source.fetch(rows[0])
+
+
 def test_an_archive_is_listed_and_hashed_once(tmp_path, monkeypatch):
     from clipgs.catalog.sources import archives
 

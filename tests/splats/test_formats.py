@@ -391,7 +391,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "SPZ 3 of 4 billion": ("a.spz", writers.spz(S, 3, count=2**32 - 1), "has 4294967295 Gaussians"),
     "SPZ 4 of 4 billion": ("a.spz", writers.spz(S, 4, count=2**32 - 1), "has 4294967295 Gaussians"),
     "SPZ of none": ("a.spz", writers.spz(S, 3, count=0), "no Gaussians"),
-    "SPZ 9": ("a.spz", b"NGSP" + struct.pack("<II", 9, 3) + bytes(40), "SPZ 9"),
+    "SPZ 9": ("a.spz", b"NGSP" + struct.pack("<II", 9, 3) + bytes(40), "version of SPZ is 9"),
     "ksplat cut short": ("a.ksplat", writers.ksplat(S, 1, [ROWS])[:-1], "cut short"),
     "ksplat's header": ("a.ksplat", writers.ksplat(S, 1, [ROWS])[:4096], "cut short"),
     "compressed PLY cut short": (

@@ -5,6 +5,7 @@ Imports torch for files of torch only.
 
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from clipgs.splats import ply
 from clipgs.splats.formats import glb, packed, pictures, spz, tensors
 from clipgs.splats.rows import Limit, SplatRows, usable
 
+SUFFIXES = (*FILES, ".zip", ".json")  # of one splat
+
 _HEAD_BYTES = 1 << 16
 _META_BYTES = 1 << 20
 _TORCH = (b"\x80\x02", b"\x80\x03", b"\x80\x04")  # pickles, as torch wrote before it wrote zip files
-SUFFIXES = (*FILES, ".zip", ".json")
 _ZIP = b"PK\x03\x04"
 
 
@@ -75,9 +77,10 @@ def is_splat(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in (".glb", ".gltf"):
         return has_gltf_extension(path)
-    if suffix == ".ply" and path.is_file():
-        with path.open("rb") as file:
+    if suffix == ".ply":
+        with suppress(OSError), path.open("rb") as file:
             return ply.is_splat(file.read(_HEAD_BYTES))
+        return False
     return suffix in (".splat", ".ksplat", ".spz", ".sog")
 
 

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,9 +62,9 @@ class Archives:
         if "digests" not in entry:
             log.info("hashing the objects in %s", archive)
             entry["digests"] = found = {}
-            with suppress(*_DAMAGED):
+            with _as_far_as_it_goes(entry):
                 for name, data in self._objects(archive, entry["names"]):
-                    with suppress(*_DAMAGED):  # the others may be whole
+                    with _as_far_as_it_goes(entry):  # the others may be whole
                         found[name] = hashlib.file_digest(data, "sha256").hexdigest()  # type: ignore[arg-type]
             self._keep(archive, entry)
         return entry["digests"]
@@ -85,7 +85,11 @@ class Archives:
             hashes = self.digests(archive) if len(names) > 1 else {name: sha256}
             for found, data in self._objects(archive, names):
                 if found in hashes:
-                    self._save(data, self.place(found, hashes[found]), hashes[found])
+                    try:
+                        self._save(data, self.place(found, hashes[found]), hashes[found])
+                    except ObjectError:  # another one's is told when that is asked for
+                        if found == name:
+                            raise
                 if len(names) == 1:
                     break
         except _DAMAGED as error:
@@ -126,7 +130,7 @@ class Archives:
                 entry = json.loads(self._place_of_entry(archive).read_text())
             if not isinstance(entry, dict) or {key: entry.get(key) for key in about} != about:
                 entry = {**about, "names": [], "whole": False}
-                with suppress(*_DAMAGED):
+                with _as_far_as_it_goes(entry):
                     for name, _, _ in _members(archive):
                         if self._is_object(name):
                             # A name that is not UTF-8 fits into no table. Escaped it is not found: a failed object.
@@ -143,8 +147,9 @@ class Archives:
         return self._kept / f"{name}.json"
 
     def _keep(self, archive: Path, entry: Entry) -> None:
-        with suppress(OSError), whole(self._place_of_entry(archive)) as temporary:
-            temporary.write_text(canonical_json(entry))
+        if "unsure" not in entry:
+            with suppress(OSError), whole(self._place_of_entry(archive)) as temporary:
+                temporary.write_text(canonical_json(entry))
 
     def _is_object(self, name: str) -> bool:
         plain = posixpath.normpath(name) == name and not name.startswith(("/", "../"))
@@ -173,6 +178,16 @@ class Archives:
         for folder, files in pictures.items():
             if META in files:
                 yield posixpath.join(folder, META), io.BytesIO(_bundle(files))
+
+
+@contextmanager
+def _as_far_as_it_goes(entry: Entry) -> Iterator[None]:
+    """Ends the block where an archive is damaged. What a disk or a network failed to give is not kept."""
+    try:
+        yield
+    except _DAMAGED as error:
+        if getattr(error, "errno", None) is not None:
+            entry["unsure"] = True
 
 
 class _OtherBytesError(Exception):

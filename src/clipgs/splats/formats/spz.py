@@ -47,8 +47,10 @@ def _read(data: bytes, limit: Limit) -> SplatRows:
         raise ValueError("a gzip file, but no SPZ in it")
     head = head.ljust(_HEADER.size, b"\0")
     _, version, count, degree, fractional_bits, flags, streams, _ = _HEADER.unpack(head)
-    if not 1 <= version <= 4 or degree >= len(_HARMONICS):
-        raise ValueError(f"it is SPZ {version} with harmonics of degree {degree}; 1 to 4 are read, to degree 4")
+    if not 1 <= version <= 4:
+        raise ValueError(f"its version of SPZ is {version}; 1 to 4 are read")
+    if degree >= len(_HARMONICS):
+        raise ValueError(f"it has harmonics of degree {degree}, and SPZ has none above 4")
     limit.check(count)
     sizes = [6 if version == 1 else 9, 1, 3, 3, 3 if version < 3 else 4, _HARMONICS[degree]]
     if version < 4:
