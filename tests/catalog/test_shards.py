@@ -177,7 +177,7 @@ def test_a_source_that_has_gone_as_a_whole_stops_the_run(tmp_path, meshes):
     objects(allowing(config))
     assert json.loads(curation_path(config).read_text())["taken"] == 0
     exclude(config, [uid for uid, _ in made.gone])
-    with pytest.raises(ClipgsError, match=f"is not a folder; .*{GO_ON}"):
+    with pytest.raises(ClipgsError, match=f"is not a folder or a file; .*{GO_ON}"):
         plan(config)
 
 
