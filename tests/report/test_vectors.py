@@ -80,7 +80,7 @@ def test_files_without_a_vector_are_lines_and_rows_of_nan(encoder, caplog, capsy
     found = np.load("v.npy", allow_pickle=False)
     np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, True, True])
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert errors[0].startswith("notes.txt: it is no splat (.ply), no mesh and no picture (.png .jpg .jpeg .webp)")
+    assert errors[0].startswith("notes.txt: it is no splat, no mesh and no picture (.png .jpg .jpeg .webp)")
     assert errors[1].startswith("broken.jpg: cannot be read as a picture")
     assert cli.main(["embed", *names, "--run", "x"]) == 1
     (line,) = capsys.readouterr().out.splitlines()
