@@ -56,7 +56,7 @@ demo: .venv  ## 24 triplets of built-in objects, an encoder trained on them, and
 	@$(RUN) snakemake --cores all report
 
 test: lint  ## every test, and the linters
-	@$(RUN) pytest -q --durations=10
+	@$(RUN) pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --durations=10
 
 test-gpu: .venv  ## the tests that need a CUDA GPU
 	@$(RUN) pytest -q -m gpu

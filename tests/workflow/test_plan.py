@@ -78,6 +78,7 @@ OTHER = {
     "ablations.rows": ["uni3d"],
     "ablations.seeds": [7],
     "training.score_norm": "softmax",
+    "evaluation.zeroed": ["color"],
     "ablations.point_colors": "unlit",
     "training.image_loss": "multi_positive",
     "encoder.attribute_encoding": "standardised",
