@@ -180,3 +180,21 @@ def test_the_schema_names_every_section():
     assert set(schema["properties"]) == set(configuration.Config.model_fields)
     validator_of = schema["$defs"]["Fit"]["properties"]["steps"]["anyOf"]
     assert {"type": "null"} in validator_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"encoder": {"texture": True, "refinement": False}}, "texture is read by a refinement block along patches"),
+        ({"encoder": {"texture": True, "refinement_along": "gaussians"}}, "texture is read by a refinement block"),
+        (
+            {"encoder": {"patch_pooling": "weighted", "refinement_along": "gaussians"}},
+            "patch_pooling = weighted has no",
+        ),
+        ({"training": {"image_loss": "multi_positive", "over_views": "sum"}}, "over_views = sum has no part in"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(settings, words):
+    """Else a user compares two runs that are one."""
+    with pytest.raises(UsageError, match=words):
+        configuration.check(settings)

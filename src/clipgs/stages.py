@@ -87,7 +87,7 @@ _ALL = (
           keys=("pack", "teacher.name", "teacher.pretrained", "teacher.preprocess", "teacher.tokenizer"), version=4,
           per=(), folder="triplets", after=("objects", "view", "pack"), threads=False),
     Stage("teacher", "training", "train the small teacher on renders, captions and categories",
-          keys=("seed", "teacher.small"), per=(), folder="teacher", after=("pack",)),
+          keys=("seed", "teacher.small"), version=2, per=(), folder="teacher", after=("pack",)),
     Stage("embed-images", "teacher", "encode all renders of a shard's objects with the teacher",
           keys=("views.count", *_TEACHER), version=2, folder="features", after=("teacher", "render", "view")),
     Stage("embed-texts", "teacher", "encode a shard's captions with the teacher",

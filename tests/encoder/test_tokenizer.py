@@ -138,6 +138,13 @@ def axes_exchanged(gaussians, permutation, signs):
     )
 
 
+def test_standardised_says_which_axis_is_which():
+    """Sorted scales with an unsorted matrix would read discs that face z and x as one."""
+    sizes = torch.tensor([[[-2.0, -3.0, -8.0], [-8.0, -3.0, -2.0]]])
+    both = replace(random_gaussians(1, 2), log_scales=sizes, quats_wxyz=torch.tensor([1.0, 0, 0, 0]).expand(1, 2, 4))
+    assert not torch.equal(*encoded(both, "standardised")[0, :, -9:])
+
+
 @pytest.mark.parametrize(
     ("permutation", "signs"), [([1, 2, 0], [1, 1, 1]), ([0, 1, 2], [-1, -1, 1]), ([1, 0, 2], [1, -1, 1])]
 )
@@ -154,6 +161,11 @@ def test_a_round_gaussian_has_no_direction():
     sphere = replace(gaussians, log_scales=torch.full((1, 20, 3), -4.0))
     assert encoded(sphere, "covariance")[..., -12:].abs().max() < 1e-5
     disc = replace(gaussians, log_scales=torch.tensor([-4.0, -4.0, -9.0]).expand(1, 20, 3))
+    # A needle looks alike however it is turned about its long axis.
+    turn = torch.tensor([[math.cos(a / 2), math.sin(a / 2), 0.0, 0.0] for a in torch.linspace(0, 3, 20)])
+    needle = replace(gaussians, log_scales=torch.tensor([-2.0, -6.0, -6.0]).expand(1, 20, 3), quats_wxyz=turn[None])
+    rotations = encoded(needle, "covariance")[0, :, -12:]
+    torch.testing.assert_close(rotations, rotations[:1].expand_as(rotations), atol=1e-5, rtol=0)
     flatness, stretch = encoded(disc, "covariance")[..., -12:].split(6, dim=-1)
     torch.testing.assert_close(flatness[..., :3].sum(-1), torch.full((1, 20), 1 - math.exp(-5.0)))  # of unit length
     assert stretch.abs().max() < 1e-5
@@ -187,6 +199,8 @@ def test_what_shows_most_weighs_most():
     )
     weights = patch_weights(gaussians, torch.tensor([[[0, 1, 2]]]))
     torch.testing.assert_close(weights, torch.tensor([[[1, 4, 0.5]]]) / 5.5)
+    equal = patch_weights(gaussians, torch.tensor([[[0, 1, 2]]]), 0.0, 0.0)  # both attributes are left out
+    torch.testing.assert_close(equal, torch.full((1, 1, 3), 1 / 3))
 
 
 def test_the_weighted_mean_is_added_to_the_maximum():
@@ -303,8 +317,8 @@ def test_gaussians_of_a_patch_are_followed_in_each_order(fusion):
     block = InnerRefinement(settings).eval()
     for norm in (block.lift_norm, *block.norms):
         nn.init.normal_(norm.running_mean)
-    nn.init.normal_(block.scale)
-    nn.init.normal_(block.shift)
+    for vector in (*block.scale, *block.shift):
+        nn.init.normal_(vector)
     patches = torch.randn(2, 3, 7, 24)
     refined = block(patches, torch.randn(2, 3, 3))
     assert refined.shape == (2, 3, block.features)

@@ -328,7 +328,7 @@ HUGE_PLY = PLY_HEADER.replace("vertex 4", "vertex 2147483648")
         ("a.obj", bytes(range(256)) * 4, "no faces|malformed|not text"),
         ("a.glb", b"glTF", "ends within its header"),
         ("a.glb", b"", "the file is empty"),
-        ("a.obj", b" \n", "the file is empty"),
+        ("a.obj", b"", "the file is empty"),
         ("a.stl", b"", "the file is empty"),
         ("a.ply", b"", "the file is empty"),
         ("a.glb", b"notes of mine", "it is no GLB file: it does not begin with glTF"),

@@ -21,9 +21,14 @@ def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = N
     return Variant(title, against, {"encoder": encoder or {}, "training": training})
 
 
-POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", "refinement": False}
-_ALL_ATTRIBUTES = {"point_attributes": "all", "refinement": False}
-ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "uniform"}  # one image of weight 1: Uni3D's own loss
+_PLAIN = {"refinement": False, "patch_pooling": "max", "texture": False}
+POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", **_PLAIN}
+_ALL_ATTRIBUTES = {"point_attributes": "all", **_PLAIN}
+ONE_VIEW: dict[str, Any] = {
+    "views": 1,
+    "score_norm": "uniform",
+    "image_loss": "voting",
+}  # one image of weight 1: Uni3D's own loss
 
 # The paper's table 5, then rows on what the paper leaves open. First weights: `clipgs.evaluation.rows`.
 ROWS: Mapping[str, Variant] = {

@@ -1,6 +1,8 @@
 """The section `encoder`."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from clipgs.config.fields import Section, recipe_setting, setting
 
@@ -31,8 +33,8 @@ class Encoder(Section):
     """The tokenizer reads the patch centres and these attributes of the Gaussians. Other attributes are set to zero."""
     attribute_encoding: Literal["paper", "standardised", "covariance"] = setting("paper", "name", assumed=True)
     """`paper` reads opacity, scale and rotation through sigmoids and as a matrix. `standardised` reads the opacity and
-    the logarithms of the sorted scales, and gives all channels the same weight at first. `covariance` reads rotation as
-    two symmetric matrices too, which are equal for equal Gaussians."""
+    the logarithms of the sorted scales, and gives all channels the same weight at first. `covariance` also reads
+    rotation as two symmetric matrices, which are equal for equal Gaussians."""
     point_attributes: Literal["position_color", "all"] = setting("position_color", "name")
     """Branch one reads position and colour, or all attributes. Loaded weights get zeros for attributes that they
     lack."""
@@ -53,8 +55,8 @@ class Encoder(Section):
     )
     """The convolutions of the refinement block run along the patches, or along their Gaussians, in these orders."""
     order_fusion: Literal["average", "concatenate", "sample"] = setting("average", "name", assumed=True)
-    """The results of the orders are averaged or concatenated. `sample` trains on one random order per object and step,
-    and encodes with the average of all."""
+    """The results of the orders are averaged or concatenated. `sample` trains on one random order per object and step
+    (along Gaussians: per part of a batch), and encodes with the average of all."""
     order_depth: int = setting(10, "bits", assumed=True, ge=1, le=16)
     """Each coordinate of a patch centre is rounded to this many bits before the patches are ordered."""
     batch_norm: Literal["sync", "local", "frozen"] = setting("sync", "name", assumed=True)
@@ -70,3 +72,14 @@ class Encoder(Section):
     weights: str | None = setting(None, "path")
     """The first weights are read from this file, or for `points` from a run's folder. null means a download from timm,
     for `eva02` only."""
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        """No setting may be given that nothing reads: two runs would be compared that are one."""
+        if self.texture and not (self.refinement and self.refinement_along == "patches"):
+            raise ValueError("texture is read by a refinement block along patches: leave it out")
+        if self.patch_pooling == "weighted" and self.refinement and self.refinement_along == "gaussians":
+            raise ValueError(
+                "patch_pooling = weighted has no part in a refinement block along gaussians: set it to max"
+            )
+        return self

@@ -1,6 +1,8 @@
 """The section `training`."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from clipgs.config.fields import Section, recipe_setting, section, setting
 
@@ -74,3 +76,10 @@ class Training(Section):
     """The step with the best validation is kept if the validation split has at least this many objects. Fewer cannot
     tell steps apart, and the last step is kept."""
     augmentation: Augmentation = section(Augmentation)
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        """No setting may be given that nothing reads: two runs would be compared that are one."""
+        if self.image_loss == "multi_positive" and self.over_views == "sum":
+            raise ValueError("over_views = sum has no part in image_loss = multi_positive: leave it out")
+        return self

@@ -20,7 +20,7 @@ _LOG_SCALES = ((-3.6, -4.2, -7.3), (0.6, 0.8, 1.0))
 _OPACITY = (0.45, 0.27)
 _POSITION, _COLOR, _ROTATION = 0.045, 0.26, 0.55  # deviations
 _FLATNESS = (0.34, 0.34, 0.34, 0.2, 0.2, 0.2)
-_STRETCH = (0.57, 0.57, 0.57, 0.3, 0.3, 0.3)
+_STRETCH = (0.38, 0.38, 0.38, 0.16, 0.16, 0.16)
 _MOST_LOG_SCALE = 12.0  # of a flat Gaussian that another program wrote with a scale of zero
 
 
@@ -46,10 +46,11 @@ def encoded(gaussians: Gaussians, encoding: Encoding) -> Tensor:  # [B, N, C - 3
     """Colour, opacity, scale and rotation of each Gaussian.
 
     `paper`: opacity and scale through sigmoids, and the rotation matrix by rows (CLIP-GS, section 4.1). `standardised`:
-    the opacity and the logarithms of the sorted scales, each with mean 0 and deviation 1; the same matrix.
-    `covariance`: as that, but instead of the matrix two symmetric ones that are equal for all equal Gaussians: n n^T of
-    the shortest axis times 1 - shortest / middle, and (t t^T - u u^T) of the others times the logarithm of their ratio.
-    A matrix names an ellipsoid in 24 ways; these name it in one, and vanish where the axis has no direction.
+    the opacity and the logarithms of the sorted scales, each with mean 0 and deviation 1; the matrix with its columns
+    in the order of the scales. `covariance`: as that, but instead of the matrix two symmetric ones that are equal for
+    all equal Gaussians: n n^T of the shortest axis times 1 - shortest / middle, and t t^T of the longest times the
+    logarithm of longest / middle. A matrix names an ellipsoid in 24 ways; these name it in one, and each vanishes where
+    its axis has no direction.
     """
     matrices = rotation_matrices(F.normalize(gaussians.quats_wxyz.float(), dim=-1))  # [B, N, 3, 3], axes are columns
     opacities, log_scales = gaussians.opacity_logits.float().sigmoid()[..., None], gaussians.log_scales.float()
@@ -59,12 +60,13 @@ def encoded(gaussians: Gaussians, encoding: Encoding) -> Tensor:  # [B, N, C - 3
     sizes, axes = log_scales.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE).sort(dim=-1, descending=True)
     mean, deviation = (sizes.new_tensor(values) for values in _LOG_SCALES)
     parts = [(opacities - _OPACITY[0]) / _OPACITY[1], (sizes - mean) / deviation]
+    ordered = matrices.gather(-1, axes[..., None, :].expand_as(matrices))
     if encoding == "standardised":
-        parts.append(matrices.flatten(-2))
+        parts.append(ordered.flatten(-2))
     else:
-        long, middle, short = matrices.gather(-1, axes[..., None, :].expand_as(matrices)).unbind(-1)  # [B, N, 3] each
         flatness = 1 - (sizes[..., 2:] - sizes[..., 1:2]).exp()
-        parts += [flatness * _square(short), (sizes[..., :1] - sizes[..., 1:2]) * (_square(long) - _square(middle))]
+        stretch = sizes[..., :1] - sizes[..., 1:2]
+        parts += [flatness * _square(ordered[..., 2]), stretch * _square(ordered[..., 0])]
     return torch.cat([gaussians.colors.float(), *parts], dim=-1)
 
 

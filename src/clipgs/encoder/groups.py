@@ -24,7 +24,7 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
     Gaussians that are nearly transparent or far outside the others are dropped. Positions are centred at their mean and
     divided by the radius that contains `radius_fraction` of them; with 1 that is the largest distance, as in Uni3D.
     Log-scales are shifted by the same factor. The first `groups` rows are in farthest-point order; farthest-point
-    sampling also chooses the rows to keep of a splat with more than `gaussians` rows.
+    sampling also chooses the rows to keep of a splat with more than `gaussians` rows, unless `choice` draws them.
 
     Args:
         gaussians: one object, [N, ...].

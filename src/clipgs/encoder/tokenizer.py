@@ -227,8 +227,9 @@ class InnerRefinement(_Lifting):
     def __init__(self, settings: Encoder) -> None:
         super().__init__(settings)
         width, mode = settings.refinement_width, settings.batch_norm
-        self.scale = nn.Parameter(torch.ones(len(self.orders), LIFTED))
-        self.shift = nn.Parameter(torch.zeros(len(self.orders), LIFTED))
+        # Vectors, because matrices have weight decay.
+        self.scale = nn.ParameterList(torch.ones(LIFTED) for _ in self.orders)
+        self.shift = nn.ParameterList(torch.zeros(LIFTED) for _ in self.orders)
         self.convolutions = nn.ModuleList(nn.Linear(3 * wide, width, bias=False) for wide in (LIFTED, width, width))
         self.norms = nn.ModuleList(BatchNorm(width, mode) for _ in self.convolutions)
 
@@ -325,7 +326,8 @@ class Tokenizer(nn.Module):
         neighbours: Tensor | None = None,  # [B, g, n], any integers
     ) -> tuple[Tensor, Tensor]:  # [B, g, W], [B, g, 3]
         patches, centres, rows = self.patches(gaussians, neighbours)
-        weights = patch_weights(gaussians, rows) if self.weighs else None
+        # The first channels of opacity and scale: one that is left out weighs nothing.
+        weights = patch_weights(gaussians, rows, self.used[6], self.used[7]) if self.weighs else None
         moments = None
         if self.points.norm1.uses_batch:
             patches, mean = centred(patches)
@@ -375,8 +377,10 @@ class Tokenizer(nn.Module):
 def patch_weights(
     gaussians: Gaussians,  # [B, N, ...]
     rows: Tensor,  # [B, g, n] int64
+    opacity: Tensor | float = 1.0,  # 0 leaves the opacity out
+    scale: Tensor | float = 1.0,  # 0 leaves the area out
 ) -> Tensor:  # [B, g, n], with sum 1
     """Each Gaussian's share of what its patch shows: opacity times the area of its two longest axes."""
     largest = gaussians.log_scales.float().topk(2, dim=-1).values.sum(-1)
-    logarithm = F.logsigmoid(gaussians.opacity_logits.float()) + largest
+    logarithm = opacity * F.logsigmoid(gaussians.opacity_logits.float()) + scale * largest
     return take(logarithm[..., None], rows)[..., 0].softmax(dim=-1)

@@ -27,7 +27,7 @@ def of_row(config: Config, row: str, seed: int) -> Config:
         "encoder": {**_first_weights(config, seed), **ROWS[row].settings["encoder"]},
         "training": {**ROWS[row].settings["training"], "run": f"{ABLATION}{row}-s{seed}", "seed": seed},
         # Only what the table of ablations shows.
-        "evaluation": {"pictures": [config.teacher.images], "few_shot": [], "examples": 0},
+        "evaluation": {"pictures": [config.teacher.images], "few_shot": [], "examples": 0, "zeroed": []},
         "workers": {"gpus": 1},  # the rows are trained side by side
     }
     return _over(config, over)

@@ -98,9 +98,10 @@ def load(
 def _check_content(path: Path) -> None:
     """What a download leaves in place of any kind of file, under its name."""
     with path.open("rb") as file:
-        head = file.read(64).lstrip()
+        head = file.read(256)
     if not head:
         raise ObjectError("the file is empty")
+    head = head.lstrip()
     if head.startswith(b"version https://git-lfs"):
         raise ObjectError("it is a pointer of Git LFS and not the file itself; fetch that with: git lfs pull")
     if head[:14].lower().startswith((b"<!doctype html", b"<html")):

@@ -83,9 +83,9 @@ def of_jobs(config: Config, jobs: Jobs) -> Findings:
 
 
 def of_settings(config: Config, plan: Plan) -> Findings:
-    """As `of_jobs`, for a run of every stage. The disk is left out."""
+    """As `of_jobs`, for a run of every stage. The disk is left out, and what only an ablation needs."""
     jobs = Jobs(dict.fromkeys(STAGES, ()), plan, dry=True)
-    return _gathered(partial(check, config, jobs) for check in _CHECKS if check not in (_disk, _writable))
+    return _gathered(partial(check, config, jobs) for check in _CHECKS if check not in (_disk, _writable, _uni3d))
 
 
 def _gathered(checks: Iterable[Callable[[], list[str]]]) -> Findings:

@@ -276,7 +276,7 @@ def _settings(config: Config, told: str) -> Row:
     found = of_settings(config, plan(config))
     if errors := [error for error in found.errors if error.removeprefix("config: ") != told]:
         return "missing", "; ".join(errors), "change these keys of the configuration"
-    others = "all other names and files are there" if found.errors else "all names and files are there"
+    others = f"all {'other ' * bool(found.errors or found.notes)}names and files are there"
     notes = [note for note in found.notes if not (note.startswith("teacher: ") and "will be downloaded" in note)]
     return (
         ("note", "; ".join(notes), "") if notes else ("ok", others, "")

@@ -284,7 +284,7 @@ def retrieval(sources: Sources) -> list[Content]:
         splits = _table(["split", "captions", "R@1, %", "R@5, %", "R@10, %"], by_split, 4) if by_split else None
         worth: list[Line] = [
             [
-                Cell(row["zeroed"], [row["task"]]),
+                Cell(row["zeroed"], [f"{row['task']}, {row['from']}"]),
                 _points(row["R@1"]),
                 _difference(row["difference"] | {"against": ""}, ""),
             ]

@@ -120,8 +120,8 @@ clipgs {__version__}, an independent build of the paper [CLIP-GS](https://arxiv.
     encoder.encode_text(["a red chair"])       # [1, {notes["dim"]}], needs the teacher's weights;
                                                # a file or folder elsewhere: load("THIS FOLDER", teacher=PLACE)
 
-A splat is read as PLY with spherical harmonics of degree 0, Y up; its first {config.encoder.gaussians:,} Gaussians in
-farthest-point order are seen.
+A splat is read as PLY with spherical harmonics of degree 0, Y up; at most {config.encoder.gaussians:,} of its Gaussians
+are seen (`encoder.choice`: {config.encoder.choice}).
 
 ## How it was trained
 
