@@ -320,7 +320,7 @@ _LOOP = '<library_nodes><node id="n"><instance_node url="#n"/><instance_node url
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not valid XML"),
+        (b"", "the file is empty"),
         (b"<COLLADA>", "not valid XML"),
         (b"<other/>", "not COLLADA"),
         (b'<!DOCTYPE a [<!ENTITY b "bbb">]><COLLADA>&b;</COLLADA>', "document type"),

@@ -68,7 +68,7 @@ def test_more_objects_train_no_other_teacher(embedded, tmp_path):
 
 
 def test_a_file_of_weights_that_changed_encodes_again(embedded, tmp_path):
-    weights = tmp_path / "weights.safetensors"
+    weights = tmp_path / "weights.pt"
     weights.write_bytes(b"")
     found = planned(embedded, tmp_path, teacher={"name": "ViT-B-32", "pretrained": str(weights)})
     assert found == {"embed_images": 3, "embed_texts": 3}
