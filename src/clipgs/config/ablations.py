@@ -24,11 +24,8 @@ def _variant(title: str, against: str | None, encoder: dict[str, Any] | None = N
 _PLAIN = {"refinement": False, "patch_pooling": "max", "texture": False}
 POINTS_ONLY = {"attributes": ["position", "color"], "point_attributes": "position_color", **_PLAIN}
 _ALL_ATTRIBUTES = {"point_attributes": "all", **_PLAIN}
-ONE_VIEW: dict[str, Any] = {
-    "views": 1,
-    "score_norm": "uniform",
-    "image_loss": "voting",
-}  # one image of weight 1: Uni3D's own loss
+# One image of weight 1: Uni3D's own loss.
+ONE_VIEW: dict[str, Any] = {"views": 1, "score_norm": "uniform", "image_loss": "voting"}
 
 # The paper's table 5, then rows on what the paper leaves open. First weights: `clipgs.evaluation.rows`.
 ROWS: Mapping[str, Variant] = {

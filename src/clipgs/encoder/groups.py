@@ -66,11 +66,20 @@ def prepare(gaussians: Gaussians, settings: Encoder | None = None, name: str = "
     )
 
 
+def log_shown(
+    logits: Tensor,  # [..., N] of opacities
+    log_scales: Tensor,  # [..., N, 3]
+    opacity: Tensor | float = 1.0,  # 0 leaves the opacity out
+    scale: Tensor | float = 1.0,  # 0 leaves the area out
+) -> Tensor:  # [..., N]
+    """The logarithm of what each Gaussian shows: opacity times the area of its two longest axes."""
+    return opacity * torch.nn.functional.logsigmoid(logits) + scale * log_scales.topk(2, dim=-1).values.sum(-1)
+
+
 def _drawn(gaussians: Gaussians, count: int) -> np.ndarray:
     """Rows drawn by opacity times area without replacement (Efraimidis and Spirakis, 2006), always the same ones."""
     logits, log_scales = (values.detach().cpu().double() for values in (gaussians.opacity_logits, gaussians.log_scales))
-    weights = torch.nn.functional.logsigmoid(logits) + log_scales.topk(2, dim=-1).values.sum(-1)
-    keys = weights.numpy() + np.random.default_rng(0).gumbel(size=len(weights))
+    keys = log_shown(logits, log_scales).numpy() + np.random.default_rng(0).gumbel(size=len(logits))
     return np.sort(np.argpartition(keys, -count)[-count:])
 
 

@@ -18,7 +18,7 @@ from clipgs.config import Encoder
 from clipgs.encoder import attributes, order
 from clipgs.encoder.batch_norm import BatchNorm, Mode, Moments, centred, folded
 from clipgs.encoder.fused import patch_max, relu_of_sum
-from clipgs.encoder.groups import centre_rows, nearest, take
+from clipgs.encoder.groups import centre_rows, log_shown, nearest, take
 from clipgs.splats.gaussians import Gaussians
 
 POINT_CHANNELS = 6  # position and colour, the input of Uni3D's point encoder
@@ -377,10 +377,9 @@ class Tokenizer(nn.Module):
 def patch_weights(
     gaussians: Gaussians,  # [B, N, ...]
     rows: Tensor,  # [B, g, n] int64
-    opacity: Tensor | float = 1.0,  # 0 leaves the opacity out
-    scale: Tensor | float = 1.0,  # 0 leaves the area out
+    opacity: Tensor | float = 1.0,  # as for `log_shown`
+    scale: Tensor | float = 1.0,
 ) -> Tensor:  # [B, g, n], with sum 1
-    """Each Gaussian's share of what its patch shows: opacity times the area of its two longest axes."""
-    largest = gaussians.log_scales.float().topk(2, dim=-1).values.sum(-1)
-    logarithm = opacity * F.logsigmoid(gaussians.opacity_logits.float()) + scale * largest
+    """Each Gaussian's share of what its patch shows."""
+    logarithm = log_shown(gaussians.opacity_logits.float(), gaussians.log_scales.float(), opacity, scale)
     return take(logarithm[..., None], rows)[..., 0].softmax(dim=-1)
